@@ -11,6 +11,7 @@ from optbench import checkpoint
 from optbench.config import build
 from optbench.dynamics.report import report
 from optbench.errors import UserError
+from optbench.memory import keep_freed_memory
 from optbench.record import folder as record
 from optbench.record.folder import RunFolder
 from optbench.record.picture import PICTURE, Records, draw
@@ -38,6 +39,7 @@ def run_job(config: DictConfig, name: str, choices: Mapping[str, str]) -> str:
         print(f"finished before ({before['status']} at step {before['step']}); overwrite=true runs it again")
         print(path)
         return str(before["status"])
+    keep_freed_memory()
     experiment = build(config)
     with RunFolder(path) as folder:
         if config.overwrite:

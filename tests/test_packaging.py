@@ -35,6 +35,7 @@ ORDER = [
     "optbench.schedules",
     "optbench.seeds",
     "optbench.torchvision",
+    "optbench.memory",
     "optbench.errors",
     "optbench",
 ]
