@@ -33,6 +33,7 @@ ORDER = [
     "optbench.models",
     "optbench.optimizers",
     "optbench.schedules",
+    "optbench.norms",
     "optbench.seeds",
     "optbench.torchvision",
     "optbench.memory",

@@ -7,31 +7,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Series = NDArray[np.float64]
+from optbench.dynamics.spikes import Catapult, Series, catapult, spikes
+from optbench.record import folder as record
 
 LEAST = 4
 """Measurements below which a plateau, and loss records below which a trend, is not stated."""
-
-
-@dataclass(frozen=True)
-class Catapult:
-    """A spike of the loss with a drop of sharpness after it.
-
-    Attributes:
-        start: First step at which the loss is above (1 + rise) times its baseline.
-        peak: Step of the largest loss of the spike.
-        end: First step back below; the last of the spike if the series ends first.
-        loss_ratio: Loss at the peak over the baseline.
-        sharpness_ratio: Least sharpness after the peak over the largest before it.
-    """
-
-    start: int
-    peak: int
-    end: int
-    loss_ratio: float
-    sharpness_ratio: float
 
 
 @dataclass(frozen=True)
@@ -89,15 +71,7 @@ class Events:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts, for JSON; NaN and inf as None."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {k: plain(v) for k, v in value.items()}
-            if isinstance(value, list):
-                return [plain(v) for v in value]
-            return None if isinstance(value, float) and not math.isfinite(value) else value
-
-        result: dict[str, Any] = plain(asdict(self))
+        result: dict[str, Any] = record.plain(asdict(self))
         return result
 
 
@@ -147,8 +121,7 @@ def find_events(
     rises, falling = _trend(y)
     rises_after, falling_after = _trend(y[after])
     unstable = None if falling_after is None else falling_after and rises_after >= 0.05
-    spikes = _spikes(y, rise, window)
-    found = [_catapult(s, t, y, m, window) for s in spikes]
+    found = [catapult(s, t, y, m, window) for s in spikes(y, rise, window)]
     return Events(
         **result,
         rises=rises,
@@ -156,7 +129,7 @@ def find_events(
         rises_after_crossing=rises_after,
         falling_after_crossing=falling_after,
         unstable_convergence=unstable,
-        spikes=len(spikes),
+        spikes=len(found),
         catapults=[c for c in found if c.sharpness_ratio < 1 - drop],
         finite=bool(np.isfinite(y[~np.isnan(y)]).all() and not _ends_in_nan(y)),
     )
@@ -210,40 +183,6 @@ def _trend(loss: Series) -> tuple[float, bool | None]:
     rises = float((np.diff(loss) > 1e-6 * np.abs(loss[:-1])).mean())
     quarter = max(1, len(loss) // 4)
     return rises, bool(np.median(loss[-quarter:]) < np.median(loss[:quarter]))
-
-
-def _spikes(loss: Series, rise: float, window: int) -> list[tuple[int, int, float]]:
-    """First and one-past-last record of each spike, with its baseline."""
-    found, i, past = [], 0, list[float]()
-    while i < len(loss):
-        base = min(past[-window:], default=math.inf)
-        if math.isfinite(base) and base > 0 and loss[i] > (1 + rise) * base:
-            end = i
-            while end < len(loss) and not loss[end] <= (1 + rise) * base:
-                end += 1
-            found.append((i, end, base))
-            i = end
-        else:
-            if math.isfinite(loss[i]):
-                past.append(float(loss[i]))
-            i += 1
-    return found
-
-
-def _catapult(spike: tuple[int, int, float], t: Series, loss: Series, measured: Series, window: int) -> Catapult:
-    start, end, base = spike
-    peak = start + int(np.nanargmax(loss[start:end]))
-    before = measured[max(0, start - window) : peak + 1]
-    later = measured[peak + 1 : end + window]
-    before, later = before[np.isfinite(before)], later[np.isfinite(later)]
-    ratio = math.nan
-    if len(before) and len(later) and before.max() > 0:
-        with np.errstate(over="ignore"):
-            ratio = float(later.min() / before.max())
-    last = min(end, len(t) - 1)
-    with np.errstate(over="ignore"):
-        height = float(loss[peak] / base)
-    return Catapult(int(t[start]), int(t[peak]), int(t[last]), height, ratio)
 
 
 def _ends_in_nan(loss: Series) -> bool:

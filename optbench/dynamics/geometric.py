@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.optim import Muon, Optimizer
 
 from optbench.dynamics.dispatch import by_name, closed_form, edge, trainable
-from optbench.dynamics.norms import dual_norm, lmo
-from optbench.dynamics.stability import Edge, Geometry, split
+from optbench.dynamics.stability import Edge, split
 from optbench.dynamics.terms import unknown
+from optbench.norms import Geometry, dual_norm, lmo
 
 MOMENTUM = (
     "no threshold is established with momentum: 2⟨g, s⟩/η, s the normalized momentum, is exact on "

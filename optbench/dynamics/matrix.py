@@ -52,10 +52,12 @@ def _soap(optimizer: Any) -> Edge:
         diagonal = torch.full_like(p, scale)
         return Term(p, lr, ema(beta1) * shrink, 1 - shrink, diagonal=diagonal, root=root)
 
-    unusual = any(
-        group["step"] < 2 or group["merge_dims"] or group["normalize_gradient"] for group in optimizer.param_groups
+    unusual = optimizer.data_format != "channels_first" or any(
+        group["step"] < 2 or group["merge_dims"] or group["normalize_gradient"]
+        for group in optimizer.param_groups
+        if optimizer.state
     )
-    if unusual or optimizer.data_format != "channels_first":
+    if unusual:
         parameters = [p for _, p in trainable(optimizer)]
         return unknown(
             "SOAP before its second step, or with merge_dims, normalize_gradient or channels_last",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optbench.dynamics.norms import lmo
-from optbench.dynamics.stability import Geometry, MatVec, join, split
+from optbench.dynamics.stability import MatVec, join, split
+from optbench.norms import Geometry, lmo
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Geometry = Literal["l2", "linf", "spectral"]
+from optbench.norms import Geometry
+
 Source = Literal["closed form", "conjecture", "probed", "unknown"]
 MatVec = Callable[[Tensor], Tensor]
 

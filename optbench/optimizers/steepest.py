@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optbench.errors import UserError
+from optbench.norms import lmo
 from optbench.optimizers import evaluate
 
 Norm = Literal["linf", "spectral"]
@@ -43,23 +44,10 @@ class SteepestDescent(Optimizer):
         loss = evaluate(closure)
         for group in self.param_groups:
             held = [p for p in group["params"] if p.grad is not None]
-            steps = [_direction(p.grad, group["norm"]) for p in held]
+            steps = [lmo(p.grad, group["norm"]) for p in held]
             size: float | Tensor = group["lr"]
             if not group["normalised"] and held:
                 size = size * torch.stack([(p.grad * s).sum() for p, s in zip(held, steps, strict=True)]).sum()
             for p, s in zip(held, steps, strict=True):
                 p.sub_(s * size)
         return loss
-
-
-def _direction(g: Tensor, norm: Norm) -> Tensor:
-    """The unit step along which ⟨g, s⟩ = ‖g‖_*."""
-    if norm == "linf":
-        return g.sign()
-    if g.ndim < 2:
-        unit: Tensor = g / g.norm().clamp(min=torch.finfo(g.dtype).tiny)
-        return unit
-    u, sigma, vt = torch.linalg.svd(g.flatten(1), full_matrices=False)
-    kept = (sigma > sigma[0] * torch.finfo(g.dtype).eps * max(g.shape)).to(g.dtype)
-    step: Tensor = ((u * kept) @ vt).reshape(g.shape)
-    return step

@@ -48,6 +48,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
 
 
+def plain(value: Any) -> Any:
+    """Lists and dicts with NaN and infinity, which JSON does not have, as None."""
+    if isinstance(value, dict):
+        return {key: plain(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_whole(path: Path, content: str) -> None:
     """Write a file so that a reader, and a killed writer, sees the old content or the new one."""
     part = path.with_name(path.name + ".part")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from optbench.curvature import Eigenpairs, Hessian, top_eigenpairs, trace
+from optbench.curvature import Hessian, Preconditioned, top_eigenpairs, trace
 from optbench.dynamics.events import find_events
 from optbench.task import half_mse
 from tests.conftest import Command
@@ -39,7 +39,13 @@ def _descend(net: nn.Module, x: Tensor, y: Tensor, lr: float, steps: int, every:
 
 @pytest.mark.parametrize(
     ("degree", "lr", "crossing"),
-    [(3, 0.4, 200), pytest.param(3, 0.2, 1600, marks=pytest.mark.slow)],
+    [
+        (3, 0.4, 200),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [(3, 0.2, 1600), (4, 0.4, 400), (4, 0.2, 2200), (5, 0.4, 600), (5, 0.2, 3000)]
+        ),
+    ],
 )
 def test_chebyshev_regression_crosses_and_stays(degree: int, lr: float, crossing: int) -> None:
     """20 points, a target of degree k, net 1-100-1 tanh, Xavier: second-half ratio .98 to 1.03, here within 5 %."""
@@ -56,27 +62,69 @@ def test_chebyshev_regression_crosses_and_stays(degree: int, lr: float, crossing
     assert statistics.median(sharpness[len(sharpness) // 2 :]) * lr / 2 == pytest.approx(1, abs=0.05)
 
 
-def test_rescaling_two_relu_layers_moves_sharpness_and_trace_but_not_the_function() -> None:
-    """w₁ → αw₁, w₂ → w₂/α leaves the function alone: measures of flatness that move say nothing of it."""
+@pytest.mark.parametrize(("lr", "steps"), [(2 / 8000, 3000), pytest.param(2 / 4000, 6000, marks=pytest.mark.slow)])
+def test_a_deep_linear_network_trains_at_the_edge(lr: float, steps: int) -> None:
+    """Cohen et al. (2021): 20 layers of 50, Xavier, whitened inputs, a random linear map; their code's own seeds.
+
+    Initial sharpness 2973; second-half ratios 1.012 and 1.019, here within 5 %.
+    """
+    d = 50
+    torch.manual_seed(0)
+    x = torch.linalg.qr(torch.randn(d, d))[0] * math.sqrt(d)
+    y = x @ torch.randn(d, d).T
+    torch.manual_seed(8)
+    layers: list[nn.Linear] = []
+    for _ in range(20):
+        layers.append(nn.Linear(d, d, bias=False))
+        nn.init.xavier_normal_(layers[-1].weight)
+    steps_at, sharpness = _descend(nn.Sequential(*layers), x, y, lr, steps, 75)
+    assert sharpness[0] == pytest.approx(2973, rel=1e-3)
+    events = find_events(steps_at, [1.0] * len(steps_at), sharpness, 2 / lr)
+    assert not events.started_above and events.first_crossing is not None and events.first_crossing <= 150
+    assert statistics.median(sharpness[len(sharpness) // 2 :]) * lr / 2 == pytest.approx(1, abs=0.05)
+
+
+def test_rescaling_two_relu_layers_moves_sharpness_and_trace_by_closed_form_and_invariants_not_at_all() -> None:
+    """w₁ → αw₁, b₁ → αb₁, w₂ → w₂/α leaves f alone, so H → SHS with S = diag(1/α, 1/α, α, 1), exactly.
+
+    tr H is that of the blocks, Σ S²_ii H_ii; with α = 10 both λ₁ and trace grow, here by the factors of a dense H.
+    """
+    alpha = 10.0
     torch.manual_seed(0)
     x, y = torch.randn(50, 6, dtype=torch.float64), torch.randn(50, 3, dtype=torch.float64)
     first, second = nn.Linear(6, 8), nn.Linear(8, 3)
     net = nn.Sequential(first, nn.ReLU(), second).double()
-    H, before = Hessian(net, half_mse, (x, y)), net(x)
+    H, eye = Hessian(net, half_mse, (x, y)), torch.eye(83, dtype=torch.float64)
+    scale = torch.cat([torch.full((56,), 1 / alpha), torch.full((24,), alpha), torch.ones(3)]).double()
 
-    def measured() -> tuple[float, float]:
+    def invariants() -> dict[str, Tensor]:
+        weights = torch.cat([p.detach().reshape(-1).abs() for p in net.parameters()])
         with H:
-            pairs: Eigenpairs = top_eigenpairs(H)
-            return float(pairs.values[0]), trace(H, 200, deflate=pairs).value
+            adaptive = top_eigenpairs(Preconditioned(H, weights**-2), accuracy=1e-9).values[0]
+        sigma = torch.linalg.svdvals(net[:2](x).detach())
+        share = sigma / sigma.sum()
+        jacobian = torch.func.vmap(torch.func.jacrev(net))(x).detach()
+        rank = torch.exp(-(share * share.log()).sum())
+        return {"f": net(x).detach(), "adaptive": adaptive, "rank": rank, "jacobian": jacobian.norm()}
 
-    sharpness, tr = measured()
+    with H:
+        dense = H @ eye
+    before = invariants()
     with torch.no_grad():
-        first.weight.mul_(10)
-        first.bias.mul_(10)
-        second.weight.div_(10)
-    after = measured()
-    assert torch.allclose(net(x), before, rtol=0, atol=1e-12)
-    assert after[0] > 5 * sharpness and after[1] > 5 * tr  # the second layer's block grows by 100
+        first.weight.mul_(alpha)
+        first.bias.mul_(alpha)
+        second.weight.div_(alpha)
+    with H:
+        pairs, tr = top_eigenpairs(H, accuracy=1e-9), float((H @ eye).trace())
+        sampled = trace(H, 200, deflate=pairs)
+    moved = scale[:, None] * dense * scale
+    # The second layer's block is a Gram matrix three times over, so λ₁ to λ₃ lie within 5e-5 of each other.
+    assert float(pairs.values[0]) == pytest.approx(float(torch.linalg.eigvalsh(moved)[-1]), rel=1e-4)
+    assert tr == pytest.approx(float((scale**2 * dense.diag()).sum()), rel=1e-9)
+    assert sampled.low <= tr <= sampled.high
+    assert float(pairs.values[0]) > 20 * float(torch.linalg.eigvalsh(dense)[-1]) and tr > 20 * float(dense.trace())
+    for name, value in invariants().items():
+        assert torch.allclose(value, before[name], rtol=1e-7, atol=1e-10), name
 
 
 def _summary(folder: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from .test_edge_torch import guess, top
 po = pytest.importorskip("pytorch_optimizer")
 
 SHAPES: list[tuple[int, ...]] = [(2, 3), (3,)]
+FASTER: list[dict[str, Any]] = [{"lr": 0.03}]
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ademamix": ("AdEMAMix", {"lr": 0.01, "betas": (0.9, 0.99, 0.99), "weight_decay": 0.0}),
     "ademamix+decay": ("AdEMAMix", {"lr": 0.01, "weight_decay": 10.0}),
@@ -25,13 +26,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "soap 1d": ("SOAP", {"lr": 0.01, "precondition_1d": True, "correct_bias": False}),
     "shampoo": ("Shampoo", {"lr": 0.01}),
     "shampoo+wd": ("Shampoo", {"lr": 0.01, "weight_decay": 5.0}),
+    "soap groups": ("SOAP", {"lr": 0.01, "weight_decay": 0.0}),
+    "shampoo groups": ("Shampoo", {"lr": 0.01}),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_stability_is_lost_at_the_threshold(name: str) -> None:
     cls, options = CASES[name]
-    optimizer, params = warmed(partial(getattr(po, cls), **options), SHAPES, [], 12)
+    overrides = FASTER if name.endswith("groups") else []
+    optimizer, params = warmed(partial(getattr(po, cls), **options), SHAPES, overrides, 12)
     e = edge(optimizer)
     assert e.source == "closed form", e.reason
     hessian = spd(9, seed=0)
@@ -40,6 +44,12 @@ def test_stability_is_lost_at_the_threshold(name: str) -> None:
     print(f"RATIO {name:20s} {e.formula:60s} {ratio:.5f}")
     # bisection 3e-4, as for torch's own
     assert ratio == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["AdEMAMix", "SOAP", "Shampoo"])
+def test_before_the_first_step_there_is_no_preconditioner(name: str) -> None:
+    e = edge(getattr(po, name)([torch.ones(2, 3, requires_grad=True)], lr=0.01))
+    assert e.source == "unknown" and "no step taken yet" in e.reason
 
 
 @pytest.mark.parametrize("name", ["LaProp", "QHAdam", "StableAdamW", "AdaBelief"])

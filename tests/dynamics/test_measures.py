@@ -25,9 +25,9 @@ from optbench.dynamics.measures import (
     taylor,
 )
 from optbench.dynamics.norm_sharpness import norm_sharpness
-from optbench.dynamics.norms import dual_norm, lmo
 from optbench.dynamics.sharpening import sharpening
-from optbench.dynamics.stability import Geometry, MatVec
+from optbench.dynamics.stability import MatVec
+from optbench.norms import Geometry, dual_norm, lmo
 
 from .frozen import spd
 

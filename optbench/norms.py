@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from optbench.dynamics.stability import Geometry
+Geometry = Literal["l2", "linf", "spectral"]
 
 
 def lmo(g: Tensor, geometry: Geometry) -> Tensor:
