@@ -33,6 +33,7 @@ ORDER = [
     "optbench.models",
     "optbench.optimizers",
     "optbench.schedules",
+    "optbench.search",
     "optbench.seeds",
     "optbench.torchvision",
     "optbench.errors",
