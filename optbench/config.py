@@ -4,15 +4,17 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from optbench import search
 from optbench.batches import Batches
 from optbench.errors import UserError
 from optbench.probes import Probe, check_cadences
@@ -23,7 +25,16 @@ from optbench.task import Task
 from optbench.update import Update
 
 # What says where or how to record, and cannot move a result.
-NOT_IN_THE_NAME = ("results_dir", "overwrite", "checkpoint_seconds", "wandb", "task.root")
+NOT_IN_THE_NAME = (
+    "results_dir",
+    "overwrite",
+    "checkpoint_seconds",
+    "wandb",
+    "task.root",
+    "optimizer.about",
+    "optimizer.search",
+)
+ABOUT_IT = ("about", "search")  # keys of an optimizer's YAML that are not for the optimizer
 FINGERPRINT_EXAMPLES = 1000
 
 
@@ -64,6 +75,7 @@ def build(config: DictConfig) -> Experiment:
         UserError: If something in the configuration cannot be; the message shows the value and the way out.
     """
     _check_learning_rates(config.optimizer, "optimizer")
+    search.read(config.optimizer.get("search"))
     device, dtype, autocast = _numerics(config)
     seed = config.seed
     if not isinstance(seed, int) or isinstance(seed, bool):
@@ -142,7 +154,11 @@ def _model(config: DictConfig, task: Task, seed: int) -> nn.Module:
 
 
 def _optimizer(config: DictConfig, model: nn.Module) -> Optimizer:
-    factory = _make("optimizer", instantiate, config.optimizer, _convert_="all")
+    settings = copy(config.optimizer)
+    with open_dict(settings):
+        for key in ABOUT_IT:
+            settings.pop(key, None)
+    factory = _make("optimizer", instantiate, settings, _convert_="all")
     optimizer = _make("optimizer", factory, [p for p in model.parameters() if p.requires_grad])
     if not isinstance(optimizer, Optimizer):
         raise UserError(f"optimizer._target_={config.optimizer._target_} is no torch.optim.Optimizer")

@@ -34,6 +34,7 @@ ORDER = [
     "optbench.optimizers",
     "optbench.schedules",
     "optbench.norms",
+    "optbench.search",
     "optbench.seeds",
     "optbench.torchvision",
     "optbench.memory",
