@@ -65,6 +65,20 @@ def _history(records: list[Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def _summary(records: list[Any]) -> dict[str, Any]:
+    """What was sent as the run's summary, nested as it was sent."""
+    found: dict[str, Any] = {}
+    for record in records:
+        if record.WhichOneof("record_type") == "summary":
+            for item in record.summary.update:
+                *parents, last = list(item.nested_key) or [item.key]
+                node = found
+                for parent in parents:
+                    node = node.setdefault(parent, {})
+                node[last] = json.loads(item.value_json)
+    return found
+
+
 def test_everything_recorded_reaches_wandb(optbench: Command) -> None:
     outcome = optbench(*RUN, "wandb.mode=auto", "wandb.wait_seconds=60", "wandb.tags=[a,b]", "wandb.group=g")
     folder = outcome.folder
@@ -80,12 +94,10 @@ def test_everything_recorded_reaches_wandb(optbench: Command) -> None:
     assert config["optimizer"]["lr"] == 0.1 and config["choices"]["task"] == "digits"
     assert config["provenance"]["data_hash"]
     assert (run.run_group, list(run.tags), run.display_name) == ("g", ["a", "b"], folder.name)
-    assert any(
-        item.key == "status" and json.loads(item.value_json) == "done"
-        for record in records
-        if record.WhichOneof("record_type") == "summary"
-        for item in record.summary.update
-    )
+    summary = _summary(records)
+    assert summary["status"] == "done"
+    assert summary["events"] == json.loads((folder / "summary.json").read_text())["events"]
+    assert summary["events"]["verdict"] == "edge not reached" and summary["events"]["measurements"] > 2
 
 
 def test_a_resumed_run_is_one_wandb_run_with_each_record_once(optbench: Command) -> None:
