@@ -23,8 +23,8 @@ class Entry:
     Attributes:
         name: For the reader.
         overrides: Of the main job, beside the atlas's common ones.
-        lrs: Learning rates that are tried, ascending.
-        lr: That of them which the rule of `choice.choose` picks on `CHOICE_SEED`; None if there is no choice.
+        lrs: Learning rates that are tried on `CHOICE_SEED`, ascending; `choice.choose` has the rule.
+        lr: That of them which is reported, on other seeds.
         tolerance: Largest |measured/threshold − 1| of an established edge; None where none is established.
         why: Why the tolerance is not 5 %, or why none is established.
         key: The override that the learning rate goes to.
@@ -93,7 +93,7 @@ ATLAS = (
     Entry("RAdam", ("optimizer=radam",), (2e-3, 4e-3), 4e-3),
     Entry("Adamax", ("optimizer=adamax",), (4e-3, 8e-3), 8e-3),
     Entry("Adagrad", ("optimizer=adagrad",), (5e-3, 1e-2), 1e-2),
-    Entry("Adadelta", ("optimizer=adadelta",), (0.1, 0.25, 0.5), 0.25, 0.12, CROWDED),
+    Entry("Adadelta", ("optimizer=adadelta",), (0.25, 0.5, 1.0), 0.25, 0.12, CROWDED),
     Entry("Adafactor", ("optimizer=adafactor",), (2.5e-3, 5e-3, 1e-2), 2.5e-3, 0.12, CROWDED),
     Entry("SAM over GD", SAM, (0.15, 0.3), 0.3, key="optimizer.base.lr"),
     Entry("max-norm descent", ("optimizer=steepest",), (5e-5, 1e-4), 1e-4, 0.12, GEOMETRY),
