@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from optbench.record import folder as record
-from optbench.studies import edge_atlas, picture
-from optbench.studies.atlas import ATLAS, Entry
+from optbench.studies import choice, edge_atlas, picture
+from optbench.studies.atlas import ATLAS, CHOICE_SEED, SEEDS, Entry
 
 RUNS = "runs.json"  # the folder of every command that has been given: finished ones are not given again
 
@@ -24,40 +24,67 @@ def main() -> None:
     """Parse the command line and do the study that it names."""
     parser = argparse.ArgumentParser(prog="python -m optbench.study", description=__doc__)
     parser.add_argument("study", choices=["edge_atlas"], help="edge_atlas: measured/threshold of every optimizer")
-    parser.add_argument("--short", action="store_true", help="one seed, fewer steps: minutes on two cores")
-    parser.add_argument("--seeds", type=int, default=None, help="number of seeds (3; short form 1)")
+    parser.add_argument("--short", action="store_true", help="one seed, half the steps: minutes on two cores")
+    parser.add_argument("--choose", action="store_true", help="try every learning rate, and say which the rule takes")
+    parser.add_argument("--seeds", type=int, default=None, help=f"number of seeds ({len(SEEDS)}; short form 1)")
     parser.add_argument("--only", default="", help="names of the table to keep, separated by commas")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, a thread each")
     parser.add_argument("--results-dir", type=Path, default=Path("results"), help="where runs and tables go")
     given = parser.parse_args()
-    entries = [e for e in ATLAS if e.short or not given.short]
-    if given.only:
-        wanted = {name.strip() for name in given.only.split(",")}
-        if unknown := wanted - {e.name for e in ATLAS}:
-            parser.error(f"no entry called {', '.join(sorted(unknown))}. Known: {', '.join(e.name for e in ATLAS)}")
-        entries = [e for e in ATLAS if e.name in wanted]
-    seeds = given.seeds if given.seeds is not None else 1 if given.short else 3
-    if seeds < 1 or given.jobs < 1:
-        parser.error(f"--seeds and --jobs must be positive, got {seeds} and {given.jobs}")
-    name = "edge_atlas_short" if given.short else "edge_atlas"
-    failures = do_atlas(entries, seeds, given.short, given.jobs, given.results_dir, name)
+    wanted = [name.strip() for name in given.only.split(",") if name.strip()]
+    if unknown := set(wanted) - {e.name for e in ATLAS}:
+        parser.error(f"no entry called {', '.join(sorted(unknown))}. Known: {', '.join(e.name for e in ATLAS)}")
+    entries = [e for e in ATLAS if not wanted or e.name in wanted]
+    count = given.seeds if given.seeds is not None else 1 if given.short else len(SEEDS)
+    if count < 1 or given.jobs < 1:
+        parser.error(f"--seeds and --jobs must be positive, got {count} and {given.jobs}")
+    for entry in entries:
+        if not entry.available:
+            print(f"left out: {entry.name} needs {entry.needs}: pip install {entry.needs}", file=sys.stderr)
+    entries = [e for e in entries if e.available]
+    if given.choose:
+        failures = do_choice(entries, given.jobs, given.results_dir, "edge_atlas_rates")
+    else:
+        name = "edge_atlas_short" if given.short else "edge_atlas"
+        failures = do_atlas(entries, range(1, count + 1), given.short, given.jobs, given.results_dir, name)
+    for line in failures:
+        print(line, file=sys.stderr)
     sys.exit(1 if failures else 0)
 
 
-def do_atlas(entries: Sequence[Entry], seeds: int, short: bool, jobs: int, results: Path, name: str) -> list[str]:
+def do_atlas(
+    entries: Sequence[Entry], seeds: Iterable[int], short: bool, jobs: int, results: Path, name: str
+) -> list[str]:
     """Make the runs, write and print the table, and return what went wrong, a line each."""
-    commands = {(e.name, seed): [*e.command(short), f"seed={seed}"] for e in entries for seed in range(seeds)}
+    commands = {e.name: [e.command(e.lr, seed, short) for seed in seeds] for e in entries}
     folder = results / "studies" / name
-    folders, failures = make_runs(list(commands.values()), jobs, results, folder)
+    folders, failures = make_runs([c for own in commands.values() for c in own], jobs, results, folder)
     rows = []
     for entry in entries:
-        own = (folders.get(" ".join(commands[entry.name, seed])) for seed in range(seeds))
+        own = (folders.get(" ".join(command)) for command in commands[entry.name])
         rows.append(edge_atlas.read_row(entry, [path for path in own if path is not None]))
     edge_atlas.write(rows, folder)
     picture.draw(rows, folder / edge_atlas.PICTURE)
     _print(rows, folder)
-    for line in failures:
-        print(line, file=sys.stderr)
+    return failures
+
+
+def do_choice(entries: Sequence[Entry], jobs: int, results: Path, name: str) -> list[str]:
+    """Try every learning rate of every entry on the seed for that, write and print what the rule takes."""
+    commands = {(e.name, lr): e.command(lr, CHOICE_SEED) for e in entries for lr in e.lrs}
+    folder = results / "studies" / name
+    folders, failures = make_runs(list(commands.values()), jobs, results, folder)
+    known = {key: folders[" ".join(c)] for key, c in commands.items() if " ".join(c) in folders}
+    tried = {
+        e.name: [choice.read_tried(e, lr, known[e.name, lr]) for lr in e.lrs if (e.name, lr) in known] for e in entries
+    }
+    choice.write([t for own in tried.values() for t in own], folder / choice.TABLE)
+    for entry in entries:
+        rates = "  ".join(f"{t.lr:g}: {t.arrival:.3f}{'' if t.admissible else ' (no)'}" for t in tried[entry.name])
+        found = choice.choose(tried[entry.name])
+        taken = "none" if found is None else f"{found:g}"
+        print(f"{entry.name:32} takes {taken:8} {'' if found == entry.lr else f'(atlas: {entry.lr:g}) '}of {rates}")
+    print(folder / choice.TABLE)
     return failures
 
 
@@ -80,15 +107,20 @@ def make_runs(
     ):
         bar = progress.add_task("runs", total=len(commands), completed=len(commands) - len(missing))
         waiting = {pool.submit(_run, command, results): command for command in missing}
-        for done in as_completed(waiting):
-            path, why = done.result()
-            line = " ".join(waiting[done])
-            if path is None:
-                failures.append(f"failed: python -m optbench {line}: {why}")
-            else:
-                known[line] = path
-                record.write_whole(folder / RUNS, json.dumps({k: str(p) for k, p in known.items()}, indent=2) + "\n")
-            progress.advance(bar)
+        try:
+            for done in as_completed(waiting):
+                path, why = done.result()
+                line = " ".join(waiting[done])
+                if path is None:
+                    failures.append(f"failed: python -m optbench {line}: {why}")
+                else:
+                    known[line] = path
+                    content = json.dumps({k: str(p) for k, p in known.items()}, indent=2)
+                    record.write_whole(folder / RUNS, content + "\n")
+                progress.advance(bar)
+        except KeyboardInterrupt:  # those that run have had it too, and keep what they have
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
     return known, failures
 
 
@@ -114,11 +146,12 @@ def _run(command: list[str], results: Path) -> tuple[Path | None, str]:
 
 def _print(rows: Sequence[edge_atlas.Row], folder: Path) -> None:
     table = Table(title="measured / threshold, second half of the run", title_justify="left")
-    for column in ("optimizer", "measured", "median", "seeds", "tolerance", "verdict"):
+    for column in ("optimizer", "lr", "measured", "median", "seeds", "tolerance", "verdict"):
         table.add_column(column, justify="left" if column in ("optimizer", "measured", "verdict") else "right")
     for row in rows:
         table.add_row(
             row.optimizer,
+            f"{row.lr:g}",
             row.quantity.partition("/")[2],
             f"{row.median:.3f}",
             " ".join(f"{ratio:.3f}" for ratio in row.ratios),

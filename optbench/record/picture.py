@@ -29,7 +29,7 @@ def draw(records: Records, title: str, folder: Path) -> None:
         for axis, panel in zip(axes, (_loss, _sharpness, _gap), strict=True):
             panel(axis, records)
             if axis.lines:
-                axis.legend(frameon=False, fontsize=9)
+                axis.legend(framealpha=0.85, edgecolor="none", fontsize=9)
             else:
                 axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="#666666")
             axis.grid(alpha=0.25)

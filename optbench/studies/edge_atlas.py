@@ -4,16 +4,14 @@ import csv
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from optbench.dynamics.report import measured_quantity
 from optbench.record import folder as record
 from optbench.studies.atlas import Entry
 
-Records = Sequence[Mapping[str, Any]]
 TABLE, FACTS, PICTURE = "edge_atlas.csv", "edge_atlas.json", "edge_atlas.png"
 
 
@@ -23,6 +21,7 @@ class Row:
 
     Attributes:
         optimizer: The entry's name.
+        lr: Its learning rate.
         ratios: Measured/threshold, a seed each; NaN where the run has none.
         median: Over the seeds.
         tolerance: Of the entry.
@@ -30,52 +29,79 @@ class Row:
         verdict: "at the edge" if every seed is within the tolerance, "off" if not, "edge not reached" if no
             seed reached it, "open" where no threshold is established, "diverged", "missing".
         quantity: The metric that was compared.
+        why: Why the tolerance is not 5 %, or why there is none.
         series: (steps, ratios) of each seed, for the picture.
     """
 
     optimizer: str
+    lr: float
     ratios: list[float]
     median: float
     tolerance: float | None
     reached: float
     verdict: str
     quantity: str
+    why: str
     series: list[tuple[list[int], list[float]]] = field(default_factory=list, repr=False)
+
+
+@dataclass(frozen=True)
+class Series:
+    """What one run measured, and the threshold at the same steps."""
+
+    quantity: str
+    steps: list[int]
+    measured: list[float]
+    threshold: list[float]
+
+    @property
+    def ratios(self) -> list[float]:
+        """Measured/threshold at every step."""
+        return [m / t for m, t in zip(self.measured, self.threshold, strict=True)]
+
+    def plateau(self, mean: bool, start: float = 0.5, end: float = 1.0) -> float:
+        """Median of measured/threshold over a share of the run's steps; ratio of their means if `mean`."""
+        last = self.steps[-1] if self.steps else 0
+        columns = zip(self.steps, self.measured, self.threshold, strict=True)
+        chosen = [(m, t) for s, m, t in columns if start * last <= s <= end * last]
+        if not chosen:
+            return math.nan
+        if mean:
+            total = sum(t for _, t in chosen)
+            return sum(m for m, _ in chosen) / total if total > 0 else math.nan
+        return statistics.median(m / t for m, t in chosen)
+
+
+def read_series(entry: Entry, lr: float, folder: Path) -> Series:
+    """What a run of an entry measured: what its edge is on, or the entry's own metric against factor/lr."""
+    records = record.read_lines(folder / record.METRICS)
+    if entry.metric is not None:
+        on, threshold = entry.metric, [entry.factor / lr] * len(records)
+    else:
+        on, threshold = measured_quantity(records), [r.get("edge/threshold", 0.0) for r in records]
+    rows = [(r["step"], r[on], t) for r, t in zip(records, threshold, strict=True) if on in r and t > 0]
+    return Series(on, [s for s, _, _ in rows], [m for _, m, _ in rows], [t for _, _, t in rows])
 
 
 def read_row(entry: Entry, folders: Sequence[Path]) -> Row:
     """Read the runs of one entry."""
-    ratios, every, quantities, statuses = [], [], set(), []
-    for folder in folders:
-        records = record.read_lines(folder / record.METRICS)
-        statuses.append(str((record.read_json(folder / record.SUMMARY) or {}).get("status")))
-        quantities.add(measured_quantity(records))
-        steps, measured, threshold = _series(records)
-        ratios.append(second_half(steps, measured, threshold, entry.mean))
-        every.append((steps, [m / t for m, t in zip(measured, threshold, strict=True)]))
+    every = [read_series(entry, entry.lr, folder) for folder in folders]
+    statuses = [str((record.read_json(folder / record.SUMMARY) or {}).get("status")) for folder in folders]
+    ratios = [series.plateau(entry.mean) for series in every]
     known = [ratio for ratio in ratios if not math.isnan(ratio)]
-    reached = sum(any(r >= 1 for r in values) for _, values in every) / max(1, len(every))
+    reached = sum(any(r >= 1 for r in series.ratios) for series in every) / max(1, len(every))
     return Row(
         entry.name,
+        entry.lr,
         ratios,
         statistics.median(known) if known else math.nan,
         entry.tolerance,
         reached,
         verdict(entry, ratios, reached, statuses),
-        ", ".join(sorted(quantities)),
-        every,
+        ", ".join(sorted({series.quantity for series in every})),
+        entry.why,
+        [(series.steps, series.ratios) for series in every],
     )
-
-
-def second_half(steps: Sequence[int], measured: Sequence[float], threshold: Sequence[float], mean: bool) -> float:
-    """Median of measured/threshold over the second half of the steps; ratio of their means if `mean`."""
-    late = [(m, t) for s, m, t in zip(steps, measured, threshold, strict=True) if 2 * s >= steps[-1]]
-    if not late:
-        return math.nan
-    if mean:
-        total = sum(t for _, t in late)
-        return sum(m for m, _ in late) / total if total > 0 else math.nan
-    return statistics.median(m / t for m, t in late)
 
 
 def verdict(entry: Entry, ratios: Sequence[float], reached: float, statuses: Sequence[str]) -> str:
@@ -91,30 +117,17 @@ def verdict(entry: Entry, ratios: Sequence[float], reached: float, statuses: Seq
     return "at the edge" if all(abs(r - 1) <= entry.tolerance for r in ratios) else "off"
 
 
-def _series(records: Records) -> tuple[list[int], list[float], list[float]]:
-    on = measured_quantity(records)
-    rows = [(r["step"], r[on], r["edge/threshold"]) for r in records if on in r and r.get("edge/threshold")]
-    return [s for s, _, _ in rows], [m for _, m, _ in rows], [t for _, _, t in rows]
-
-
 def write(rows: Sequence[Row], folder: Path) -> None:
     """Write the table as CSV and JSON, and draw it."""
     folder.mkdir(parents=True, exist_ok=True)
     facts = [{key: value for key, value in asdict(row).items() if key != "series"} for row in rows]
-    record.write_whole(folder / FACTS, json.dumps(plain({"rows": facts}), indent=2) + "\n")
+    record.write_whole(folder / FACTS, json.dumps(record.plain({"rows": facts}), indent=2) + "\n")
     with (folder / TABLE).open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["optimizer", "quantity", "median", "lowest", "highest", "tolerance", "reached", "verdict"])
+        columns = ["median", "lowest", "highest", "tolerance", "reached", "verdict", "why"]
+        writer.writerow(["optimizer", "lr", "quantity", *columns])
         for row in rows:
             known = [r for r in row.ratios if not math.isnan(r)] or [math.nan]
             numbers = [f"{x:.4f}" for x in (row.median, min(known), max(known))]
-            writer.writerow([row.optimizer, row.quantity, *numbers, row.tolerance, f"{row.reached:.2f}", row.verdict])
-
-
-def plain(value: Any) -> Any:
-    """NaN and infinity as None, for JSON."""
-    if isinstance(value, dict):
-        return {key: plain(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+            rest = [row.tolerance, f"{row.reached:.2f}", row.verdict, row.why]
+            writer.writerow([row.optimizer, f"{row.lr:g}", row.quantity, *numbers, *rest])
