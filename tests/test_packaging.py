@@ -29,6 +29,7 @@ ORDER = [
     "optbench.curvature",
     "optbench.record",
     "optbench.tasks",
+    "optbench.examples",
     "optbench.task",
     "optbench.models",
     "optbench.optimizers",
