@@ -14,7 +14,7 @@ GIB = 2**30
 
 def state_gib(optimizer: Optimizer) -> float:
     """Return the bytes of every tensor in an optimizer's state, in GiB: what it keeps beside the weights."""
-    seen = {id(tensor): tensor for tensor in _tensors(optimizer.state_dict()["state"])}
+    seen = {id(tensor): tensor for tensor in _tensors(optimizer.state_dict())}
     return sum(tensor.numel() * tensor.element_size() for tensor in seen.values()) / GIB
 
 
