@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import MissingMandatoryValue
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -104,6 +105,7 @@ def build(config: DictConfig) -> Experiment:
     update.check(batches.size)
     probes = dict(build_probes(config))
     check_cadences(probes)
+    _check_fit(task, model, optimizer)
     with evaluating(model, optimizer):
         initial_loss = evaluate(task, model, task.train.first(FINGERPRINT_EXAMPLES))["loss"]
     return Experiment(task, batches, update, probes, settings, initial_loss)
@@ -142,6 +144,8 @@ def _make(what: str, factory: Callable[..., Any], *args: Any, **settings: Any) -
             cause = cause.__cause__
         if isinstance(cause, UserError):
             raise type(cause)(*cause.args) from error
+        if isinstance(cause, MissingMandatoryValue):
+            raise cause from None
         line = " ".join(str(cause).split())
         raise UserError(f"cannot build the {what} as configured: {type(cause).__name__}: {line}") from error
 
@@ -160,10 +164,47 @@ def _optimizer(config: DictConfig, model: nn.Module) -> Optimizer:
         for key in ABOUT_IT:
             settings.pop(key, None)
     factory = _make("optimizer", instantiate, settings, _convert_="all")
-    optimizer = _make("optimizer", factory, [p for p in model.parameters() if p.requires_grad])
+    optimizer = _make("optimizer", factory, _parameters(config, model))
     if not isinstance(optimizer, Optimizer):
         raise UserError(f"optimizer._target_={config.optimizer._target_} is no torch.optim.Optimizer")
     return optimizer
+
+
+def _parameters(config: DictConfig, model: nn.Module) -> list[Any]:
+    """What the optimizer trains: one group, or one for each learning rate where the model asks for several.
+
+    A model asks for them by `lr_factors`, {parameter name: factor on optimizer.lr}, as μP does.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    factors: Mapping[str, float] | None = getattr(model, "lr_factors", None)
+    if factors is None:
+        return list(trained.values())
+    lr = config.optimizer.get("lr")
+    if lr is None:
+        raise UserError(
+            "this model gives each layer its own share of optimizer.lr, and this optimizer has learning rates of its "
+            "own for its parts: say model.scaling=standard, or an optimizer with one optimizer.lr"
+        )
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, p in trained.items():
+        groups.setdefault(factors[name], []).append(p)
+    return [{"params": members, "lr": lr * factor} for factor, members in groups.items()]
+
+
+def _check_fit(task: Task, model: nn.Module, optimizer: Optimizer) -> None:
+    """Raise a UserError if the model cannot take the task's inputs, or the loss its outputs."""
+    example = task.train.first(2)
+    try:
+        with evaluating(model, optimizer), torch.no_grad():
+            task.loss(model(example.inputs), example.targets)
+    except (RuntimeError, ValueError, TypeError, IndexError) as why:
+        kind = "numbers" if example.inputs.is_floating_point() else "tokens"
+        way_out = "" if kind == "numbers" else "; model=gpt takes tokens"
+        line = " ".join(str(why).split())
+        raise UserError(
+            f"this model does not fit this task, whose inputs are {kind} of shape {task.input_shape}{way_out} "
+            f"({type(why).__name__}: {line})"
+        ) from why
 
 
 def _schedule(config: DictConfig, optimizer: Optimizer) -> LRScheduler | None:

@@ -1,4 +1,8 @@
-"""What is learned, without the network: the contract that every file in `tasks/` fulfils."""
+"""What is learned, without the network: the contract that every file in `tasks/` fulfils.
+
+Inputs are numbers, or tokens: integers that no conversion touches. A sequence task has targets (N, T) and wants
+outputs (N, T, C); its loss and error are means over tokens, which is the mean over examples, all being as long.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -104,6 +108,11 @@ def half_mse(outputs: Tensor, targets: Tensor) -> Tensor:
     return 0.5 * (outputs - targets).square().sum() / len(outputs)
 
 
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats, of outputs (N, C) and classes (N,), or (N, T, C) and (N, T)."""
+    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+
+
 def _error_of_classes(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.argmax(-1) != targets).double().mean()
 
@@ -122,7 +131,7 @@ def classification(
     """Build a classification task from (inputs, integer labels) for train, val and test.
 
     Args:
-        splits: By name, inputs (N, ...) and labels (N,).
+        splits: By name, inputs (N, ...) and labels, (N,) or for a sequence (N, T).
         classes: Number of classes, C.
         loss: `ce` (mean cross-entropy, natural log) or `mse` (`half_mse` on one-hot targets).
         augment: See `Task`.
@@ -135,7 +144,7 @@ def classification(
         raise UserError(f"task.loss must be ce or mse, got {loss}")
     one_hot = loss == "mse"
     ready = {
-        name: Split(inputs, F.one_hot(labels, classes).to(inputs.dtype) if one_hot else labels)
+        name: Split(inputs, F.one_hot(labels, classes).float() if one_hot else labels)
         for name, (inputs, labels) in splits.items()
     }
     return Task(
@@ -143,44 +152,8 @@ def classification(
         val=ready.get("val"),
         test=ready.get("test"),
         output_width=classes,
-        loss=half_mse if one_hot else F.cross_entropy,
+        loss=half_mse if one_hot else cross_entropy,
         error=_error_of_one_hot if one_hot else _error_of_classes,
         augment=augment,
         facts=facts or {},
     )
-
-
-def balanced_split(labels: Tensor, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Choose `size` examples, as equal in number per class as can be, and return (chosen, the rest).
-
-    Both are indices in a shuffled order that depends on `seed` alone: the data set of a task is the same
-    for every run, whatever the run's own seed.
-
-    Raises:
-        UserError: If a class has too few examples.
-    """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    classes = labels.unique()
-    quota = [size // len(classes) + (i < size % len(classes)) for i in range(len(classes))]
-    mask = torch.zeros(len(labels), dtype=torch.bool)
-    for label, n in zip(classes, quota, strict=True):
-        members = order[labels[order] == label]
-        if n > len(members):
-            raise UserError(f"cannot take {size} class-balanced examples of {len(labels)}: too few of one class")
-        mask[members[:n]] = True
-    return order[mask[order]], order[~mask[order]]
-
-
-def with_label_noise(labels: Tensor, classes: int, fraction: float, generator: torch.Generator) -> Tensor:
-    """Give exactly round(fraction·N) examples, drawn at random, a uniformly random *other* label.
-
-    Raises:
-        UserError: If `fraction` is outside [0, 1].
-    """
-    if not 0 <= fraction <= 1:
-        raise UserError(f"task.label_noise must be between 0 and 1, got {fraction}")
-    chosen = torch.randperm(len(labels), generator=generator)[: round(fraction * len(labels))]
-    shift = torch.randint(1, classes, (len(chosen),), generator=generator)
-    noisy = labels.clone()
-    noisy[chosen] = (labels[chosen] + shift) % classes
-    return noisy

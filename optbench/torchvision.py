@@ -6,9 +6,14 @@ while it registers shapes for two of them. optbench needs its data sets, not its
 missing we declare the two signatures first, and the import goes through. Calling `nms` would still fail.
 """
 
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from optbench.errors import MachineError
 
 _SCHEMAS = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -30,3 +35,38 @@ def import_datasets() -> Any:
         _declared.append(library)
         import torchvision.datasets as datasets
     return datasets
+
+
+def fetch(name: str, way_out: str, check: Callable[[], Any]) -> None:
+    """Call what checks and, where it must, downloads a data set; its failures become one line.
+
+    Args:
+        name: Of the data set.
+        way_out: Where it was looked for, and what the user can do.
+        check: Raises RuntimeError for a wrong checksum, OSError for no network.
+
+    Raises:
+        MachineError: If it cannot be had, or is not what was published.
+    """
+    try:
+        with _impatient_sockets():
+            check()
+    except OSError as why:  # includes URLError: no network, no name server, no answer in time
+        raise MachineError(f"{name} is not here and cannot be fetched ({why}). {way_out}") from why
+    except RuntimeError as why:
+        if "Error downloading" in str(why):  # MNIST's word for OSError at every mirror
+            line = " ".join(str(why).split())
+            raise MachineError(f"{name} is not here and cannot be fetched ({line}). {way_out}") from why
+        raise MachineError(
+            f"{name} does not have the published checksums: a file is corrupt, or it is a re-encoded copy. {way_out}"
+        ) from why
+
+
+@contextmanager
+def _impatient_sockets(seconds: float = 5) -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

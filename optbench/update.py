@@ -78,7 +78,7 @@ class Update:
             loss = self._mean_loss(inputs, targets)
             loss.backward()
             return loss
-        total = torch.zeros((), device=inputs.device, dtype=inputs.dtype)
+        total = torch.zeros((), device=inputs.device, dtype=self.parameters[0].dtype)
         for x, y in zip(inputs.split(size), targets.split(size), strict=True):
             loss = self._mean_loss(x, y) * (len(x) / len(inputs))
             loss.backward()

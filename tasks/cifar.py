@@ -1,11 +1,9 @@
 """CIFAR-10: 50,000 training and 10,000 test images of 32×32 pixels in ten classes (Krizhevsky, 2009)."""
 
 import pickle
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from optbench.errors import MachineError, UserError
-from optbench.seeds import generator
-from optbench.task import Task, balanced_split, classification, with_label_noise
-from optbench.torchvision import import_datasets
+from optbench.examples import Handling, labelled
+from optbench.task import Split, Task
+from optbench.torchvision import fetch, import_datasets
 
 CLASSES = 10
-VAL_SIZE = 5000
 FOLDER = "cifar-10-batches-py"
 FILES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 # Per-channel mean and standard deviation of the published training set, of pixels in [0, 1].
@@ -29,45 +26,43 @@ def cifar(
     seed: int,
     root: str,
     verify: bool = True,
-    loss: str = "ce",
-    train_size: int = 50_000 - VAL_SIZE,
-    label_noise: float = 0.0,
+    val_size: int = 5000,
+    normalise: str = "standard",
     augment: bool = True,
     padding: int = 2,
+    **handling: Any,
 ) -> Task:
     """45,000 images to train, 5,000 class-balanced ones to choose, 10,000 to report; normalised per channel.
 
     Args:
-        seed: Seed of the run; only the label noise depends on it.
+        seed: See `optbench.examples.Handling`, as for the others.
         root: The folder that holds, or is to receive, `cifar-10-batches-py/`.
         verify: Check the published checksums, and download where files are missing. False takes the files
             as they are (a re-encoded copy); the record then says so.
-        loss: `ce` or `mse` (½‖f − y‖²).
-        train_size: At most 45,000, class-balanced.
-        label_noise: Share of training labels replaced by a wrong one.
+        val_size: How many of the published 50,000.
+        normalise: `standard` by the published statistics of the channels, or `none`.
         augment: Random crops of the zero-padded image and random mirroring of training batches.
         padding: Pixels of zeros around the image. 2 does better over a few epochs, the usual 4 over many.
+        handling: The rest of them.
     """
-    available = 50_000 - VAL_SIZE
-    if not 1 <= train_size <= available:
-        raise UserError(f"task.train_size must be between 1 and {available} for cifar, got {train_size}")
+    options = Handling(seed, val_size=val_size, normalise=normalise, **handling)
+    options.check_sizes("cifar", 50_000)
     if not 0 <= padding <= 32:
         raise UserError(f"task.padding must be between 0 and 32 pixels, got {padding}")
     folder = Path(root).expanduser()
     if verify:
         _download_and_verify(folder)
-    images, labels = read_images(folder, "train")
-    val, pool = balanced_split(labels, VAL_SIZE)
-    train = pool if train_size == available else pool[balanced_split(labels[pool], train_size)[0]]
-    noisy = with_label_noise(labels[train], CLASSES, label_noise, generator(seed, "label_noise"))
-    test_images, test_labels = read_images(folder, "test")
-    splits = {
-        "train": (_normalise(images[train]), noisy),
-        "val": (_normalise(images[val]), labels[val]),
-        "test": (_normalise(test_images), test_labels),
-    }
-    facts: dict[str, object] = {"source": "CIFAR-10", "checksum_verified": verify}
-    return classification(splits, CLASSES, loss, partial(crop_and_mirror, padding=padding) if augment else None, facts)
+    pool, test = (Split(*read_images(folder, split)) for split in ("train", "test"))
+    return labelled(
+        "cifar",
+        pool,
+        test,
+        CLASSES,
+        options,
+        (MEAN, STD),
+        partial(crop_and_mirror, padding=padding) if augment else None,
+        {"source": "CIFAR-10", "checksum_verified": verify},
+    )
 
 
 def crop_and_mirror(images: Tensor, generator: torch.Generator, padding: int) -> Tensor:
@@ -86,11 +81,6 @@ def crop_and_mirror(images: Tensor, generator: torch.Generator, padding: int) ->
     return padded[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _normalise(images: Tensor) -> Tensor:
-    mean, std = (torch.tensor(x).reshape(3, 1, 1) for x in (MEAN, STD))
-    return (images.float() / 255).sub_(mean).div_(std)
-
-
 def _ways_out(folder: Path) -> str:
     return (
         f"Looked in {(folder / FOLDER).absolute()}. Either run once where there is a network, so that "
@@ -100,31 +90,15 @@ def _ways_out(folder: Path) -> str:
 
 
 def _download_and_verify(folder: Path) -> None:
-    missing = [name for names in FILES.values() for name in names if not (folder / FOLDER / name).is_file()]
-    cifar10 = import_datasets().CIFAR10
-    try:
-        if missing:
-            with _impatient_sockets():
-                cifar10(folder, download=True)
-        else:
-            cifar10(folder)
-    except OSError as why:  # includes URLError: no network, no name server, no answer in time
-        raise MachineError(f"CIFAR-10 is not here and cannot be fetched ({why}). {_ways_out(folder)}") from why
-    except (RuntimeError, pickle.UnpicklingError) as why:
-        raise MachineError(
-            "CIFAR-10 does not have the published checksums: a file is corrupt, or it is a re-encoded copy. "
-            f"{_ways_out(folder)}"
-        ) from why
+    missing = any(not (folder / FOLDER / name).is_file() for names in FILES.values() for name in names)
 
+    def check() -> None:
+        try:
+            import_datasets().CIFAR10(folder, download=missing)
+        except pickle.UnpicklingError as why:
+            raise RuntimeError(str(why)) from why
 
-@contextmanager
-def _impatient_sockets(seconds: float = 5) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+    fetch("CIFAR-10", _ways_out(folder), check)
 
 
 class _DataUnpickler(pickle.Unpickler):

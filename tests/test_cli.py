@@ -66,7 +66,16 @@ def test_one_bad_run_of_a_sweep_does_not_stop_the_others(optbench: Command, tmp_
 def test_help_shows_groups_entries_and_five_examples(optbench: Command) -> None:
     outcome = optbench("--help")
     assert outcome.code == 0
-    for word in ("optimizer: ", "adam", "muon", "task: cifar, digits, quadratic", "model: ", "schedule: ", "probes: "):
+    for word in (
+        "optimizer: ",
+        "adam",
+        "muon",
+        "task: char_lm, ",
+        "sparse_parity_small",
+        "model: ",
+        "schedule: ",
+        "probes: ",
+    ):
         assert word in outcome.out
     assert outcome.out.count("  python -m optbench ") == 5 + 1 or outcome.out.count("python -m optbench") >= 6
     assert "???" not in outcome.out.split("Keys")[0]
@@ -74,7 +83,7 @@ def test_help_shows_groups_entries_and_five_examples(optbench: Command) -> None:
 
 BAD = {
     "optimizer=adamm": (2, "there is no optimizer called adamm. Did you mean adam, "),
-    "task=cifr": (2, "there is no task called cifr. Did you mean cifar?"),
+    "task=cifr": (2, "there is no task called cifr. Did you mean cifar, "),
     "optimizer.lrr=1": (2, "there is no setting called optimizer.lrr. Did you mean optimizer.lr"),
     "batchsize=3": (2, "there is no setting called batchsize. Did you mean batch_size"),
     "optimizer.lr=-1": (2, "optimizer.lr must be a positive number, got -1"),
@@ -93,8 +102,17 @@ BAD = {
     "wandb.mode=sometimes": (2, "wandb.mode must be one of auto, online, offline, disabled, got sometimes"),
     "task.train_size=5000": (2, "task.train_size must be between 1 and 1000 for digits, got 5000"),
     "task.loss=hinge": (2, "task.loss must be ce or mse, got hinge"),
-    "+task.colour=red": (2, "cannot build the task as configured: TypeError: digits() got an unexpected keyword"),
+    "+task.colour=red": (
+        2,
+        "cannot build the task as configured: TypeError: Handling.__init__() got an unexpected keyword",
+    ),
     "model.activation=rleu": (2, "got rleu. Did you mean relu"),
+    "task=char_lm model=mlp": (2, "this model does not fit this task, whose inputs are tokens of shape (64,)"),
+    "model=gpt": (2, "model=gpt needs sequences of tokens, got inputs of shape (1, 8, 8)"),
+    "model.scaling=mup_adam optimizer=muon": (2, "say model.scaling=standard, or an optimizer with one optimizer.lr"),
+    "task.imbalance=0": (2, "task.imbalance must be at least 1, got 0"),
+    "task=image_folder": (2, "task.root has no default: say task.root=VALUE"),
+    "task=mnist task.root=nowhere task.verify=false": (1, "MNIST is not here: no train-images-idx3-ubyte. Looked in"),
     "probes.sharpness.every=0": (
         2,
         "probes.sharpness.every must be a positive number of steps, epoch, log, adaptive or a probe before it",
@@ -263,3 +281,31 @@ def test_any_task_takes_any_set_of_probes(probes: str) -> None:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = compose("config", [f"task={task}", f"probes={probes}", "steps=10"])
         check_cadences(dict(build_probes(config)))
+
+
+NEEDS_FILES = ("cifar", "mnist", "fashion_mnist", "image_folder")
+
+
+@pytest.mark.parametrize("task", sorted(f.stem for f in (ROOT / "conf/task").glob("*.yaml") if "large" not in f.stem))
+def test_every_task_that_needs_no_files_starts_by_its_default(optbench: Command, task: str) -> None:
+    if task.removesuffix("_small") in NEEDS_FILES:
+        pytest.skip("needs files; see tests/tasks")
+    outcome = optbench(f"task={task}", "steps=2")
+    assert outcome.code == 0, outcome.err
+    last = json.loads((outcome.folder / "summary.json").read_text())["last"]
+    assert last["sharpness/lambda_max_bound"] < 0.05 * abs(last["sharpness/lambda_max"])
+    origin = json.loads((outcome.folder / "provenance.json").read_text())
+    assert origin["parameters"] > 0 and len(origin["data_hash"]) == 64
+
+
+def test_a_task_takes_another_model_than_its_own(optbench: Command) -> None:
+    assert optbench("task=sparse_parity_small", "model=mlp", "steps=2").code == 0
+    assert optbench("task=modular_addition_small", "model=gpt", "task.encoding=tokens", "steps=2").code == 0
+    assert optbench("task=char_lm_small", "model=gpt_small", "optimizer=sgd", "steps=2").code == 0
+
+
+def test_mup_gives_each_layer_its_own_learning_rate(optbench: Command) -> None:
+    outcome = optbench("task=digits", "steps=3", "model.scaling=mup_sgd", "model.widths=[128]", "model.base_width=32")
+    assert outcome.code == 0, outcome.err
+    last = json.loads((outcome.folder / "summary.json").read_text())["last"]
+    assert "edge/threshold" in last or "edge/preconditioned_sharpness" in last

@@ -36,6 +36,7 @@ ORDER = [
     "optbench.statistics",
     "optbench.suite",
     "optbench.tasks",
+    "optbench.examples",
     "optbench.task",
     "optbench.models",
     "optbench.optimizers",

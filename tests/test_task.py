@@ -3,7 +3,7 @@ import torch
 from torch.nn.functional import mse_loss
 
 from optbench.errors import UserError
-from optbench.task import Split, balanced_split, classification, half_mse, with_label_noise
+from optbench.task import Split, classification, half_mse
 
 
 def test_half_mse_is_half_the_squared_norm_averaged_over_examples() -> None:
@@ -11,34 +11,6 @@ def test_half_mse_is_half_the_squared_norm_averaged_over_examples() -> None:
     assert half_mse(outputs, targets) == (5 + 25) / 2 / 2
     # nn.MSELoss averages over the C outputs too: a factor of 2/C.
     assert mse_loss(outputs, targets) == half_mse(outputs, targets) * 2 / 2
-
-
-def test_balanced_split_is_balanced_disjoint_complete_and_fixed() -> None:
-    labels = torch.arange(1000) % 10
-    chosen, rest = balanced_split(labels, 105)
-    counts = labels[chosen].bincount(minlength=10)
-    assert counts.sum() == 105 and counts.max() - counts.min() == 1
-    assert torch.equal(torch.cat([chosen, rest]).sort().values, torch.arange(1000))
-    assert torch.equal(chosen, balanced_split(labels, 105)[0])
-
-
-def test_balanced_split_refuses_more_than_a_class_has() -> None:
-    with pytest.raises(UserError, match="too few of one class"):
-        balanced_split(torch.tensor([0, 0, 0, 1]), 4 + 1)
-
-
-def test_label_noise_changes_exactly_the_share_asked_for_to_other_labels() -> None:
-    labels = torch.arange(1000) % 10
-    noisy = with_label_noise(labels, 10, 0.3, torch.Generator().manual_seed(0))
-    assert (noisy != labels).sum() == 300
-    assert noisy.min() >= 0 and noisy.max() <= 9
-    wrong = ((noisy - labels) % 10)[noisy != labels].bincount(minlength=10)
-    assert wrong[0] == 0 and wrong[1:].min() > 15  # 33 expected of each of nine shifts, sd 5.5
-
-
-def test_label_noise_outside_a_share_is_refused() -> None:
-    with pytest.raises(UserError, match=r"between 0 and 1, got 1\.5"):
-        with_label_noise(torch.zeros(3, dtype=torch.long), 10, 1.5, torch.Generator())
 
 
 @pytest.mark.parametrize("loss", ["ce", "mse"])
@@ -68,3 +40,14 @@ def test_chunks_cover_a_split_in_order() -> None:
     chunks = list(split.chunks(4))
     assert [len(x) for x, _ in chunks] == [4, 4, 2]
     assert torch.equal(torch.cat([x for x, _ in chunks]), split.inputs)
+
+
+def test_tokens_keep_their_type_and_a_sequence_is_averaged_over_its_tokens() -> None:
+    tokens = torch.tensor([[0, 1, 2], [2, 1, 0]])
+    task = classification({"train": (tokens, tokens)}, 3, "ce").to(torch.device("cpu"), torch.float64)
+    assert task.train.inputs.dtype == torch.int64 and task.input_shape == (3,)
+    outputs = torch.randn(2, 3, 3, dtype=torch.float64)
+    each = [-outputs[i, j].log_softmax(0)[tokens[i, j]] for i in range(2) for j in range(3)]
+    torch.testing.assert_close(task.loss(outputs, tokens), torch.stack(each).mean())
+    assert task.error is not None
+    assert task.error(torch.nn.functional.one_hot(tokens.flip(1), 3), tokens) == pytest.approx(4 / 6)

@@ -1,12 +1,32 @@
 """Fully connected networks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from optbench.errors import UserError
 from optbench.models import activation_layer
+
+SCALINGS = ("standard", "mup_sgd", "mup_adam")
+
+
+class _Residual(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = x + self.inner(x)
+        return output
+
+
+class _MLP(nn.Sequential):
+    """Layers in a row, with the factors on the learning rate that μP asks for, by parameter name."""
+
+    lr_factors: Mapping[str, float]
 
 
 def mlp(
@@ -15,16 +35,84 @@ def mlp(
     widths: Sequence[int] = (64, 64),
     activation: str = "tanh",
     bias: bool = True,
+    norm: str = "none",
+    residual: bool = False,
+    scaling: str = "standard",
+    base_width: int = 64,
 ) -> nn.Module:
     """Flatten, then linear layers of the given hidden widths with an activation between them.
 
     No hidden width at all gives the linear model. Weights and biases as torch draws them:
     U(−1/√fan_in, 1/√fan_in).
+
+    Args:
+        input_shape: Of one example.
+        output_width: Of the last layer.
+        widths: Of the hidden layers.
+        activation: After each hidden layer.
+        bias: Whether the linear layers have biases.
+        norm: `layer`, `batch` or `none`, after each hidden linear layer, before the activation.
+        residual: Add its input to the output of each hidden layer that is as wide as the one before.
+        scaling: `mup_sgd` or `mup_adam` is the maximal update parametrization for SGD-like (heavy ball, SAM, …) or
+            entrywise normalising (Adam, sign, …) optimizers: a learning rate that is best at one width is so at
+            others. See `_mup`. At `base_width` it is the standard scaling.
+        base_width: The width at which learning rates mean what they say.
+
+    References:
+        Yang et al. (2022), arXiv:2203.03466, table 3.
     """
+    if scaling not in SCALINGS:
+        raise UserError(f"model.scaling must be one of {', '.join(SCALINGS)}, got {scaling}")
     sizes = [math.prod(input_shape), *widths, output_width]
-    layers: list[nn.Module] = [nn.Flatten()] if len(input_shape) > 1 else []
-    for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
-        if i > 0:
-            layers.append(activation_layer(activation))
-        layers.append(nn.Linear(fan_in, fan_out, bias=bias))
-    return nn.Sequential(*layers)
+    net = _MLP(*([nn.Flatten()] if len(input_shape) > 1 else []))
+    linears = [nn.Linear(fan_in, fan_out, bias=bias) for fan_in, fan_out in pairwise(sizes)]
+    for linear in linears[:-1]:
+        hidden = [linear, *_norms(norm, linear.out_features), activation_layer(activation)]
+        if residual and linear.in_features == linear.out_features and linear is not linears[0]:
+            net.append(_Residual(nn.Sequential(*hidden)))
+        else:
+            net.extend(hidden)
+    net.append(linears[-1])
+    if scaling != "standard":
+        _mup(net, linears, scaling == "mup_adam", base_width)
+    return net
+
+
+def _norms(name: str, width: int) -> list[nn.Module]:
+    if name == "none":
+        return []
+    if name == "layer":
+        return [nn.LayerNorm(width)]
+    if name == "batch":
+        return [nn.BatchNorm1d(width)]
+    raise UserError(f"model.norm must be layer, batch or none, got {name}")
+
+
+@torch.no_grad()
+def _mup(net: _MLP, linears: Sequence[nn.Linear], adam: bool, base_width: int) -> None:
+    """Scale the output layer's weights, and say by what factor each parameter's learning rate is to be scaled.
+
+    With m the fan_in and n the fan_out of a layer in units of base_width, where they are hidden widths:
+
+        weights    input           hidden           output
+        init var   1/fan_in        1/fan_in         1/(fan_in · m)
+        SGD lr     n               n/m              1/m
+        Adam lr    1               1/m              1/m
+
+    and hidden biases, norms' gains and shifts as input weights. Table 3 of arXiv:2203.03466, relative to base_width.
+    """
+    if not base_width > 0:
+        raise UserError(f"model.base_width must be positive, got {base_width}")
+    factors: dict[int, float] = {}
+    for i, linear in enumerate(linears):
+        m = linear.in_features / base_width if i > 0 else 1.0
+        n = linear.out_features / base_width if i < len(linears) - 1 else 1.0
+        factors[id(linear.weight)] = 1 / m if adam else n / m
+        if i == len(linears) - 1:
+            linear.weight.mul_(m**-0.5)
+    for module in net.modules():
+        vectors = [p for p in module.parameters(recurse=False) if p.ndim == 1]
+        for p in vectors:
+            wide = module is not linears[-1] and not adam
+            factors[id(p)] = len(p) / base_width if wide else 1.0
+    net.lr_factors = {name: factors[id(p)] for name, p in net.named_parameters()}

@@ -1,0 +1,47 @@
+"""A small decoder-only transformer for sequences of tokens."""
+
+import torch
+from torch import Tensor, nn
+
+from optbench.errors import UserError
+from optbench.models.transformer import Block, token_norm
+
+
+class _GPT(nn.Module):
+    def __init__(self, tokens: int, vocabulary: int, width: int, norm: str, blocks: list[Block]) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.position = nn.Parameter(torch.empty(1, tokens, width))
+        self.blocks = nn.Sequential(*blocks)
+        self.norm, self.head = token_norm(norm, width), nn.Linear(width, vocabulary, bias=False)
+        for table in (self.embedding.weight, self.position):
+            nn.init.normal_(table, std=width**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.head(self.norm(self.blocks(self.embedding(x) + self.position)))
+        return output
+
+
+def gpt(
+    input_shape: tuple[int, ...],
+    output_width: int,
+    width: int = 64,
+    depth: int = 2,
+    heads: int = 4,
+    expansion: int = 4,
+    activation: str = "gelu",
+    norm: str = "layer",
+) -> nn.Module:
+    """Tokens and learned positions, `depth` causal pre-norm blocks, a linear head; no dropout, nothing tied.
+
+    Integer inputs of shape (T,) below `output_width`, outputs (T, output_width). Embeddings are drawn with
+    standard deviation width^-½, the linear layers as torch draws them. Radford et al. (2019), the GPT-2 report, without
+    its dropout and its tied embedding.
+
+    Raises:
+        UserError: If the input is no sequence, or the heads do not divide the width.
+    """
+    if len(input_shape) != 1:
+        raise UserError(f"model=gpt needs sequences of tokens, got inputs of shape {input_shape}")
+    blocks = [Block(width, heads, expansion, True, activation, norm) for _ in range(depth)]
+    return _GPT(input_shape[0], output_width, width, norm, blocks)

@@ -1,0 +1,95 @@
+"""The next character of a text: a small language model on Python's own standard library, or on any text."""
+
+import hashlib
+import platform
+import sysconfig
+from pathlib import Path
+
+import torch
+
+from optbench.errors import MachineError, UserError
+from optbench.examples import with_label_noise
+from optbench.seeds import generator
+from optbench.task import Task, classification
+
+
+def char_lm(
+    seed: int,
+    text: str | None = None,
+    characters: int | None = 200_000,
+    context: int = 64,
+    train_size: int | None = None,
+    val_share: float = 0.1,
+    test_share: float = 0.1,
+    label_noise: float = 0.0,
+) -> Task:
+    """Predict each of `context` characters from those before it; loss and error are means over characters.
+
+    The text is cut into windows that do not overlap: training first, then validation, the end for reporting.
+    Inputs are tokens, shape (N, context); targets are the same, one further. Loss in nats a character.
+
+    Args:
+        seed: Seed of the run; only the label noise depends on it.
+        text: A file in UTF-8; None for the modules of Python's standard library, in alphabetical order. They differ
+            from one Python to the next: the record has the version and the SHA-256 of the text.
+        characters: How much of the text; None for all.
+        context: Characters a window.
+        train_size: Windows to train on, the first ones; None for all.
+        val_share: Share of the windows to choose with.
+        test_share: Share of the windows to report on.
+        label_noise: Share of the training targets replaced by another character.
+    """
+    content = (_standard_library(characters) if text is None else _read(Path(text).expanduser()))[:characters]
+    alphabet = sorted(set(content))
+    code = {character: i for i, character in enumerate(alphabet)}
+    tokens = torch.tensor([code[character] for character in content])
+    if not (isinstance(context, int) and context >= 1):
+        raise UserError(f"task.context must be a positive whole number, got {context}")
+    windows = (len(tokens) - 1) // context
+    counts = {"val": round(val_share * windows), "test": round(test_share * windows)}
+    available = windows - sum(counts.values())
+    if min(val_share, test_share) < 0 or available < 1 or counts["test"] < 1:
+        raise UserError(
+            f"a text of {len(content)} characters has {windows} windows of {context}: too few for task.val_share="
+            f"{val_share} and task.test_share={test_share}; give a longer text, or smaller shares or task.context"
+        )
+    size = available if train_size is None else train_size
+    if not 1 <= size <= available:
+        raise UserError(f"task.train_size must be between 1 and {available} for this text, got {train_size}")
+    inputs, targets = (tokens[i : i + windows * context].reshape(windows, context) for i in (0, 1))
+    noisy = with_label_noise(targets[:size], len(alphabet), label_noise, generator(seed, "label_noise"))
+    splits = {"train": (inputs[:size], noisy)}
+    for name, first in (("val", available), ("test", available + counts["val"])):
+        if counts[name]:
+            part = slice(first, first + counts[name])
+            splits[name] = inputs[part], targets[part]
+    facts: dict[str, object] = {
+        "source": f"standard library of Python {platform.python_version()}" if text is None else "task.text",
+        "sha256": hashlib.sha256(content.encode()).hexdigest(),
+        "characters": len(content),
+        "alphabet": len(alphabet),
+    }
+    return classification(splits, len(alphabet), "ce", facts=facts)
+
+
+def _standard_library(characters: int | None) -> str:
+    """The first so many characters of the library's top-level modules, whole files in alphabetical order."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    parts, length = [], 0
+    for file in sorted(folder.glob("*.py")):
+        if characters is not None and length >= characters:
+            break
+        parts.append(_read(file))
+        length += len(parts[-1])
+    if not parts:
+        raise MachineError(f"this Python has no sources in {folder}: say task.text=FILE")
+    return "".join(parts)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as why:
+        raise UserError(f"cannot read {file} ({why.strerror}): say task.text=FILE") from why
+    except UnicodeDecodeError as why:
+        raise UserError(f"{file} is not text in UTF-8 ({why.reason} at byte {why.start}): convert it first") from why

@@ -1,0 +1,114 @@
+"""MNIST and Fashion-MNIST: 60,000 training and 10,000 test images of 28×28 grey pixels in ten classes."""
+
+import gzip
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optbench.errors import MachineError
+from optbench.examples import Handling, Statistics, labelled
+from optbench.task import Split, Task
+from optbench.torchvision import fetch, import_datasets
+
+CLASSES = 10
+FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+SIZES = {"train": 60_000, "test": 10_000}
+# Mean and standard deviation of the published training pixels in [0, 1].
+STATISTICS: dict[str, Statistics] = {"MNIST": ((0.1307,), (0.3081,)), "FashionMNIST": ((0.2860,), (0.3530,))}
+
+
+def mnist(seed: int, root: str, verify: bool = True, **handling: Any) -> Task:
+    """Handwritten digits (LeCun et al., 1998): 55,000 to train, 5,000 to choose, 10,000 to report.
+
+    Args:
+        seed: See `optbench.examples.Handling`, as for the others.
+        root: The folder that holds, or is to receive, `MNIST/raw/`.
+        verify: Check the published checksums of the .gz files, and download where one is missing. False takes
+            the files as they are, unpacked or not; the record then says so.
+        handling: The rest of them.
+    """
+    return _read_as_task("MNIST", seed, root, verify, handling)
+
+
+def fashion_mnist(seed: int, root: str, verify: bool = True, **handling: Any) -> Task:
+    """Articles of clothing, a harder drop-in for MNIST. Xiao et al. (2017), arXiv:1708.07747.
+
+    Args:
+        seed: As for `mnist`.
+        root: The folder that holds, or is to receive, `FashionMNIST/raw/`.
+        verify: As for `mnist`.
+        handling: As for `mnist`.
+    """
+    return _read_as_task("FashionMNIST", seed, root, verify, handling)
+
+
+def _read_as_task(dataset: str, seed: int, root: str, verify: bool, handling: Mapping[str, Any]) -> Task:
+    options = Handling(seed, **({"val_size": 5000, "normalise": "standard"} | dict(handling)))
+    options.check_sizes(dataset, SIZES["train"])
+    folder = Path(root).expanduser() / dataset / "raw"
+    if verify:
+        fetch(dataset, _ways_out(folder), lambda: _check(dataset, Path(root).expanduser(), folder))
+    pool, test = (Split(*_read_split(folder, split)) for split in ("train", "test"))
+    facts: dict[str, object] = {"source": dataset, "checksum_verified": verify}
+    return labelled(dataset, pool, test, CLASSES, options, STATISTICS[dataset], facts=facts)
+
+
+def _ways_out(folder: Path) -> str:
+    return (
+        f"Looked in {folder.absolute()}. Either run once where there is a network, so that torchvision downloads it "
+        f"there, or put the four published files ({', '.join(name + '.gz' for name in FILES['test'])}, …) there "
+        "yourself, or elsewhere and say task.root=DIR, DIR being the folder that holds "
+        f"{folder.parent.name}/raw/ (add task.verify=false if they are unpacked or re-encoded)."
+    )
+
+
+def _check(dataset: str, root: Path, folder: Path) -> None:
+    """Compare the .gz files with the published checksums, after a download if nothing is there."""
+    published = getattr(import_datasets(), dataset)
+    if not any(
+        (folder / name).is_file() or (folder / f"{name}.gz").is_file() for pair in FILES.values() for name in pair
+    ):
+        published(root, download=True)
+    for name, md5 in published.resources:
+        content = (folder / name).read_bytes()  # OSError where there is only an unpacked file
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+            raise RuntimeError(name)
+
+
+def _read_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
+    """Images, uint8 of shape (N, 1, 28, 28), and labels, shape (N,).
+
+    Raises:
+        MachineError: If a file is missing or corrupt.
+    """
+    N = SIZES[split]
+    images, labels = FILES[split]
+    pixels = _read_idx(folder, images, (N, 28, 28))
+    classes = _read_idx(folder, labels, (N,)).astype(np.int64)
+    if classes.max() >= CLASSES:
+        raise MachineError(f"{folder / labels} must hold classes 0-9, got {classes.max()}. {_ways_out(folder)}")
+    return torch.from_numpy(pixels).reshape(N, 1, 28, 28), torch.from_numpy(classes)
+
+
+def _read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Read an IDX file of bytes: two zeros, 8, the number of dimensions, each dimension as big-endian uint32, data."""
+    packed = folder / f"{name}.gz"
+    file = packed if packed.is_file() else folder / name
+    head = bytes([0, 0, 8, len(shape)]) + np.array(shape, dtype=">u4").tobytes()
+    try:
+        content = gzip.decompress(file.read_bytes()) if file == packed else file.read_bytes()
+        if content[: len(head)] != head or len(content) != len(head) + int(np.prod(shape)):
+            raise ValueError(f"expected {shape} bytes in the IDX format")
+    except FileNotFoundError as why:
+        raise MachineError(f"{folder.parent.name} is not here: no {name}. {_ways_out(folder)}") from why
+    except (OSError, ValueError, EOFError) as why:
+        raise MachineError(f"cannot read {file}: {why}. {_ways_out(folder)}") from why
+    return np.frombuffer(content, np.uint8, offset=len(head)).reshape(shape).copy()

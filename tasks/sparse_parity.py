@@ -1,0 +1,52 @@
+"""Parity of a few hidden bits among many: long nothing, then all at once."""
+
+from typing import Any
+
+import torch
+
+from optbench.errors import UserError
+from optbench.examples import Handling, labelled
+from optbench.seeds import generator
+from optbench.task import Split, Task
+
+
+def sparse_parity(
+    seed: int,
+    bits: int = 30,
+    hidden: int = 3,
+    train_size: int = 2000,
+    val_size: int = 500,
+    test_size: int = 2000,
+    **handling: Any,
+) -> Task:
+    """Whether an odd number of `hidden` bits, the same ones always, is −1; inputs uniform in {−1, 1}^bits.
+
+    No smaller set of bits tells anything about the label, so error stays at ½ until the right ones are found, after
+    about bits^O(hidden) updates; then it falls to 0. With few examples the training set is learnt by heart first.
+
+    Args:
+        seed: Seed of the run; the hidden bits and the examples depend on it.
+        bits: Number of bits.
+        hidden: How many of them count.
+        train_size: Training examples.
+        val_size: Examples to choose with.
+        test_size: Examples to report on.
+        handling: See `optbench.examples.Handling`.
+
+    References:
+        Barak et al. (2022), arXiv:2207.08799.
+    """
+    if not 1 <= hidden <= bits:
+        raise UserError(f"task.hidden must be between 1 and task.bits={bits}, got {hidden}")
+    if min(train_size, test_size) < 1:
+        raise UserError(f"task.train_size and task.test_size must be positive, got {train_size} and {test_size}")
+    chosen = torch.randperm(bits, generator=generator(seed, "teacher"))[:hidden]
+
+    def draw(split: str, size: int) -> Split:
+        signs = torch.randint(0, 2, (size, bits), generator=generator(seed, f"inputs/{split}"))
+        return Split(2.0 * signs - 1, (hidden - signs[:, chosen].sum(1)) % 2)
+
+    # Enough that each class has what a balanced or an imbalanced choice of this size asks for.
+    pool = draw("train", 2 * (train_size + val_size) + 100)
+    options = Handling(seed, train_size=train_size, val_size=val_size, **handling)
+    return labelled("sparse_parity", pool, draw("test", test_size), 2, options)

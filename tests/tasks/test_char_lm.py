@@ -1,0 +1,59 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from optbench.tasks.char_lm import char_lm
+
+from optbench.errors import MachineError, UserError
+
+
+def test_targets_are_the_next_characters_and_the_windows_are_the_text(tmp_path: Path) -> None:
+    text = "the cat sat on the mat. " * 40 + "Ünïcödé"
+    file = tmp_path / "text.txt"
+    file.write_text(text, encoding="utf-8")
+    task = char_lm(0, str(file), characters=None, context=16)
+    alphabet = sorted(set(text))
+    windows = [row for split in task.splits.values() for row in zip(split.inputs, split.targets, strict=True)]
+    decoded = "".join(alphabet[i] for x, _ in windows for i in x)
+    assert decoded == text[: len(decoded)] and len(text) - len(decoded) <= 16
+    assert all(torch.equal(x[1:], y[:-1]) for x, y in windows)
+    assert task.output_width == len(alphabet) == task.facts["alphabet"]
+    assert task.facts["sha256"] == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_the_default_text_is_the_same_each_time_and_holds_python() -> None:
+    one, other = char_lm(0, characters=5000), char_lm(1, characters=5000)
+    assert one.data_hash() == other.data_hash() and one.facts["characters"] == 5000
+    assert str(one.facts["source"]).startswith("standard library of Python 3.")
+    assert [len(split) for split in one.splits.values()] == [62, 8, 8]
+
+
+def test_train_size_and_noise() -> None:
+    clean, noisy = (
+        char_lm(0, characters=5000, train_size=20),
+        char_lm(0, characters=5000, train_size=20, label_noise=0.1),
+    )
+    assert len(clean.train) == 20
+    assert int((clean.train.targets != noisy.train.targets).sum()) == 128
+    assert clean.test is not None and noisy.test is not None and torch.equal(clean.test.targets, noisy.test.targets)
+
+
+def test_what_is_no_text_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "picture").write_bytes(b"\xff\xd8\xff\xe0")
+    (tmp_path / "short").write_text("ab")
+    for name, message in (
+        ("absent", r"cannot read .*absent \(No such file.*task\.text=FILE"),
+        ("picture", r"is not text in UTF-8 \(invalid start byte at byte 0\)"),
+        ("short", r"2 characters has 0 windows of 64: too few"),
+    ):
+        with pytest.raises(UserError, match=message):
+            char_lm(0, str(tmp_path / name))
+    with pytest.raises(UserError, match="between 1 and 62 for this text, got 63"):
+        char_lm(0, characters=5000, train_size=63)
+
+
+def test_a_python_without_sources_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    with pytest.raises(MachineError, match=r"no sources in .*say task\.text=FILE"):
+        char_lm(0)

@@ -1,0 +1,86 @@
+import gzip
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from optbench.tasks.mnist import FILES, SIZES, fashion_mnist, mnist
+
+from optbench.errors import MachineError, UserError
+
+
+def _idx(array: np.ndarray) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random files in the published format, packed for MNIST, unpacked for Fashion-MNIST."""
+    folder = tmp_path_factory.mktemp("mnist")
+    generator = np.random.default_rng(0)
+    for dataset in ("MNIST", "FashionMNIST"):
+        (folder / dataset / "raw").mkdir(parents=True)
+        for split, (images, labels) in FILES.items():
+            N = SIZES[split]
+            pixels = generator.integers(0, 256, (N, 28, 28), dtype=np.uint8)
+            for name, content in ((images, pixels), (labels, (np.arange(N) % 10).astype(np.uint8))):
+                file = folder / dataset / "raw" / name
+                if dataset == "MNIST":
+                    file.with_name(f"{name}.gz").write_bytes(gzip.compress(_idx(content), 1))
+                else:
+                    file.write_bytes(_idx(content))
+    return folder
+
+
+@pytest.mark.parametrize("make", [mnist, fashion_mnist])
+def test_splits_are_disjoint_balanced_and_normalised(root: Path, make: object) -> None:
+    assert callable(make)
+    task = make(0, str(root), verify=False, train_size=2000)
+    assert [len(split) for split in task.splits.values()] == [2000, 5000, 10_000]
+    assert task.input_shape == (1, 28, 28)
+    assert task.train.targets.bincount().tolist() == [200] * 10
+    assert task.facts["checksum_verified"] is False
+    mean, std = (0.1307, 0.3081) if make is mnist else (0.2860, 0.3530)
+    # Uniform bytes, 1.6 million pixels: three digits hold.
+    assert float(task.train.inputs.mean()) == pytest.approx((0.5 - mean) / std, abs=3e-3)
+    train, val = ({x.tobytes() for x in split.inputs.numpy()} for split in (task.train, task.val))
+    assert len(train) == 2000 and not train & val
+
+
+def test_unverified_files_are_refused_by_default(root: Path) -> None:
+    with pytest.raises(MachineError, match=r"published checksums.*task\.root=DIR.*task\.verify=false"):
+        mnist(0, str(root))
+    with pytest.raises(MachineError, match=r"train-images-idx3-ubyte\.gz.*task\.verify=false if they are unpacked"):
+        fashion_mnist(0, str(root))
+
+
+def test_without_data_and_network_it_fails_in_seconds_and_names_folder_and_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", no_network)
+    start = time.monotonic()
+    with pytest.raises(MachineError, match=f"{tmp_path / 'MNIST/raw'}.*downloads it there.*task.root=DIR"):
+        mnist(0, str(tmp_path))
+    assert time.monotonic() - start < 20
+    with pytest.raises(MachineError, match="FashionMNIST is not here: no train-images-idx3-ubyte"):
+        fashion_mnist(0, str(tmp_path), verify=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", _idx(np.zeros((10, 28, 28), np.uint8))])
+def test_corrupt_files_are_one_clear_line(tmp_path: Path, content: bytes) -> None:
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    (folder / "train-images-idx3-ubyte").write_bytes(content)
+    with pytest.raises(MachineError, match=r"cannot read .*train-images-idx3-ubyte: expected \(60000, 28, 28\) bytes"):
+        mnist(0, str(tmp_path), verify=False)
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(content)
+    with pytest.raises(MachineError, match=r"cannot read .*\.gz"):
+        mnist(0, str(tmp_path), verify=False)
+
+
+def test_sizes_are_checked_before_anything_is_read() -> None:
+    with pytest.raises(UserError, match="between 1 and 55000 for MNIST, got 55001"):
+        mnist(0, "/nowhere", train_size=55_001)
