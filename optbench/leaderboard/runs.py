@@ -145,7 +145,8 @@ def _content(
     settings = {key: value for key, value in config["optimizer"].items() if key not in ("about", "search")}
     task = dict(config["task"])
     task.pop("root", None)
-    problem = {key: value for key, value in config.items() if key not in NOT_THE_PROBLEM} | {"task": task}
+    # What is null is off: a setting that optbench gains later leaves the problems as they were.
+    problem = {k: v for k, v in config.items() if k not in NOT_THE_PROBLEM and v is not None} | {"task": task}
     given = [str(word) for word in origin["sessions"][0]["command"][1:]]
     return {
         **{key: place.get(key, "") for key in ("suite", "digest", "task")},

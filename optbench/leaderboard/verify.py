@@ -65,8 +65,8 @@ def compare(suite: Suite, run: Run, again: Run | None, peers: Sequence[Run]) -> 
     then, now = run.last.get(metric, math.nan), again.last.get(metric, math.nan) if again else math.nan
     if again is None:
         return Check(run.name, "could not be run again", then, now)
-    if again.name != run.name:
-        return Check(run.name, "its command makes another configuration", then, now)
+    if any(again.settings.get(key, value) != value for key, value in run.settings.items()):
+        return Check(run.name, "its command makes other settings of the optimizer", then, now)
     if difference := unlike(run, again):
         return Check(run.name, f"another {difference}", then, now)
     if run.status != again.status:
