@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 from optbench.config import run_name
 from optbench.errors import UserError
 from optbench.job import run_job
-from optbench.messages import conf_folder, explain
+from optbench.location import conf_folder
+from optbench.messages import explain
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ NOT_IN_THE_NAME = (
     "results_dir",
     "overwrite",
     "checkpoint_seconds",
+    "picture",
     "wandb",
     "task.root",
     "optimizer.about",

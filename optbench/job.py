@@ -11,7 +11,7 @@ from optbench import checkpoint
 from optbench.config import build
 from optbench.dynamics.report import report
 from optbench.errors import UserError
-from optbench.memory import keep_freed_memory
+from optbench.memory import keep_freed_memory, peak_gib, state_gib
 from optbench.record import folder as record
 from optbench.record.folder import RunFolder
 from optbench.record.picture import PICTURE, Records, draw
@@ -58,15 +58,17 @@ def _train(experiment: Experiment, folder: RunFolder, config: DictConfig, choice
     folder.write_summary("running", runner.progress())
     mirror = Mirror(folder.path, config.wandb.mode)
     try:
-        outcome = _run(runner)
+        outcome = _run(runner) | _memory(experiment)
         records = record.read_lines(folder.path / record.METRICS)
         summary = outcome | summarise(records) | {"events": report(records)}
         folder.write_summary(outcome["status"], summary)
-        _draw(records, folder, terminal)
+        if config.picture:
+            _draw(records, folder, terminal)
     finally:
         said = mirror.close(config.wandb.wait_seconds)
     closing_table(summary, config.optimizer.get("lr"))
-    print(f"picture: {folder.path / PICTURE}")
+    if config.picture:
+        print(f"picture: {folder.path / PICTURE}")
     print(said)
     return str(outcome["status"])
 
@@ -118,6 +120,11 @@ def _run(runner: Runner) -> dict[str, Any]:
             runner.folder.write_summary("crashed", runner.progress() | {"error": f"{type(error).__name__}: {error}"})
         raise
     return outcome
+
+
+def _memory(experiment: Experiment) -> dict[str, float]:
+    update = experiment.update
+    return {"peak_gib": peak_gib(update.parameters[0].device), "optimizer_gib": state_gib(update.optimizer)}
 
 
 def _draw(records: Records, folder: RunFolder, terminal: Terminal) -> None:

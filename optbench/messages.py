@@ -3,7 +3,6 @@
 import errno
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -12,15 +11,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from optbench.errors import UserError, nearest
+from optbench.location import conf_folder
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
-
-
-def conf_folder() -> Path:
-    """Return the folder of YAMLs: beside this file when installed, one level up in a checkout."""
-    here = Path(__file__).resolve().parent
-    return next(folder for folder in (here / "conf", here.parent / "conf") if folder.is_dir())
 
 
 def explain(error: BaseException) -> tuple[str | None, int]:

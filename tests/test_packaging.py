@@ -13,6 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # Each may import what stands below it, never what stands above.
 ORDER = [
+    "optbench.tune",
+    "optbench.report",
+    "optbench.leaderboard",
+    "optbench.launch",
     "optbench.__main__",
     "optbench.cli",
     "optbench.messages",
@@ -27,7 +31,10 @@ ORDER = [
     "optbench.probes",
     "optbench.dynamics",
     "optbench.curvature",
+    "optbench.memory",
     "optbench.record",
+    "optbench.statistics",
+    "optbench.suite",
     "optbench.tasks",
     "optbench.examples",
     "optbench.task",
@@ -39,12 +46,14 @@ ORDER = [
     "optbench.seeds",
     "optbench.torchvision",
     "optbench.memory",
+    "optbench.location",
     "optbench.errors",
     "optbench",
 ]
 ONLY_IMPORTER = {
     "hydra": {"optbench.cli", "optbench.config", "optbench.messages"},
     "wandb": {"optbench.record.wandb"},
+    "plotly": {"optbench.leaderboard.page"},
     "torchvision": {"optbench.torchvision"},
     "matplotlib": {"optbench.record.picture", "optbench.curvature.density", "optbench.studies.picture"},
 }
@@ -55,7 +64,9 @@ WITHOUT_TORCH = [
     "optbench.record.wandb",
     "optbench.dynamics.report",
     "optbench.study",
+    "optbench.tune",
 ]
+WITHOUT_HYDRA = ["optbench.leaderboard.__main__", "optbench.report", "optbench.statistics", "optbench.tune"]
 
 
 def _modules() -> dict[str, Path]:
@@ -102,6 +113,12 @@ def test_each_of_these_is_imported_in_its_own_place_only(package: str) -> None:
 def test_whoever_reads_a_run_folder_needs_no_torch() -> None:
     program = f"import sys, importlib; [importlib.import_module(m) for m in {WITHOUT_TORCH}]"
     program += "; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+def test_the_leaderboard_needs_neither_torch_nor_hydra() -> None:
+    program = f"import sys, importlib; [importlib.import_module(m) for m in {WITHOUT_HYDRA}]"
+    program += "; assert not {'torch', 'hydra'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 

@@ -11,6 +11,7 @@ import select
 import subprocess
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def _init(wandb: Any, folder: Path, config: dict[str, Any], state: dict[str, Any
                 name=folder.name,
                 id=state["id"],
                 resume="allow",
-                job_type="train",
+                job_type=settings.get("job_type", "train"),
                 mode=attempt,
                 dir=str(folder),
                 config=config | {"provenance": read_json(folder / PROVENANCE)},
@@ -186,6 +187,20 @@ def _init(wandb: Any, folder: Path, config: dict[str, Any], state: dict[str, Any
         directory = os.path.relpath(Path(run.dir).parent)
         state |= {"url": None if run.offline else run.url, "directory": directory, "why": why}
         return run
+
+
+def log_table(project: str, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Log a leaderboard as a W&B table in a run of its own, of job type `leaderboard`; return where it is."""
+    import wandb
+
+    mode, why = _mode(wandb, "auto")
+    settings: dict[str, Any] = {"job_type": "leaderboard", "group": name, "mode": mode}
+    run = wandb.init(project=project, name=f"leaderboard-{name}", **settings)
+    run.log({f"leaderboard/{name}": wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+    run.finish()
+    return (
+        f"W&B: {run.url}" if mode == "online" else f"W&B: offline ({why}); send it: wandb sync {Path(run.dir).parent}"
+    )
 
 
 def main() -> None:

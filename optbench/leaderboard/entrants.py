@@ -1,0 +1,208 @@
+"""Which runs may be ranked together, and why the others may not."""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from optbench.leaderboard.runs import Run
+from optbench.record.folder import FINISHED
+from optbench.statistics import average_ranks
+from optbench.suite import TUNE, Suite
+
+INITIAL_LOSS_TOLERANCE = 1e-4  # relative: summation order differs between processors and numbers of threads
+Refusals = dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """An optimizer with every run that the protocol asks of it.
+
+    Attributes:
+        name: Of the optimizer.
+        points: Which point was selected, by task.
+        tuning: Runs by (task, point), a seed each.
+        finals: Runs by task, a seed each.
+    """
+
+    name: str
+    points: Mapping[str, int]
+    tuning: Mapping[tuple[str, int], Sequence[Run]]
+    finals: Mapping[str, Sequence[Run]]
+
+
+@dataclass
+class Field:
+    """Who is ranked, and who is not.
+
+    Attributes:
+        entrants: In alphabetic order.
+        refused: Reasons, by optimizer: listed, not ranked.
+        alarms: Results that beat a provable floor.
+    """
+
+    entrants: list[Entrant] = field(default_factory=list)
+    refused: Refusals = field(default_factory=dict)
+    alarms: list[str] = field(default_factory=list)
+
+
+def admit(suite: Suite, runs: Iterable[Run], unverified: Mapping[str, str] | None = None) -> Field:
+    """Sort the runs of one suite into entrants that are alike, and reasons against the rest.
+
+    Args:
+        suite: The protocol.
+        runs: Of any suite; those of another name are passed over.
+        unverified: Why a contributed optimizer is not verified, by name.
+    """
+    own = [run for run in runs if run.suite == suite.name]
+    by_optimizer: dict[str, list[Run]] = defaultdict(list)
+    reasons: dict[str, list[str]] = defaultdict(list)
+    usual = _usual_fingerprints(suite, own)
+    for run in own:
+        why = _against(suite, run, usual)
+        if why:
+            reasons[run.optimizer].append(why)
+        else:
+            by_optimizer[run.optimizer].append(run)
+    found = Field()
+    for name in sorted({run.optimizer for run in own}):
+        entrant, why_not = _entrant(suite, name, by_optimizer[name])
+        if unverified and name in unverified and all(not run.local for run in by_optimizer[name]):
+            why_not.append(unverified[name])
+        if entrant is not None and not why_not:
+            found.entrants.append(entrant)
+        if why_not or reasons[name]:
+            found.refused[name] = [*_counted(reasons[name]), *why_not]
+    found.alarms = [line for entrant in found.entrants for line in _alarms(suite, entrant)]
+    return found
+
+
+def _against(suite: Suite, run: Run, usual: Mapping[tuple[str, str, int], Run]) -> str:
+    """Say why a run is not of this protocol, or is not like the others; empty if it is."""
+    if run.version != suite.version:
+        return f"of version {run.version}, and this board is of version {suite.version}"
+    if run.digest != suite.digest[: len(run.digest)] or not run.digest:
+        return f"of another {suite.name} than this one, though its version is {run.version} too"
+    seeds = suite.tuning_seeds if run.phase == TUNE else suite.final_seeds
+    tasks = suite.tuned if run.phase == TUNE else list(suite.tasks)
+    if run.task not in tasks or run.seed not in seeds or not 0 <= run.point < suite.points:
+        return f"not asked for by the protocol ({run.phase}, {run.task}, point {run.point}, seed {run.seed})"
+    if run.status not in FINISHED:
+        return f"not finished ({run.status})"
+    if run.status == "done" and run.step != run.steps:
+        return f"done after {run.step} of {run.steps} steps"
+    if run.checked is False:
+        return f"unverified data: those of {run.task} do not have, or were not held to, their published checksums"
+    if run.local is False and not of_protocol(suite, run):
+        return f"whose command is not the protocol's ({run.phase}, {run.task})"
+    like = usual[run.task, run.phase, run.seed]
+    if difference := unlike(run, like):
+        return f"another {difference} on {run.task} than the other entrants have"
+    metric = suite.tasks[run.task].metric
+    if run.status == "done" and metric not in run.last:
+        return f"without {metric} on {run.task}"
+    return ""
+
+
+_PLAIN = re.compile(r"optimizer(\.(?!_)\w+)+=[\w.+-]*")
+
+
+def of_protocol(suite: Suite, run: Run) -> bool:
+    """Say whether a run's command is the protocol's, but for plain values of the optimizer's settings.
+
+    So a command from elsewhere can be given again: it names no class, no file and no interpolation.
+    """
+    point = [word for word in run.command if word.startswith("optimizer.")]
+    own = suite.command(run.optimizer, run.task, run.phase, run.point, point, run.seed)
+    name = re.fullmatch(r"\w+", run.optimizer) is not None
+    return name and tuple(run.command) == own and all(_PLAIN.fullmatch(word) for word in point)
+
+
+def unlike(run: Run, other: Run) -> str:
+    """Name the part of the problem's fingerprint in which two runs differ; empty if in none."""
+    if run.problem != other.problem:
+        return "configuration (budget, model, data or schedule)"
+    if run.data_hash != other.data_hash:
+        return "data hash"
+    if run.init_hash != other.init_hash:
+        return "hash of the initial weights"
+    if not math.isclose(run.initial_loss, other.initial_loss, rel_tol=INITIAL_LOSS_TOLERANCE):
+        return "initial loss"
+    return ""
+
+
+def _usual_fingerprints(suite: Suite, runs: Iterable[Run]) -> dict[tuple[str, str, int], Run]:
+    """Return for each (task, phase, seed) a run with the fingerprint that most optimizers have there."""
+    voters: dict[tuple[str, str, int], dict[tuple[str, ...], dict[str, Run]]] = defaultdict(lambda: defaultdict(dict))
+    for run in sorted(runs, key=lambda run: (run.optimizer, run.name)):
+        if run.version == suite.version and run.digest == suite.digest[: len(run.digest)]:
+            fingerprint = (run.problem, run.data_hash, run.init_hash, f"{run.initial_loss:.3g}")
+            voters[run.task, run.phase, run.seed][fingerprint].setdefault(run.optimizer, run)
+    return {
+        place: next(iter(max(groups.values(), key=len).values())) for place, groups in voters.items() if any(groups)
+    }
+
+
+def _entrant(suite: Suite, name: str, runs: Sequence[Run]) -> tuple[Entrant | None, list[str]]:
+    """Return the entrant and what speaks against ranking it."""
+    places = Counter(run.place for run in runs)
+    if twice := [place for place, count in places.items() if count > 1]:
+        _, task, phase, point, seed = twice[0]
+        return None, [f"two runs fill one place ({phase}, {task}, point {point}, seed {seed})"]
+    tuning: dict[tuple[str, int], list[Run]] = defaultdict(list)
+    finals: dict[str, list[Run]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: run.seed):
+        (tuning[run.task, run.point] if run.phase == TUNE else finals[run.task]).append(run)
+    wanted = len(suite.tuned) * suite.points * len(suite.tuning_seeds)
+    if (there := sum(map(len, tuning.values()))) < wanted:
+        return None, [f"unfinished: {there} of {wanted} tuning runs"]
+    points = selected(suite, tuning)
+    for task, own in finals.items():
+        if wrong := {run.point for run in own} - {points[task]}:
+            return None, [f"reports point {min(wrong)} on {task}, where tuning selects point {points[task]}"]
+    wanted = len(suite.tasks) * len(suite.final_seeds)
+    if (there := sum(map(len, finals.values()))) < wanted:
+        return None, [f"unfinished: {there} of {wanted} final runs"]
+    return Entrant(name, points, tuning, finals), []
+
+
+def selected(suite: Suite, tuning: Mapping[tuple[str, int], Sequence[Run]]) -> dict[str, int]:
+    """Return the point that tuning selects on every task: see `select`."""
+    values = {
+        task: [selecting_value(suite, tuning[task, point]) for point in range(suite.points)] for task in suite.tuned
+    }
+    return select(values, suite.held_out)
+
+
+def selecting_value(suite: Suite, runs: Sequence[Run]) -> float:
+    """Return the mean of what selects, over the tuning seeds of one point; infinite if one of them diverged."""
+    metric = suite.tasks[runs[0].task].select
+    values = [math.inf if run.status == "diverged" else run.last.get(metric, math.inf) for run in runs]
+    return math.fsum(values) / len(values)
+
+
+def select(values: Mapping[str, Sequence[float]], held_out: str) -> dict[str, int]:
+    """Return the selected point of every task, the first of equals.
+
+    On a tuned task it is the one of the least value; on the held-out one the one with the best mean rank over
+    the tuned tasks, so that nothing of the held-out task is used. A divergence is infinite: the worst rank.
+    """
+    chosen = {task: min(range(len(column)), key=column.__getitem__) for task, column in values.items()}
+    ranks = average_ranks([list(column) for column in values.values()]).mean(axis=0)
+    return chosen | {held_out: int(ranks.argmin())}
+
+
+def _alarms(suite: Suite, entrant: Entrant) -> Iterable[str]:
+    for task, runs in entrant.finals.items():
+        floor, metric = suite.tasks[task].floor, suite.tasks[task].metric
+        for run in runs:
+            if floor is not None and run.status == "done" and run.last[metric] < floor - suite.tasks[task].floor_slack:
+                yield (
+                    f"{entrant.name} has {metric} {run.last[metric]:g} on {task} (seed {run.seed}), below the "
+                    f"{floor:g} that no learner can beat: test data have leaked, or the measure is wrong"
+                )
+
+
+def _counted(reasons: Sequence[str]) -> list[str]:
+    return [f"{count} run{'s' * (count > 1)} {why}" for why, count in Counter(reasons).items()]

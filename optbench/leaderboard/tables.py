@@ -1,0 +1,173 @@
+"""The board as Markdown and as CSV."""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+
+from optbench.leaderboard.board import Board
+from optbench.leaderboard.measures import DISTANCE, SHARPNESS, Row, Spread
+from optbench.statistics import Interval
+
+TASK_COLUMNS: dict[str, Callable[[Row], str]] = {
+    "optimizer": lambda r: r.optimizer,
+    "test loss": lambda r: spread(r.metrics["test/loss"]),
+    "test error": lambda r: spread(r.metrics["test/error"]),
+    "gap, loss": lambda r: spread(r.metrics["gap/loss"]),
+    "steps to target": lambda r: number(r.steps_to_target),
+    "gradients": lambda r: number(r.gradients_to_target),
+    "seconds": lambda r: number(r.seconds_to_target),
+    "hit rate": lambda r: f"{r.hit_rate:.0%}",
+    "λ₁, end": lambda r: number(r.metrics[f"{SHARPNESS} at the end"].median),
+    "λ₁, best": lambda r: number(r.metrics[f"{SHARPNESS} at the best"].median),
+    "edge, end": lambda r: number(r.metrics[f"{DISTANCE} at the end"].median),
+    "edge, best": lambda r: number(r.metrics[f"{DISTANCE} at the best"].median),
+    "edge, most": lambda r: number(r.metrics[f"{DISTANCE} at most"].median),
+    "ms a step": lambda r: number(r.step_milliseconds),
+    "peak GiB": lambda r: number(r.peak_gib),
+    "state MiB": lambda r: number(r.state_mib),
+    "diverged": lambda r: f"{r.diverged:.0%}",
+}
+STANDING_COLUMNS = ("rank", "may be", "optimizer", "score", "mean rank", "profile area", "hit rate", "diverged")
+
+
+def standings(board: Board) -> list[list[str]]:
+    """Return the rows of the table over all tasks, under `STANDING_COLUMNS`."""
+    return [
+        [
+            str(s.rank),
+            f"{s.ranks[0]}–{s.ranks[1]}",
+            s.name,
+            interval(s.score),
+            f"{s.mean_rank:.2f}",
+            f"{s.profile_area:.2f}",
+            f"{s.hit_rate:.0%}",
+            f"{s.diverged:.0%}",
+        ]
+        for s in board.standings
+    ]
+
+
+def markdown(board: Board) -> str:
+    """Return the whole board as Markdown; what came from runs is escaped."""
+    suite = board.suite
+    lines = [
+        f"# Leaderboard: {suite.name}, version {suite.version}",
+        "",
+        f"{len(suite.tasks)} tasks, {suite.points} tuning points an optimizer, {len(suite.final_seeds)} seeds; "
+        f"{suite.held_out} is held out of tuning. Score: 0 at the start, 1 at a fixed reference, interquartile mean "
+        "over tasks and seeds with a 95 % interval. `may be`: the ranks that are possible, for all together with "
+        "95 % confidence. Written by `python -m optbench.leaderboard`; `leaderboard.html` has the curves.",
+        "",
+        *_table(STANDING_COLUMNS, standings(board)),
+        "",
+        "## How sure",
+        "",
+        *[f"- {escape(line)}" for line in board.words],
+        *[f"- **ALARM**: {escape(line)}" for line in board.admitted.alarms],
+        "",
+        "## Task by task",
+        "",
+        "Medians over the seeds [least, greatest]. A target missed by half of the runs or more takes forever (∞). "
+        "Edge: measured sharpness over the optimizer's own threshold.",
+        "",
+    ]
+    order = [s.name for s in board.standings]
+    for name, task in suite.tasks.items():
+        rows = sorted((r for r in board.rows if r.task == name), key=lambda r: order.index(r.optimizer))
+        held = ", held out of tuning" if name == suite.held_out else ""
+        lines += [f"### {name} ({task.kind}{held})", "", f"Target: {task.select} ≤ {task.target:g}.", ""]
+        lines += [*_table(list(TASK_COLUMNS), [task_cells(r) for r in rows]), ""]
+    lines += [
+        "## Pairs",
+        "",
+        "The first minus the second, paired by task and seed; `r` is the rank-biserial correlation.",
+        "",
+    ]
+    lines += [*_table(PAIR_COLUMNS, pairs(board)), ""]
+    if board.admitted.refused:
+        lines += ["## Listed, not ranked", ""]
+        lines += [f"- {escape(name)}: {escape('; '.join(why))}" for name, why in board.admitted.refused.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+PAIR_COLUMNS = ("first", "second", "difference", "effect r", "wins", "p (Holm)")
+
+
+def pairs(board: Board) -> list[list[str]]:
+    """Return the rows of the table of pairs, under `PAIR_COLUMNS`."""
+    return [
+        [a, b, interval(pair.difference), f"{pair.effect:.2f}", f"{pair.wins:.0%}", f"{board.adjusted[a, b]:.2g}"]
+        for (a, b), pair in sorted(board.pairs.items(), key=lambda item: board.adjusted[item[0]])
+    ]
+
+
+def task_cells(r: Row) -> list[str]:
+    """Return the cells of one entrant on one task, under `TASK_COLUMNS`."""
+    return [cell(r) for cell in TASK_COLUMNS.values()]
+
+
+def comma_separated(board: Board) -> str:
+    """Return a line for every entrant and task, numbers in full; infinite is `inf`, not measured is empty."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    ranks = {s.name: s for s in board.standings}
+    names = list(board.rows[0].metrics) if board.rows else []
+    costs: tuple[str, ...] = (
+        "hit_rate",
+        "steps_to_target",
+        "gradients_to_target",
+        "seconds_to_target",
+        "step_milliseconds",
+    )
+    costs += ("gradients_per_step", "peak_gib", "state_mib", "diverged", "point")
+    head = ["suite", "version", "optimizer", "rank", "rank_low", "rank_high", "score_iqm", "score_low", "score_high"]
+    writer.writerow([*head, "task", "seeds", *names, *costs])
+    for r in board.rows:
+        s = ranks[r.optimizer]
+        own = [board.suite.name, board.suite.version, plain(r.optimizer), s.rank, *s.ranks]
+        own += [_csv(x) for x in (s.score.value, s.score.low, s.score.high)]
+        metrics = [_csv(r.metrics[name].median) for name in names]
+        writer.writerow([*own, r.task, len(r.score), *metrics, *[_csv(getattr(r, key)) for key in costs]])
+    return stream.getvalue()
+
+
+def plain(text: str) -> str:
+    """Keep a spreadsheet from taking a name for a formula."""
+    return f"'{text}" if text[:1] in "=+-@\t\r" else text
+
+
+def _csv(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"
+
+
+def number(value: float) -> str:
+    """Return three or four digits, ∞ for infinite, – for not measured."""
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def spread(s: Spread) -> str:
+    """Return median [least, greatest]."""
+    return "–" if math.isnan(s.median) else f"{number(s.median)} [{number(s.least)}, {number(s.greatest)}]"
+
+
+def interval(i: Interval) -> str:
+    """Return value [low, high]."""
+    return f"{number(i.value)} [{number(i.low)}, {number(i.high)}]"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(escape(str(cell)) for cell in line) + " |" for line in lines]
+
+
+def escape(text: str) -> str:
+    """Escape what Markdown and the HTML in it would take for themselves."""
+    for sign, escaped in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("\n", " ")):
+        text = text.replace(sign, escaped)
+    return text.replace("`", "'").replace("[", "\\[") if "](" in text else text.replace("`", "'")

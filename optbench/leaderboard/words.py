@@ -1,0 +1,89 @@
+"""What the board shows, in words."""
+
+import itertools
+import math
+
+from optbench.leaderboard.board import Board
+from optbench.statistics import LEVEL
+
+
+def words(board: Board) -> list[str]:
+    """Return lines on what is sure, what is not, and what it depends on."""
+    if not board.standings:
+        return ["Nobody is ranked: see who is listed, and why."]
+    return [*_first(board), *_groups(board), *_friedman(board), *_choices(board), *_held_out(board)]
+
+
+def _first(board: Board) -> list[str]:
+    best = board.standings[0]
+    if len(board.standings) == 1:
+        return [f"{best.name} is alone: there is nobody to compare it with."]
+    beaten = [second for (first, second) in board.pairs if first == best.name and _sure(board, (first, second))]
+    rest = len(board.standings) - 1
+    if len(beaten) == rest:
+        return [f"{best.name} is first, and sure to be ahead of every other entrant."]
+    equals = [s.name for s in board.standings[1:] if s.name not in beaten]
+    return [
+        f"{best.name} has the highest score, and is sure to be ahead of {len(beaten)} of the {rest} others; "
+        f"it cannot be told apart from {_and(equals)}."
+    ]
+
+
+def _groups(board: Board) -> list[str]:
+    """Neighbours that cannot be told apart: the reader's first mistake is to read a rank as a difference."""
+    names = [s.name for s in board.standings]
+    neighbours = list(itertools.pairwise(names[1:]))  # those of the first one have been said
+    same = [pair for pair in neighbours if not _sure(board, pair)]
+    lines = [f"{a} and {b} cannot be told apart." for a, b in same]
+    total = len(board.pairs)
+    sure = sum(_sure(board, pair) for pair in board.pairs)
+    lines.append(
+        f"Of {total} pairs, {sure} {'is' if sure == 1 else 'are'} told apart (Wilcoxon, Holm, all claims together "
+        f"wrong at most {1 - LEVEL:.0%} of the time)."
+    )
+    problems = len(board.suite.tasks) * len(board.suite.final_seeds)
+    if (least := 2.0 ** (1 - problems)) * total >= 1 - LEVEL:
+        lines.append(f"{problems} runs an entrant can tell nobody apart: the least possible p is {least:.2g}.")
+    return lines
+
+
+def _sure(board: Board, pair: tuple[str, str]) -> bool:
+    return board.adjusted.get(pair, 1.0) < 1 - LEVEL
+
+
+def _friedman(board: Board) -> list[str]:
+    if len(board.standings) < 2:
+        return []
+    found = "differ" if board.friedman_p < 1 - LEVEL else "cannot be shown to differ"
+    tasks = len(board.suite.tasks)
+    return [
+        f"Over the {tasks} tasks as blocks, mean ranks {found} (Friedman p = {board.friedman_p:.2g}); two must lie "
+        f"{board.critical_difference:.1f} apart to differ (Nemenyi), and there are only {tasks} tasks."
+    ]
+
+
+def _choices(board: Board) -> list[str]:
+    best = board.standings[0].name
+    other = [r for r in board.robust if best not in r.first and not r.choice.startswith("mean rank without")]
+    lines = [f"By {r.choice}, {_and(r.first)} would be first (Kendall's τ with the board {r.tau:.2f})." for r in other]
+    left_out = [r for r in board.robust if r.choice.startswith("mean rank without")]
+    moved = [r.choice.removeprefix("mean rank without ") for r in left_out if r.tau < 1]
+    if moved:
+        lines.append(f"Mean ranks of the others change their order without {_and(moved)}; scores never do.")
+    elif left_out:
+        lines.append("No entrant's absence changes the order of the others.")
+    if not math.isnan(board.halves):
+        lines.append(f"{best} is first under {board.halves:.0%} of the halves of the seeds.")
+    return lines
+
+
+def _held_out(board: Board) -> list[str]:
+    held_out = board.suite.held_out
+    best = max((r for r in board.rows if r.task == held_out), key=lambda r: sum(r.score) / len(r.score))
+    return [f"On {held_out}, which nobody was tuned on, {best.optimizer} has the highest mean score."]
+
+
+def _and(names: list[str]) -> str:
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,279 @@
+"""Intervals, paired tests, ranks, profiles: one place for leaderboard and studies; numpy and scipy only.
+
+Axes: E entrants, T tasks, S seeds. Scores rise with quality; −∞ is a divergence, below every number and never
+replaced by one. Costs (updates, gradients, seconds) fall with quality; +∞ is a target that was not reached.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special, stats
+
+Array = NDArray[np.float64]
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two entrants, paired by task and seed, the second subtracted from the first.
+
+    Attributes:
+        difference: Mean score difference over the tasks, with its BCa interval; ends that a divergence makes
+            unknown are infinite.
+        effect: Matched-pairs rank-biserial correlation in [−1, 1]: (W₊ − W₋)/(W₊ + W₋) of the signed ranks.
+        wins: Share of the pairs that the first one wins, ties one half.
+        p: Two-sided Wilcoxon signed-rank test.
+    """
+
+    difference: Interval
+    effect: float
+    wins: float
+    p: float
+
+
+def average_ranks(values: ArrayLike) -> Array:
+    """Return the rank of each value along the last axis, from 1 for the least; equal values share their mean rank."""
+    return np.asarray(stats.rankdata(values, axis=-1), dtype=np.float64)
+
+
+def iqm(values: ArrayLike, axis: int = -1) -> Array:
+    """Return the interquartile mean: that of what remains without the ⌊n/4⌋ least and the ⌊n/4⌋ greatest.
+
+    −∞ counts as the least: the mean is −∞ if more than a quarter of the values are.
+
+    References:
+        Agarwal et al. (2021), arXiv:2108.13264.
+    """
+    ordered = np.moveaxis(np.sort(np.asarray(values, dtype=np.float64), axis=axis), axis, -1)
+    cut = ordered.shape[-1] // 4
+    return np.asarray(ordered[..., cut : ordered.shape[-1] - cut].mean(axis=-1))
+
+
+def iqm_interval(scores: ArrayLike, draws: int = 2000, level: float = LEVEL, seed: int = 0) -> Interval:
+    """Return the interquartile mean of scores (T, S) over tasks and seeds, with a stratified bootstrap interval.
+
+    Seeds are drawn anew within each task, tasks stay: the claim is about these tasks. With few seeds a bootstrap's
+    spread is too narrow by √(1 − 1/S) and its tails are the normal's; the percentiles Φ(±√(S/(S−1)) t) of Student's
+    t with T(S−1) degrees of freedom make up for both.
+
+    References:
+        Agarwal et al. (2021), arXiv:2108.13264, section 4.3; Hesterberg (2015), arXiv:1411.5279, section 4.3
+        (expanded percentiles).
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    T, S = scores.shape
+    chosen = np.random.default_rng(seed).integers(S, size=(draws, T, S))
+    drawn = np.take_along_axis(np.broadcast_to(scores, (draws, T, S)), chosen, axis=2)
+    low, high = np.quantile(iqm(drawn.reshape(draws, -1)), expanded(level, S, T * (S - 1)), method="inverted_cdf")
+    return Interval(float(iqm(scores.reshape(-1))), float(low), float(high))
+
+
+def expanded(level: float, n: int, freedom: int) -> tuple[float, float]:
+    """Return the percentiles of a bootstrap over n values that cover at `level`: Φ(∓√(n/(n−1)) t_freedom)."""
+    tail = float(special.ndtr(-math.sqrt(n / (n - 1)) * stats.t.ppf((1 + level) / 2, freedom)))
+    return tail, 1 - tail
+
+
+def compare(first: ArrayLike, second: ArrayLike, level: float = LEVEL, draws: int = 2000, seed: int = 0) -> Pair:
+    """Compare two entrants' scores (T, S), paired: at one task and seed they share initial weights and data order.
+
+    Two divergences at one place are a tie. The test is of differences symmetric about 0; it is conservative where
+    tasks differ, for they are not drawn at random.
+
+    References:
+        Kerby (2014), doi:10.2466/11.IT.3.1 (rank-biserial correlation); Efron (1987), doi:10.2307/2289144 (BCa).
+    """
+    differences = paired_differences(first, second)
+    flat = differences.reshape(-1)
+    ranks = average_ranks(np.abs(flat[flat != 0]))
+    signed = np.sign(flat[flat != 0])
+    effect = float((ranks * signed).sum() / ranks.sum()) if len(ranks) else 0.0
+    wins = float(np.mean((flat > 0) + 0.5 * (flat == 0)))
+    return Pair(_mean_difference(differences, level, draws, seed), effect, wins, _signed_rank_p(signed * ranks))
+
+
+def paired_differences(first: ArrayLike, second: ArrayLike) -> Array:
+    """Return first − second, 0 where both diverged."""
+    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    both = np.isneginf(first) & np.isneginf(second)
+    return np.where(both, 0.0, np.where(both, 0.0, first) - np.where(both, 0.0, second))
+
+
+def _mean_difference(differences: Array, level: float, draws: int, seed: int) -> Interval:
+    """Mean over the tasks, BCa over what remains of each difference after its task's mean.
+
+    What remains has (1 − 1/S) of the variance, which is put back.
+    """
+    S = differences.shape[1]
+    if not np.isfinite(differences).all():
+        lost, won = bool(np.isneginf(differences).any()), bool(np.isposinf(differences).any())
+        low, high = (-math.inf if lost else math.inf), (math.inf if won else -math.inf)
+        value = math.nan if lost and won else low if lost else high
+        return Interval(value, -math.inf if lost else value, math.inf if won else value)
+    mean = float(differences.mean())
+    rest = (differences - differences.mean(axis=1, keepdims=True)).reshape(-1) * math.sqrt(S / (S - 1))
+    if np.ptp(rest) == 0:
+        return Interval(mean, mean, mean)
+    found = stats.bootstrap(
+        (rest,), np.mean, confidence_level=level, n_resamples=draws, method="BCa", rng=np.random.default_rng(seed)
+    )
+    low, high = found.confidence_interval
+    return Interval(mean, mean + float(low), mean + float(high))
+
+
+def _signed_rank_p(signed_ranks: Array) -> float:
+    """P-value of a sum of signed ranks, ties and infinite values included; exact up to 12, normal above.
+
+    scipy's own exact method takes no ties, which infinite differences always are.
+    """
+    n, total = len(signed_ranks), abs(float(signed_ranks.sum()))
+    if n == 0:
+        return 1.0
+    ranks = np.abs(signed_ranks)
+    if n <= 12:
+        signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+        return float(np.mean(np.abs(signs @ ranks) >= total - 1e-9))
+    return float(2 * special.ndtr(-total / math.sqrt(float((ranks**2).sum()))))
+
+
+def holm(p_values: ArrayLike) -> Array:
+    """Return Holm's adjusted p-values: p₍ᵢ₎ times the number of hypotheses not below it, made monotone, at most 1.
+
+    Rejecting those under α keeps the chance of any false claim under α, whatever their dependence.
+
+    References:
+        Holm (1979), Scandinavian Journal of Statistics 6, 65–70.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p)
+    adjusted = np.minimum(1, np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p)))))
+    return adjusted[np.argsort(order)]
+
+
+def rank_intervals(better: ArrayLike) -> list[tuple[int, int]]:
+    """Return the ranks each entrant may have, from `better` (E, E): whether row is significantly better than column.
+
+    Rank of e ∈ [1 + number better than e, E − number worse than e]. If the claims hold together with probability
+    1 − α, so do all the intervals.
+
+    References:
+        Chetverikov et al. (2024), arXiv:2401.15205, section 2 (after Mogstad, Romano, Shaikh & Wilhelm).
+    """
+    wins = np.asarray(better, dtype=bool)
+    E = len(wins)
+    return [(1 + int(wins[:, e].sum()), E - int(wins[e].sum())) for e in range(E)]
+
+
+def friedman(values: ArrayLike, level: float = LEVEL) -> tuple[Array, float, float]:
+    """Return mean ranks over blocks (rank 1 is least), Friedman's p-value, and Nemenyi's critical difference.
+
+    For values (N blocks, E entrants); ties share their ranks and are corrected for. Two entrants whose mean ranks
+    differ by more than CD = q √(E(E+1)/(6N)) differ, where q is the studentized range's quantile over √2.
+    Both approximations are for many blocks.
+
+    References:
+        Demšar (2006), jmlr.org/papers/v7/demsar06a.html, section 3.2.
+    """
+    ranks = average_ranks(values)
+    N, E = ranks.shape
+    if E < 2:
+        raise ValueError(f"a Friedman test needs two entrants or more, got {E}")
+    means = ranks.mean(axis=0)
+    spread = float(((ranks - (E + 1) / 2) ** 2).sum()) / (N * (E - 1))
+    statistic = N * float(((means - (E + 1) / 2) ** 2).sum()) / spread if spread > 0 else 0.0
+    q = float(stats.studentized_range.ppf(level, E, np.inf)) / math.sqrt(2)
+    return means, float(stats.chi2.sf(statistic, E - 1)), q * math.sqrt(E * (E + 1) / (6 * N))
+
+
+def cliques(mean_ranks: ArrayLike, critical_difference: float) -> list[tuple[int, ...]]:
+    """Return the largest groups of entrants whose mean ranks lie within the critical difference, best first."""
+    ranks = np.asarray(mean_ranks, dtype=np.float64)
+    order = np.argsort(ranks, kind="stable")
+    found: list[tuple[int, ...]] = []
+    for first in range(len(order)):
+        within = ranks[order] <= ranks[order[first]] + critical_difference
+        last = int(np.flatnonzero(within)[-1])
+        if last > first and (not found or int(order[last]) not in found[-1]):
+            found.append(tuple(int(e) for e in order[first : last + 1]))
+    return found
+
+
+def censored_median(costs: ArrayLike) -> float:
+    """Return the median cost, +∞ where half or more of the runs missed: a miss is never dropped."""
+    ordered = np.sort(np.asarray(costs, dtype=np.float64))
+    low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+    return float(high) if np.isinf(high) else float((low + high) / 2)
+
+
+def performance_profile(costs: ArrayLike, factors: ArrayLike) -> Array:
+    """Return the Dolan–Moré profile ρ(τ) (E, F): share of problems solved at τ times the least cost on them or less.
+
+    For costs (E, problems), ∞ for unsolved. A problem that nobody solves counts as unsolved by all. ρ of one
+    entrant depends on who else is in.
+
+    References:
+        Dolan & Moré (2002), arXiv:cs/0102001.
+    """
+    costs = np.asarray(costs, dtype=np.float64)
+    best = costs.min(axis=0)
+    ratios = np.where(np.isfinite(costs), costs / np.where(np.isfinite(best), best, 1), np.inf)
+    return np.asarray((ratios[:, :, None] <= np.asarray(factors)).mean(axis=1))
+
+
+def best_of(selected_by: ArrayLike, reported: ArrayLike, k: int) -> float:
+    """Return the expected `reported` value of the best by `selected_by` (least) of k of the n points, k ≤ n.
+
+    Exact over all subsets of size k: the i-th best point (from 1) is the best of C(n−i, k−1) of C(n, k). Without
+    replacement, so unbiased for k independent points. Equal points share their weights.
+
+    References:
+        Tang et al. (2020), arXiv:2004.13705 (without replacement); Sivaprasad et al. (2020), arXiv:1910.11758.
+    """
+    by, values = np.asarray(selected_by, dtype=np.float64), np.asarray(reported, dtype=np.float64)
+    n = len(by)
+    weights = special.comb(n - 1 - np.arange(n), k - 1) / special.comb(n, k)
+    shared = np.zeros(n)
+    order = np.argsort(by, kind="stable")
+    for value in np.unique(by):
+        own = np.flatnonzero(by[order] == value)
+        shared[order[own]] = weights[own].mean()
+    return float((shared[shared > 0] * values[shared > 0]).sum())
+
+
+def best_of_median(values: ArrayLike, k: int, level: float = LEVEL) -> Interval:
+    """Return the median of the least of k random points' values, with its exact interval from n of them.
+
+    It is the quantile p = 1 − 2^(−1/k) of one point's values. Of n sorted values, the l-th and the u-th bracket
+    that quantile with probability P(l ≤ Bin(n, p) < u), whatever the distribution; l and u cut off (1 − level)/2
+    at most on either side. Where no value does, the end is infinite.
+
+    References:
+        Lourie, Cho & He (2024), arXiv:2311.09480 (the median tuning curve).
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    n, p, tail = len(ordered), 1 - 2 ** (-1 / k), (1 - level) / 2
+    at_most = stats.binom.cdf(np.arange(n + 1), n, p)
+    lower = int(np.searchsorted(at_most, tail, side="right"))  # the most l with P(Bin < l) ≤ tail
+    upper = int(np.flatnonzero(at_most >= 1 - tail)[0]) + 1  # the least u with P(Bin ≥ u) ≤ tail
+    value = ordered[min(n, math.ceil(n * p)) - 1]
+    low = ordered[lower - 1] if lower >= 1 else -np.inf
+    high = ordered[upper - 1] if upper <= n else np.inf
+    return Interval(float(value), float(low), float(high))
+
+
+def kendall(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return Kendall's τ_b of two rankings; 1 where one of them is all ties, for then nothing contradicts."""
+    found = float(stats.kendalltau(first, second).statistic)
+    return 1.0 if math.isnan(found) else found

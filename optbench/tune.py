@@ -1,0 +1,290 @@
+"""`python -m optbench.tune suite=smoke optimizer=adam,sgd`: put optimizers through a suite's protocol.
+
+Every optimizer gets the same number of scrambled-Sobol points of its own search space on every task, the best by
+validation is run anew with fresh seeds, and the held-out task is run at the point with the best mean rank on the
+others. What has run is found and not run again: give the same command to go on.
+
+keys:
+  suite=smoke         smoke (minutes on 2 cores), small (two hours), full (a GPU), or a path to a .yaml
+  optimizer=all       names of conf/optimizer, separated by commas; all: those that have a search space
+  results_dir=results where the run folders go
+  jobs=N              runs at a time, cores/N threads each (default: as many as cores; on a GPU, 4 pay)
+  device=cpu          auto, cpu, cuda, mps
+  wandb.mode=disabled auto, online, offline: mirror every run, grouped by optimizer, typed tune and final
+  config_dir=DIR      your own YAMLs: DIR/optimizer/mine.yaml, with its `search`
+
+then: python -m optbench.leaderboard
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from scipy.stats import qmc
+
+from optbench import search
+from optbench.errors import UserError, nearest
+from optbench.launch import cores, launch
+from optbench.leaderboard.entrants import select
+from optbench.location import conf_folder
+from optbench.record import folder as record
+from optbench.suite import FINAL, TUNE, Suite, read_suite
+
+INDEX = "runs.jsonl"  # the folder of every command that has been given: finished ones are not given again
+
+
+@dataclass(frozen=True)
+class Place:
+    """One run of the protocol."""
+
+    suite: Suite
+    task: str
+    optimizer: str
+    phase: str
+    point: int
+    seed: int
+
+    def overrides(self, point: Sequence[str]) -> list[str]:
+        """The main job's overrides: the protocol's, and how to mirror the run in W&B."""
+        suite = self.suite
+        return [
+            *suite.command(self.optimizer, self.task, self.phase, self.point, point, self.seed),
+            "picture=false",
+            f"wandb.group={suite.label}-{self.optimizer}",
+            f"wandb.job_type={self.phase}",
+            f"wandb.tags=[{suite.label},{self.task},{self.optimizer}]",
+        ]
+
+
+@dataclass
+class Tuner:
+    """Runs optimizers through one suite.
+
+    Attributes:
+        suite: The protocol.
+        results: The results folder.
+        jobs: Runs at a time.
+        extra: Overrides that say where and how to run, and move no result.
+        failures: A line for every run that failed.
+    """
+
+    suite: Suite
+    results: Path
+    jobs: int
+    extra: Sequence[str] = ()
+    failures: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._index = self.results / "suites" / self.suite.label / INDEX
+        self._folders = _read_index(self._index)
+
+    def run(self, optimizers: Mapping[str, list[list[str]]]) -> None:
+        """Run what is missing of the protocol, for each optimizer (with its points)."""
+        per_optimizer = len(self.suite.tuned) * self.suite.points * len(self.suite.tuning_seeds)
+        per_optimizer += len(self.suite.tasks) * len(self.suite.final_seeds)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        console = Console(stderr=True)
+        with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as progress:
+            bar = progress.add_task("runs", total=per_optimizer * len(optimizers))
+            for optimizer, points in optimizers.items():
+                for phase, plan in ((TUNE, self._tuning), (FINAL, self._finals)):
+                    places = plan(optimizer, points)
+                    progress.update(bar, description=f"{optimizer} {phase}")
+                    for line in self._make(places, points):
+                        progress.advance(bar)
+                        if line:
+                            progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _tuning(self, optimizer: str, points: Sequence[Sequence[str]]) -> list[Place]:
+        return [
+            Place(self.suite, task, optimizer, TUNE, point, seed)
+            for task in self.suite.tuned
+            for point in range(len(points))
+            for seed in self.suite.tuning_seeds
+        ]
+
+    def _finals(self, optimizer: str, points: Sequence[Sequence[str]]) -> list[Place]:
+        """The selected point of every task that has one, which is every task unless a run failed."""
+        return [
+            Place(self.suite, task, optimizer, FINAL, point, seed)
+            for task, point in self._select(optimizer, points).items()
+            for seed in self.suite.final_seeds
+        ]
+
+    def _select(self, optimizer: str, points: Sequence[Sequence[str]]) -> dict[str, int]:
+        values = {task: self._validation(task, optimizer, points) for task in self.suite.tuned}
+        whole = {task: [v for v in column if v is not None] for task, column in values.items() if None not in column}
+        chosen = select(whole, self.suite.held_out) if whole else {}
+        if len(whole) < len(values):  # the held-out task waits until all that selects for it is known
+            chosen.pop(self.suite.held_out, None)
+        return chosen
+
+    def _validation(self, task: str, optimizer: str, points: Sequence[Sequence[str]]) -> list[float | None]:
+        """What selects, a point each, a mean over the tuning seeds; ∞ if one diverged, None if one is missing."""
+        found: list[float | None] = []
+        for i, point in enumerate(points):
+            places = [Place(self.suite, task, optimizer, TUNE, i, seed) for seed in self.suite.tuning_seeds]
+            values = [self._value(self._summary(place, point), task) for place in places]
+            known = [value for value in values if value is not None]
+            found.append(math.fsum(known) / len(known) if len(known) == len(values) else None)
+        return found
+
+    def _value(self, summary: Mapping[str, Any] | None, task: str) -> float | None:
+        if summary is None or summary.get("status") not in record.FINISHED:
+            return None
+        if summary["status"] == "diverged":
+            return math.inf
+        metric = self.suite.tasks[task].select
+        if metric not in summary["last"]:
+            raise UserError(f"suite {self.suite.name}: tasks.{task}.select is {metric}, which its runs do not record")
+        return float(summary["last"][metric])
+
+    def _summary(self, place: Place, point: Sequence[str]) -> dict[str, Any] | None:
+        folder = self._folders.get(" ".join(place.overrides(point)))
+        return record.read_json(self.results / "runs" / folder / record.SUMMARY) if folder else None
+
+    def _make(self, places: Sequence[Place], points: Sequence[Sequence[str]]) -> Iterator[str]:
+        """Yield a line for each place when it is filled: empty, or why it is not."""
+        missing = []
+        for place in places:
+            summary = self._summary(place, points[place.point])
+            if summary is not None and summary.get("status") in record.FINISHED:
+                yield ""
+            else:
+                missing.append(place.overrides(points[place.point]))
+        where = [*self.extra, f"results_dir={self.results}"]
+        with closing(launch([[*command, *where] for command in missing], self.jobs)) as runs:
+            for run in runs:
+                command = " ".join(run.overrides[: len(run.overrides) - len(where)])
+                if run.folder is None:
+                    self.failures.append(f"failed: python -m optbench {command}: {run.why}")
+                    yield self.failures[-1]
+                    continue
+                self._folders[command] = run.folder.name
+                with self._index.open("a") as stream:
+                    stream.write(json.dumps({"command": command, "folder": run.folder.name}) + "\n")
+                yield ""
+
+
+def sobol_points(space: Mapping[str, search.Dimension], count: int, seed: int) -> list[list[str]]:
+    """Return overrides for the first `count` points of a scrambled Sobol sequence in a search space.
+
+    Owen-scrambled: each point is uniform on the space, and together they fill it evenly.
+
+    References:
+        Owen (1998), doi:10.1006/jcom.1998.0487; scipy.stats.qmc.Sobol.
+    """
+    whole = 1 << max(0, count - 1).bit_length()  # its balance is that of powers of 2: draw so many, take the first
+    shares = qmc.Sobol(len(space), scramble=True, seed=seed).random(whole)[:count]
+    return [
+        [f"optimizer.{key}={_spelled(axis.at(float(u)))}" for (key, axis), u in zip(space.items(), row, strict=True)]
+        for row in shares
+    ]
+
+
+def _spelled(value: Any) -> str:
+    """Spell a value for Hydra; six digits say all that a random point has to say."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def search_spaces(names: str, config_dir: Path | None = None) -> dict[str, dict[str, search.Dimension]]:
+    """Return the search space of each optimizer named (or of all that have one), from its YAML.
+
+    Raises:
+        UserError: If there is no such optimizer, or it declares no search space.
+    """
+    folders = [folder / "optimizer" for folder in (config_dir, conf_folder()) if folder is not None]
+    files = {file.stem: file for folder in reversed(folders) for file in sorted(folder.glob("*.yaml"))}
+    wanted = sorted(files) if names == "all" else [name.strip() for name in names.split(",") if name.strip()]
+    spaces = {}
+    for name in wanted:
+        if name not in files:
+            raise UserError(f"there is no optimizer called {name}.{nearest(name, files)} Known: {', '.join(files)}")
+        space = search.read(yaml.safe_load(files[name].read_text()).get("search"))
+        if space:
+            spaces[name] = space
+        elif names != "all":
+            raise UserError(f"optimizer {name} declares no search space: add `search:` to {files[name].name}")
+    return spaces
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Return the run folder's name by the command; a line that was cut short is as if not written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        whole, _, _ = path.read_text().rpartition("\n")
+        record.write_whole(path, whole + "\n" if whole else "")
+    return {line["command"]: line["folder"] for line in record.read_lines(path)}
+
+
+def read_arguments(arguments: Sequence[str], defaults: Mapping[str, str]) -> dict[str, str]:
+    """Read KEY=VALUE arguments.
+
+    Raises:
+        UserError: If one has an unknown key, or is none.
+    """
+    given = dict(defaults)
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or key not in defaults:
+            raise UserError(f"there is no setting called {key}.{nearest(key, defaults)} Known: {', '.join(defaults)}")
+        given[key] = value
+    return given
+
+
+def main() -> None:
+    """Parse the command line and tune."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
+    try:
+        sys.exit(_main(sys.argv[1:]))
+    except UserError as error:
+        print(f"optbench: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    defaults = {
+        "suite": "smoke",
+        "optimizer": "all",
+        "results_dir": "results",
+        "jobs": "",
+        "device": "cpu",
+        "wandb.mode": "disabled",
+        "config_dir": "",
+    }
+    given = read_arguments(arguments, defaults)
+    suite = read_suite(given["suite"])
+    config_dir = Path(given["config_dir"]) if given["config_dir"] else None
+    spaces = search_spaces(given["optimizer"], config_dir)
+    points = {name: sobol_points(space, suite.points, suite.sobol_seed) for name, space in spaces.items()}
+    jobs = given["jobs"] or str(cores() if given["device"] == "cpu" else min(4, cores()))
+    if not jobs.isdigit() or int(jobs) < 1:
+        raise UserError(f"jobs must be a positive number of runs at a time, got {jobs}")
+    extra = [f"device={given['device']}", f"wandb.mode={given['wandb.mode']}"]
+    if config_dir is not None:
+        extra += ["--config-dir", str(config_dir.resolve())]
+    tuner = Tuner(suite, Path(given["results_dir"]), int(jobs), extra)
+    tuner.run(points)
+    for line in tuner.failures:
+        print(line, file=sys.stderr)
+    print(f"next: python -m optbench.leaderboard {tuner.results} suite={given['suite']}")
+    return 1 if tuner.failures else 0
+
+
+if __name__ == "__main__":
+    main()
