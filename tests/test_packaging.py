@@ -45,7 +45,6 @@ ORDER = [
     "optbench.search",
     "optbench.seeds",
     "optbench.torchvision",
-    "optbench.memory",
     "optbench.location",
     "optbench.errors",
     "optbench",
