@@ -4,7 +4,7 @@ python -m perf.curvature accuracy --case digits     the table of engines at the 
 python -m perf.curvature ratio                      time of a product over that of a gradient
 python -m perf.curvature memory                     peak memory over a training step's, and in N
 python -m perf.curvature growth --plot growth.png   cost against P and k
-python -m perf.curvature tracking                   what tracking adds to a training run
+python -m perf.curvature tracking [KEY=VALUE ...]   what the sharpness probe adds to a main job
 """
 
 from __future__ import annotations
@@ -19,9 +19,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
+from optbench.config import build
 from optbench.curvature import Hessian, top_eigenpairs
 from optbench.curvature.chunks import Pair
 from optbench.curvature.objective import Loss
+from optbench.messages import conf_folder
+from optbench.models.vit import vit
+from optbench.probes import State, due
+from optbench.probes.shared import Shared
 from perf.cases import CNN, ViT, cifar_run, digits_run, half_mse, mlp
 from perf.peers import Engine, cold_lanczos, ours, pyhessian, scipy_in_double, scipy_on_curvlinops
 
@@ -75,14 +80,15 @@ def accuracy(options: argparse.Namespace) -> None:
 
 
 def models() -> list[tuple[str, nn.Module, Loss, Pair]]:
-    """The three kinds of network, with a batch each."""
+    """The three kinds of network, with a batch each; of transformers ours, and one of torch's layers."""
     torch.manual_seed(0)
     images, labels = torch.randn(128, 3, 32, 32), torch.arange(128) % 10
     flat = torch.randn(1000, 3072)
     return [
         ("MLP 3072-200-200-10, 1000", mlp(3072, 200, 200, 10), cross_entropy, (flat, torch.arange(1000) % 10)),
         ("CNN, 128", CNN(), cross_entropy, (images, labels)),
-        ("ViT, 128", ViT(), cross_entropy, (images, labels)),
+        ("ViT (optbench's), 128", vit((3, 32, 32), 10), cross_entropy, (images, labels)),
+        ("ViT (torch's layers), 128", ViT(), cross_entropy, (images, labels)),
     ]
 
 
@@ -213,21 +219,35 @@ def _plot(path: str, sizes: list[int], times: list[float], ks: list[int], costs:
     figure.savefig(path)
 
 
-def tracking(_: argparse.Namespace) -> None:
-    """Seconds that tracking λ_1 every 10 steps adds to the digits run, 300 steps at the edge."""
-    spent = {}
-    for tracked in (False, True):
-        model, data, steps = digits_run(0, steps=700)
-        H, pairs, start = Hessian(model, half_mse, data, strategy="cached"), None, 0.0
-        for step in steps:
-            if step == 400:
-                start = time.perf_counter()
-            if tracked and step >= 400 and step % 10 == 0:
-                with H:
-                    pairs = top_eigenpairs(H, start=pairs)
-        spent[tracked] = time.perf_counter() - start
-    print(f"300 steps: {spent[False]:.2f} s; with λ_1 every 10 steps: {spent[True]:.2f} s", end="; ")
-    print(f"adds {spent[True] / spent[False] - 1:.0%}")
+def tracking(options: argparse.Namespace) -> None:
+    """Processor time that the sharpness probe of a main job adds to its updates, at its own cadence."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        experiment = build(compose("config", options.overrides))
+    update, batches, steps = experiment.update, experiment.batches, experiment.settings.steps
+    shared, probe = Shared(), experiment.probes["sharpness"]
+    hvps: list[int] = []
+    training = measuring = 0.0
+    for step in range(min(steps, options.until or steps) + 1):
+        start = time.process_time()
+        if due({"sharpness": probe}, step, steps, batches.per_epoch):
+            state = State(
+                step, steps, experiment.task, update.model, update.optimizer, batches.full, batches.per_epoch, 0,
+                shared=shared,
+            )  # fmt: skip
+            found = probe(state)["sharpness/hvps"]
+            assert isinstance(found, int)
+            hvps.append(found)
+            shared.release()
+        middle = time.process_time()
+        measuring += middle - start
+        update(*batches.next())
+        training += time.process_time() - middle
+    print(f"{step} updates: {training:.2f} s; {len(hvps)} measurements: {measuring:.2f} s", end=", ")
+    print(
+        f"{sum(map(float, hvps)):.0f} products, median {median(map(float, hvps)):.0f}; adds {measuring / training:.0%}"
+    )
 
 
 def main() -> None:
@@ -235,6 +255,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sections = {f.__name__: f for f in (accuracy, ratio, memory, growth, tracking)}
     parser.add_argument("section", choices=sections)
+    parser.add_argument("overrides", nargs="*", help="of the main job's configuration, for `tracking`")
+    parser.add_argument("--until", type=int, help="updates after which `tracking` stops; all by default")
     parser.add_argument("--case", choices=["digits", "cifar"], default="digits")
     parser.add_argument("--checkpoints", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)

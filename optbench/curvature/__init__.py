@@ -4,7 +4,8 @@ from optbench.curvature.checks import Audit, Rayleigh, audit, rayleigh
 from optbench.curvature.density import SpectralDensity, spectral_density
 from optbench.curvature.eigen import Eigenpairs, top_eigenpairs
 from optbench.curvature.hessian import GaussNewton, Hessian
-from optbench.curvature.operators import Operator, Preconditioned
+from optbench.curvature.heterogeneity import block_densities, block_heterogeneity
+from optbench.curvature.operators import Operator, Preconditioned, Restricted
 from optbench.curvature.selection import per_block, per_layer
 from optbench.curvature.slope import loss_and_gradient, mean_loss
 from optbench.curvature.stochastic import DiagonalEstimate, TraceEstimate, diagonal, trace
@@ -18,9 +19,12 @@ __all__ = [
     "Operator",
     "Preconditioned",
     "Rayleigh",
+    "Restricted",
     "SpectralDensity",
     "TraceEstimate",
     "audit",
+    "block_densities",
+    "block_heterogeneity",
     "diagonal",
     "loss_and_gradient",
     "mean_loss",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,15 +34,15 @@ def error_bounds(values: Tensor, residuals: Tensor) -> Tensor:
     References:
         Parlett (1998), The Symmetric Eigenvalue Problem, chapters 10 and 11.
     """
-    theta = values.double().cpu()
-    gram = (residuals @ residuals.T).double().cpu()
-    upper = theta + gram.diagonal().sqrt()
-    bounds = upper.sort(descending=True).values - theta
+    theta = values.double().cpu().numpy()
+    gram = (residuals @ residuals.T).double().cpu().numpy()
+    upper = theta + np.sqrt(gram.diagonal())
+    bounds = np.sort(upper)[::-1] - theta
     for j in range(1, len(theta)):
         mu = upper[j:].max()
         for i in range(j):
             gap = theta[i] - mu
             if gap > 0 and gram[i, i] / gap < bounds[i]:  # else (2) cannot be the smaller
-                shifted = torch.diag(theta[:j]) + gram[:j, :j] / gap
-                bounds[i] = torch.minimum(bounds[i], torch.linalg.eigvalsh(shifted).flip(0)[i] - theta[i])
-    return bounds.clamp_min(0)
+                shifted = np.diag(theta[:j]) + gram[:j, :j] / gap
+                bounds[i] = min(bounds[i], np.linalg.eigvalsh(shifted)[j - 1 - i] - theta[i])
+    return torch.from_numpy(bounds.clip(min=0))

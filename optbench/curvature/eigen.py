@@ -136,17 +136,17 @@ class _Solver:
 
     def pending(self) -> list[int]:
         """Pairs to improve: wanted ones above `tol`, and what holds a wanted bound up."""
-        floor = 30 * torch.finfo(self.residuals.dtype).eps * self.ritz_values.abs().max()
-        size = self.values[0].abs()
-        upper = self.values + self.norms
+        floor = 30 * torch.finfo(self.residuals.dtype).eps * float(self.ritz_values.abs().max())
+        values, norms, bounds = self.values.tolist(), self.norms.tolist(), self.bounds.tolist()
+        size = abs(values[0])
         found = set()
-        for i in range(min(self.k, len(self.values))):
-            if self.norms[i] > max(self.tol * size, floor):
+        for i in range(min(self.k, len(values))):
+            if norms[i] > max(self.tol * size, floor):
                 found.add(i)
-            elif self.bounds[i] > max(self.accuracy * size, floor):
-                rival = i + int(upper[i:].argmax())
-                found.add(rival if self.norms[rival] > self.norms[i] else i)
-        if self.guards and self.k < len(self.values) and self.norms[self.k] > max(GUARD * size, floor):
+            elif bounds[i] > max(self.accuracy * size, floor):
+                rival = max(range(i, len(values)), key=lambda j: values[j] + norms[j])
+                found.add(rival if norms[rival] > norms[i] else i)
+        if self.guards and self.k < len(values) and norms[self.k] > max(GUARD * size, floor):
             found.add(self.k)
         return sorted(found)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from optbench.curvature import products
 from optbench.curvature.chunks import Chunks, Pair
-from optbench.curvature.isolation import Mode, in_mode
+from optbench.curvature.isolation import Mode
 from optbench.curvature.objective import Loss, Objective
 from optbench.curvature.operators import Operator
 from optbench.curvature.products import Builder, Product
@@ -55,7 +54,8 @@ class ModelOperator(Operator):
                 by their number of examples.
             batches: One (inputs, targets) pair, or a re-iterable of pairs such as a DataLoader.
             params: Predicate of (name, parameter), parameter names, or None for all that train.
-            chunk: Most examples differentiated at once; None for as many as fit in `memory`.
+            chunk: Most examples differentiated at once; None for as many as fit in `memory`. "recomputed" takes
+                a chunk in four parts, so that its peak stays near that of a training step on the chunk.
             mode: "train", "eval", or None for the mode the model is in when measured. Dropout in
                 train mode keeps one mask, drawn from a fixed seed.
             dtype: Precision; None for the parameters' own. float64 measures a float32 model in
@@ -103,7 +103,7 @@ class ModelOperator(Operator):
     def prepare(self) -> Strategy:
         """Choose the chunk size and the strategy, once, and return the strategy."""
         if self._plan is None:
-            with self._measured():
+            with self.chunks.kept_rng(), self.objective.measured():
                 self._plan = make_plan(
                     self.objective,
                     self.chunks,
@@ -125,8 +125,7 @@ class ModelOperator(Operator):
     def _apply(self, vectors: Tensor) -> Tensor:
         self.prepare()
         self._check_batch_norm()
-        # Kept graphs are used without reading the data, so that no generator needs keeping.
-        with self.objective.measured() if self._kept() else self._measured():
+        with self.objective.measured():
             rows = vectors.T.contiguous()
             images = torch.zeros_like(rows)
             for weight, product in self._weighted_products():
@@ -143,17 +142,11 @@ class ModelOperator(Operator):
             self._add(image, product(self._split(row), False, once and index == len(rows)), weight)
 
     def _add(self, image: Tensor, parts: products.Tensors, weight: float) -> None:
-        for into, part in zip(self._split(image), parts, strict=True):
-            into.add_(part, alpha=weight)
+        torch._foreach_add_(self._split(image), list(parts), alpha=weight)
 
     def _split(self, rows: Tensor) -> list[Tensor]:
         parts = torch.split(rows, self.objective.sizes, dim=-1)
         return [p.view(*rows.shape[:-1], *s) for p, s in zip(parts, self.objective.shapes, strict=True)]
-
-    def _kept(self) -> bool:
-        """Whether there are kept graphs, of the current weights."""
-        with in_mode(self.objective.model, self.objective.mode):
-            return bool(self._products) and self._seen == self._state()
 
     def _state(self) -> tuple[object, ...]:
         return self.objective.fingerprint(), self.chunks.versions()
@@ -161,13 +154,16 @@ class ModelOperator(Operator):
     def _weighted_products(self) -> Iterator[tuple[float, Product]]:
         """Pairs (share of the examples, product): kept ones, or built one by one."""
         if self.strategy == "recomputed":
-            yield from self._built("cached")
+            with self.chunks.kept_rng():
+                yield from self._built("cached")
             return
-        if not self._kept():
+        state = self._state()
+        if not self._products or self._seen != state:
             self._products = []
-            self._products = list(self._built(self.strategy))
-            self._seen = self._state()
-        yield from self._products
+            with self.chunks.kept_rng():
+                self._products = list(self._built(self.strategy))
+            self._seen = state
+        yield from self._products  # without reading the data, so that no generator needs keeping
 
     def _built(self, kind: str) -> Iterator[tuple[float, Product]]:
         assert self._plan is not None
@@ -176,11 +172,6 @@ class ModelOperator(Operator):
             product = self.builders[kind](self.objective, leaves, (inputs, targets))
             yield len(inputs) / self._plan.examples, product
             del product
-
-    @contextmanager
-    def _measured(self) -> Iterator[None]:
-        with self.chunks.kept_rng(), self.objective.measured():
-            yield
 
     def _check_batch_norm(self) -> None:
         assert self._plan is not None

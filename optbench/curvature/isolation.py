@@ -57,10 +57,14 @@ def in_mode(model: nn.Module, mode: Mode | None) -> Iterator[None]:
     before = [(module, module.training) for module in model.modules()]
     try:
         if mode is not None:
-            # The flag, not model.train(): a user's override of that may do more than set it.
-            for module, _ in before:
-                module.training = mode == "train"
+            _set_modes([(module, mode == "train") for module, _ in before])
         yield
     finally:
-        for module, training in before:
+        _set_modes(before)
+
+
+def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
+        if module.training != training:  # to set an attribute of a module is slow
+            # The flag, not model.train(): a user's override of that may do more than set it.
             module.training = training

@@ -57,6 +57,7 @@ class Objective:
         self.shapes = [p.shape for p in weights]
         self.sizes = [p.numel() for p in weights]
         self.dtype, self.device = _precision(weights, dtype)
+        self._checked = False  # that the loss reads no weights behind our back
 
     def leaves(self) -> list[Tensor]:
         """The selected weights as they are now: fresh leaves that share the model's storage."""
@@ -78,11 +79,8 @@ class Objective:
         value = self._call(leaves, "loss", outputs, targets)
         if value.ndim:
             raise ValueError(f"loss must return a scalar mean, got shape {tuple(value.shape)}")
-        if value.requires_grad and self._reads_own_weights(value):
-            raise ValueError(
-                "loss reads weights that were taken out of the model beforehand: let it call "
-                "model.parameters() itself, so that it sees the weights it is differentiated at"
-            )
+        if not self._checked and value.requires_grad:
+            self._refuse_own_weights(value)
         return value
 
     def value(self, leaves: Sequence[Tensor], chunk: Pair) -> Tensor:
@@ -98,10 +96,16 @@ class Objective:
         result: Tensor = functional_call(both, state, (part, *arguments))
         return result
 
-    def _reads_own_weights(self, value: Tensor) -> bool:
+    def _refuse_own_weights(self, value: Tensor) -> None:
+        """Check once that the loss reaches the weights only through the leaves put in their place."""
         own = [p for p in self.model.parameters() if p.requires_grad]
         found = torch.autograd.grad(value, own, retain_graph=True, allow_unused=True)
-        return any(g is not None for g in found)
+        if any(g is not None for g in found):
+            raise ValueError(
+                "loss reads weights that were taken out of the model beforehand: let it call "
+                "model.parameters() itself, so that it sees the weights it is differentiated at"
+            )
+        self._checked = True
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
@@ -114,14 +118,40 @@ class Objective:
 
         Writes through `.data` escape torch's counters; call `refresh()` after those.
         """
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        modes = tuple(module.training for module in self.model.modules())
-        return (*((t.data_ptr(), t._version) for t in tensors), modes)
+        seen: list[object] = []  # one walk through the modules: this is done at every product
+        for module in self.model.modules():
+            seen.append(module.training)
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None:
+                    seen += tensor.data_ptr(), tensor._version
+        return tuple(seen)
 
     def mixes_examples(self) -> bool:
         """Whether a batch norm would use the chunk's own statistics, so that chunks matter."""
-        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        return any((m.training if self.mode is None else self.mode == "train") or m.running_mean is None for m in norms)
+        return any(
+            (m.training if self.mode is None else self.mode == "train") or m.running_mean is None for m in self._norms()
+        )
+
+    def never_mixes(self) -> bool:
+        """Whether no batch norm would, in whatever mode the model is put later."""
+        norms = self._norms()
+        return not norms or (self.mode == "eval" and not self.mixes_examples())
+
+    def draws(self, inputs: Tensor) -> bool:
+        """Whether the outputs depend on random numbers, such as a dropout mask, which are drawn for a whole chunk."""
+
+        def state() -> Tensor:
+            cuda = self.device.type == "cuda"
+            return torch.cuda.get_rng_state(self.device) if cuda else torch.default_generator.get_state()
+
+        seed_globals(self.device, 1)
+        before = state()
+        with torch.no_grad():
+            self._call(self.leaves(), "outputs", inputs)
+        return not torch.equal(before, state())
+
+    def _norms(self) -> list[nn.modules.batchnorm._BatchNorm]:
+        return [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor

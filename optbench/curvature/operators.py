@@ -172,3 +172,25 @@ class Preconditioned(Operator):
     def refresh(self) -> None:
         """Refresh the operator inside."""
         self.operator.refresh()
+
+
+class Restricted(Operator):
+    """The principal submatrix of A on some of its rows, such as one layer's; a product costs one of A.
+
+    Args:
+        operator: A, shape (P, P).
+        rows: Their indices, shape (p,), each once.
+    """
+
+    def __init__(self, operator: Operator, rows: Tensor) -> None:
+        self.operator, self.rows, self.size = operator, rows, len(rows)
+        self.dtype, self.device = operator.dtype, operator.device
+
+    def _apply(self, vectors: Tensor) -> Tensor:
+        whole = vectors.new_zeros((self.operator.size, vectors.shape[1]))
+        whole[self.rows] = vectors
+        return (self.operator @ whole)[self.rows]
+
+    def refresh(self) -> None:
+        """Refresh the operator inside."""
+        self.operator.refresh()

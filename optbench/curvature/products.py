@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.autograd import grad
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from optbench.curvature.chunks import Pair
 from optbench.curvature.objective import Objective
@@ -25,7 +26,7 @@ Builder = Callable[[Objective, Tensors, Pair], Product]
 def hessian_by_double_backward(objective: Objective, leaves: Tensors, chunk: Pair) -> Product:
     """H v = d/dw (∇L(w)·v), from a graph of the gradient that is kept."""
     loss = objective.value(leaves, chunk)
-    gradients = _derivative([loss], leaves, keep=True)
+    gradients = _edges(_derivative([loss], leaves, keep=True))
 
     def product(tangents: Tensors, batched: bool, last: bool) -> Tensors:
         return _derivative(gradients, leaves, tangents, batched, last=last)
@@ -48,7 +49,7 @@ def gauss_newton_by_double_backward(objective: Objective, leaves: Tensors, chunk
     """G v = Jᵀ H_ℓ J v; J v is the derivative of u ↦ Jᵀu, so all of it is reverse mode."""
     outputs = _single(objective.outputs(leaves, chunk[0]))
     dual = torch.zeros_like(outputs, requires_grad=True)
-    pulled = _derivative([outputs], leaves, [dual], keep=True)
+    pulled = _edges(_derivative([outputs], leaves, [dual], keep=True))
     slope, at = _output_gradient(objective, leaves, outputs, chunk)
 
     def product(tangents: Tensors, batched: bool, last: bool) -> Tensors:
@@ -97,8 +98,13 @@ def _single(outputs: Tensor) -> Tensor:
     return outputs
 
 
+def _edges(tensors: Tensors) -> list[GradientEdge | None]:
+    """Where the tensors hang in the graph, None if nowhere: that is enough, and their P numbers go free."""
+    return [get_gradient_edge(t) if t.requires_grad else None for t in tensors]
+
+
 def _derivative(
-    of: Tensors,
+    of: Sequence[Tensor | GradientEdge | None],
     at: Tensors,
     along: Tensors | None = None,
     batched: bool = False,
@@ -107,7 +113,8 @@ def _derivative(
 ) -> Tensors:
     """d(of·along)/d(at), zero where there is no dependence; the graph stays unless it is the last."""
     vectors = [None] * len(of) if along is None else list(along)
-    pairs = [(f, v) for f, v in zip(of, vectors, strict=True) if f.requires_grad]
+    roots = [f if not isinstance(f, Tensor) or f.requires_grad else None for f in of]
+    pairs = [(f, v) for f, v in zip(roots, vectors, strict=True) if f is not None]
     if not pairs:
         lead = vectors[0].shape[:1] if batched and vectors[0] is not None else ()
         return [x.new_zeros((*lead, *x.shape)) for x in at]

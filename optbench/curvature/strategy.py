@@ -20,6 +20,7 @@ Strategy = Literal["auto", "cached", "linearized", "recomputed", "timed"]
 
 SAMPLE = 32  # examples whose graph is weighed; graphs grow linearly with the examples
 TRUST = 1e4  # rounding units by which two correct products may differ: norms amplify rounding
+PARTS = 4  # of a chunk, differentiated twice one after the other: together below two training steps' memory
 PRODUCTS = 8  # products a measurement is expected to need, over which a set-up is spread
 
 
@@ -58,6 +59,10 @@ def make_plan(
 ) -> Plan:
     """Weigh a sample's graph, cut the data so that one chunk fits in memory, choose the strategy.
 
+    A graph that is differentiated twice takes three to five times the memory of a training step on its chunk. Where
+    it is not kept, a chunk is therefore taken in `PARTS`, so that a chunk size that trains also measures;
+    not where examples are mixed or a dropout mask is drawn, since smaller chunks would be another loss.
+
     Only "timed" looks at the clock, and only where the whole graph fits.
 
     Raises:
@@ -76,6 +81,9 @@ def make_plan(
         strategy = "cached"
     elif strategy == "timed":
         strategy = fastest(objective, builders, next(iter(chunks)))
+    if strategy == "recomputed" and objective.never_mixes() and not objective.draws(sample[0]):
+        chunks.limit = math.ceil(max(sizes) / PARTS)
+        sizes = chunks.sizes()
     builder = builders["linearized" if strategy == "linearized" else "cached"]
     if strategy == "linearized" or batched:
         error = disagreement(objective, builders["cached"], builder, sample, batched)

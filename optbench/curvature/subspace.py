@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -37,9 +39,9 @@ class Subspace:
         if not len(fresh):
             return 0
         images = (self.operator @ fresh.T).T
-        if not torch.isfinite(images).all():
-            raise FloatingPointError("the curvature product is not finite: the weights have diverged or overflow")
         cross, corner = self.basis @ images.T, fresh @ images.T
+        if not math.isfinite(float(images.sum())):
+            raise FloatingPointError("the curvature product is not finite: the weights have diverged or overflow")
         self.projected = torch.cat(
             [
                 torch.cat([self.projected, cross], 1),
@@ -73,12 +75,19 @@ class Subspace:
         tiny = 100 * torch.finfo(rows.dtype).eps
         rows = rows[: self.operator.size - len(self)]
         for _ in range(2):  # twice is enough (Kahan and Parlett): the first pass leaves rounding
-            lengths = rows.norm(dim=1, keepdim=True)
-            rows = rows / lengths.clamp_min(torch.finfo(rows.dtype).tiny)
-            rows = rows - (rows @ self.basis.T) @ self.basis
-            rows = rows[rows.norm(dim=1) > tiny]
-            if len(rows) > 1:
-                columns, triangle = torch.linalg.qr(rows.T)
-                rows = columns.T[triangle.diagonal().abs() > tiny]
-        lengths = rows.norm(dim=1, keepdim=True)
-        return torch.div(rows, lengths)
+            rows = torch.nn.functional.normalize(rows, dim=1, eps=torch.finfo(rows.dtype).tiny)
+            if len(self):
+                rows = torch.addmm(rows, rows @ self.basis.T, self.basis, alpha=-1)
+            rows = _independent(rows, tiny)
+        return torch.nn.functional.normalize(rows, dim=1, eps=torch.finfo(rows.dtype).tiny)
+
+
+def _independent(rows: Tensor, tiny: float) -> Tensor:
+    """The rows orthogonalised, without those whose part outside the ones before is tiny."""
+    lengths = rows.norm(dim=1)
+    if not bool((lengths > tiny).all()):
+        rows = rows[lengths > tiny]
+    if len(rows) > 1:
+        columns, triangle = torch.linalg.qr(rows.T)
+        rows = columns.T[triangle.diagonal().abs() > tiny]
+    return rows

@@ -41,7 +41,7 @@ class Edge:
         examples: How many training examples H is over, always the same, the first ones; None for all.
         k: How many eigenvalues of the preconditioned Hessian.
         accuracy: Bound to reach for them, relative to the largest.
-        audit_every: Measurements between audits, of 40 products each.
+        audit_every: Measurements between audits, of 20 products each.
         norm_hvps: Products a measurement of norm sharpness, at most 60.
 
     References:

@@ -6,7 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
-from optbench.curvature import Hessian, spectral_density, top_eigenpairs, trace
+from optbench.curvature import (
+    Hessian,
+    block_densities,
+    block_heterogeneity,
+    per_layer,
+    spectral_density,
+    top_eigenpairs,
+    trace,
+)
 from optbench.errors import UserError
 from optbench.probes import State, Value
 from optbench.seeds import derive
@@ -14,11 +22,13 @@ from optbench.seeds import derive
 
 @dataclass
 class Spectrum:
-    """`spectrum/trace` = tr ∇²L(w) with its 95 % interval, and the spectral density of ∇²L(w).
+    """`spectrum/trace` = tr ∇²L(w) with its 95 % interval, the spectral density of ∇²L(w), and how unlike layers are.
 
     The density p(t) = (1/P) Σ_i δ(t − λ_i) is recorded as a quadrature, `spectrum/nodes` with
-    `spectrum/weights`; `spectrum/lambda_min` is its lowest node, an upper bound of the smallest eigenvalue. L is
-    what the sharpness probe takes. Cost: about `steps`·`probes` + `samples` Hessian-vector products.
+    `spectrum/weights`; `spectrum/lambda_min` is its lowest node, an upper bound of the smallest eigenvalue.
+    `spectrum/heterogeneity` is the mean Jensen-Shannon distance between the densities of the layers' diagonal blocks,
+    between 0 and 1, see `block_heterogeneity`; absent where there is one layer. L is what the sharpness probe takes.
+    Cost: about `steps`·`probes` + `samples` + layers·`layer_steps` Hessian-vector products.
 
     Args:
         every: Cadence.
@@ -27,9 +37,10 @@ class Spectrum:
         deflate: Eigenvectors tracked for that.
         steps: Lanczos steps a random vector of the density.
         probes: Random vectors of the density.
+        layer_steps: Lanczos steps of a layer's density; 0 leaves the heterogeneity out.
 
     References:
-        Ghorbani et al. (2019), arXiv:1901.10159.
+        Ghorbani et al. (2019), arXiv:1901.10159; Zhang et al. (2024), arXiv:2402.16788.
     """
 
     every: int | str = "epoch"
@@ -38,10 +49,11 @@ class Spectrum:
     deflate: int = 5
     steps: int = 64
     probes: int = 2
+    layer_steps: int = 20
     _basis: Tensor | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        for name, least in (("samples", 2), ("deflate", 1), ("steps", 1), ("probes", 1)):
+        for name, least in (("samples", 2), ("deflate", 1), ("steps", 1), ("probes", 1), ("layer_steps", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"probes.spectrum.{name} must be at least {least}, got {getattr(self, name)}")
 
@@ -49,24 +61,28 @@ class Spectrum:
         """Estimate both."""
         start = time.perf_counter()
         seed = derive(state.seed, f"spectrum/{state.step}")
-        examples = state.task.train.first(self.examples)
-        data = (examples.inputs, examples.targets)
-        with Hessian(state.model, state.task.loss, data, mode="train") as H:
-            pairs = top_eigenpairs(H, min(self.deflate, H.size), start=self._basis, seed=seed)
-            estimate = trace(H, self.samples, deflate=pairs, seed=seed + 1)
-            density = spectral_density(H, min(self.steps, H.size), self.probes, seed=seed + 2)
-            hvps = H.hvps
+        H = state.shared.hessian(state, self.examples)
+        before = H.hvps
+        pairs = top_eigenpairs(H, min(self.deflate, H.size), start=self._basis, seed=seed)
+        estimate = trace(H, self.samples, deflate=pairs, seed=seed + 1)
+        density = spectral_density(H, min(self.steps, H.size), self.probes, seed=seed + 2)
         self._basis = pairs.basis
-        return {
+        found: dict[str, Value] = {
             "spectrum/trace": estimate.value,
             "spectrum/trace_low": estimate.low,
             "spectrum/trace_high": estimate.high,
             "spectrum/lambda_min": float(density.nodes[0]),
             "spectrum/nodes": density.nodes.tolist(),
             "spectrum/weights": density.weights.tolist(),
-            "spectrum/hvps": hvps,
-            "spectrum/seconds": time.perf_counter() - start,
         }
+        found |= self._heterogeneity(state, H, seed + 3)
+        return found | {"spectrum/hvps": H.hvps - before, "spectrum/seconds": time.perf_counter() - start}
+
+    def _heterogeneity(self, state: State, H: Hessian, seed: int) -> dict[str, Value]:
+        layers = per_layer(state.model)
+        if self.layer_steps == 0 or len(layers) < 2:
+            return {}
+        return {"spectrum/heterogeneity": block_heterogeneity(block_densities(H, layers, self.layer_steps, seed=seed))}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the warm start."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from statistics import median
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from optbench.curvature import Eigenpairs, Hessian, audit, top_eigenpairs
 from optbench.curvature.chunks import Pair
@@ -16,13 +17,16 @@ from perf.cases import CIFAR, cifar_run, digits_run, half_mse
 Run = tuple[nn.Module, Pair, Iterator[int]]
 
 
-def follow(run: Run, first: int, every: int = 10, accuracy: float = 5e-3) -> tuple[list[Eigenpairs], list[float]]:
-    """Warm-started pairs and the true λ_1 (float64, five more digits), every so many steps."""
+def follow(
+    run: Run, first: int, every: int = 10, accuracy: float = 5e-3
+) -> tuple[list[Eigenpairs], list[float], list[Tensor]]:
+    """Warm-started pairs, and the true λ_1 and u_1, u_2 (float64, five more digits), every so many steps."""
     model, data, steps = run
     H = Hessian(model, half_mse, data, strategy="cached")
     double = Hessian(model, half_mse, data, dtype=torch.float64, strategy="cached")
     found: list[Eigenpairs] = []
     truth: list[float] = []
+    vectors: list[Tensor] = []
     reference = None
     for step in steps:
         if step < first or step % every:
@@ -31,9 +35,16 @@ def follow(run: Run, first: int, every: int = 10, accuracy: float = 5e-3) -> tup
             found.append(top_eigenpairs(H, accuracy=accuracy, start=found[-1] if found else None))
             reference = top_eigenpairs(double, 2, accuracy=1e-8, guards=3, start=reference)
             truth.append(float(reference.values[0]))
+            vectors.append(reference.vectors)
             if len(truth) % 10 == 1:
                 assert not audit(double, reference, steps=12).lost
-    return found, truth
+    return found, truth, vectors
+
+
+def crossings(vectors: list[Tensor]) -> int:
+    """How often the vector of λ_1 had been that of λ_2 the time before."""
+    overlaps = [before.T @ after for before, after in pairwise(vectors)]
+    return sum(bool(o[1, 0].abs() > o[0, 0].abs()) for o in overlaps)
 
 
 def check(found: list[Eigenpairs], truth: list[float], worst: float) -> None:
@@ -46,21 +57,23 @@ def check(found: list[Eigenpairs], truth: list[float], worst: float) -> None:
 
 
 def test_digits() -> None:
-    found, truth = follow(digits_run(0, steps=700), first=300)
+    found, truth, vectors = follow(digits_run(0, steps=700), first=300)
     check(found, truth, 0.005)
+    assert crossings(vectors) >= 1  # among what was just checked are times at which λ_2 had overtaken λ_1
     assert median(pairs.hvps for pairs in found[1:]) <= 7
     assert median(truth[-20:]) == pytest.approx(2 / 0.5, rel=0.1)  # it is at the edge
 
 
 def test_digits_to_five_digits() -> None:
-    check(*follow(digits_run(1, lr=0.3, steps=500), first=400, accuracy=1e-5), 1e-5)
+    found, truth, _ = follow(digits_run(1, lr=0.3, steps=500), first=400, accuracy=1e-5)
+    check(found, truth, 1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("seed", "lr"), [(0, 0.5), (1, 0.3), (2, 0.5), (3, 0.4)])
 @pytest.mark.parametrize("accuracy", [5e-3, 1e-5])
 def test_digits_long(seed: int, lr: float, accuracy: float) -> None:
-    found, truth = follow(digits_run(seed, lr, steps=1000), first=300, accuracy=accuracy)
+    found, truth, _ = follow(digits_run(seed, lr, steps=1000), first=300, accuracy=accuracy)
     check(found, truth, accuracy)
     if accuracy == 5e-3:
         assert median(pairs.hvps for pairs in found[1:]) <= 8
@@ -71,5 +84,5 @@ def test_digits_long(seed: int, lr: float, accuracy: float) -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("accuracy", [5e-3, 1e-5])
 def test_cifar_subset(seed: int, accuracy: float) -> None:
-    found, truth = follow(cifar_run(seed, steps=650), first=400, accuracy=accuracy)
+    found, truth, _ = follow(cifar_run(seed, steps=650), first=400, accuracy=accuracy)
     check(found, truth, accuracy)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
-from optbench.curvature import Hessian, Operator, audit, rayleigh, top_eigenpairs
+from optbench.curvature import Hessian, Operator, audit, rayleigh, top_eigenpairs, trace
 from optbench.curvature.bounds import error_bounds
 from optbench.torchvision import import_datasets
 from perf.cases import digits, digits_run, half_mse, mlp
@@ -68,7 +70,7 @@ def test_zero_and_definite_matrices() -> None:
 
 def test_against_scipy_and_curvlinops() -> None:
     import_datasets()
-    from curvlinops import HessianLinearOperator
+    from curvlinops import HessianLinearOperator, hutchinson_trace
 
     model, data, run = digits_run(0, steps=400)
     for _ in run:
@@ -88,6 +90,16 @@ def test_against_scipy_and_curvlinops() -> None:
     theirs = HessianLinearOperator(double, Loss(), list(double.parameters()), [(inputs, targets)])
     v = torch.randn(H.size, dtype=torch.float64)
     torch.testing.assert_close(5 * (theirs @ v), H @ v, rtol=1e-12, atol=1e-12)
+    linear = LinearOperator(H.shape, matvec=lambda v: (theirs @ torch.from_numpy(v.ravel())).numpy(), dtype=np.float64)
+    top = eigsh(linear, k=1, which="LA", tol=1e-11, return_eigenvectors=False)[0]
+    assert float(pairs.values[0]) == pytest.approx(5 * top, abs=1e-8)
+    torch.manual_seed(0)  # theirs draws from the global generator
+    other = 5 * float(hutchinson_trace(theirs, 300, "rademacher"))
+    wide = trace(H, 300)
+    narrow = trace(H, 300, deflate=pairs)
+    # Two estimates with one standard error each, five of the two together; and ours with the pairs taken out.
+    assert abs(wide.value - other) < 5 * math.sqrt(2) * wide.stderr
+    assert abs(narrow.value - other) < 5 * math.hypot(wide.stderr, narrow.stderr)
 
 
 def test_small_hessian_against_dense() -> None:

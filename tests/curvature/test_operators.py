@@ -218,6 +218,24 @@ def test_memory_bound_turns_to_chunks() -> None:
     torch.testing.assert_close(Hv, dense_hessian(model, half_mse, (inputs, targets)) @ v, rtol=0, atol=1000 * EPS)
 
 
+def test_a_recomputed_chunk_is_taken_in_parts_unless_that_is_another_loss() -> None:
+    model, data = small()
+    normed = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)).double()
+    dropping = nn.Sequential(model, nn.Dropout(0.5))
+    for net, mode, parts in (
+        (model, None, 4),
+        (normed, None, 1),
+        (normed, "train", 1),
+        (normed, "eval", 4),
+        (dropping, "train", 1),
+        (dropping, "eval", 4),
+    ):
+        H = Hessian(net, half_mse, data, strategy="recomputed", mode=mode)  # type: ignore[arg-type]
+        H.prepare()
+        assert H._plan is not None
+        assert H._plan.chunks == parts
+
+
 def test_refusals() -> None:
     model, data = small()
     labels = one_hot(torch.arange(20) % 3, 3).double()

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from optbench.errors import UserError
 from optbench.probes import State
 from optbench.probes.sharpness import Sharpness
 from optbench.task import Split, Task, half_mse
@@ -115,6 +116,24 @@ def test_it_says_beforehand_what_its_cadence_will_cost() -> None:
     state.say = said.append
     Sharpness(every=10)(state)
     assert "sharpness: 11 measurements of about" in said[0]
+
+
+def test_between_solves_one_product_gives_a_marked_lower_value_until_the_vector_drifts() -> None:
+    state = _state()
+    probe, every = Sharpness(drift=0.05), Sharpness()
+    assert probe(state)["sharpness/solved"] == 1
+    for scale, solved in ((1.002, 0), (1.5, 1)):
+        with torch.no_grad():
+            for p in state.model.parameters():
+                p.mul_(scale)
+        found, truth = probe(state), float(_dense(state, 30)[0])
+        assert found["sharpness/solved"] == solved
+        assert (found["sharpness/hvps"] == 1) == (solved == 0)
+        value, bound = found["sharpness/lambda_max"], found["sharpness/lambda_max_bound"]
+        assert truth - bound <= value <= truth + 1e-12  # type: ignore[operator]
+    assert "sharpness/solved" not in every(state)
+    with pytest.raises(UserError, match=r"drift must be positive, or null, and needs k=1, got 0.1, k=2"):
+        Sharpness(drift=0.1, k=2)
 
 
 def test_pyhessian_as_the_engine_gives_its_numbers_with_their_residual() -> None:

@@ -19,6 +19,14 @@ def test_trace_and_moments_are_those_of_the_dense_hessian() -> None:
     assert found["spectrum/lambda_min"] == pytest.approx(float(truth[-1]), rel=1e-3)
 
 
+def test_layers_are_compared_on_the_graph_that_all_probes_share() -> None:
+    state = _state()
+    found = Spectrum(samples=2, deflate=1, steps=2, probes=1, layer_steps=5)(state)
+    assert 0 < found["spectrum/heterogeneity"] <= 1  # type: ignore[operator]
+    assert found["spectrum/hvps"] == state.shared.hessian(state, None).hvps
+    assert "spectrum/heterogeneity" not in Spectrum(samples=2, steps=2, probes=1, layer_steps=0)(state)
+
+
 def test_it_resumes_from_its_warm_start() -> None:
     one, other = Spectrum(), Spectrum()
     one(_state())
