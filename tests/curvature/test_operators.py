@@ -236,6 +236,17 @@ def test_a_recomputed_chunk_is_taken_in_parts_unless_that_is_another_loss() -> N
         assert H._plan.chunks == parts
 
 
+def test_a_large_kept_graph_is_in_parts_and_gives_the_same_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = small()
+    v = torch.randn(53).double()
+    whole = Hessian(model, half_mse, data)
+    expected = whole @ v
+    monkeypatch.setattr("optbench.curvature.strategy.WHOLE", 1000)  # bytes; this graph is larger
+    parted = Hessian(model, half_mse, data)
+    torch.testing.assert_close(parted @ v, expected, rtol=0, atol=1000 * EPS)
+    assert (parted.strategy, len(parted._products), len(whole._products)) == ("cached", 4, 1)
+
+
 def test_refusals() -> None:
     model, data = small()
     labels = one_hot(torch.arange(20) % 3, 3).double()
