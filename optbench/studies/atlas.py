@@ -75,7 +75,7 @@ BATCHES = (
 )
 SPECTRAL = ("optimizer=steepest", "optimizer.norm=spectral")
 ELSEWHERE = "pytorch_optimizer"
-CROWDED = "several eigenvalues are at the edge together; λ₁ is the largest of them, so it is above 1"
+CROWDED = "several eigenvalues are at the edge, in finite oscillations that mix them: λ₁, the largest, sits above 1"
 OVERSHOT = "the fast start overshoots the edge and leaves the network flat; it comes back to the edge slowly"
 GEOMETRY = "norm sharpness is a lower bound, and its maximizer jumps from corner to corner"
 OPEN = "no threshold is established"
