@@ -77,6 +77,7 @@ SPECTRAL = ("optimizer=steepest", "optimizer.norm=spectral")
 ELSEWHERE = "pytorch_optimizer"
 CROWDED = "several eigenvalues are at the edge, in finite oscillations that mix them: λ₁, the largest, sits above 1"
 OVERSHOT = "the fast start overshoots the edge and leaves the network flat; it comes back to the edge slowly"
+RATCHET = "P never shrinks, so that after each spike of the loss it takes long to come back to the edge"
 GEOMETRY = "norm sharpness is a lower bound, and its maximizer jumps from corner to corner"
 OPEN = "no threshold is established"
 ATLAS = (
@@ -88,7 +89,7 @@ ATLAS = (
     Entry("Nesterov", ("optimizer=nesterov",), (0.04, 0.08), 0.08),
     Entry("RMSprop", ("optimizer=rmsprop",), (5e-5, 1e-4), 1e-4, 0.12, CROWDED),
     Entry("Adam", ("optimizer=adam",), (1e-3, 2e-3), 2e-3),
-    Entry("AMSGrad", ("optimizer=amsgrad",), (2e-3, 4e-3), 4e-3),
+    Entry("AMSGrad", ("optimizer=amsgrad",), (2e-3, 4e-3), 4e-3, 0.15, RATCHET),
     Entry("AdamW", ("optimizer=adamw",), (1e-3, 2e-3), 2e-3),
     Entry("NAdam", ("optimizer=nadam",), (5e-4, 1e-3), 1e-3, 0.12, CROWDED),
     Entry("RAdam", ("optimizer=radam",), (2e-3, 4e-3), 4e-3),
