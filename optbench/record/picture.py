@@ -83,9 +83,13 @@ def _sharpness(axis: "Axes", records: Records) -> None:
     """Draw λ_1 … λ_k of what the threshold is on, shaded where at the edge; λ_1(H) beside it if that is another."""
     own = next((prefix for prefix in OWN if any(f"{prefix}sharpness" in r for r in records)), None)
     first = f"{own}sharpness" if own else "sharpness/lambda_max"
-    others = sorted({key for r in records for key in r if key.startswith(f"{own or 'sharpness/'}lambda_")})
-    for key in (key for key in others if key.rpartition("_")[2].isdigit()):
-        _line(axis, records, key, "", RED, "-", marker="", linewidth=0.7, alpha=0.6)
+    others = {key for r in records for key in r if key.startswith(f"{own or 'sharpness/'}lambda_")}
+    numbered = sorted(
+        (key for key in others if key.rpartition("_")[2].isdigit()), key=lambda k: int(k.rpartition("_")[2])
+    )
+    for i, key in enumerate(numbered):
+        label = "" if i else "the next" if len(numbered) == 1 else f"the next {len(numbered)}"
+        _line(axis, records, key, label, RED, "-", marker="", linewidth=0.7, alpha=0.6)
     names = {None: "sharpness $\\lambda_1$", OWN[0]: "preconditioned sharpness", OWN[1]: "norm sharpness (lower bound)"}
     _line(axis, records, first, names[own], RED, "-")
     _shade(axis, records)
