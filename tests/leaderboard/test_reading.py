@@ -1,7 +1,6 @@
 """Corrupt, half-written, foreign and hostile folders and files harm nothing, and each is named with its reason."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -120,7 +119,7 @@ def test_committed_lines_are_read_and_bad_ones_named(tmp_path: Path) -> None:
     _entries(tmp_path, "a", [*lines, *bad, json.dumps(long_curve)])
     runs, unreadable = read_results(tmp_path)
     assert len(runs) == len(lines) and len(unreadable) == len(bad) + 1
-    assert "line 21: schema 7" in " ".join(why for _, why in unreadable)
+    assert "line 22: schema 7" in " ".join(why for _, why in unreadable)
 
 
 def test_an_entry_is_ranked_only_once_it_is_verified(tmp_path: Path) -> None:
@@ -147,7 +146,7 @@ HOSTILE = (
 
 @pytest.mark.parametrize("word", HOSTILE)
 def test_a_command_from_elsewhere_is_never_given_unless_it_is_the_protocols(word: str) -> None:
-    own = [r for r in entrant(SUITE, "a", 0.2)]
+    own = entrant(SUITE, "a", 0.2)
     evil = [checked({**json.loads(r.line()), "command": [*r.command[:-2], word, *r.command[-2:]]}) for r in own]
     admitted = admit(SUITE, evil)
     assert not admitted.entrants and "whose command is not the protocol's" in admitted.refused["a"][0]
@@ -178,6 +177,6 @@ def test_reading_stays_within_its_folder(tmp_path: Path) -> None:
     _entries(tmp_path / "results", "a", [json.dumps(line) for line in own])
     runs, unreadable = read_results(tmp_path / "results")
     assert len(runs) == 1 and not runs[0].local and not unreadable  # one name, so one run
-    assert sorted(os.listdir(tmp_path)) == ["results"]
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
     with pytest.raises(UnreadableError):
         read_run(tmp_path / "nowhere")
