@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from optbench.config import run_name
+from optbench.config import find_plugins, run_name
 from optbench.errors import UserError
 from optbench.job import run_job
 from optbench.location import conf_folder
@@ -20,6 +20,10 @@ from optbench.messages import explain
 def main() -> None:
     """Run what the command line says; exit code 0 is finished (a divergence too), 1 and 2 an error, 130 Ctrl-C."""
     wants_tracebacks = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    if str(Path.cwd()) not in sys.path:  # `optbench` the script, unlike `python -m optbench`, would not find my_file.py
+        sys.path.insert(0, str(Path.cwd()))
+    for problem in find_plugins():
+        print(f"optbench: {problem}", file=sys.stderr)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits by itself; we say it in one line
     failures: list[int] = []
 

@@ -3,11 +3,15 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
+from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue
@@ -18,6 +22,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from optbench import search
 from optbench.batches import Batches
 from optbench.errors import UserError
+from optbench.location import conf_folder
+from optbench.plugins import conf_folders
 from optbench.probes import Probe, check_cadences
 from optbench.probes.generalization import evaluate, evaluating
 from optbench.runner import Experiment, Settings
@@ -38,6 +44,22 @@ NOT_IN_THE_NAME = (
 )
 ABOUT_IT = ("about", "search")  # keys of an optimizer's YAML that are not for the optimizer
 FINGERPRINT_EXAMPLES = 1000
+
+
+class _PlugIns(SearchPathPlugin):
+    folders: Sequence[Path] = ()
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in self.folders:
+            search_path.append("optbench plug-in", f"file://{folder}")
+
+
+def find_plugins() -> list[str]:
+    """Let every configuration composed from now on see the YAMLs of packages installed; return what is wrong."""
+    _PlugIns.folders, problems = conf_folders(conf_folder())
+    if _PlugIns not in Plugins.instance().discover(SearchPathPlugin):
+        Plugins.instance().register(_PlugIns)
+    return problems
 
 
 def resolve_device(name: str) -> torch.device:

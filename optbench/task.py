@@ -15,6 +15,7 @@ from torch import Tensor
 from optbench.errors import UserError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Error = Callable[[Tensor, Tensor], Tensor]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -66,7 +67,7 @@ class Task:
     test: Split | None
     output_width: int
     loss: Loss
-    error: Loss | None = None
+    error: Error | None = None
     augment: Augment | None = None
     facts: dict[str, object] = field(default_factory=dict)
 
@@ -113,12 +114,13 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
 
 
-def _error_of_classes(outputs: Tensor, targets: Tensor) -> Tensor:
+def error_of_classes(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Share of examples, or of tokens, whose largest output is not that of their class."""
     return (outputs.argmax(-1) != targets).double().mean()
 
 
 def _error_of_one_hot(outputs: Tensor, targets: Tensor) -> Tensor:
-    return _error_of_classes(outputs, targets.argmax(-1))
+    return error_of_classes(outputs, targets.argmax(-1))
 
 
 def classification(
@@ -153,7 +155,7 @@ def classification(
         test=ready.get("test"),
         output_width=classes,
         loss=half_mse if one_hot else cross_entropy,
-        error=_error_of_one_hot if one_hot else _error_of_classes,
+        error=_error_of_one_hot if one_hot else error_of_classes,
         augment=augment,
         facts=facts or {},
     )

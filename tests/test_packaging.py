@@ -19,15 +19,18 @@ ORDER = [
     "optbench.launch",
     "optbench.__main__",
     "optbench.cli",
-    "optbench.messages",
+    "optbench.new",
     "optbench.study",
     "optbench.job",
     "optbench.config",
+    "optbench.messages",
     "optbench.runner",
     "optbench.update",
     "optbench.batches",
     "optbench.checkpoint",
     "optbench.studies",
+    "optbench.integrations",
+    "optbench.watching",
     "optbench.probes",
     "optbench.dynamics",
     "optbench.curvature",
@@ -45,6 +48,7 @@ ORDER = [
     "optbench.seeds",
     "optbench.torchvision",
     "optbench.location",
+    "optbench.plugins",
     "optbench.errors",
     "optbench",
 ]
@@ -53,6 +57,8 @@ ONLY_IMPORTER = {
     "wandb": {"optbench.record.wandb"},
     "plotly": {"optbench.leaderboard.page"},
     "torchvision": {"optbench.torchvision"},
+    "lightning": {"optbench.integrations.lightning"},
+    "transformers": {"optbench.integrations.transformers"},
     "matplotlib": {"optbench.record.picture", "optbench.curvature.density", "optbench.studies.picture"},
 }
 WITHOUT_TORCH = [
@@ -168,6 +174,7 @@ def test_a_bare_checkout_and_a_wheel_run_from_any_folder(tmp_path: Path) -> None
             if "__pycache__" not in file.parts
         }
         assert {f"optbench/{file}" for file in files} <= set(names)
+    assert {f"optbench/templates/{file.name}" for file in (ROOT / "optbench/templates").iterdir()} <= set(names)
     installed = tmp_path / "installed"
     zipfile.ZipFile(wheel).extractall(installed)
     from_wheel = _run(elsewhere, PYTHONPATH=str(installed))

@@ -13,7 +13,7 @@ from optbench.probes import check_cadences
 from optbench.suite import FINAL, TUNE, known_suites, read_suite
 
 # A suite's digest moves with every change of it. Where results move, raise its version; then write both here.
-PUBLISHED = {"smoke": (1, "ca58799bbdcaa336")}
+PUBLISHED = {"smoke": (1, "bd4af5c7c847dd3b")}
 
 
 @pytest.mark.parametrize("name", known_suites())

@@ -1,0 +1,100 @@
+"""`WatchCallback` for the Hugging Face Trainer: `trainer.add_callback(WatchCallback(trainer))`."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from optbench.errors import UserError
+from optbench.watching import Watch, watch
+
+LABELS = ("labels", "label", "label_ids")
+
+
+class WatchCallback(TrainerCallback):
+    """Send sharpness, distance to the edge and generalization gap to the trainer's own log, and so to W&B.
+
+    The loss is the one that the model computes itself when it is given labels, a mean over the examples measured on:
+    the first of the training set and, for the gap, of the evaluation set where there is one.
+
+    Args:
+        trainer: The trainer.
+        every: Optimizer updates between measurements.
+        examples: How many examples of each set.
+        options: The rest of `optbench.watch`.
+    """
+
+    def __init__(self, trainer: Trainer, every: int = 100, examples: int = 64, **options: Any) -> None:
+        self.trainer, self.every, self.examples, self.options = trainer, every, examples, options
+        self._watch: Watch | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
+    ) -> None:
+        """Read the data to measure on."""
+        if not state.is_world_process_zero:
+            return
+        model, optimizer = objects["model"], objects["optimizer"]
+        train, test = (self._first(data) for data in (self.trainer.train_dataset, self.trainer.eval_dataset))
+        data = _collated(self.trainer, model, train + test)
+        device = next(model.parameters()).device
+        index = torch.arange(len(train) + len(test), device=device)
+        indexed = _Indexed(model, {name: x.to(device) for name, x in data.items()})
+        pairs = [(part, part) for part in (index[: len(train)], index[len(train) :])]
+        self._watch = watch(
+            indexed,
+            getattr(optimizer, "optimizer", optimizer),  # what Accelerate wraps
+            _itself,
+            pairs[0],
+            self.every,
+            test=pairs[1] if test else None,
+            error=None,
+            **self.options,
+        )
+        self._watch.step = state.global_step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
+    ) -> None:
+        """Measure where it is due."""
+        found = {} if self._watch is None else self._watch()
+        numbers = {key: value for key, value in found.items() if not isinstance(value, list)}
+        if numbers:
+            own = control.should_log  # which logging anything clears, and with it the trainer's own record
+            self.trainer.log(numbers)
+            control.should_log = own
+
+    def _first(self, data: Any) -> list[Any]:
+        if data is None:
+            return []
+        if not hasattr(data, "__len__"):
+            raise UserError("WatchCallback needs data sets with a length: give the trainer one that is not a stream")
+        return [data[i] for i in range(min(self.examples, len(data)))]
+
+
+class _Indexed(nn.Module):
+    """The model's own loss over the examples with given numbers, shape (B,)."""
+
+    def __init__(self, model: nn.Module, data: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.model, self.data = model, data
+
+    def forward(self, index: Tensor) -> Tensor:
+        loss: Tensor = self.model(**{name: x[index] for name, x in self.data.items()}).loss
+        return loss
+
+
+def _itself(outputs: Tensor, targets: Tensor) -> Tensor:
+    return outputs
+
+
+def _collated(trainer: Trainer, model: nn.Module, examples: list[Any]) -> dict[str, Tensor]:
+    """One batch of all examples, so padded to one length, of what the model's forward takes."""
+    taken = {*inspect.signature(model.forward).parameters, *LABELS}
+    batch = trainer.data_collator([{k: v for k, v in example.items() if k in taken} for example in examples])
+    if not any(name in batch for name in LABELS):
+        raise UserError("WatchCallback needs labels in the batches, from which the model computes its loss")
+    return {name: x for name, x in batch.items() if isinstance(x, Tensor)}
