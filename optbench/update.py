@@ -1,9 +1,11 @@
 """One update: the closure that every optimizer is given, whatever its class."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -16,11 +18,15 @@ from optbench.task import Loss
 class Update:
     """Calls `optimizer.step(closure)` on a batch, then the schedule.
 
+    An optimizer that differentiates the gradient says so by a true attribute `create_graph`; then the closure
+    leaves gradients with their graph in `.grad`. After the step they are there without.
+
     Attributes:
         micro_batch_size: Examples a forward and backward pass; bounds memory, the mathematics stays. None: all.
         clip_norm: Largest Euclidean norm of the whole gradient; None for no clipping.
         autocast: Forward passes in bfloat16 where that is safe; weights and loss stay in float32.
-        gradients: Evaluations of the batch gradient so far; some optimizers take several an update.
+        gradients: Evaluations of the batch gradient so far; some optimizers take several an update. One with its
+            graph counts twice: the Hessian product that it is for costs as much again.
     """
 
     model: nn.Module
@@ -52,14 +58,12 @@ class Update:
         def closure() -> Tensor:
             nonlocal first
             self.optimizer.zero_grad()
-            if torch.is_grad_enabled():
+            # torch's own optimizers enable gradients for the closure, not every other does
+            with torch.enable_grad(), self._attention():
                 loss = self._backward(inputs, targets)
-            else:  # torch's own optimizers enable gradients for the closure, not every other does
-                with torch.enable_grad():
-                    loss = self._backward(inputs, targets)
             if self.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-            self.gradients += 1
+                self._clip(self.clip_norm)
+            self.gradients += 1 + self._keeps_graph
             if first is None:
                 first = loss.detach()
             return loss
@@ -67,23 +71,54 @@ class Update:
         self.optimizer.step(closure)  # type: ignore[arg-type]  # closures may return tensors
         if first is None:
             raise UserError(f"{type(self.optimizer).__name__}.step() never called the closure that it was given")
+        for p in self.parameters:  # a graph that ends in p and hangs on p.grad would never be freed
+            if p.grad is not None and p.grad.requires_grad:
+                p.grad = p.grad.detach()
         if self.schedule is not None:
             self.schedule.step()
         return first
+
+    @property
+    def _keeps_graph(self) -> bool:
+        return bool(getattr(self.optimizer, "create_graph", False))
 
     def _backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Add the gradient of the mean loss over the batch to `.grad`, and return that loss."""
         size = self.micro_batch_size
         if size is None or size >= len(inputs):
             loss = self._mean_loss(inputs, targets)
-            loss.backward()
+            self._differentiate(loss)
             return loss
         total = torch.zeros((), device=inputs.device, dtype=self.parameters[0].dtype)
         for x, y in zip(inputs.split(size), targets.split(size), strict=True):
             loss = self._mean_loss(x, y) * (len(x) / len(inputs))
-            loss.backward()
+            self._differentiate(loss)
             total += loss.detach()
         return total
+
+    def _attention(self) -> AbstractContextManager[None]:
+        """Fused attention has no second derivative."""
+        return sdpa_kernel(SDPBackend.MATH) if self._keeps_graph else nullcontext()
+
+    def _clip(self, largest: float) -> None:
+        if not self._keeps_graph:
+            nn.utils.clip_grad_norm_(self.parameters, largest)
+            return
+        held = [p for p in self.parameters if p.grad is not None]
+        before = [p.grad.detach().clone() for p in held if p.grad is not None]
+        scale = (largest / (nn.utils.get_total_norm(before) + 1e-6)).clamp(max=1)  # as clip_grad_norm_ has it
+        for p in held:
+            assert p.grad is not None
+            p.grad = p.grad * scale  # what is differentiated is the clipped gradient, at a fixed scale
+
+    def _differentiate(self, loss: Tensor) -> None:
+        if not self._keeps_graph:
+            loss.backward()
+            return
+        gradients = torch.autograd.grad(loss, self.parameters, create_graph=True, allow_unused=True)
+        for p, g in zip(self.parameters, gradients, strict=True):
+            if g is not None:
+                p.grad = g if p.grad is None else p.grad + g
 
     def _mean_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         if not self.autocast:

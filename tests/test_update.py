@@ -1,8 +1,11 @@
 import pytest
 import torch
+from pytorch_optimizer import AdaHessian, SophiaH
 from torch import Tensor, nn
 
 from optbench.errors import UserError
+from optbench.models.vit import vit
+from optbench.optimizers.with_graph import WithGraph
 from optbench.task import half_mse
 from optbench.update import Update
 
@@ -83,3 +86,55 @@ def test_matches_the_shortest_hand_written_loop_bit_for_bit() -> None:
         optimizer.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def _differentiates(net: nn.Module, lr: float = 0.1) -> WithGraph:
+    return WithGraph(net.parameters(), lambda p: AdaHessian(p, lr=lr, eps=1e-8))
+
+
+def test_an_optimizer_that_differentiates_the_gradient_gets_its_graph_and_leaves_none() -> None:
+    """With η_H = 1/L for L = ½ Σ h_i w_i² the first step of AdaHessian is w − η g/|h|, whatever the sign drawn."""
+    h = torch.tensor([1.0, 4.0, 9.0], dtype=torch.float64)
+    net = nn.Linear(3, 3, bias=False).double()
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(3))
+    before = net.weight.detach().clone()
+    x = (3 * h).sqrt().diag()
+    update = Update(net, half_mse, _differentiates(net))
+    update(x, torch.zeros(3, 3, dtype=torch.float64))
+    # Rows of W are independent and the Hessian of each is diag(h): D = h, g = h w; eps 1e-8 relative to h ≥ 1.
+    torch.testing.assert_close(net.weight.detach(), before - 0.1 * before, rtol=1e-7, atol=1e-9)
+    assert all(p.grad is not None and not p.grad.requires_grad for p in net.parameters())
+    assert update.gradients == 2  # the gradient, and the product with the Hessian
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.01])
+def test_micro_batches_give_the_same_graph_as_the_whole_batch(clip_norm: float | None) -> None:
+    ends = []
+    for size in (None, 4):
+        net = _net()
+        update = Update(net, half_mse, _differentiates(net), micro_batch_size=size, clip_norm=clip_norm)
+        torch.manual_seed(0)
+        for _ in range(3):
+            update(*_batch())
+        ends.append([p.detach().clone() for p in net.parameters()])
+    # Sums in another order, 1e-15 relative, over a diagonal estimate that may be 1e-4 of the largest.
+    for a, b in zip(*ends, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_attention_is_differentiated_twice() -> None:
+    torch.manual_seed(0)
+    net = vit((3, 8, 8), 3, width=8, depth=1, heads=2)
+    update = Update(net, half_mse, _differentiates(net))
+    update(torch.randn(4, 3, 8, 8), torch.randn(4, 3))
+    assert all(bool(p.isfinite().all()) for p in net.parameters())
+
+
+def test_the_graph_is_kept_only_for_the_steps_that_need_it() -> None:
+    net = _net()
+    base = WithGraph(net.parameters(), lambda p: SophiaH(p, lr=1e-3, update_period=5))
+    update = Update(net, half_mse, base)
+    for _ in range(10):
+        update(*_batch())
+    assert update.gradients == 10 + 2

@@ -24,7 +24,7 @@ _HOME = {
     "combine": "terms",
     "unknown": "terms",
 }
-_RULES = ("adaptive", "geometric", "matrix", "ours")
+_RULES = ("adaptive", "geometric", "matrix", "ours", "wrapped")
 
 
 def __getattr__(name: str) -> Any:

@@ -53,7 +53,8 @@ def _soap(optimizer: Any) -> Edge:
         return Term(p, lr, ema(beta1) * shrink, 1 - shrink, diagonal=diagonal, root=root)
 
     unusual = any(
-        group["step"] < 2 or group["merge_dims"] or group["normalize_gradient"] for group in optimizer.param_groups
+        group.get("step", 0) < 2 or group["merge_dims"] or group["normalize_gradient"]
+        for group in optimizer.param_groups
     )
     if unusual or optimizer.data_format != "channels_first":
         parameters = [p for _, p in trainable(optimizer)]

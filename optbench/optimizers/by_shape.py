@@ -9,7 +9,8 @@ from torch.optim import Optimizer
 
 from optbench.optimizers import evaluate
 
-Factory = Callable[[Iterable[nn.Parameter]], Optimizer]
+Group = dict[str, Any]
+Factory = Callable[[Any], Optimizer]
 
 
 class ByShape(Optimizer):
@@ -19,22 +20,34 @@ class ByShape(Optimizer):
     as Jordan et al. (2024) do. Learning-rate schedules see the groups of both parts.
 
     Args:
-        params: Parameters of one model, ungrouped.
+        params: Parameters of one model, or groups of them; a group's settings go to both parts.
         matrices: Makes the optimizer of the matrices; None of them is allowed.
         rest: Makes the optimizer of the rest; none of them is allowed too.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], matrices: Factory, rest: Factory) -> None:
-        every = list(params)
-        super().__init__(every, {})
+        given = list(params)
+        super().__init__(given, {})
+        every = [p for group in self.param_groups for p in group["params"]]
         self._pairs = [(p, _as_matrix(p)) for p in every if p.ndim >= 2]
         others = [p for p in every if p.ndim < 2]
         self.parts: dict[str, Optimizer] = {}
+        grouped = bool(given) and isinstance(given[0], dict)
+        seen_as = {id(p): matrix for p, matrix in self._pairs} | {id(p): p for p in others}
         if self._pairs:
-            self.parts["matrices"] = matrices([matrix for _, matrix in self._pairs])
+            own = [matrix for _, matrix in self._pairs]
+            self.parts["matrices"] = matrices(self._split(seen_as, own) if grouped else own)
         if others:
-            self.parts["rest"] = rest(others)
+            self.parts["rest"] = rest(self._split(seen_as, others) if grouped else others)
         self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
+
+    def _split(self, seen_as: dict[int, nn.Parameter], kept: list[nn.Parameter]) -> list[Group]:
+        """The groups given, each with those of its parameters that are kept, as the part sees them."""
+        ids = {id(p) for p in kept}
+        return [
+            group | {"params": [seen_as[id(p)] for p in group["params"] if id(seen_as[id(p)]) in ids]}
+            for group in self.param_groups
+        ]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
@@ -98,3 +111,10 @@ def _as_matrix(p: nn.Parameter) -> nn.Parameter:
     if matrix.data_ptr() != p.data_ptr():
         raise ValueError(f"a parameter of shape {tuple(p.shape)} and strides {p.stride()} has no matrix view")
     return matrix
+
+
+def marked(params: Iterable[Any], optimizer: Callable[[list[Group]], Optimizer]) -> Optimizer:
+    """Make one of pytorch_optimizer's kin of Muon, which want matrices in groups that say `use_muon`."""
+    given = list(params)
+    groups = given if given and isinstance(given[0], dict) else [{"params": given}]
+    return optimizer([group | {"use_muon": True} for group in groups])

@@ -1,25 +1,22 @@
 """Sharpness-aware minimization over any optimizer."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from optbench.errors import UserError
+from optbench.optimizers.wrapper import Closure, Factory, Wrapper, copy_all
 
-Factory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
-
-class SAM(Optimizer):
+class SAM(Wrapper):
     """The base's step with the gradient at w + ρ g/‖g‖, g = ∇L(w), taken from w.
 
     ‖g‖ is over all parameters together. The closure is called twice an update, the second time at the
     perturbed weights; on one batch both times. Learning-rate schedules see the base's groups.
 
     Args:
-        params: Parameters of one model, ungrouped.
+        params: Parameters of one model.
         base: Makes the optimizer that takes the step.
         rho: Radius ρ of the ascent, not negative.
 
@@ -30,41 +27,63 @@ class SAM(Optimizer):
     def __init__(self, params: Iterable[nn.Parameter], base: Factory, rho: float = 0.05) -> None:
         if not rho >= 0:
             raise UserError(f"optimizer.rho must not be negative, got {rho}")
-        every = list(params)
-        super().__init__(every, {})
+        super().__init__(params, base)
         self.rho = float(rho)
-        self.base = base(every)
-        self.param_groups = self.base.param_groups
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor:  # type: ignore[override]
+    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """Climb, take the gradient there, come back, and let the base step; return the loss at w."""
         if closure is None:
             raise UserError("SAM takes two gradients a step, so it needs a closure: optimizer.step(closure)")
         with torch.enable_grad():
             loss = closure()
-        held = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        held = self.held()
         before = [p.clone() for p in held]
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p.grad) for p in held]))
-        scale = torch.where(norm > 0, self.rho / norm, torch.zeros_like(norm))
-        for p in held:
-            p.add_(p.grad * scale)
+        for p, up in zip(held, self.ascent(held), strict=True):
+            p.add_(up)
         with torch.enable_grad():
             closure()
-        for p, w in zip(held, before, strict=True):
-            p.copy_(w)
+        copy_all(held, before)
         self.base.step()
         return loss
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients."""
-        self.base.zero_grad(set_to_none)
+    def ascent(self, held: Sequence[Tensor]) -> list[Tensor]:
+        """ρ g/‖g‖, a tensor per parameter; 0 for g = 0."""
+        scale = self._over_norm([p.grad for p in held if p.grad is not None])
+        return [p.grad * scale for p in held if p.grad is not None]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the base's state; SAM has none of its own."""
-        return self.base.state_dict()
+    def _over_norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """ρ/‖g‖, and 0 for g = 0."""
+        if not gradients:
+            return torch.zeros(())
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+        return torch.where(norm > 0, self.rho / norm, torch.zeros_like(norm))
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the base."""
-        self.base.load_state_dict(state_dict)
-        self.param_groups = self.base.param_groups
+
+class ASAM(SAM):
+    """SAM with a radius in proportion to each weight: w + ρ T²g/‖Tg‖, T = |w| + ξ.
+
+    Invariant under the rescaling of adjacent layers of a ReLU network, up to ξ.
+
+    Args:
+        params: Parameters of one model.
+        base: Makes the optimizer that takes the step.
+        rho: Radius ρ, not negative.
+        xi: ξ, keeps a weight of 0 from standing still in the ascent.
+
+    References:
+        Kwon et al. (2021), arXiv:2102.11600, equation (6) with element-wise normalization, biases too.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], base: Factory, rho: float = 0.5, xi: float = 0.01) -> None:
+        if not xi >= 0:
+            raise UserError(f"optimizer.xi must not be negative, got {xi}")
+        super().__init__(params, base, rho)
+        self.xi = float(xi)
+
+    def ascent(self, held: Sequence[Tensor]) -> list[Tensor]:
+        """ρ T²g/‖Tg‖, a tensor per parameter; 0 for g = 0."""
+        sizes = [p.abs() + self.xi for p in held]
+        scaled = [t * p.grad for t, p in zip(sizes, held, strict=True) if p.grad is not None]
+        scale = self._over_norm(scaled)
+        return [t * g * scale for t, g in zip(sizes, scaled, strict=True)]
