@@ -202,7 +202,8 @@ def test_a_dominated_entrant_never_wins(scores: s.Array, margin: float) -> None:
 def test_adding_seeds_narrows_the_intervals(scores: s.Array) -> None:
     few, many = (s.iqm_interval(np.tile(scores[0], (1, times)), draws=400) for times in (1, 4))
     assert many.high - many.low <= few.high - few.low + 1e-12
-    few_pair, many_pair = (s.compare(*np.tile(scores[:2], (1, 1, times)), draws=400) for times in (1, 4))
+    tiled = [np.tile(scores, (1, 1, times)) for times in (1, 4)]
+    few_pair, many_pair = (s.compare(every[0], every[1], draws=400) for every in tiled)
     assert many_pair.p <= few_pair.p + 1e-12
     widths = [p.difference.high - p.difference.low for p in (few_pair, many_pair)]
     assert widths[1] <= widths[0] * 1.05 + 1e-12  # 400 draws place an end to a few percent

@@ -1,6 +1,7 @@
 """Suites: what they may say, and that everything they ask for can be composed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -50,7 +51,7 @@ def _write(folder: Path, **changes: object) -> str:
 
 
 TASK = yaml.safe_load((conf_folder() / "suite" / "smoke.yaml").read_text())["tasks"]["digits_mlp"]
-WRONG = {
+WRONG: dict[str, dict[str, Any]] = {
     "seed 0 both selects and reports": {"tuning_seeds": [0]},
     "held_out must be one of two or more tasks, got digits": {"held_out": "digits"},
     "has no key pionts. Did you mean points?": {"pionts": 3},

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def test_time_to_target_is_of_the_first_measurement_below_it_and_a_miss_is_infin
     assert board.profiles["never"] == [0.0] * 25 and board.profiles["fast"] == [1.0] * 25
 
 
-UNLIKE = {
+UNLIKE: dict[str, dict[str, Any]] = {
     "another data hash": {"data_hash": "other"},
     "another hash of the initial weights": {"init_hash": "other"},
     "another initial loss": {"initial_loss": 2.4},

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def _json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-DAMAGE = {
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "no summary.json": lambda f: (f / "summary.json").unlink(),
     "damaged JSON": lambda f: (f / "summary.json").write_text('{"schema": 1, "stat'),
     "schema 99": lambda f: _json(f / "summary.json", schema=99),
