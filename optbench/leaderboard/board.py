@@ -199,9 +199,9 @@ def robustness(suite: Suite, entrants: Sequence[Entrant], every: Array) -> list[
     for t, task in enumerate(suite.tasks):
         if len(suite.tasks) > 2:
             choices[f"without the task {task}"] = -iqm(np.delete(every, t, axis=1).reshape(len(names), -1))
+    tuned = np.array([[[i.value for i in tuning_curve(suite, e, task)] for task in suite.tuned] for e in entrants])
     for k in range(1, suite.points + 1):
-        medians = np.array([[tuning_curve(suite, e, task)[k - 1].value for task in suite.tuned] for e in entrants])
-        choices[f"best of {k} tuning point{'s' * (k > 1)} by validation"] = mean_ranks(medians)
+        choices[f"best of {k} tuning point{'s' * (k > 1)} by validation"] = mean_ranks(tuned[:, :, k - 1])
     found = [_robust(choice, names, board, other) for choice, other in choices.items()]
     for e, name in enumerate(names if len(names) > 2 else []):
         # Scores do not depend on who else is in; mean ranks do.

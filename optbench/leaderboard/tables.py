@@ -168,6 +168,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def escape(text: str) -> str:
     """Escape what Markdown and the HTML in it would take for themselves."""
-    for sign, escaped in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("\n", " ")):
+    signs = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "\n": " ", "`": "'", "](": "]\\("}
+    for sign, escaped in signs.items():
         text = text.replace(sign, escaped)
-    return text.replace("`", "'").replace("[", "\\[") if "](" in text else text.replace("`", "'")
+    return text

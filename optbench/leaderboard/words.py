@@ -1,6 +1,5 @@
 """What the board shows, in words."""
 
-import itertools
 import math
 
 from optbench.leaderboard.board import Board
@@ -32,9 +31,16 @@ def _first(board: Board) -> list[str]:
 def _groups(board: Board) -> list[str]:
     """Neighbours that cannot be told apart: the reader's first mistake is to read a rank as a difference."""
     names = [s.name for s in board.standings]
-    neighbours = list(itertools.pairwise(names[1:]))  # those of the first one have been said
-    same = [pair for pair in neighbours if not _sure(board, pair)]
-    lines = [f"{a} and {b} cannot be told apart." for a, b in same]
+    lines, chain = [], names[1:2]  # those that are like the first one have been said
+    for name in [*names[2:], None]:
+        if name is not None and not _sure(board, (chain[-1], name)):
+            chain.append(name)
+            continue
+        if len(chain) == 2:
+            lines.append(f"{chain[0]} and {chain[1]} cannot be told apart.")
+        elif len(chain) > 2:
+            lines.append(f"None of {_and(chain)} can be told apart from the next.")
+        chain = [name] if name is not None else []
     total = len(board.pairs)
     sure = sum(_sure(board, pair) for pair in board.pairs)
     lines.append(
@@ -43,7 +49,10 @@ def _groups(board: Board) -> list[str]:
     )
     problems = len(board.suite.tasks) * len(board.suite.final_seeds)
     if (least := 2.0 ** (1 - problems)) * total >= 1 - LEVEL:
-        lines.append(f"{problems} runs an entrant can tell nobody apart: the least possible p is {least:.2g}.")
+        lines.append(
+            f"With {problems} runs an entrant the least possible p is {least:.2g}: too few to tell anybody apart among "
+            f"{total} pairs."
+        )
     return lines
 
 
@@ -65,7 +74,14 @@ def _friedman(board: Board) -> list[str]:
 def _choices(board: Board) -> list[str]:
     best = board.standings[0].name
     other = [r for r in board.robust if best not in r.first and not r.choice.startswith("mean rank without")]
-    lines = [f"By {r.choice}, {_and(r.first)} would be first (Kendall's τ with the board {r.tau:.2f})." for r in other]
+    lines = []
+    for first in dict.fromkeys(tuple(r.first) for r in other):
+        same = [r for r in other if tuple(r.first) == first]
+        tau = min(r.tau for r in same)
+        choices = "; ".join(r.choice for r in same)
+        lines.append(
+            f"{_and(list(first))} would be first by: {choices} (Kendall's τ with the board {tau:.2f} or more)."
+        )
     left_out = [r for r in board.robust if r.choice.startswith("mean rank without")]
     moved = [r.choice.removeprefix("mean rank without ") for r in left_out if r.tau < 1]
     if moved:

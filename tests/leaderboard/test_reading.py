@@ -1,0 +1,183 @@
+"""Corrupt, half-written, foreign and hostile folders and files harm nothing, and each is named with its reason."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optbench.leaderboard.entrants import admit
+from optbench.leaderboard.runs import ENTRIES, LARGEST_OTHER_BYTES, UnreadableError, checked, read_results, read_run
+from optbench.leaderboard.verify import MARKS, compare, unverified
+from optbench.suite import FINAL
+from tests.conftest import Command
+from tests.leaderboard.fields import entrant, run, suite
+
+SUITE = suite()
+BOARD = "board={suite:simulated,version:1,digest:abc,task:task0,phase:final,point:0}"
+
+
+@pytest.fixture
+def folder(optbench: Command, tmp_path: Path) -> Path:
+    """A real run folder of a suite."""
+    return tmp_path / optbench("task=digits", "steps=20", "model.widths=[4]", "picture=false", BOARD).folder
+
+
+def test_a_run_folder_is_read_with_curves_costs_and_command(folder: Path) -> None:
+    found = read_run(folder)
+    assert found is not None and (found.suite, found.task, found.phase, found.seed) == (
+        "simulated",
+        "task0",
+        "final",
+        0,
+    )
+    assert found.curve["step"][0] == 0 and found.curve["step"][-1] == 20
+    assert {"test/loss", "sharpness/lambda_max", "cost/gradients", "time/train_seconds"} <= found.curve.keys()
+    assert found.peak_gib > 0 and found.optimizer_gib == 0 and found.gradients == 20
+    assert "task=digits" in found.command and not any("results_dir" in word for word in found.command)
+    assert checked({k: v for k, v in json.loads(found.line()).items() if k != "schema"}) == found
+
+
+def test_the_state_of_an_optimizer_is_counted(optbench: Command) -> None:
+    arguments = ("task=digits", "steps=2", "model.widths=[]", "probes=none", "picture=false", BOARD)
+    sizes = {}
+    for name in ("sgd", "momentum", "adam", "muon"):
+        found = read_run(Path(optbench(*arguments, f"optimizer={name}").folder))
+        assert found is not None
+        sizes[name] = found.optimizer_gib * 2**30
+    parameters = 64 * 10 + 10
+    assert sizes["sgd"] == 0 and sizes["momentum"] == pytest.approx(4 * parameters, rel=1e-5)
+    assert sizes["adam"] == pytest.approx(8 * parameters + 8, rel=1e-5)  # and a step counter for each of two tensors
+    assert sizes["muon"] == pytest.approx(4 * 640 + 8 * 10 + 4, rel=1e-5)
+
+
+def test_a_run_of_no_suite_is_passed_over_in_silence(optbench: Command, tmp_path: Path) -> None:
+    own = Path(optbench("task=quadratic", "steps=3", "picture=false").folder)
+    assert read_results(tmp_path / "results") == ([], [])
+    found = read_run(own, any_run=True)
+    assert found is not None and found.curve["step"]
+
+
+def _json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "no summary.json": lambda f: (f / "summary.json").unlink(),
+    "damaged JSON": lambda f: (f / "summary.json").write_text('{"schema": 1, "stat'),
+    "schema 99": lambda f: _json(f / "summary.json", schema=99),
+    "status is int": lambda f: _json(f / "summary.json", status=3),
+    "status has 100000 letters": lambda f: _json(f / "summary.json", status="x" * 100_000),
+    "is not JSON": lambda f: (f / "summary.json").write_text('{"schema": 1, "last": {"test/loss": NaN}}'),
+    "no JSON object": lambda f: (f / "provenance.json").write_text("[1, 2]"),
+    "a metric is not a finite number": lambda f: _json(f / "summary.json", last={"test/loss": "0.1"}),
+    "not as a run writes it": lambda f: (f / "metrics.jsonl").write_text("{}\n[3]\nnonsense\n"),
+    "larger than": lambda f: (f / "summary.json").write_text(" " * (LARGEST_OTHER_BYTES + 1)),
+    "has aliases": lambda f: (f / "config.yaml").write_text("a: &a [x, x]\nb: [*a, *a]\n"),
+    "config.yaml is missing or damaged": lambda f: (f / "config.yaml").write_text("a: [1,\n  b: {"),
+    "config.yaml is no mapping": lambda f: (f / "config.yaml").write_text("- 1\n"),
+    "no config.yaml": lambda f: (f / "config.yaml").unlink(),
+    "provenance.json cannot be read": lambda f: (f / "provenance.json").write_bytes(b"\xff\xfe\x00{"),
+    "deep": lambda f: (f / "summary.json").write_text("[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("why", DAMAGE)
+def test_a_damaged_folder_is_named_and_the_others_are_read(why: str, folder: Path) -> None:
+    good = folder.with_name("good")
+    shutil.copytree(folder, good)
+    DAMAGE[why](folder)
+    runs, unreadable = read_results(folder.parent.parent)
+    assert [found.name for found in runs] == ["good"]
+    assert [name for name, _ in unreadable] == [folder.name]
+    assert why == "deep" or why in unreadable[0][1]
+
+
+def test_a_link_out_of_the_results_is_not_followed(folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(folder, elsewhere)
+    (folder.parent / "link").symlink_to(elsewhere)
+    (folder / "summary.json").unlink()
+    (folder / "summary.json").symlink_to(elsewhere / "summary.json")
+    runs, unreadable = read_results(folder.parent.parent)
+    assert not runs and len(unreadable) == 2 and all("link" in why for _, why in unreadable)
+
+
+def _entries(results: Path, name: str, lines: list[str]) -> None:
+    file = results / ENTRIES / SUITE.label / f"{name}.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(line + "\n" for line in lines))
+
+
+def test_committed_lines_are_read_and_bad_ones_named(tmp_path: Path) -> None:
+    lines = [own.line() for own in entrant(SUITE, "a", 0.2)]
+    lost = [{k: v for k, v in json.loads(lines[0]).items() if k != "seed"}, json.loads(lines[0]) | {"schema": 7}]
+    bad = ["", "{", "null", '{"schema": 1}', *[json.dumps(line) for line in lost], lines[0][:-40], "[" * 100_000]
+    long_curve = json.loads(lines[-1])
+    long_curve["curve"]["step"] = list(range(1000))
+    _entries(tmp_path, "a", [*lines, *bad, json.dumps(long_curve)])
+    runs, unreadable = read_results(tmp_path)
+    assert len(runs) == len(lines) and len(unreadable) == len(bad) + 1
+    assert "line 22: schema 7" in " ".join(why for _, why in unreadable)
+
+
+def test_an_entry_is_ranked_only_once_it_is_verified(tmp_path: Path) -> None:
+    _entries(tmp_path, "a", [own.line() for own in entrant(SUITE, "a", 0.2)])
+    runs, _ = read_results(tmp_path)
+    assert "--verify re-runs a sample" in unverified(tmp_path, SUITE)["a"]
+    assert not admit(SUITE, runs, unverified(tmp_path, SUITE)).entrants
+    assert admit(SUITE, runs).entrants[0].name == "a"
+    marks = tmp_path / ENTRIES / SUITE.label / MARKS
+    for content in ("{", "[]", '{"a": 3}', '{"a": {"file": "another", "agreed": true}}'):
+        marks.write_text(content)
+        assert "a" in unverified(tmp_path, SUITE)
+
+
+HOSTILE = (
+    "optimizer._target_=os.system",
+    "optimizer.lr=${oc.env:HOME}",
+    "hydra.run.dir=/tmp/elsewhere",
+    "--config-dir=/tmp/elsewhere",
+    "optimizer.foo._target_=os.system",
+    "task=../../elsewhere",
+)
+
+
+@pytest.mark.parametrize("word", HOSTILE)
+def test_a_command_from_elsewhere_is_never_given_unless_it_is_the_protocols(word: str) -> None:
+    own = entrant(SUITE, "a", 0.2)
+    evil = [checked({**json.loads(r.line()), "command": [*r.command[:-2], word, *r.command[-2:]]}) for r in own]
+    admitted = admit(SUITE, evil)
+    assert not admitted.entrants and "whose command is not the protocol's" in admitted.refused["a"][0]
+
+
+def test_a_re_run_is_compared_with_what_was_said() -> None:
+    peers = [run(SUITE, "a", "task0", FINAL, 1, seed, 0.1 + 0.01 * seed) for seed in range(4)]
+    then = peers[0]
+    changed = {"then": then.last}
+
+    def verdict(**changes: Any) -> str:
+        from dataclasses import replace
+
+        return compare(SUITE, then, replace(then, **changes), peers).verdict
+
+    assert changed and verdict() == "same"
+    assert verdict(last={"test/error": 0.12}) == "close"
+    assert verdict(last={"test/error": 0.2}) == "test/error 0.1 then, 0.2 now"
+    assert verdict(init_hash="other") == "another hash of the initial weights"
+    assert verdict(status="diverged") == "done then, diverged now"
+    assert verdict(settings={"lr": 9}) == "its command makes other settings of the optimizer"
+    assert compare(SUITE, then, None, peers).verdict == "could not be run again"
+
+
+def test_reading_stays_within_its_folder(tmp_path: Path) -> None:
+    """A name that looks like a path is text: nothing is opened or written by it."""
+    own = [json.loads(r.line()) | {"name": "../../../escaped", "local": True} for r in entrant(SUITE, "a", 0.2)]
+    _entries(tmp_path / "results", "a", [json.dumps(line) for line in own])
+    runs, unreadable = read_results(tmp_path / "results")
+    assert len(runs) == 1 and not runs[0].local and not unreadable  # one name, so one run
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+    with pytest.raises(UnreadableError):
+        read_run(tmp_path / "nowhere")
