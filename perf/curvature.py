@@ -23,7 +23,7 @@ from optbench.config import build
 from optbench.curvature import Hessian, top_eigenpairs
 from optbench.curvature.chunks import Pair
 from optbench.curvature.objective import Loss
-from optbench.messages import conf_folder
+from optbench.location import conf_folder
 from optbench.models.vit import vit
 from optbench.probes import State, due
 from optbench.probes.shared import Shared
