@@ -97,7 +97,7 @@ ATLAS = (
     Entry("Adagrad", ("optimizer=adagrad",), (5e-3, 1e-2), 1e-2),
     Entry("Adadelta", ("optimizer=adadelta",), (0.25, 0.5, 1.0), 0.25, 0.15, CROWDED),
     Entry("Adafactor", ("optimizer=adafactor",), (2.5e-3, 5e-3, 1e-2), 2.5e-3, 0.15, CROWDED),
-    Entry("SAM over GD", SAM, (0.15, 0.3), 0.3, key="optimizer.base.lr"),
+    Entry("SAM over GD", SAM, (0.15, 0.3), 0.15, key="optimizer.base.lr"),
     Entry("max-norm descent", ("optimizer=steepest",), (5e-5, 1e-4), 1e-4, 0.12, GEOMETRY),
     Entry("sign descent", ("optimizer=signsgd",), (5e-4, 1e-3), 1e-3, 0.12, GEOMETRY),
     Entry("spectral descent", SPECTRAL, (0.02, 0.04, 0.08), 0.04),

@@ -92,14 +92,14 @@ def test_every_rate_that_was_tried_is_written_and_a_rate_that_diverges_is_not_ta
     assert "takes none" in capsys.readouterr().out
 
 
-def test_an_interrupted_atlas_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_killed_atlas_goes_on_where_it_was(tmp_path: Path) -> None:
     command = ["-m", "optbench.study", "edge_atlas", "--short", "--jobs", "1", "--results-dir", str(tmp_path)]
     command += ["--only", "gradient descent,Nesterov"]
     first = subprocess.Popen([sys.executable, *command], start_new_session=True, stderr=subprocess.DEVNULL)
     runs, deadline = tmp_path / "studies/edge_atlas_short/runs.json", time.monotonic() + 300
     while not runs.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
-    os.killpg(first.pid, signal.SIGINT)
+    os.killpg(first.pid, signal.SIGKILL)
     assert first.wait(timeout=300) != 0
     before = {f: f.stat().st_mtime_ns for f in tmp_path.glob("runs/*/summary.json")}
     done = [f for f in before if '"done"' in f.read_text()]
