@@ -12,6 +12,9 @@ from optbench.curvature.operators import Operator
 from optbench.curvature.subspace import Subspace
 
 GUARD = 0.1  # relative residual of the first guard: a vaguer one would not notice that it overtakes
+# Below this accuracy every guard is resolved, to its square root. Of m eigenvalues closer to each other than that, a
+# space grown from fewer than m vectors holds fewer; the one it lacks may be the largest, and then no gap is true.
+STRICT = 1e-3
 
 Seed = int | torch.Generator
 """A seed, or a generator on the CPU, from which start vectors are drawn; never the global one."""
@@ -146,8 +149,9 @@ class _Solver:
             elif bounds[i] > max(self.accuracy * size, floor):
                 rival = max(range(i, len(values)), key=lambda j: values[j] + norms[j])
                 found.add(rival if norms[rival] > norms[i] else i)
-        if self.guards and self.k < len(values) and norms[self.k] > max(GUARD * size, floor):
-            found.add(self.k)
+        vague = max(min(GUARD, self.accuracy**0.5) * size, floor)
+        resolved = self.block if self.accuracy < STRICT else self.k + 1
+        found.update(i for i in range(self.k, min(resolved, len(values))) if norms[i] > vague)
         return sorted(found)
 
     def covers(self, above: float | None) -> bool:

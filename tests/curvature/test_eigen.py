@@ -52,6 +52,17 @@ def test_any_spectrum(values: list[float], k: int, guards: int, seed: int) -> No
     torch.testing.assert_close(seen, pairs.residuals, rtol=0, atol=rounding)
 
 
+@pytest.mark.parametrize("accuracy", [5e-3, 1e-4, 1e-6, 1e-9])
+def test_bounds_hold_where_a_block_comes_three_times_over(accuracy: float) -> None:
+    """As the Hessian of a layer under ½-MSE does, once for each output: copies of a spectrum, nearly the same."""
+    block = torch.tensor([59.0, 30.4, 20.0, 12.0, 7.0, 4.0, 2.0, 1.0, *[0.1] * 12]).double()
+    spectrum = torch.cat([block * (1 + 1e-5 * copy) for copy in range(3)]).sort(descending=True).values
+    for seed in range(20):
+        pairs = top_eigenpairs(Matrix(with_spectrum(spectrum, seed)), accuracy=accuracy, seed=seed)
+        assert pairs.converged
+        assert float(spectrum[0] - pairs.values[0]) <= float(pairs.bounds[0]) + 1e-12  # rounding, as above
+
+
 @pytest.mark.parametrize("k", [1, 4])
 def test_multiple_and_negative_eigenvalues(k: int) -> None:
     spectrum = torch.tensor([2.0, 2.0, 2.0, 1.99, 1.0, *[0.0] * 30, -5.0]).double()
