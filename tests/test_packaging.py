@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     "optbench.__main__",
     "optbench.cli",
+    "optbench.table",
+    "optbench.check",
     "optbench.messages",
     "optbench.study",
     "optbench.job",
@@ -40,7 +42,13 @@ ORDER = [
     "optbench",
 ]
 ONLY_IMPORTER = {
-    "hydra": {"optbench.cli", "optbench.config", "optbench.messages"},
+    "hydra": {
+        "optbench.cli",
+        "optbench.check.subject",
+        "optbench.check.targets",
+        "optbench.config",
+        "optbench.messages",
+    },
     "wandb": {"optbench.record.wandb"},
     "torchvision": {"optbench.torchvision"},
     "matplotlib": {"optbench.record.picture", "optbench.curvature.density", "optbench.studies.picture"},
