@@ -59,7 +59,7 @@ def _row(subject: Subject, costs: Mapping[str, float]) -> str:
         said if known else "unknown",
         quantity if known else "–",
         _time(costs),
-        f"{_state(training):.2g}",
+        f"{_state(training):.3g}",
     ]
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |\n"
 

@@ -115,6 +115,21 @@ def empty_and_scalar_parameters(subject: Subject) -> Finding:
     return passed(finite and float(model.scale) != 1.5)
 
 
+def channels_last_weights(subject: Subject) -> Finding:
+    """Convolutions in the memory format channels_last, as the main job has them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 3))
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        training = Training(subject, model)
+        before = training.weights()
+        for step in range(3):
+            x = torch.randn(11, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+            training.update(x, batch(step)[1])
+    after = training.weights()
+    return passed(all(bool(w.isfinite().all()) for w in after) and moved(before, after) > 0)
+
+
 def float64(subject: Subject) -> Finding:
     """It trains in float64, with no float32 in its state, and float32 agrees to its rounding."""
     wide = Training(subject, net(torch.float64), dtype=torch.float64)
@@ -176,6 +191,7 @@ CHECKS: list[Check] = [
     gradients_that_come_late,
     sparse_gradients,
     empty_and_scalar_parameters,
+    channels_last_weights,
     float64,
     on_a_gpu,
     weights_in_bf16,

@@ -96,7 +96,7 @@ def closure_is_called(subject: Subject) -> Finding:
     calls = f"called {len(losses)} time{'s' * (len(losses) > 1)} a step"
     if returned is None:
         return Finding("warn", f"{calls}, and step() returns nothing")
-    return passed(float(returned) == float(losses[0]), f"{calls}, returns the loss")
+    return passed(float(torch.as_tensor(returned).detach()) == float(losses[0]), f"{calls}, returns the loss")
 
 
 def closure_keeps_gradients_on(subject: Subject) -> Finding:

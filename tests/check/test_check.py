@@ -152,7 +152,7 @@ FAULTS = {
 
 
 def test_the_optimizer_without_a_fault_passes() -> None:
-    target = find(f"{__name__}.Plain")
+    target = find(f"{__name__}.Plain", ["lr=0.1"])
     rows = _rows(target)
     assert {row.verdict for row in rows.values()} <= {"pass", "reported", "not tried"}, rows
     assert rows["converges inside its edge and diverges outside"].verdict == "pass"

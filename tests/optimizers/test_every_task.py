@@ -10,7 +10,7 @@ from tests.conftest import Command
 
 # Full batch and squared loss; convolutions, mini-batches and cross-entropy; one vector and a known optimum.
 PROBLEMS = {
-    "digits": ("task=digits", "model.widths=[8]", "schedule=cosine"),
+    "digits": ("task=digits", "model.widths=[8]", "schedule=linear", "schedule.end_factor=0.5"),
     "digits_cnn": ("task=digits", "model=cnn", "task.loss=ce", "batch_size=50", "probes.sharpness.examples=50"),
     "quadratic": ("task=quadratic", "dtype=float64"),
 }
@@ -19,6 +19,8 @@ PROBLEMS = {
 @pytest.mark.parametrize("optimizer", entries("optimizer"))
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_it_runs(optbench: Command, optimizer: str, problem: str) -> None:
+    if (problem, optimizer) == ("digits_cnn", "lbfgs"):
+        pytest.skip("torch's L-BFGS does not take channels_last weights, see about.excluded in its YAML")
     outcome = optbench(*PROBLEMS[problem], f"optimizer={optimizer}", "steps=5")
     assert outcome.code == 0, outcome.err
     summary = json.loads((outcome.folder / "summary.json").read_text())
