@@ -24,7 +24,7 @@ _HOME = {
     "combine": "terms",
     "unknown": "terms",
 }
-_RULES = ("adaptive", "geometric", "matrix", "ours", "wrapped")
+_RULES = ("adaptive", "geometric", "matrix", "ours", "undescribed")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,10 @@
-"""Optimizers over another one for which no edge is known, and why."""
+"""Optimizers for which no edge is known, and why; copies of one number would show the black box another rule."""
 
 from __future__ import annotations
 
-from optbench.dynamics.dispatch import edge, trainable
+from typing import Any
+
+from optbench.dynamics.dispatch import by_name, edge, trainable
 from optbench.dynamics.stability import Edge
 from optbench.dynamics.terms import unknown
 from optbench.optimizers.grokfast import GrokFast
@@ -36,3 +38,15 @@ def _with_graph(optimizer: WithGraph) -> Edge:
     return unknown(
         f"{name} divides by an estimate of the curvature itself: no edge is known", [p for _, p in trainable(optimizer)]
     )
+
+
+@by_name("pytorch_optimizer.LARS")
+def _lars(optimizer: Any) -> Edge:
+    reason = "LARS scales the step of a matrix by ‖w‖/‖g‖, which changes with every step: no edge is known"
+    return unknown(reason, [p for _, p in trainable(optimizer)])
+
+
+@by_name("pytorch_optimizer.MARS")
+def _mars(optimizer: Any) -> Edge:
+    reason = "MARS clips the corrected gradient of a matrix and has another rule for vectors: no edge is known"
+    return unknown(reason, [p for _, p in trainable(optimizer)])
