@@ -43,7 +43,7 @@ def sparse_parity(
     chosen = torch.randperm(bits, generator=generator(seed, "teacher"))[:hidden]
 
     def draw(split: str, size: int) -> Split:
-        signs = torch.randint(0, 2, (size, bits), generator=generator(seed, f"inputs/{split}"))
+        signs = torch.randint(0, 2, (size, bits), generator=generator(seed, f"inputs/{split}"), dtype=torch.int8)
         return Split(2.0 * signs - 1, (hidden - signs[:, chosen].sum(1)) % 2)
 
     # Enough that each class has what a balanced or an imbalanced choice of this size asks for.
