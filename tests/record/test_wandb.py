@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from optbench.record.wandb import Mirror
+from optbench.record.wandb import Mirror, log_table
 from tests.conftest import Command
 
 RUN = ("task=digits", "steps=30", "model.widths=[8]", "task.train_size=100")
@@ -66,7 +66,8 @@ def _history(records: list[Any]) -> list[dict[str, Any]]:
 
 
 def test_everything_recorded_reaches_wandb(optbench: Command) -> None:
-    outcome = optbench(*RUN, "wandb.mode=auto", "wandb.wait_seconds=60", "wandb.tags=[a,b]", "wandb.group=g")
+    about = ("wandb.tags=[a,b]", "wandb.group=g", "wandb.job_type=tune")
+    outcome = optbench(*RUN, "wandb.mode=auto", "wandb.wait_seconds=60", *about)
     folder = outcome.folder
     assert "W&B: offline (no login here); send it: wandb sync results/runs/" in outcome.out
     records = _sent(folder)
@@ -80,12 +81,24 @@ def test_everything_recorded_reaches_wandb(optbench: Command) -> None:
     assert config["optimizer"]["lr"] == 0.1 and config["choices"]["task"] == "digits"
     assert config["provenance"]["data_hash"]
     assert (run.run_group, list(run.tags), run.display_name) == ("g", ["a", "b"], folder.name)
+    assert run.job_type == "tune"
     assert any(
         item.key == "status" and json.loads(item.value_json) == "done"
         for record in records
         if record.WhichOneof("record_type") == "summary"
         for item in record.summary.update
     )
+
+
+def test_a_leaderboard_is_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = log_table("boards", "smoke-v1", ["rank", "optimizer"], [["1", "adam"], ["2", "<b>sgd"]])
+    assert said.startswith("W&B: offline (no login here); send it: wandb sync ")
+    records = _sent(tmp_path)
+    run = next(record.run for record in records if record.WhichOneof("record_type") == "run")
+    assert (run.project, run.job_type, run.run_group) == ("boards", "leaderboard", "smoke-v1")
+    table = next(row for row in _history(records) if "leaderboard/smoke-v1/nrows" in row)
+    assert (table["leaderboard/smoke-v1/ncols"], table["leaderboard/smoke-v1/nrows"]) == (2, 2)
 
 
 def test_a_resumed_run_is_one_wandb_run_with_each_record_once(optbench: Command) -> None:
