@@ -51,7 +51,8 @@ def fashion_mnist(seed: int, root: str, verify: bool = True, **handling: Any) ->
 
 
 def _read_as_task(dataset: str, seed: int, root: str, verify: bool, handling: Mapping[str, Any]) -> Task:
-    options = Handling(seed, **({"val_size": 5000, "normalise": "standard"} | dict(handling)))
+    defaults: dict[str, Any] = {"val_size": 5000, "normalise": "standard"}
+    options = Handling(seed, **(defaults | dict(handling)))
     options.check_sizes(dataset, SIZES["train"])
     folder = Path(root).expanduser() / dataset / "raw"
     if verify:

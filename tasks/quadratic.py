@@ -58,7 +58,8 @@ def random_orthogonal(size: int, generator: torch.Generator) -> Tensor:
     """A matrix drawn uniformly from the orthogonal group, shape (size, size), float64."""
     gaussian = torch.randn(size, size, dtype=torch.float64, generator=generator)
     Q, R = torch.linalg.qr(gaussian)
-    return Q * R.diagonal().sign()
+    uniform: Tensor = Q * R.diagonal().sign()
+    return uniform
 
 
 def _eigenvalues(spectrum: Sequence[float] | Mapping[str, float]) -> Tensor:

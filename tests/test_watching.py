@@ -2,6 +2,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from optbench.curvature import Hessian, top_eigenpairs
 from optbench.probes.spectrum import Spectrum
 from optbench.watching import Watch, watch
 
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
     "adam": lambda p: torch.optim.Adam(p, lr=1e-2),
     "unknown": lambda p: torch.optim.ASGD(p, lr=0.1),
@@ -46,7 +47,7 @@ def _train(name: str, watched: bool) -> tuple[list[Tensor], list[dict[str, objec
     trace, found = [], []
     for epoch in range(3):
         model.eval() if epoch == 1 else model.train()
-        model[3].train()
+        model.get_submodule("3").train()
         for inputs, targets in loader:
             optimizer.zero_grad()
             F.cross_entropy(model(inputs), targets).backward()

@@ -14,7 +14,7 @@ import_datasets()  # Lightning imports torchvision, which needs our help beside 
 pl = pytest.importorskip("lightning.pytorch", reason="needs optbench[lightning]")
 
 
-class _Module(pl.LightningModule):  # type: ignore[misc, name-defined]
+class _Module(pl.LightningModule):  # type: ignore[name-defined]
     def __init__(self, optimizers: int = 1) -> None:
         super().__init__()
         torch.manual_seed(0)

@@ -76,4 +76,4 @@ def test_more_examples_generalise_and_few_do_not() -> None:
 )
 def test_what_cannot_be_is_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        multi_index(0, **settings)  # type: ignore[arg-type]
+        multi_index(0, **settings)

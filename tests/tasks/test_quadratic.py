@@ -75,4 +75,4 @@ def test_the_noise_of_random_batches_is_as_large_as_stated() -> None:
 )
 def test_impossible_noise_is_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        quadratic(0, SPECTRUM, **settings)  # type: ignore[arg-type]
+        quadratic(0, SPECTRUM, **settings)
