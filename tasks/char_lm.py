@@ -21,11 +21,12 @@ def char_lm(
     train_size: int | None = None,
     val_share: float = 0.1,
     test_share: float = 0.1,
+    split_seed: int = 0,
     label_noise: float = 0.0,
 ) -> Task:
     """Predict each of `context` characters from those before it; loss and error are means over characters.
 
-    The text is cut into windows that do not overlap: training first, then validation, the end for reporting.
+    The text is cut into windows that do not overlap, shuffled, so that all splits are of one distribution.
     Inputs are tokens, shape (N, context); targets are the same, one further. Loss in nats a character.
 
     Args:
@@ -34,9 +35,10 @@ def char_lm(
             from one Python to the next: the record has the version and the SHA-256 of the text.
         characters: How much of the text; None for all.
         context: Characters a window.
-        train_size: Windows to train on, the first ones; None for all.
+        train_size: Windows to train on; None for all that are left.
         val_share: Share of the windows to choose with.
         test_share: Share of the windows to report on.
+        split_seed: Seed of that division, the same for every run.
         label_noise: Share of the training targets replaced by another character.
     """
     content = (_standard_library(characters) if text is None else _read(Path(text).expanduser()))[:characters]
@@ -56,7 +58,8 @@ def char_lm(
     size = available if train_size is None else train_size
     if not 1 <= size <= available:
         raise UserError(f"task.train_size must be between 1 and {available} for this text, got {train_size}")
-    inputs, targets = (tokens[i : i + windows * context].reshape(windows, context) for i in (0, 1))
+    order = torch.randperm(windows, generator=torch.Generator().manual_seed(split_seed))
+    inputs, targets = (tokens[i : i + windows * context].reshape(windows, context)[order] for i in (0, 1))
     noisy = with_label_noise(targets[:size], len(alphabet), label_noise, generator(seed, "label_noise"))
     splits = {"train": (inputs[:size], noisy)}
     for name, first in (("val", available), ("test", available + counts["val"])):

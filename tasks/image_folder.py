@@ -20,7 +20,7 @@ CHANNELS = {"L": 1, "RGB": 3}
 
 def image_folder(
     seed: int,
-    root: str,
+    folder: str,
     size: int | None = None,
     mode: str | None = None,
     test_share: float = 0.2,
@@ -34,7 +34,7 @@ def image_folder(
 
     Args:
         seed: See `optbench.examples.Handling`, as for the others.
-        root: DIR.
+        folder: DIR.
         size: Resize every image to size × size pixels (bicubic); None to take them as they are, all the same.
         mode: Convert every image to `L` (grey) or `RGB`; None to take them as they are, all the same.
         test_share: Share of each class to report on, where there is no folder DIR/test.
@@ -47,21 +47,21 @@ def image_folder(
             raise UserError(f"task.{name} must be between 0 and 1, got {share}")
     if mode not in (None, *CHANNELS):
         raise UserError(f"task.mode must be L or RGB, or null for the images' own, got {mode}")
-    folder = Path(root).expanduser()
-    apart = (folder / "test").is_dir() and (folder / "train").is_dir()
-    classes = _classes(folder / "train" if apart else folder)
-    everything = _read(folder / "train" if apart else folder, classes, size, mode)
+    where = Path(folder).expanduser()
+    apart = (where / "test").is_dir() and (where / "train").is_dir()
+    classes = _classes(where / "train" if apart else where)
+    everything = _read(where / "train" if apart else where, classes, size, mode)
     if apart:
-        pool, test = everything, _read(folder / "test", classes, size, mode)
+        pool, test = everything, _read(where / "test", classes, size, mode)
         if test.inputs.shape[1:] != pool.inputs.shape[1:]:
-            raise UserError(_unequal(f"{folder / 'test'} holds", test.inputs, pool.inputs))
+            raise UserError(_unequal(f"{where / 'test'} holds", test.inputs, pool.inputs))
     else:
         test, pool = _stratified(everything, test_share)
         if not len(test):
             raise UserError(f"task.test_share={test_share} of {len(everything)} images leaves none to report on")
     val, rest = _stratified(pool, val_share)
     options = Handling(seed, val_size=0, normalise=normalise, **handling)
-    facts: dict[str, object] = {"source": "task.root", "classes": classes, "resized": size, "mode": mode}
+    facts: dict[str, object] = {"source": "task.folder", "classes": classes, "resized": size, "mode": mode}
     return labelled("image_folder", rest, test, len(classes), options, facts=facts, val=val)
 
 
@@ -69,7 +69,7 @@ def _classes(folder: Path) -> list[str]:
     try:
         names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
     except OSError as why:
-        raise MachineError(f"cannot read {folder.absolute()} ({why.strerror}): say task.root=DIR") from why
+        raise MachineError(f"cannot read {folder.absolute()} ({why.strerror}): say task.folder=DIR") from why
     if len(names) < 2:
         raise UserError(f"{folder.absolute()} must hold one folder a class, at least two, got {names}")
     return names

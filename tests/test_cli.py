@@ -111,7 +111,7 @@ BAD = {
     "model=gpt": (2, "model=gpt needs sequences of tokens, got inputs of shape (1, 8, 8)"),
     "model.scaling=mup_adam optimizer=muon": (2, "say model.scaling=standard, or an optimizer with one optimizer.lr"),
     "task.imbalance=0": (2, "task.imbalance must be at least 1, got 0"),
-    "task=image_folder": (2, "task.root has no default: say task.root=VALUE"),
+    "task=image_folder": (2, "task.folder has no default: say task.folder=VALUE"),
     "task=mnist task.root=nowhere task.verify=false": (1, "MNIST is not here: no train-images-idx3-ubyte. Looked in"),
     "probes.sharpness.every=0": (
         2,

@@ -52,7 +52,7 @@ def test_nothing_is_resized_or_recoloured_unasked(tmp_path: Path) -> None:
 
 
 def test_what_is_no_folder_of_images_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(MachineError, match=r"cannot read .*absent \(No such file.*task\.root=DIR"):
+    with pytest.raises(MachineError, match=r"cannot read .*absent \(No such file.*task\.folder=DIR"):
         image_folder(0, str(tmp_path / "absent"))
     with pytest.raises(UserError, match="one folder a class, at least two, got"):
         image_folder(0, str(tmp_path))
