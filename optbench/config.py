@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -105,8 +105,8 @@ def build(config: DictConfig) -> Experiment:
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise UserError(f"seed must be a whole number, got {seed}")
     torch.manual_seed(derive(seed, "dropout"))
-    task: Task = _make("task", instantiate, config.task, seed=seed, _convert_="all")
-    model = _model(config, task, seed).to(device, dtype)
+    task = build_task(config)
+    model = build_model(config, task).to(device, dtype)
     channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
     if channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -114,7 +114,7 @@ def build(config: DictConfig) -> Experiment:
     batches = Batches(task, config.batch_size, seed)
     settings = _settings(config, batches)
     config.steps = settings.steps  # for what refers to ${steps}: schedules, probes
-    optimizer = _optimizer(config, model)
+    optimizer = optimizer_factory(config.optimizer)(_parameters(config, model))
     update = Update(
         model,
         task.loss,
@@ -172,24 +172,36 @@ def _make(what: str, factory: Callable[..., Any], *args: Any, **settings: Any) -
         raise UserError(f"cannot build the {what} as configured: {type(cause).__name__}: {line}") from error
 
 
-def _model(config: DictConfig, task: Task, seed: int) -> nn.Module:
+def build_task(config: DictConfig) -> Task:
+    """Build the task that is configured, on the CPU."""
+    task: Task = _make("task", instantiate, config.task, seed=config.seed, _convert_="all")
+    return task
+
+
+def build_model(config: DictConfig, task: Task) -> nn.Module:
+    """Build the model that is configured for a task, with the seed's own initial weights."""
     factory = _make("model", instantiate, config.model, _convert_="all")
-    with global_stream(seed, "init"):
+    with global_stream(config.seed, "init"):
         model = _make("model", factory, task.input_shape, task.output_width)
     assert isinstance(model, nn.Module)
     return model
 
 
-def _optimizer(config: DictConfig, model: nn.Module) -> Optimizer:
-    settings = copy(config.optimizer)
+def optimizer_factory(node: DictConfig) -> Callable[[Iterable[Any]], Optimizer]:
+    """Return what makes the optimizer of such a node from parameters or groups, without what is only about it."""
+    settings = copy(node)
     with open_dict(settings):
         for key in ABOUT_IT:
             settings.pop(key, None)
     factory = _make("optimizer", instantiate, settings, _convert_="all")
-    optimizer = _make("optimizer", factory, _parameters(config, model))
-    if not isinstance(optimizer, Optimizer):
-        raise UserError(f"optimizer._target_={config.optimizer._target_} is no torch.optim.Optimizer")
-    return optimizer
+
+    def make(params: Iterable[Any]) -> Optimizer:
+        optimizer = _make("optimizer", factory, params)
+        if not isinstance(optimizer, Optimizer):
+            raise UserError(f"optimizer._target_={node._target_} is no torch.optim.Optimizer")
+        return optimizer
+
+    return make
 
 
 def _parameters(config: DictConfig, model: nn.Module) -> list[Any]:

@@ -20,6 +20,8 @@ ORDER = [
     "optbench.__main__",
     "optbench.cli",
     "optbench.new",
+    "optbench.table",
+    "optbench.check",
     "optbench.study",
     "optbench.job",
     "optbench.config",
@@ -53,7 +55,13 @@ ORDER = [
     "optbench",
 ]
 ONLY_IMPORTER = {
-    "hydra": {"optbench.cli", "optbench.config", "optbench.messages"},
+    "hydra": {
+        "optbench.cli",
+        "optbench.check.subject",
+        "optbench.check.targets",
+        "optbench.config",
+        "optbench.messages",
+    },
     "wandb": {"optbench.record.wandb"},
     "plotly": {"optbench.leaderboard.page"},
     "torchvision": {"optbench.torchvision"},

@@ -14,7 +14,7 @@ from optbench.runner import Runner
 from optbench.schedules import warmup_cosine
 from tests.conftest import Command
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 OPTIMIZERS = sorted(file.stem for file in (ROOT / "conf/optimizer").glob("*.yaml") if file.stem != "custom")
 
 

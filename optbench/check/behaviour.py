@@ -1,0 +1,130 @@
+"""Behaviour: schedules, rescaling, the edge on a quadratic, and a first real problem."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from optbench.batches import Batches
+from optbench.check import Check, Finding, passed
+from optbench.check.subject import Subject, Training, batch, compose_config, moved
+from optbench.config import build_model, build_task
+from optbench.dynamics import edge
+from optbench.task import half_mse
+from optbench.update import Update
+
+
+def follows_a_schedule(subject: Subject) -> Finding:
+    """A hundred steps after the learning rate fell to a millionth, it all but stands still."""
+    training = Training(subject, schedule=lambda o: LambdaLR(o, lambda step: 1.0 if step < 5 else 1e-6))
+    start = training.weights()
+    training.steps(5)
+    fast = moved(start, training.weights()) / 5
+    training.steps(100)
+    before = training.weights()
+    training.steps(5)
+    share = moved(before, training.weights()) / 5 / fast
+    return passed(share < 1e-2, f"a step is {share:.1g} of what it was")
+
+
+def _after(subject: Subject, scale: float, steps: int = 10) -> tuple[list[Tensor], list[Tensor]]:
+    training = Training(subject, loss=lambda f, y: half_mse(f, y) * scale)
+    before = training.weights()
+    training.steps(steps)
+    return before, training.weights()
+
+
+def loss_times_ten(subject: Subject) -> Finding:
+    """How ten steps change when the loss is ten times as large."""
+    before, one = _after(subject, 1.0)
+    _, ten = _after(subject, 10.0)
+    apart, ratio = moved(one, ten) / moved(before, one), moved(before, ten) / moved(before, one)
+    if apart < 1e-3:
+        return Finding("reported", f"invariant (apart by {apart:.1g} of the way)")
+    return Finding("reported", f"goes {ratio:.3g} times as far")
+
+
+def layers_rescaled(subject: Subject) -> Finding:
+    """How ten steps change the function when ReLU layers are rescaled to W₁·4, W₂/4, which leaves it as it is."""
+    ends = []
+    for scale in (1.0, 4.0):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(5, 7, bias=False), nn.ReLU(), nn.Linear(7, 3, bias=False))
+        with torch.no_grad():
+            first, last = model.parameters()
+            first.mul_(scale)
+            last.div_(scale)
+            start = model(batch()[0])
+        Training(subject, model).steps(10)
+        ends.append(model(batch()[0]).detach())
+    apart = float((ends[0] - ends[1]).norm() / (ends[0] - start).norm())
+    return Finding("reported", "invariant" if apart < 1e-2 else f"the functions are {apart:.2g} of the way apart")
+
+
+def converges_inside_its_edge_and_diverges_outside(subject: Subject) -> Finding:
+    """On ½wᵀHw with λ₁ = 0.8 and 1.2 of the threshold that `optbench.dynamics.edge` gives."""
+    training = Training(subject)
+    training.steps(30)
+    here = edge(training.optimizer)
+    said = f"{here.formula} ({here.source})" if here.source != "unknown" else here.reason
+    if here.source in ("unknown", "conjecture") or not here.plain or here.needs_gradient:
+        return Finding("not tried", f"no threshold on λ₁(H) alone: {said}"[:200])
+    ends = [_on_quadratic(subject, share * here.threshold) for share in (0.8, 1.2)]
+    detail = f"{said}: the loss goes to {ends[0]:.1g} and {ends[1]:.1g} of its start"
+    return passed(ends[0] < 0.5 and ends[1] > 2, detail)
+
+
+def _on_quadratic(subject: Subject, largest: float, steps: int = 300) -> float:
+    """Final over initial loss of ½ Σ λ_i w_i² with λ = largest · (1, ½, ⅕)."""
+    w = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    curvature = largest * torch.tensor([1.0, 0.5, 0.2], dtype=torch.float64)
+    optimizer = subject.factory([w])
+
+    def loss() -> Tensor:
+        return 0.5 * (curvature * w * w).sum()
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            value = loss()
+            value.backward()
+        return value
+
+    start = float(loss().detach())
+    for _ in range(steps):
+        optimizer.step(closure)  # type: ignore[arg-type]
+        if not float(loss().detach()) < 1e30 * start:
+            break
+    end = float(loss().detach()) / start
+    return end if math.isfinite(end) else math.inf
+
+
+def descends_on_digits(subject: Subject) -> Finding:
+    """A hundred steps, or 300 gradients, on the main job's default problem: digits, full batch, ½-MSE."""
+    config = compose_config(["task=digits", "device=cpu"])
+    task = build_task(config)
+    model = build_model(config, task)
+    batches = Batches(task, config.batch_size, config.seed)
+    optimizer = subject.factory(list(model.parameters()))
+    if callable(set_mode := getattr(optimizer, "train", None)):
+        set_mode()
+    update = Update(model, task.loss, optimizer)
+    losses: list[float] = []
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        while len(losses) < 101 and (update.gradients < 300 or len(losses) < 2):
+            losses.append(float(update(*batches.next())))
+    share = losses[-1] / losses[0]
+    detail = f"the loss goes from {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses) - 1} steps"
+    return Finding("pass" if share < 0.6 else "warn" if share < 0.95 else "fail", detail)
+
+
+CHECKS: list[Check] = [
+    follows_a_schedule,
+    loss_times_ten,
+    layers_rescaled,
+    converges_inside_its_edge_and_diverges_outside,
+    descends_on_digits,
+]

@@ -1,0 +1,96 @@
+"""A name on the command line → what to check it with."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_class, get_method
+from omegaconf import OmegaConf
+from torch.optim import Optimizer
+
+from optbench.check import Check, behaviour, parameters, probes, steps, tasks
+from optbench.check.subject import compose_config, entries, optimizer
+from optbench.config import build_probes, build_task
+from optbench.errors import UserError, nearest
+
+OF_AN_OPTIMIZER = [*steps.CHECKS, *parameters.CHECKS, *behaviour.CHECKS]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A subject and the checks that are made of it."""
+
+    name: str
+    subject: Any
+    checks: Sequence[Check]
+    excluded: Mapping[str, str] = field(default_factory=dict)
+
+
+def find(name: str, settings: Sequence[str] = (), config_dir: Path | None = None) -> Target:
+    """What a name or an import path stands for: an optimizer, a task or a probe, in this order.
+
+    Raises:
+        UserError: If there is nothing of that name.
+    """
+    if "." in name:
+        return _of_path(name, settings, config_dir)
+    kinds: dict[str, Callable[[], Target]] = {n: lambda: _probe(name, config_dir) for n in _probe_names(config_dir)}
+    kinds |= {n: lambda: _task(f"task={name}", name, config_dir) for n in entries("task", config_dir)}
+    kinds |= {n: lambda: _optimizer(name, settings, config_dir) for n in entries("optimizer", config_dir)}
+    if name not in kinds:
+        raise UserError(
+            f"there is no optimizer, task or probe called {name}.{nearest(name, kinds)} "
+            "For a class of your own say its import path, my_file.MyOptimizer"
+        )
+    return kinds[name]()
+
+
+def _of_path(path: str, settings: Sequence[str], config_dir: Path | None) -> Target:
+    try:
+        found = get_class(path)
+    except ValueError:  # no class: a task is a function
+        get_method(path)
+        return _task("task=digits", path, config_dir, path)
+    except Exception as error:
+        raise UserError(f"cannot import {path}: {' '.join(str(error).split())}") from error
+    if inspect.isclass(found) and issubclass(found, Optimizer):
+        return _optimizer(path, settings, config_dir)
+    return Target(path, probes.ProbeSubject(path, found), probes.CHECKS)
+
+
+def _optimizer(name: str, settings: Sequence[str], config_dir: Path | None) -> Target:
+    subject = optimizer(name, settings, config_dir)
+    return Target(name, subject, OF_AN_OPTIMIZER, subject.excluded)
+
+
+def _task(choice: str, name: str, config_dir: Path | None, path: str | None = None) -> Target:
+    config = compose_config([choice, "device=cpu"], config_dir)
+    if path is not None:
+        config.task = OmegaConf.create({"_target_": path})
+
+    def build(seed: int) -> Any:
+        config.seed = seed
+        return build_task(config)
+
+    return Target(name, tasks.TaskSubject(name, build, config), tasks.CHECKS)
+
+
+def _probe_names(config_dir: Path | None) -> dict[str, str]:
+    """The set that each probe is first found in, by the probe's name."""
+    found: dict[str, str] = {}
+    for choice in entries("probes", config_dir):
+        for name in compose_config([f"probes={choice}"], config_dir).probes or {}:
+            found.setdefault(str(name), choice)
+    return found
+
+
+def _probe(name: str, config_dir: Path | None) -> Target:
+    choice = _probe_names(config_dir)[name]
+
+    def build() -> Any:
+        config = compose_config([f"probes={choice}", "task=digits", "steps=4"], config_dir)
+        return dict(build_probes(config))[name]
+
+    return Target(name, probes.ProbeSubject(name, build), probes.CHECKS)

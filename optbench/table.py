@@ -1,0 +1,95 @@
+"""`python -m optbench.table`: the table of all optimizers, from their YAMLs, to docs/optimizers.md."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from optbench.check.parameters import tensors
+from optbench.check.subject import Subject, Training, entries, optimizer
+from optbench.dynamics import edge
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / "docs" / "optimizers.md"
+COSTS = ROOT / "perf" / "optimizers.json"
+HEAD = """# Optimizers
+
+Made by `python -m optbench.table` from the YAMLs in `conf/optimizer/`; do not edit by hand.
+
+- **edge**: where stability is lost, and where that is known from: a closed form, a conjecture, probed on copies of the
+  optimizer, or unknown; `on` names the quantity that is compared with it: λ₁(H), λ₁(P⁻¹H), or sharpness in a norm.
+- **time**: of an update (forward, backward, step) beside plain SGD's, by `python -m perf.optimizers` on {machine};
+  the fastest of the implementations that it has (looped, `foreach`, `fused`).
+- **state**: numbers kept between updates, for each parameter, on matrices of 5×7 and 7×3 with their vectors; what
+  grows with the square of a side, as Shampoo's does, is relatively more on larger ones.
+
+| optimizer | does | paper | edge | on | time | state |
+|---|---|---|---|---|---|---|
+"""
+
+
+def main() -> None:
+    """Write the table."""
+    TABLE.parent.mkdir(exist_ok=True)
+    TABLE.write_text(render())
+    print(TABLE)
+
+
+def render() -> str:
+    """The whole page."""
+    costs: dict[str, Any] = (
+        json.loads(COSTS.read_text()) if COSTS.exists() else {"machine": "no machine yet", "ratios": {}}
+    )
+    rows = [_row(optimizer(name), costs["ratios"].get(name, {})) for name in entries("optimizer")]
+    return HEAD.format(machine=costs["machine"]) + "".join(rows) + "\n" + "".join(_notes())
+
+
+def _row(subject: Subject, costs: Mapping[str, float]) -> str:
+    training = Training(subject)
+    training.steps(30)
+    here = edge(training.optimizer)
+    about = subject.settings["about"]
+    known = here.source != "unknown"
+    quantity = "λ₁(H)" if here.plain else "λ₁(P⁻¹H)" if here.geometry == "l2" else f"{here.geometry} sharpness"
+    said = here.source if here.source in here.formula else f"{here.formula} ({here.source})"
+    cells = [
+        f"`{subject.name}`",
+        about["does"],
+        _link(about["paper"]),
+        said if known else "unknown",
+        quantity if known else "–",
+        _time(costs),
+        f"{_state(training):.2g}",
+    ]
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |\n"
+
+
+def _time(costs: Mapping[str, float]) -> str:
+    if not costs:
+        return "–"
+    name, value = min(costs.items(), key=lambda pair: pair[1])
+    return f"{value:.2f}" if name == "default" else f"{value:.2f} ({name.partition('=')[0]})"
+
+
+def _link(paper: str) -> str:
+    kind, _, number = paper.partition(":")
+    return f"[{number}](https://arxiv.org/abs/{number})" if kind == "arXiv" else f"[link]({paper})"
+
+
+def _state(training: Training) -> float:
+    size = sum(p.numel() for p in training.model.parameters())
+    return sum(t.numel() for t in tensors(training.optimizer.state_dict()) if t.numel() > 1) / size
+
+
+def _notes() -> Iterator[str]:
+    """What departs from the paper, and what fails a check, with the reason."""
+    named: list[tuple[str, Mapping[str, Any]]] = [(n, optimizer(n).settings["about"]) for n in entries("optimizer")]
+    yield "## Departures from the papers\n\n"
+    yield from (f"- `{name}`: {about['departs']}\n" for name, about in named if "departs" in about)
+    yield "\n## Checks that one does not pass, and why\n\n"
+    for name, about in named:
+        yield from (f"- `{name}`, {check}: {why}.\n" for check, why in about.get("excluded", {}).items())
+
+
+if __name__ == "__main__":
+    main()

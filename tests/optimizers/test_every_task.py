@@ -1,0 +1,28 @@
+"""Every optimizer on every kind of problem, through the real runner with its default probes."""
+
+import json
+import math
+
+import pytest
+
+from optbench.check.subject import entries
+from tests.conftest import Command
+
+# Full batch and squared loss; convolutions, mini-batches and cross-entropy; one vector and a known optimum.
+PROBLEMS = {
+    "digits": ("task=digits", "model.widths=[8]", "schedule=cosine"),
+    "digits_cnn": ("task=digits", "model=cnn", "task.loss=ce", "batch_size=50", "probes.sharpness.examples=50"),
+    "quadratic": ("task=quadratic", "dtype=float64"),
+}
+
+
+@pytest.mark.parametrize("optimizer", entries("optimizer"))
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_it_runs(optbench: Command, optimizer: str, problem: str) -> None:
+    outcome = optbench(*PROBLEMS[problem], f"optimizer={optimizer}", "steps=5")
+    assert outcome.code == 0, outcome.err
+    summary = json.loads((outcome.folder / "summary.json").read_text())
+    assert summary["status"] == "done" and summary["step"] == 5
+    assert math.isfinite(summary["last"]["train/loss"])
+    distance = summary["last"].get("edge/distance")
+    assert distance is not None or "edge" in outcome.err  # absent only with its reason
