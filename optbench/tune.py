@@ -252,6 +252,10 @@ def main() -> None:
     except UserError as error:
         print(f"optbench: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print(f"optbench: cannot read or write {what}: say results_dir=DIR with a folder of yours", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("stopped: the same command goes on", file=sys.stderr)
         sys.exit(130)

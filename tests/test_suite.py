@@ -14,7 +14,7 @@ from optbench.probes import check_cadences
 from optbench.suite import FINAL, TUNE, known_suites, read_suite
 
 # A suite's digest moves with every change of it. Where results move, raise its version; then write both here.
-PUBLISHED = {"smoke": (1, "bd4af5c7c847dd3b")}
+PUBLISHED = {"smoke": (1, "bd4af5c7c847dd3b"), "small": (1, "27f159c75d3a9193")}
 
 
 @pytest.mark.parametrize("name", known_suites())

@@ -193,3 +193,12 @@ def _wait_for(path: Path, lines: int) -> None:
             return
         time.sleep(0.05)
     raise AssertionError(f"{path} has not got {lines} lines")
+
+
+def test_results_that_cannot_be_written_take_one_line(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    done = _tune(tmp_path, "results_dir=taken")
+    assert done.returncode == 1 and done.stderr.startswith("optbench: cannot read or write")
+    assert len(done.stderr.strip().splitlines()) == 1
+    wrong = _tune(tmp_path, "jobs=none")
+    assert wrong.returncode == 2 and "jobs must be a positive number of runs at a time, got none" in wrong.stderr

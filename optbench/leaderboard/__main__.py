@@ -93,7 +93,7 @@ def _write(board: Board, out: Path) -> None:
 
 
 def _print(board: Board) -> None:
-    console = Console(file=sys.stdout, highlight=False)
+    console = Console(file=sys.stdout, highlight=False, width=110)
     table = Table(title=f"{board.suite.name}, version {board.suite.version}", title_justify="left")
     for column in tables.STANDING_COLUMNS:
         table.add_column(column, justify="left" if column == "optimizer" else "right")

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import track
+
 from optbench.launch import launch
 from optbench.leaderboard.entrants import of_protocol, unlike
 from optbench.leaderboard.runs import ENTRIES, Run, entries, read_run
@@ -50,7 +53,7 @@ def verify(suite: Suite, results: Path, sample: int, jobs: int, scratch: Path) -
         runs = [run for run in entries(file) if isinstance(run, Run) and run.phase == FINAL]
         runs = [run for run in runs if run.task in suite.tasks and of_protocol(suite, run)]
         own = random.Random(_digest(file)).sample(sorted(runs, key=lambda run: run.name), min(sample, len(runs)))
-        again = _again(own, jobs, scratch)
+        again = _again(file.stem, own, jobs, scratch)
         checks = [compare(suite, run, again.get(run.name), runs) for run in own]
         found[file.stem] = checks
         agreed = bool(checks) and all(check.agrees for check in checks)
@@ -101,11 +104,12 @@ def entry_files(results: Path, suite: Suite) -> list[Path]:
     return sorted(path for path in (results / ENTRIES / suite.label).glob("*.jsonl") if not path.is_symlink())
 
 
-def _again(runs: Sequence[Run], jobs: int, scratch: Path) -> Mapping[str, Run]:
+def _again(who: str, runs: Sequence[Run], jobs: int, scratch: Path) -> Mapping[str, Run]:
     commands = [[*run.command, "wandb.mode=disabled", "picture=false", f"results_dir={scratch}"] for run in runs]
     by_command = {tuple(command): run.name for command, run in zip(commands, runs, strict=True)}
     found = {}
-    for finished in launch(commands, jobs):
+    bar = track(launch(commands, jobs), who, total=len(commands), console=Console(stderr=True))
+    for finished in bar:
         if finished.folder is not None and (again := read_run(finished.folder)) is not None:
             found[by_command[finished.overrides]] = again
     return found

@@ -198,6 +198,7 @@ def log_table(project: str, name: str, columns: Sequence[str], rows: Sequence[Se
     run = wandb.init(project=project, name=f"leaderboard-{name}", **settings)
     run.log({f"leaderboard/{name}": wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
     run.finish()
+    wandb.teardown()  # its service writes on after finish() has returned
     return (
         f"W&B: {run.url}" if mode == "online" else f"W&B: offline ({why}); send it: wandb sync {Path(run.dir).parent}"
     )

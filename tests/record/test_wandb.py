@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from optbench.record.wandb import Mirror
+from optbench.record.wandb import Mirror, log_table
 from tests.conftest import Command
 
 RUN = ("task=digits", "steps=30", "model.widths=[8]", "task.train_size=100")
@@ -80,7 +80,8 @@ def _summary(records: list[Any]) -> dict[str, Any]:
 
 
 def test_everything_recorded_reaches_wandb(optbench: Command) -> None:
-    outcome = optbench(*RUN, "wandb.mode=auto", "wandb.wait_seconds=60", "wandb.tags=[a,b]", "wandb.group=g")
+    about = ("wandb.tags=[a,b]", "wandb.group=g", "wandb.job_type=tune")
+    outcome = optbench(*RUN, "wandb.mode=auto", "wandb.wait_seconds=60", *about)
     folder = outcome.folder
     assert "W&B: offline (no login here); send it: wandb sync results/runs/" in outcome.out
     records = _sent(folder)
@@ -98,6 +99,18 @@ def test_everything_recorded_reaches_wandb(optbench: Command) -> None:
     assert summary["status"] == "done"
     assert summary["events"] == json.loads((folder / "summary.json").read_text())["events"]
     assert summary["events"]["verdict"] == "edge not reached" and summary["events"]["measurements"] > 2
+    assert run.job_type == "tune"
+
+
+def test_a_leaderboard_is_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = log_table("boards", "smoke-v1", ["rank", "optimizer"], [["1", "adam"], ["2", "<b>sgd"]])
+    assert said.startswith("W&B: offline (no login here); send it: wandb sync ")
+    records = _sent(tmp_path)
+    run = next(record.run for record in records if record.WhichOneof("record_type") == "run")
+    assert (run.project, run.job_type, run.run_group) == ("boards", "leaderboard", "smoke-v1")
+    table = next(row for row in _history(records) if "leaderboard/smoke-v1/nrows" in row)
+    assert (table["leaderboard/smoke-v1/ncols"], table["leaderboard/smoke-v1/nrows"]) == (2, 2)
 
 
 def test_a_resumed_run_is_one_wandb_run_with_each_record_once(optbench: Command) -> None:

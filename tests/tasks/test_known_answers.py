@@ -8,7 +8,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from optbench.config import build
-from optbench.messages import conf_folder
+from optbench.location import conf_folder
 from tests.conftest import Command, Outcome
 
 
