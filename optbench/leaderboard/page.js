@@ -33,7 +33,7 @@ function draw(place, traces, layout) {
   const base = {
     margin: { l: 56, r: 12, t: 10, b: 46 },
     font: { size: 12 },
-    legend: narrow ? { orientation: "h", y: -0.3, yanchor: "top" } : {},
+    legend: narrow ? { orientation: "h", y: -0.36, yanchor: "top" } : {},
     hovermode: "closest",
   };
   Plotly.react(place, traces, { ...base, ...layout }, { responsive: true, displaylogo: false });
