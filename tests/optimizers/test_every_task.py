@@ -19,8 +19,6 @@ PROBLEMS = {
 @pytest.mark.parametrize("optimizer", entries("optimizer"))
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_it_runs(optbench: Command, optimizer: str, problem: str) -> None:
-    if (problem, optimizer) == ("digits_cnn", "lbfgs"):
-        pytest.skip("torch's L-BFGS does not take channels_last weights, see about.excluded in its YAML")
     outcome = optbench(*PROBLEMS[problem], f"optimizer={optimizer}", "steps=5")
     assert outcome.code == 0, outcome.err
     summary = json.loads((outcome.folder / "summary.json").read_text())
