@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from optbench.curvature.bounds import error_bounds
 from optbench.curvature.operators import Operator
-from optbench.curvature.subspace import Subspace
+from optbench.curvature.subspace import Subspace, small
 
 GUARD = 0.1  # relative residual of the first guard: a vaguer one would not notice that it overtakes
 
@@ -131,8 +132,9 @@ class _Solver:
         self.values = self.ritz_values[:count]
         self.vectors, images = self.space.combine(self.coefficients[:count])
         self.residuals = images - self.values.to(images).unsqueeze(1) * self.vectors
-        self.norms = self.residuals.norm(dim=1).double().cpu()
-        self.bounds = error_bounds(self.values, self.residuals)
+        gram = small(self.residuals @ self.residuals.T)
+        self.norms = np.sqrt(gram.diagonal())
+        self.bounds = error_bounds(self.values.numpy(), gram)
 
     def pending(self) -> list[int]:
         """Pairs to improve: wanted ones above `tol`, and what holds a wanted bound up."""
@@ -186,8 +188,8 @@ class _Solver:
         return Eigenpairs(
             values=self.values[:k].to(kind),
             vectors=self.vectors[:k].T,
-            residuals=self.norms[:k].to(kind),
-            bounds=self.bounds[:k].to(kind),
+            residuals=torch.from_numpy(self.norms[:k]).to(kind),
+            bounds=torch.from_numpy(self.bounds[:k]).to(kind),
             hvps=hvps,
             converged=not self.pending() and self.covers(above),
             basis=self.vectors.T,
