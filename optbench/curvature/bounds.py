@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor
 
 
-def error_bounds(values: Tensor, residuals: Tensor) -> Tensor:
+def error_bounds(theta: np.ndarray, gram: np.ndarray) -> np.ndarray:
     """Bounds on λ_i − θ_i from the residuals R_i = A u_i − θ_i u_i of a block of Ritz pairs.
 
     Ritz values lie below: θ_i ≤ λ_i, always. Within ‖R_i‖ of θ_i there is *an* eigenvalue, always.
@@ -25,17 +23,15 @@ def error_bounds(values: Tensor, residuals: Tensor) -> Tensor:
     u_1 … u_{j-1}, has no eigenvalue above μ: if nothing was lost, which `audit` tests.
 
     Args:
-        values: Ritz values θ, descending, shape (M,), guards included.
-        residuals: R as rows, shape (M, P).
+        theta: Ritz values θ, descending, shape (M,), guards included.
+        gram: Inner products R_iᵀR_j of all residuals, shape (M, M).
 
     Returns:
-        Bounds, shape (M,), in the unit of the values, double precision on the CPU.
+        Bounds, shape (M,), in the unit of the values.
 
     References:
         Parlett (1998), The Symmetric Eigenvalue Problem, chapters 10 and 11.
     """
-    theta = values.double().cpu().numpy()
-    gram = (residuals @ residuals.T).double().cpu().numpy()
     upper = theta + np.sqrt(gram.diagonal())
     bounds = np.sort(upper)[::-1] - theta
     for j in range(1, len(theta)):
@@ -44,5 +40,7 @@ def error_bounds(values: Tensor, residuals: Tensor) -> Tensor:
             gap = theta[i] - mu
             if gap > 0 and gram[i, i] / gap < bounds[i]:  # else (2) cannot be the smaller
                 shifted = np.diag(theta[:j]) + gram[:j, :j] / gap
-                bounds[i] = min(bounds[i], np.linalg.eigvalsh(shifted)[j - 1 - i] - theta[i])
-    return torch.from_numpy(bounds.clip(min=0))
+                above = np.linalg.eigvalsh(shifted)[j - 1 - i] if j > 1 else shifted[0, 0]
+                bounds[i] = min(bounds[i], above - theta[i])
+    clipped: np.ndarray = bounds.clip(min=0)
+    return clipped

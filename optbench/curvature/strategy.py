@@ -21,7 +21,7 @@ Strategy = Literal["auto", "cached", "linearized", "recomputed", "timed"]
 SAMPLE = 32  # examples whose graph is weighed; graphs grow linearly with the examples
 TRUST = 1e4  # rounding units by which two correct products may differ: norms amplify rounding
 PARTS = 4  # of a chunk, one after the other: what a second derivative needs beside the graph is then a quarter
-WHOLE = 64 << 20  # bytes of a kept graph up to which parts would cost more time than their memory is worth
+GRAIN = 2 << 20  # bytes of a kept graph below which a part would cost more time than its memory is worth
 PRODUCTS = 8  # products a measurement is expected to need, over which a set-up is spread
 
 
@@ -61,8 +61,9 @@ def make_plan(
     """Weigh a sample's graph, cut the data so that one chunk fits in memory, choose the strategy.
 
     A graph that is differentiated twice takes two to three times the memory of a training step on its chunk, and
-    while it is, as much again. A chunk is therefore taken in `PARTS`, unless it is kept and small: a chunk size that
-    trains also measures. Not where examples are mixed or a dropout mask is drawn: smaller chunks are another loss.
+    while it is, as much again. A chunk is therefore taken in `PARTS`, in fewer where its kept graph is but a few
+    `GRAIN`: a chunk size that trains also measures. Not where examples are mixed or a dropout mask is drawn: smaller
+    chunks are another loss.
 
     Only "timed" looks at the clock, and only where the whole graph fits.
 
@@ -82,9 +83,9 @@ def make_plan(
         strategy = "cached"
     elif strategy == "timed":
         strategy = fastest(objective, builders, next(iter(chunks)))
-    large = strategy == "recomputed" or (strategy == "cached" and total > WHOLE)
-    if large and objective.never_mixes() and not objective.draws(sample[0]):
-        chunks.limit = math.ceil(max(sizes) / PARTS)
+    parts = {"recomputed": PARTS, "cached": min(PARTS, max(1, math.ceil(total / GRAIN)))}.get(strategy, 1)
+    if parts > 1 and objective.never_mixes() and not objective.draws(sample[0]):
+        chunks.limit = math.ceil(max(sizes) / parts)
         sizes = chunks.sizes()
     builder = builders["linearized" if strategy == "linearized" else "cached"]
     if strategy == "linearized" or batched:

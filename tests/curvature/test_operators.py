@@ -241,7 +241,7 @@ def test_a_large_kept_graph_is_in_parts_and_gives_the_same_product(monkeypatch: 
     v = torch.randn(53).double()
     whole = Hessian(model, half_mse, data)
     expected = whole @ v
-    monkeypatch.setattr("optbench.curvature.strategy.WHOLE", 1000)  # bytes; this graph is larger
+    monkeypatch.setattr("optbench.curvature.strategy.GRAIN", 100)  # bytes; this graph is many times larger
     parted = Hessian(model, half_mse, data)
     torch.testing.assert_close(parted @ v, expected, rtol=0, atol=1000 * EPS)
     assert (parted.strategy, len(parted._products), len(whole._products)) == ("cached", 4, 1)
