@@ -1,4 +1,11 @@
-"""The entries of the edge atlas: which optimizer, at which settings, measured against which threshold."""
+"""The entries of the edge atlas: which optimizer, at which settings, measured against which threshold.
+
+The learning rates were chosen by hand on runs of seed 0, gradient descent's and SAM's after one of seed 1.
+`--choose` applies the declared rule of `choice` to the rates listed here; it was not what chose them.
+
+The tolerances are those of small oscillations about a valley. Where runs are known not to keep to theirs, the
+entry says so in `expected`, and why, as far as that is known; the `-m slow` test fails when one changes sides.
+"""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,7 +20,8 @@ COMMON = (
     "wandb.mode=disabled",
 )
 CHOICE_SEED = 0
-SEEDS = (1, 2, 3)  # never the one that rates are chosen on
+SEEDS = (1, 2, 3)
+WITHIN, OUTSIDE, NOT_REACHED, OPEN = "within", "outside", "edge not reached", "open"
 
 
 @dataclass(frozen=True)
@@ -23,10 +31,11 @@ class Entry:
     Attributes:
         name: For the reader.
         overrides: Of the main job, beside the atlas's common ones.
-        lrs: Learning rates that are tried on `CHOICE_SEED`, ascending; `choice.choose` has the rule.
-        lr: That of them which is reported, on other seeds.
+        lrs: Learning rates that `--choose` tries on `CHOICE_SEED`, ascending.
+        lr: That of them which is reported.
         tolerance: Largest |measured/threshold − 1| of an established edge; None where none is established.
-        why: Why the tolerance is not 5 %, or why none is established.
+        expected: The verdict that is known, one of `WITHIN`, `OUTSIDE`, `NOT_REACHED` and `OPEN`.
+        why: Why that is not `WITHIN`, or why the tolerance is not 5 %.
         key: The override that the learning rate goes to.
         mean: Whether the threshold holds on time average only: compare means, not the median of ratios.
         metric: What is compared with `factor`/lr instead of what the edge probe compares, if anything.
@@ -39,6 +48,7 @@ class Entry:
     lrs: tuple[float, ...]
     lr: float
     tolerance: float | None = 0.05
+    expected: str = WITHIN
     why: str = ""
     key: str = "optimizer.lr"
     mean: bool = False
@@ -75,31 +85,37 @@ BATCHES = (
 )
 SPECTRAL = ("optimizer=steepest", "optimizer.norm=spectral")
 ELSEWHERE = "pytorch_optimizer"
-CROWDED = "several eigenvalues are at the edge, in finite oscillations that mix them: λ₁, the largest, sits above 1"
-OVERSHOT = "the fast start overshoots the edge and leaves the network flat; it comes back to the edge slowly"
-RATCHET = "P never shrinks, so that after each spike of the loss it takes long to come back to the edge"
+CROWDED = "three or four eigenvalues are at the edge, in finite oscillations that mix them: λ₁, the largest, is above 1"
+OVERSHOT = (
+    "the fast start overshoots the edge and leaves the network flat; at a loss near .001 little sharpens it again"
+)
+RATCHET = "P never shrinks, so that after a spike it takes long to come back; at a loss near .001 little sharpens"
 GEOMETRY = "norm sharpness is a lower bound, and its maximizer jumps from corner to corner"
-OPEN = "no threshold is established"
+ABOVE = "λ₁ sits 5 to 6 % above at rates of .12 to .2: not explained; that ‖g‖ fluctuates accounts for .3 %"
+CONTROL = "a control: not to be reached"
+NOISE = "noise keeps the weights where they are flat, on digits"
+ONE_SOURCE = "2(1−β)/η of small batches, one source (2604.14108), not seen on digits"
+UNKNOWN = "no threshold is established"
 ATLAS = (
     Entry("gradient descent", ("optimizer=sgd",), (0.15, 0.3), 0.15),
-    Entry("gradient descent (small step)", ("optimizer=sgd",), (0.02,), 0.02, None, "a control: not to be reached"),
+    Entry("gradient descent (small step)", ("optimizer=sgd",), (0.02,), 0.02, None, NOT_REACHED, CONTROL),
     Entry("GD with L2", ("optimizer=sgd", "optimizer.weight_decay=0.001"), (0.15, 0.3), 0.15),
-    Entry("heavy ball β=.9", ("optimizer=momentum",), (0.15, 0.3), 0.3, 0.12, OVERSHOT),
+    Entry("heavy ball β=.9", ("optimizer=momentum",), (0.15, 0.3), 0.3, 0.05, OUTSIDE, OVERSHOT),
     Entry("heavy ball β=.5", ("optimizer=momentum", "optimizer.momentum=0.5"), (0.2, 0.4), 0.4),
     Entry("Nesterov", ("optimizer=nesterov",), (0.04, 0.08), 0.08),
-    Entry("RMSprop", ("optimizer=rmsprop",), (5e-5, 1e-4), 1e-4, 0.12, CROWDED),
+    Entry("RMSprop", ("optimizer=rmsprop",), (5e-5, 1e-4), 1e-4, 0.12, why=CROWDED),
     Entry("Adam", ("optimizer=adam",), (1e-3, 2e-3), 2e-3),
-    Entry("AMSGrad", ("optimizer=amsgrad",), (2e-3, 4e-3), 4e-3, 0.15, RATCHET),
+    Entry("AMSGrad", ("optimizer=amsgrad",), (2e-3, 4e-3), 4e-3, 0.05, OUTSIDE, RATCHET),
     Entry("AdamW", ("optimizer=adamw",), (1e-3, 2e-3), 2e-3),
-    Entry("NAdam", ("optimizer=nadam",), (5e-4, 1e-3), 1e-3, 0.12, CROWDED),
+    Entry("NAdam", ("optimizer=nadam",), (5e-4, 1e-3), 1e-3, 0.12, why=CROWDED),
     Entry("RAdam", ("optimizer=radam",), (2e-3, 4e-3), 4e-3),
     Entry("Adamax", ("optimizer=adamax",), (4e-3, 8e-3), 8e-3),
     Entry("Adagrad", ("optimizer=adagrad",), (5e-3, 1e-2), 1e-2),
-    Entry("Adadelta", ("optimizer=adadelta",), (0.25, 0.5, 1.0), 0.25, 0.15, CROWDED),
-    Entry("Adafactor", ("optimizer=adafactor",), (2.5e-3, 5e-3, 1e-2), 2.5e-3, 0.15, CROWDED),
-    Entry("SAM over GD", SAM, (0.15, 0.3), 0.15, key="optimizer.base.lr"),
-    Entry("max-norm descent", ("optimizer=steepest",), (5e-5, 1e-4), 1e-4, 0.12, GEOMETRY),
-    Entry("sign descent", ("optimizer=signsgd",), (5e-4, 1e-3), 1e-3, 0.12, GEOMETRY),
+    Entry("Adadelta", ("optimizer=adadelta",), (0.25, 0.5, 1.0), 0.25, 0.05, OUTSIDE, CROWDED),
+    Entry("Adafactor", ("optimizer=adafactor",), (2.5e-3, 5e-3, 1e-2), 2.5e-3, 0.05, OUTSIDE, CROWDED),
+    Entry("SAM over GD", SAM, (0.15, 0.3), 0.15, 0.05, OUTSIDE, ABOVE, "optimizer.base.lr"),
+    Entry("max-norm descent", ("optimizer=steepest",), (5e-5, 7e-5, 1e-4), 7e-5, 0.12, why=GEOMETRY),
+    Entry("sign descent", ("optimizer=signsgd",), (5e-4, 1e-3), 1e-3, 0.12, why=GEOMETRY),
     Entry("spectral descent", SPECTRAL, (0.02, 0.04, 0.08), 0.04),
     Entry("normalised spectral", (*SPECTRAL, "optimizer.normalised=true"), (5e-3, 1e-2), 5e-3),
     Entry(
@@ -108,7 +124,8 @@ ATLAS = (
         (0.05, 0.1, 0.2),
         0.1,
         None,
-        "not seen on digits: noise keeps the weights where they are flat",
+        NOT_REACHED,
+        NOISE,
         metric="batch/sharpness",
     ),
     Entry(
@@ -117,13 +134,14 @@ ATLAS = (
         (0.005, 0.01, 0.02),
         0.01,
         None,
-        "2(1−β)/η of small batches, one source (2604.14108), not seen on digits",
+        NOT_REACHED,
+        ONE_SOURCE,
         metric="batch/sharpness",
         factor=0.2,
     ),
-    Entry("Signum", ("optimizer=signum",), (5e-4, 1e-3), 1e-3, None, OPEN, mean=True),
-    Entry("Lion", ("optimizer=lion",), (5e-4, 1e-3), 1e-3, None, OPEN, mean=True),
-    Entry("Muon", ("optimizer=muon",), (5e-3, 1e-2), 1e-2, None, OPEN, "optimizer.matrices.lr", mean=True),
+    Entry("Signum", ("optimizer=signum",), (5e-4, 1e-3), 1e-3, None, OPEN, UNKNOWN, mean=True),
+    Entry("Lion", ("optimizer=lion",), (5e-4, 1e-3), 1e-3, None, OPEN, UNKNOWN, mean=True),
+    Entry("Muon", ("optimizer=muon",), (5e-3, 1e-2), 1e-2, None, OPEN, UNKNOWN, "optimizer.matrices.lr", mean=True),
     Entry(
         "Shampoo",
         ("optimizer=custom", "optimizer._target_=pytorch_optimizer.Shampoo"),
@@ -131,6 +149,7 @@ ATLAS = (
         0.03,
         None,
         OPEN,
+        UNKNOWN,
         needs=ELSEWHERE,
     ),
     Entry(
@@ -140,6 +159,7 @@ ATLAS = (
         2e-3,
         None,
         OPEN,
+        UNKNOWN,
         needs=ELSEWHERE,
     ),
 )

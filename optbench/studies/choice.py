@@ -1,4 +1,4 @@
-"""The rule by which the atlas's learning rates are chosen, and what every rate that was tried did.
+"""A rule for the atlas's learning rates, and what every rate that was tried did.
 
 The theory is of small oscillations about a valley, and they grow with the rate: so the smallest rate that is at its
 edge in good time is taken. A rate can be taken if its run starts below the edge, has come near it by the second

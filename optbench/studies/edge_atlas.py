@@ -10,7 +10,7 @@ from pathlib import Path
 
 from optbench.dynamics.report import measured_quantity
 from optbench.record import folder as record
-from optbench.studies.atlas import Entry
+from optbench.studies.atlas import NOT_REACHED, OPEN, OUTSIDE, WITHIN, Entry
 
 TABLE, FACTS, PICTURE = "edge_atlas.csv", "edge_atlas.json", "edge_atlas.png"
 
@@ -26,10 +26,11 @@ class Row:
         median: Over the seeds.
         tolerance: Of the entry.
         reached: Share of the seeds whose ratio was 1 or more at some step.
-        verdict: "at the edge" if every seed is within the tolerance, "off" if not, "edge not reached" if no
-            seed reached it, "open" where no threshold is established, "diverged", "missing".
+        verdict: "within" if every seed is within the tolerance, "outside" if not, "edge not reached" if no seed
+            reached it, "open" where no threshold is established, "diverged", "missing".
+        expected: The verdict that the entry expects.
         quantity: The metric that was compared.
-        why: Why the tolerance is not 5 %, or why there is none.
+        why: What the entry says of it.
         series: (steps, ratios) of each seed, for the picture.
     """
 
@@ -40,6 +41,7 @@ class Row:
     tolerance: float | None
     reached: float
     verdict: str
+    expected: str
     quantity: str
     why: str
     series: list[tuple[list[int], list[float]]] = field(default_factory=list, repr=False)
@@ -98,6 +100,7 @@ def read_row(entry: Entry, folders: Sequence[Path]) -> Row:
         entry.tolerance,
         reached,
         verdict(entry, ratios, reached, statuses),
+        entry.expected,
         ", ".join(sorted({series.quantity for series in every})),
         entry.why,
         [(series.steps, series.ratios) for series in every],
@@ -111,10 +114,10 @@ def verdict(entry: Entry, ratios: Sequence[float], reached: float, statuses: Seq
     if "diverged" in statuses:
         return "diverged"
     if not reached:
-        return "edge not reached"
+        return NOT_REACHED
     if entry.tolerance is None:
-        return "open"
-    return "at the edge" if all(abs(r - 1) <= entry.tolerance for r in ratios) else "off"
+        return OPEN
+    return WITHIN if all(abs(r - 1) <= entry.tolerance for r in ratios) else OUTSIDE
 
 
 def write(rows: Sequence[Row], folder: Path) -> None:
@@ -124,10 +127,10 @@ def write(rows: Sequence[Row], folder: Path) -> None:
     record.write_whole(folder / FACTS, json.dumps(record.plain({"rows": facts}), indent=2) + "\n")
     with (folder / TABLE).open("w", newline="") as stream:
         writer = csv.writer(stream)
-        columns = ["median", "lowest", "highest", "tolerance", "reached", "verdict", "why"]
+        columns = ["seeds", "median", "lowest", "highest", "tolerance", "reached", "verdict", "expected", "why"]
         writer.writerow(["optimizer", "lr", "quantity", *columns])
         for row in rows:
             known = [r for r in row.ratios if not math.isnan(r)] or [math.nan]
             numbers = [f"{x:.4f}" for x in (row.median, min(known), max(known))]
-            rest = [row.tolerance, f"{row.reached:.2f}", row.verdict, row.why]
-            writer.writerow([row.optimizer, f"{row.lr:g}", row.quantity, *numbers, *rest])
+            rest = [row.tolerance, f"{row.reached:.2f}", row.verdict, row.expected, row.why]
+            writer.writerow([row.optimizer, f"{row.lr:g}", row.quantity, len(row.ratios), *numbers, *rest])
