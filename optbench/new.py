@@ -32,6 +32,8 @@ def main() -> None:
         print(f"wrote {file.relative_to(Path.cwd())}")
     print(f"test it:  python -m pytest test_{arguments.name}.py")
     print(f"run it:   python -m optbench --config-dir conf {RUN[arguments.kind].format(name=arguments.name)}")
+    if arguments.kind == "optimizer":
+        print(f"check it: python -m optbench.check {arguments.name}.{_class_name(arguments.name)}")
 
 
 def write(kind: str, name: str, folder: Path) -> list[Path]:
@@ -55,12 +57,16 @@ def write(kind: str, name: str, folder: Path) -> list[Path]:
             raise UserError(f"{file} is there already: choose another name, or remove it")
     if find_spec(name) is not None:
         raise UserError(f"there is a Python module called {name} already: choose another name")
-    words = {"name": name, "Name": "".join(part.capitalize() for part in name.split("_"))}
+    words = {"name": name, "Name": _class_name(name)}
     for file, part in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         template = Path(__file__).parent / "templates" / f"{kind}_{part}.txt"
         file.write_text(Template(template.read_text()).substitute(words))
     return list(files)
+
+
+def _class_name(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("_"))
 
 
 if __name__ == "__main__":
