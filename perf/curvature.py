@@ -171,7 +171,7 @@ def growth(options: argparse.Namespace) -> None:
     for width in (12, 32, 300, 2900):
         torch.manual_seed(0)
         model = mlp(256, width, width, 10)
-        data: tuple[Tensor, Tensor] = torch.randn(500, 256), torch.randn(500, 10)
+        data: tuple[Tensor, Tensor] = torch.randn(100, 256), torch.randn(100, 10)
         H = Hessian(model, half_mse, data, strategy="cached")
         v = torch.randn(H.size)
         base = seconds(lambda m=model, d=data: gradient(m, half_mse, d), 3)  # type: ignore[misc]
