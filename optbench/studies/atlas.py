@@ -115,7 +115,7 @@ ATLAS = (
     Entry("Adafactor", ("optimizer=adafactor",), (2.5e-3, 5e-3, 1e-2), 2.5e-3, 0.05, OUTSIDE, CROWDED),
     Entry("SAM over GD", SAM, (0.15, 0.3), 0.15, 0.05, OUTSIDE, ABOVE, "optimizer.base.lr"),
     Entry("max-norm descent", ("optimizer=steepest",), (5e-5, 7e-5, 1e-4), 7e-5, 0.12, why=GEOMETRY),
-    Entry("sign descent", ("optimizer=signsgd",), (5e-4, 1e-3), 1e-3, 0.12, why=GEOMETRY),
+    Entry("sign descent", ("optimizer=signsgd",), (5e-4, 1e-3), 1e-3, 0.12, OUTSIDE, GEOMETRY),
     Entry("spectral descent", SPECTRAL, (0.02, 0.04, 0.08), 0.04),
     Entry("normalised spectral", (*SPECTRAL, "optimizer.normalised=true"), (5e-3, 1e-2), 5e-3),
     Entry(

@@ -30,8 +30,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axis.axhline(1, color="#000000", linewidth=0.8)
         for i, (steps, ratios) in enumerate(row.series):
             axis.plot(steps, ratios, STYLES[i % 3], color=COLORS[i % 3], linewidth=0.9)
-        number = "" if math.isnan(row.median) else f" {row.median:.3f}"
-        axis.set_title(f"{row.optimizer}:{number} ({row.verdict})", fontsize=8)
+        number = "" if math.isnan(row.median) else f"{row.median:.3f}, "
+        axis.set_title(f"{row.optimizer}\n{number}{row.verdict}", fontsize=8)
         axis.set_ylim(0, 2)
         axis.grid(alpha=0.25)
     figure.supxlabel("step (optimizer updates)")
