@@ -148,7 +148,7 @@ def test_lbfgs_gives_torchs_numbers_and_takes_channels_last() -> None:
             loss.backward()
             return loss
 
-        optimizer.step(closure)  # type: ignore[arg-type]
+        optimizer.step(closure)
         return torch.cat([p.detach().reshape(-1) for p in net.parameters()])
 
     theirs = trained(torch.optim.LBFGS, torch.contiguous_format)
