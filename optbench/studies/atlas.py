@@ -85,7 +85,7 @@ BATCHES = (
 )
 SPECTRAL = ("optimizer=steepest", "optimizer.norm=spectral")
 ELSEWHERE = "pytorch_optimizer"
-CROWDED = "three or four eigenvalues are at the edge, in finite oscillations that mix them: λ₁, the largest, is above 1"
+CROWDED = "several eigenvalues are at the edge, in finite oscillations that mix them: λ₁, the largest, is above 1"
 OVERSHOT = (
     "the fast start overshoots the edge and leaves the network flat; at a loss near .001 little sharpens it again"
 )

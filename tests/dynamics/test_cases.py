@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from optbench.curvature import Hessian, Preconditioned, top_eigenpairs, trace
 from optbench.dynamics.events import find_events
+from optbench.record.folder import METRICS, read_lines
 from optbench.task import half_mse
 from tests.conftest import Command
 
@@ -158,12 +159,22 @@ CIFAR = Path(os.environ.get("OPTBENCH_DATA", "~/.cache/optbench")).expanduser()
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (CIFAR / "cifar-10-batches-py").is_dir(), reason=f"needs CIFAR-10 in {CIFAR}")
-@pytest.mark.parametrize("lr", [0.01, 0.02])
-def test_cifar_5k_sharpens_progressively_up_to_the_edge(optbench: Command, lr: float) -> None:
+@pytest.mark.parametrize(("lr", "steps"), [(0.025, 1200), (0.02, 2000)])
+def test_cifar_5k_sharpens_progressively_up_to_the_edge(optbench: Command, lr: float, steps: int) -> None:
+    """Tanh 3072-200-200-10 on ½-MSE, all 5,000 examples in each step and measurement; 5 to 10 minutes on a core.
+
+    At .025 λ₁ crosses 2/η = 80 at step 650. It begins at 75 and dips to 68, for inputs are standardised by channel
+    and not centred by pixel; so the steps are larger than the .01 of Cohen et al. (2021), whose threshold of 200 is
+    thousands of steps away.
+    """
     run = ("task=cifar", f"task.root={CIFAR}", "task.verify=false", "task.train_size=5000", "task.loss=mse")
     how = ("task.augment=false", "model=mlp", "model.widths=[200,200]", "schedule=constant", "batch_size=full")
-    settings = ("micro_batch_size=null", f"optimizer.lr={lr}", "steps=1500", "probes.layers=null")
-    measured = ("probes.sharpness.every=25", "probes.sharpness.examples=null", "probes.generalization.every=100")
-    events = _summary(optbench(*run, *how, *settings, *measured).folder)["events"]
+    settings = ("micro_batch_size=null", f"optimizer.lr={lr}", f"steps={steps}", "probes.layers=null")
+    measured = ("probes.sharpness.every=50", "probes.sharpness.examples=null", "probes.generalization.every=500")
+    folder = optbench(*run, *how, *settings, *measured, "probes.generalization.train_examples=1000").folder
+    series = [r["sharpness/lambda_max"] for r in read_lines(folder / METRICS) if "sharpness/lambda_max" in r]
+    events = _summary(folder)["events"]
     assert events["verdict"] == "edge reached" and not events["started_above"]
+    before = series[2 : events["first_crossing"] // 50]
+    assert before == sorted(before) and before[-1] > 1.05 * before[0]  # progressive: at every measurement after the dip
     assert math.isclose(events["plateau_ratio"], 1, abs_tol=0.08)
