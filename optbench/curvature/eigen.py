@@ -152,8 +152,9 @@ class _Solver:
             elif bounds[i] > max(self.accuracy * size, floor):
                 rival = max(range(i, len(values)), key=lambda j: values[j] + norms[j])
                 found.add(rival if norms[rival] > norms[i] else i)
-        vague = max(min(GUARD, self.accuracy**0.5) * size, floor)
-        resolved = self.block if self.accuracy < STRICT else self.k + 1
+        strict = self.accuracy < STRICT
+        vague = max((self.accuracy**0.5 if strict else GUARD) * size, floor)
+        resolved = self.block if strict else self.k + 1
         found.update(i for i in range(self.k, min(resolved, len(values))) if norms[i] > vague)
         return sorted(found)
 
