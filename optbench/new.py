@@ -31,9 +31,9 @@ def main() -> None:
     for file in written:
         print(f"wrote {file.relative_to(Path.cwd())}")
     print(f"test it:  python -m pytest test_{arguments.name}.py")
-    print(f"run it:   python -m optbench --config-dir conf {RUN[arguments.kind].format(name=arguments.name)}")
     if arguments.kind == "optimizer":
         print(f"check it: python -m optbench.check {arguments.name}.{_class_name(arguments.name)}")
+    print(f"run it:   python -m optbench --config-dir conf {RUN[arguments.kind].format(name=arguments.name)}")
 
 
 def write(kind: str, name: str, folder: Path) -> list[Path]:
