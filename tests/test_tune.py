@@ -80,8 +80,8 @@ def test_selection_is_by_validation_and_of_the_held_out_task_by_rank_on_the_othe
 
 def test_every_optimizer_with_a_search_space_is_found_and_one_without_is_refused(tmp_path: Path) -> None:
     assert {"adam", "sgd", "muon", "sam"} <= search_spaces("all").keys()
-    with pytest.raises(UserError, match=r"no optimizer called adan\. Did you mean adam"):
-        search_spaces("adan")
+    with pytest.raises(UserError, match=r"no optimizer called adamm\. Did you mean adam"):
+        search_spaces("adamm")
     (tmp_path / "optimizer").mkdir()
     (tmp_path / "optimizer" / "mine.yaml").write_text("_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\n")
     with pytest.raises(UserError, match=r"mine declares no search space: add `search:` to mine\.yaml"):
