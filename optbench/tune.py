@@ -5,7 +5,7 @@ validation is run anew with fresh seeds, and the held-out task is run at the poi
 others. What has run is found and not run again: give the same command to go on.
 
 keys:
-  suite=smoke         smoke (minutes on 2 cores), small (two hours), full (a GPU), or a path to a .yaml
+  suite=smoke         smoke (minutes on 2 cores), small (under an hour), full (a GPU), or a path to a .yaml
   optimizer=all       names of conf/optimizer, separated by commas; all: those that have a search space
   results_dir=results where the run folders go
   jobs=N              runs at a time, cores/N threads each (default: as many as cores; on a GPU, 4 pay)

@@ -58,6 +58,7 @@ class Row:
     point: int
 
 
+CURVATURE = (SHARPNESS, DISTANCE)
 AT_END = ("test/loss", "test/error", "val/loss", "train/loss", "gap/loss", "gap/error")
 
 
@@ -66,8 +67,8 @@ def row(suite: Suite, entrant: Entrant, task: str) -> Row:
     runs = entrant.finals[task]
     target = suite.tasks[task].target
     metrics = {name: _spread([_at_end(run, name) for run in runs]) for name in AT_END}
-    metrics |= {f"{name} at the end": _spread([_last_measured(run, name) for run in runs]) for name in _CURVATURE}
-    metrics |= {f"{name} at the best": _spread([_at_best(suite, run, name) for run in runs]) for name in _CURVATURE}
+    metrics |= {f"{name} at the end": _spread([_last_measured(run, name) for run in runs]) for name in CURVATURE}
+    metrics |= {f"{name} at the best": _spread([_at_best(suite, run, name) for run in runs]) for name in CURVATURE}
     metrics[f"{DISTANCE} at most"] = _spread([_most(run, DISTANCE) for run in runs])
     reached = {unit: [cost_to_target(suite, run, target, unit) for run in runs] for unit in (STEP, GRADIENTS, SECONDS)}
     return Row(
@@ -86,9 +87,6 @@ def row(suite: Suite, entrant: Entrant, task: str) -> Row:
         diverged=float(np.mean([run.status == "diverged" for run in runs])),
         point=entrant.points[task],
     )
-
-
-_CURVATURE = (SHARPNESS, DISTANCE)
 
 
 def score(suite: Suite, run: Run) -> float:

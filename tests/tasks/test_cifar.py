@@ -53,12 +53,8 @@ def test_unverified_files_are_refused_by_default(root: Path) -> None:
 
 
 def test_without_data_and_network_it_fails_in_seconds_and_says_where_it_looked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, no_network: None
 ) -> None:
-    def no_network(*_: object, **__: object) -> None:
-        raise OSError("Name or service not known")
-
-    monkeypatch.setattr("socket.getaddrinfo", no_network)
     start = time.monotonic()
     with pytest.raises(MachineError, match=f"{tmp_path / 'empty' / FOLDER}.*downloads it there.*task.root=DIR"):
         cifar(0, str(tmp_path / "empty"))
