@@ -2,10 +2,11 @@
 
 from optbench.curvature.checks import Audit, Rayleigh, audit, rayleigh
 from optbench.curvature.density import SpectralDensity, spectral_density
-from optbench.curvature.eigen import Eigenpairs, top_eigenpairs
+from optbench.curvature.eigen import top_eigenpairs
 from optbench.curvature.hessian import GaussNewton, Hessian
 from optbench.curvature.heterogeneity import block_densities, block_heterogeneity
 from optbench.curvature.operators import Operator, Preconditioned, Restricted
+from optbench.curvature.pairs import Eigenpairs
 from optbench.curvature.selection import per_block, per_layer
 from optbench.curvature.slope import loss_and_gradient, mean_loss
 from optbench.curvature.stochastic import DiagonalEstimate, TraceEstimate, diagonal, trace

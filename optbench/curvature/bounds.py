@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def error_bounds(theta: np.ndarray, gram: np.ndarray) -> np.ndarray:
+def error_bounds(theta: np.ndarray, gram: np.ndarray, rest: float = -np.inf) -> np.ndarray:
     """Bounds on λ_i − θ_i from the residuals R_i = A u_i − θ_i u_i of a block of Ritz pairs.
 
     Ritz values lie below: θ_i ≤ λ_i, always. Within ‖R_i‖ of θ_i there is *an* eigenvalue, always.
@@ -25,6 +25,7 @@ def error_bounds(theta: np.ndarray, gram: np.ndarray) -> np.ndarray:
     Args:
         theta: Ritz values θ, descending, shape (M,), guards included.
         gram: Inner products R_iᵀR_j of all residuals, shape (M, M).
+        rest: What A does not exceed on the complement of the block, if that is known from elsewhere.
 
     Returns:
         Bounds, shape (M,), in the unit of the values.
@@ -32,9 +33,9 @@ def error_bounds(theta: np.ndarray, gram: np.ndarray) -> np.ndarray:
     References:
         Parlett (1998), The Symmetric Eigenvalue Problem, chapters 10 and 11.
     """
-    upper = theta + np.sqrt(gram.diagonal())
-    bounds = np.sort(upper)[::-1] - theta
-    for j in range(1, len(theta)):
+    upper = np.append(theta + np.sqrt(gram.diagonal()), rest)
+    bounds = np.sort(upper)[::-1][: len(theta)] - theta
+    for j in range(1, len(theta) + (rest > -np.inf)):
         mu = upper[j:].max()
         for i in range(j):
             gap = theta[i] - mu

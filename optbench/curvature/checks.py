@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from optbench.curvature.eigen import Eigenpairs, Seed, random_rows
 from optbench.curvature.operators import Operator
+from optbench.curvature.pairs import Eigenpairs, Seed, random_rows
 from optbench.curvature.subspace import Subspace
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from optbench.curvature.eigen import Seed, seeded
 from optbench.curvature.operators import Operator
+from optbench.curvature.pairs import Seed, seeded
 from optbench.curvature.stochastic import rademacher
 from optbench.curvature.subspace import Subspace
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.special import entr
 
 from optbench.curvature.density import SpectralDensity, spectral_density
-from optbench.curvature.eigen import Seed, seeded
 from optbench.curvature.hessian import ModelOperator
 from optbench.curvature.operators import Restricted
+from optbench.curvature.pairs import Seed, seeded
 
 
 def block_densities(

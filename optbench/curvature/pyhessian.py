@@ -34,9 +34,9 @@ from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from optbench.curvature.chunks import Chunks, Pair
-from optbench.curvature.eigen import Eigenpairs
 from optbench.curvature.isolation import in_mode, kept_rng, seed_globals
 from optbench.curvature.objective import Loss
+from optbench.curvature.pairs import Eigenpairs
 from optbench.curvature.stochastic import TraceEstimate
 
 

@@ -10,8 +10,8 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from optbench.curvature.eigen import Eigenpairs, Seed, seeded
 from optbench.curvature.operators import Operator
+from optbench.curvature.pairs import Eigenpairs, Seed, seeded
 
 
 @dataclass(frozen=True)

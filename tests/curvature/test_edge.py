@@ -12,15 +12,16 @@ from torch import Tensor, nn
 
 from optbench.curvature import Eigenpairs, Hessian, audit, top_eigenpairs
 from optbench.curvature.chunks import Pair
+from optbench.probes.tracking import Tracker
 from perf.cases import CIFAR, cifar_run, digits_run, half_mse
 
 Run = tuple[nn.Module, Pair, Iterator[int]]
 
 
 def follow(
-    run: Run, first: int, every: int = 10, accuracy: float = 5e-3
+    run: Run, first: int, every: int = 10, accuracy: float = 5e-3, tracker: Tracker | None = None
 ) -> tuple[list[Eigenpairs], list[float], list[Tensor]]:
-    """Warm-started pairs, and the true λ_1 and u_1, u_2 (float64, five more digits), every so many steps."""
+    """Warm-started pairs, solved or tracked, and the true λ_1 and u_1, u_2 (float64, five more digits)."""
     model, data, steps = run
     H = Hessian(model, half_mse, data, strategy="cached")
     double = Hessian(model, half_mse, data, dtype=torch.float64, strategy="cached")
@@ -32,7 +33,10 @@ def follow(
         if step < first or step % every:
             continue
         with H, double:
-            found.append(top_eigenpairs(H, accuracy=accuracy, start=found[-1] if found else None))
+            if tracker is not None:
+                found.append(tracker.solve(H, step, pytest.fail))
+            else:
+                found.append(top_eigenpairs(H, accuracy=accuracy, start=found[-1] if found else None))
             reference = top_eigenpairs(double, 2, accuracy=1e-8, guards=3, start=reference)
             truth.append(float(reference.values[0]))
             vectors.append(reference.vectors)
@@ -62,6 +66,20 @@ def test_digits() -> None:
     assert crossings(vectors) >= 1  # among what was just checked are times at which λ_2 had overtaken λ_1
     assert median(pairs.hvps for pairs in found[1:]) <= 7
     assert median(truth[-20:]) == pytest.approx(2 / 0.5, rel=0.1)  # it is at the edge
+
+
+def test_digits_tracked_from_the_start() -> None:
+    found, truth, _ = follow(digits_run(1, lr=0.3, steps=450), first=0, tracker=Tracker("sharpness"))
+    check(found, truth, 0.005)
+    assert sum(pairs.held for pairs in found) > len(found) / 3  # while λ_1 is set apart
+    assert all(pairs.hvps <= 2 for pairs in found if pairs.held)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seed", "lr"), [(0, 0.5), (1, 0.3), (2, 0.5), (4, 0.5), (5, 0.4), (6, 0.3), (7, 0.6)])
+def test_digits_tracked_long(seed: int, lr: float) -> None:
+    found, truth, _ = follow(digits_run(seed, lr, steps=1000), first=0, tracker=Tracker("sharpness"))
+    check(found, truth, 0.005)
 
 
 def test_digits_to_five_digits() -> None:

@@ -1,0 +1,54 @@
+"""Approximate eigenpairs, and the random vectors that a search for them starts from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optbench.curvature.operators import Operator
+
+Seed = int | torch.Generator
+"""A seed, or a generator on the CPU, from which start vectors are drawn; never the global one."""
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Approximate eigenpairs (θ_i, u_i), the largest first, with their error bounds and cost.
+
+    Attributes:
+        values: θ, shape (K,), descending. θ_i ≤ λ_i up to rounding. Unit: loss per parameter².
+        vectors: u as orthonormal columns, shape (P, K).
+        residuals: ‖A u_i − θ_i u_i‖, shape (K,): an eigenvalue, not surely the i-th, is that close.
+        bounds: Bound on λ_i − θ_i, shape (K,), about residual²/gap where the gap allows, on the
+            condition that no larger eigenvalue was lost; see `error_bounds`.
+        hvps: Products spent.
+        converged: Whether each of the K met the tolerance; for held pairs, the accuracy.
+        basis: vectors followed by the guards, shape (P, K + guards): the next warm start.
+        rest: μ, above which no eigenvalue of A on the complement of the K vectors is, if none was lost: the largest
+            θ_j + ‖R_j‖ of the guards; infinite without guards.
+        held: Whether μ is the last solve's word, not this one's; see `trust`.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    residuals: Tensor
+    bounds: Tensor
+    hvps: int
+    converged: bool
+    basis: Tensor
+    rest: float = math.inf
+    held: bool = False
+
+
+def seeded(seed: Seed) -> torch.Generator:
+    """The generator, or a new one with the seed."""
+    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+
+
+def random_rows(operator: Operator, count: int, seed: Seed) -> Tensor:
+    """Gaussian vectors as rows, shape (count, P)."""
+    rows = torch.randn((count, operator.size), generator=seeded(seed), dtype=operator.dtype)
+    return rows.to(operator.device)

@@ -1,0 +1,146 @@
+"""The state of one search for the largest eigenvalues: a space that grows by residuals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optbench.curvature.bounds import error_bounds
+from optbench.curvature.operators import Operator
+from optbench.curvature.pairs import Eigenpairs, Seed, random_rows
+from optbench.curvature.subspace import Subspace, small
+
+GUARD = 0.1  # relative residual of the first guard: a vaguer one would not notice that it overtakes
+# Below this accuracy every guard is resolved, to its square root. Of m eigenvalues closer to each other than that, a
+# space grown from fewer than m vectors holds fewer; the one it lacks may be the largest, and then no gap is true.
+STRICT = 1e-3
+
+
+class Solver:
+    """Block LOBPCG with a longer memory; see `top_eigenpairs`."""
+
+    def __init__(
+        self,
+        operator: Operator,
+        k: int,
+        guards: int,
+        tol: float,
+        accuracy: float,
+        window: int | None,
+    ) -> None:
+        self.space = Subspace(operator)
+        self.k, self.guards, self.tol, self.accuracy = k, guards, tol, accuracy
+        self.window = window
+        self.previous = torch.empty((0, 0), dtype=torch.float64)
+        self.held: Eigenpairs | None = None  # the start, while its guards stand for those that are not in the space
+        self.rest = -math.inf  # μ of the eigenvalues that have no vector in the block
+
+    @property
+    def block(self) -> int:
+        return min(self.k + self.guards * (self.held is None), self.space.operator.size)
+
+    def hold(self, start: Eigenpairs, trust: float) -> bool:
+        """Whether the start's pairs meet the accuracy without their guards; else the space holds what was found."""
+        self.held = start
+        self.begin(start.vectors.T.to(self.space.operator.device, self.space.operator.dtype))
+        moved = (self.values - start.values.double().cpu()).abs() + torch.from_numpy(self.norms)
+        self.rest = start.rest + trust * float(moved.max())
+        self._bound()
+        pending = self.pending()
+        if pending and float(self.values[-1]) > self.rest:  # else their own residuals cannot help
+            self.improve(pending)
+            pending = self.pending()
+        if not pending and bool((self.ritz_values[self.k :] <= self.rest).all()):
+            return True
+        self.held, self.rest = None, -math.inf
+        return False
+
+    def begin(self, rows: Tensor) -> None:
+        self.space.expand(rows)
+        self._rayleigh_ritz()
+
+    def _rayleigh_ritz(self) -> None:
+        self.ritz_values, self.coefficients = self.space.ritz()
+        count = min(self.block, len(self.space))
+        self.values = self.ritz_values[:count]
+        self.vectors, images = self.space.combine(self.coefficients[:count])
+        self.residuals = images - self.values.to(images).unsqueeze(1) * self.vectors
+        self.gram = small(self.residuals @ self.residuals.T)
+        self.norms = np.sqrt(self.gram.diagonal())
+        self._bound()
+
+    def _bound(self) -> None:
+        self.bounds = error_bounds(self.values.numpy(), self.gram, self.rest)
+
+    def pending(self) -> list[int]:
+        """Pairs to improve: wanted ones above `tol`, and what holds a wanted bound up."""
+        floor = 30 * torch.finfo(self.residuals.dtype).eps * float(self.ritz_values.abs().max())
+        values, norms, bounds = self.values.tolist(), self.norms.tolist(), self.bounds.tolist()
+        size = abs(values[0])
+        found = set()
+        for i in range(min(self.k, len(values))):
+            if self.held is None and norms[i] > max(self.tol * size, floor):
+                found.add(i)
+            elif bounds[i] > max(self.accuracy * size, floor):
+                rival = max(range(i, len(values)), key=lambda j: values[j] + norms[j])
+                found.add(rival if norms[rival] > norms[i] else i)
+        strict = self.accuracy < STRICT
+        vague = max((self.accuracy**0.5 if strict else GUARD) * size, floor)
+        resolved = self.block if strict else self.k + 1
+        found.update(i for i in range(self.k, min(resolved, len(values))) if norms[i] > vague)
+        return sorted(found)
+
+    def covers(self, above: float | None) -> bool:
+        return above is None or self.k >= self.space.operator.size or float(self.values[self.k - 1]) <= above
+
+    def improve(self, pending: list[int]) -> bool:
+        """One iteration on the pending pairs; False if their residuals add nothing to the space."""
+        self._shrink_if_full(len(pending))
+        rows = self.residuals[pending]
+        kept = self.coefficients[: self.k]
+        grown = self.space.expand(rows)
+        self.previous = torch.nn.functional.pad(kept, (0, grown))
+        self._rayleigh_ritz()
+        return grown > 0
+
+    def widen(self, seed: Seed) -> bool:
+        """Want more pairs; the guards become wanted and random vectors take their place."""
+        self.k = min(self.k + max(2, self.k // 2), self.space.operator.size)
+        missing = self.block - len(self.space)
+        if missing > 0:
+            self.space.expand(random_rows(self.space.operator, missing, seed))
+        self._rayleigh_ritz()
+        return True
+
+    def _shrink_if_full(self, more: int) -> None:
+        window = max(self.window or 24, 2 * self.block + self.k)
+        if len(self.space) + more <= window:
+            return
+        previous = self.previous[:, : len(self.space)]
+        self.space.shrink(torch.cat([self.coefficients[: self.block], previous]))
+        self.coefficients = self.space.ritz()[1]
+
+    def _rest(self, k: int) -> float:
+        if self.held is not None:
+            return self.rest
+        upper = self.values.numpy()[k:] + self.norms[k:]
+        return float(upper.max()) if len(upper) else math.inf
+
+    def result(self, hvps: int, above: float | None) -> Eigenpairs:
+        k = min(self.k, len(self.values))
+        kind = self.space.basis
+        guards = self.vectors[k:] if self.held is None else self.held.basis.T[k:].to(kind)
+        return Eigenpairs(
+            values=self.values[:k].to(kind),
+            vectors=self.vectors[:k].T,
+            residuals=torch.from_numpy(self.norms[:k]).to(kind),
+            bounds=torch.from_numpy(self.bounds[:k]).to(kind),
+            hvps=hvps,
+            converged=not self.pending() and self.covers(above),
+            basis=torch.cat([self.vectors[:k], guards]).T,
+            rest=self._rest(k),
+            held=self.held is not None,
+        )
