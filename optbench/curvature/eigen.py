@@ -63,9 +63,9 @@ def top_eigenpairs(
     _check(operator, k, tol, accuracy, guards, max_hvps)
     solver = Solver(operator, k, guards, tol, accuracy, window)
     before = operator.hvps
-    if trust is not None and isinstance(start, Eigenpairs) and start.rest < math.inf and len(start.values) == k:
-        if solver.hold(start, trust):
-            return solver.result(operator.hvps - before, above)
+    known = isinstance(start, Eigenpairs) and start.rest < math.inf and len(start.values) == k
+    if trust is not None and known and solver.hold(start, trust):
+        return solver.result(operator.hvps - before, above)
     rows = _start_rows(operator, start, solver.block, seed)
     solver.begin(rows[k:] if len(solver.space) else rows)
     while True:

@@ -40,6 +40,7 @@ class Solver:
 
     @property
     def block(self) -> int:
+        """How many Ritz pairs are looked at: the wanted and, unless they are held, the guards."""
         return min(self.k + self.guards * (self.held is None), self.space.operator.size)
 
     def hold(self, start: Eigenpairs, trust: float) -> bool:
@@ -59,6 +60,7 @@ class Solver:
         return False
 
     def begin(self, rows: Tensor) -> None:
+        """Take the rows, shape (any, P), into the space, a product each."""
         self.space.expand(rows)
         self._rayleigh_ritz()
 
@@ -94,6 +96,7 @@ class Solver:
         return sorted(found)
 
     def covers(self, above: float | None) -> bool:
+        """Whether a value at or below `above` has been found, so that none above it is missing."""
         return above is None or self.k >= self.space.operator.size or float(self.values[self.k - 1]) <= above
 
     def improve(self, pending: list[int]) -> bool:
@@ -130,6 +133,7 @@ class Solver:
         return float(upper.max()) if len(upper) else math.inf
 
     def result(self, hvps: int, above: float | None) -> Eigenpairs:
+        """The pairs as they are."""
         k = min(self.k, len(self.values))
         kind = self.space.basis
         guards = self.vectors[k:] if self.held is None else self.held.basis.T[k:].to(kind)
