@@ -286,6 +286,12 @@ def test_any_task_takes_any_set_of_probes(probes: str) -> None:
 NEEDS_FILES = ("cifar", "mnist", "fashion_mnist", "image_folder")
 
 
+def test_a_run_without_sharpness_and_edge_keeps_the_other_probes(optbench: Command) -> None:
+    done = optbench("probes.sharpness=null", "probes.edge=null", "steps=60", "probes.layers.interval=20")
+    records = (done.folder / "metrics.jsonl").read_text()
+    assert "layers/" in records and "gap/loss" in records and "sharpness/" not in records
+
+
 @pytest.mark.parametrize("task", sorted(f.stem for f in (ROOT / "conf/task").glob("*.yaml") if "large" not in f.stem))
 def test_every_task_that_needs_no_files_starts_by_its_default(optbench: Command, task: str) -> None:
     if task.removesuffix("_small") in NEEDS_FILES:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -63,8 +61,7 @@ def top_eigenpairs(
     _check(operator, k, tol, accuracy, guards, max_hvps)
     solver = Solver(operator, k, guards, tol, accuracy, window)
     before = operator.hvps
-    known = isinstance(start, Eigenpairs) and start.rest < math.inf and len(start.values) == k
-    if trust is not None and known and solver.hold(start, trust):
+    if isinstance(start, Eigenpairs) and trust is not None and solver.hold(start, trust):
         return solver.result(operator.hvps - before, above)
     rows = _start_rows(operator, start, solver.block, seed)
     solver.begin(rows[k:] if len(solver.space) else rows)

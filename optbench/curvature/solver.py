@@ -45,6 +45,8 @@ class Solver:
 
     def hold(self, start: Eigenpairs, trust: float) -> bool:
         """Whether the start's pairs meet the accuracy without their guards; else the space holds what was found."""
+        if math.isinf(start.rest) or len(start.values) != self.k:
+            return False
         self.held = start
         self.begin(start.vectors.T.to(self.space.operator.device, self.space.operator.dtype))
         moved = (self.values - start.values.double().cpu()).abs() + torch.from_numpy(self.norms)
