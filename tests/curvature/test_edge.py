@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from optbench.curvature import Eigenpairs, Hessian, audit, top_eigenpairs
 from optbench.curvature.chunks import Pair
 from optbench.probes.tracking import Tracker
-from perf.cases import CIFAR, cifar_run, digits_run, half_mse
+from perf.cases import CIFAR, cifar_run, descend, digits, digits_run, half_mse
 
 Run = tuple[nn.Module, Pair, Iterator[int]]
 
@@ -51,12 +51,12 @@ def crossings(vectors: list[Tensor]) -> int:
     return sum(bool(o[1, 0].abs() > o[0, 0].abs()) for o in overlaps)
 
 
-def check(found: list[Eigenpairs], truth: list[float], worst: float) -> None:
+def check(found: list[Eigenpairs], truth: list[float], worst: float, kinks: float = 0.0) -> None:
     assert all(pairs.converged for pairs in found)
     for pairs, exact in zip(found, truth, strict=True):
         error = exact - float(pairs.values[0])
-        rounding = 5e-6 * exact  # float32 products: about √P·ε relative
-        assert -rounding <= error <= float(pairs.bounds[0]) + rounding
+        rounding = 5e-6 * exact  # 40 ε, which the bound has in it already
+        assert -rounding - kinks * exact <= error <= float(pairs.bounds[0]) + kinks * exact
         assert error <= worst * exact
 
 
@@ -73,6 +73,17 @@ def test_digits_tracked_from_the_start() -> None:
     check(found, truth, 0.005)
     assert sum(pairs.held for pairs in found) > len(found) / 3  # while λ_1 is set apart
     assert all(pairs.hvps <= 2 for pairs in found if pairs.held)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seed", "lr"), [(0, 0.3), (1, 0.3)])
+def test_relu_long(seed: int, lr: float) -> None:
+    """In float32 an input of a ReLU may lie on the other side of its kink: 7e-5 of λ_1 was seen."""
+    torch.manual_seed(seed)
+    layers = (nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
+    model, data = nn.Sequential(*layers), digits()
+    found, truth, _ = follow((model, data, descend(model, data, lr, 1500)), first=300)
+    check(found, truth, 0.005, kinks=2e-4)
 
 
 @pytest.mark.slow
