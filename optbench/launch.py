@@ -38,14 +38,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def launch(commands: Iterable[Sequence[str]], jobs: int) -> Generator[Finished, None, None]:
+def launch(commands: Iterable[Sequence[str]], jobs: int, threads: int | None = None) -> Generator[Finished, None, None]:
     """Run the main job once for each list of overrides, `jobs` at a time, and yield each as it ends.
 
-    Every run has cores/jobs threads, one at least. Left early, or on Ctrl-C, the runs at work are asked to stop:
-    each writes its checkpoint, and goes on from it when it is given again.
+    Every run has as many threads, by default cores/jobs, one at least; rounding depends on them. Left early, or on
+    Ctrl-C, the runs at work are asked to stop: each writes its checkpoint, and goes on from it when it is given again.
     """
     waiting = [tuple(command) for command in commands]
-    threads = max(1, cores() // jobs)
+    threads = threads or max(1, cores() // jobs)
     context = _context(threads)
     running: dict[int, tuple[BaseProcess, tuple[str, ...], Path]] = {}
     with tempfile.TemporaryDirectory(prefix="optbench-") as scratch:

@@ -2,17 +2,16 @@
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from optbench.launch import cores, launch
 from optbench.record import folder as record
 from optbench.studies import choice, edge_atlas, picture
 from optbench.studies.atlas import ATLAS, CHOICE_SEED, SEEDS, Entry
@@ -28,7 +27,7 @@ def main() -> None:
     parser.add_argument("--choose", action="store_true", help="try every learning rate, and say which the rule takes")
     parser.add_argument("--seeds", type=int, default=None, help=f"number of seeds ({len(SEEDS)}; short form 1)")
     parser.add_argument("--only", default="", help="names of the table to keep, separated by commas")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, a thread each")
+    parser.add_argument("--jobs", type=int, default=cores(), help="runs at a time, a thread each")
     parser.add_argument("--results-dir", type=Path, default=Path("results"), help="where runs and tables go")
     given = parser.parse_args()
     wanted = [name.strip() for name in given.only.split(",") if name.strip()]
@@ -99,49 +98,29 @@ def make_runs(
     folder.mkdir(parents=True, exist_ok=True)
     known = {command: Path(path) for command, path in (record.read_json(folder / RUNS) or {}).items()}
     missing = [c for c in commands if not _finished(known.get(" ".join(c)))]
+    where = [f"results_dir={results}", "device=cpu"]
     failures: list[str] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True)) as progress,
-        ThreadPoolExecutor(jobs) as pool,
+        closing(launch([[*command, *where] for command in missing], jobs, threads=1)) as runs,
     ):
         bar = progress.add_task("runs", total=len(commands), completed=len(commands) - len(missing))
-        waiting = {pool.submit(_run, command, results): command for command in missing}
-        try:
-            for done in as_completed(waiting):
-                path, why = done.result()
-                line = " ".join(waiting[done])
-                if path is None:
-                    failures.append(f"failed: python -m optbench {line}: {why}")
-                else:
-                    known[line] = path
-                    content = json.dumps({k: str(p) for k, p in known.items()}, indent=2)
-                    record.write_whole(folder / RUNS, content + "\n")
-                progress.advance(bar)
-        except KeyboardInterrupt:  # those that run have had it too, and keep what they have
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+        for done in runs:
+            line = " ".join(done.overrides[: -len(where)])
+            if done.folder is None:
+                failures.append(f"failed: python -m optbench {line}: {done.why}")
+            else:
+                known[line] = done.folder
+                content = json.dumps({k: str(p) for k, p in known.items()}, indent=2)
+                record.write_whole(folder / RUNS, content + "\n")
+            progress.advance(bar)
     return known, failures
 
 
 def _finished(path: Path | None) -> bool:
     summary = record.read_json(path / record.SUMMARY) if path is not None else None
     return bool(summary and summary.get("status") in record.FINISHED)
-
-
-def _run(command: list[str], results: Path) -> tuple[Path | None, str]:
-    """One run in a process of its own, on one thread; its folder, or what it said last."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "optbench", *command, f"results_dir={results}", "device=cpu"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    if done.returncode:
-        return None, (done.stderr.strip().splitlines() or ["no word"])[-1]
-    return Path(done.stdout.splitlines()[-1]), ""
 
 
 def _print(rows: Sequence[edge_atlas.Row], folder: Path) -> None:
