@@ -23,7 +23,7 @@ class Eigenpairs:
         vectors: u as orthonormal columns, shape (P, K).
         residuals: ‖A u_i − θ_i u_i‖, shape (K,): an eigenvalue, not surely the i-th, is that close.
         bounds: Bound on λ_i − θ_i, shape (K,), about residual²/gap where the gap allows, on the
-            condition that no larger eigenvalue was lost; see `error_bounds`. Rounding is in it, as 40 ε ‖A‖, but not
+            condition that no larger eigenvalue was lost; see `error_bounds`. Rounding is in it, as 80 ε ‖A‖, but not
             that of the weights at a kink: float32 may see a ReLU on its other side, which is another matrix (7e-5 of
             λ_1 off, once in 190 measurements of a network with 1,000 examples).
         hvps: Products spent.
