@@ -27,7 +27,7 @@ from optbench.location import conf_folder
 from optbench.models.vit import vit
 from optbench.probes import State, due
 from optbench.probes.shared import Shared
-from perf.cases import CNN, ViT, cifar_run, digits_run, half_mse, mlp
+from perf.cases import CIFAR, CNN, ViT, cifar, cifar_run, digits_run, half_mse, mlp
 from perf.peers import Engine, cold_lanczos, ours, pyhessian, scipy_in_double, scipy_on_curvlinops
 
 
@@ -152,16 +152,19 @@ def memory(_: argparse.Namespace) -> None:
             v = torch.randn(H.size)
             peaks.append(peak_bytes(lambda H=H, v=v: H @ v))  # type: ignore[misc]
         print(f"{name:28}{step / 2**20:10.1f}{peaks[0] / step:8.2f}{peaks[1] / step:12.2f}")
-    print(f"{'N (MLP 3072-200-200-10, 500)':28}{'peak MiB':>10}{'s':>8}")
-    model = mlp(3072, 200, 200, 10)
-    everything = torch.randn(50_000, 3072), torch.arange(50_000) % 10
+    if not CIFAR.exists():
+        print(f"no CIFAR-10 in {CIFAR}, so memory against N is left out: set OPTBENCH_DATA")
+        return
+    print(f"{'N (CIFAR-10, MLP 3072-200-200-10, 500)':40}{'peak MiB':>10}{'s':>8}")
+    model = nn.Sequential(nn.Flatten(), mlp(3072, 200, 200, 10))
+    everything = cifar(50_000, one=False)
     for count in (1_000, 10_000, 50_000):
         data = everything[0][:count], everything[1][:count]
         H = Hessian(model, cross_entropy, data, chunk=500, strategy="recomputed")
         H.prepare()
         start = time.perf_counter()
         peak = peak_bytes(lambda H=H: H @ torch.randn(H.size))  # type: ignore[misc]
-        print(f"{count:<28}{peak / 2**20:10.1f}{time.perf_counter() - start:8.1f}")
+        print(f"{count:<40}{peak / 2**20:10.1f}{time.perf_counter() - start:8.1f}")
 
 
 def growth(options: argparse.Namespace) -> None:

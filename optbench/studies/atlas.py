@@ -1,7 +1,7 @@
 """The entries of the edge atlas: which optimizer, at which settings, measured against which threshold.
 
-The learning rates were chosen by hand on runs of seed 0, gradient descent's and SAM's after one of seed 1.
-`--choose` applies the declared rule of `choice` to the rates listed here; it was not what chose them.
+The learning rates are those that the rule of `choice` takes of the ones listed, on seed 0 (`--choose`). It takes none for
+the control and for SGD in small batches, which come to no edge, and for Shampoo, which starts at its own: chosen by hand.
 
 The tolerances are those of small oscillations about a valley. Where runs are known not to keep to theirs, the
 entry says so in `expected`, and why, as far as that is known; the `-m slow` test fails when one changes sides.
@@ -101,22 +101,22 @@ ATLAS = (
     Entry("gradient descent (small step)", ("optimizer=sgd",), (0.02,), 0.02, None, NOT_REACHED, CONTROL),
     Entry("GD with L2", ("optimizer=sgd", "optimizer.weight_decay=0.001"), (0.15, 0.3), 0.15),
     Entry("heavy ball β=.9", ("optimizer=momentum",), (0.15, 0.3), 0.3, 0.05, OUTSIDE, OVERSHOT),
-    Entry("heavy ball β=.5", ("optimizer=momentum", "optimizer.momentum=0.5"), (0.2, 0.4), 0.4),
+    Entry("heavy ball β=.5", ("optimizer=momentum", "optimizer.momentum=0.5"), (0.2, 0.4), 0.2),
     Entry("Nesterov", ("optimizer=nesterov",), (0.04, 0.08), 0.08),
     Entry("RMSprop", ("optimizer=rmsprop",), (5e-5, 1e-4), 1e-4, 0.12, why=CROWDED),
     Entry("Adam", ("optimizer=adam",), (1e-3, 2e-3), 2e-3),
     Entry("AMSGrad", ("optimizer=amsgrad",), (2e-3, 4e-3), 4e-3, 0.05, OUTSIDE, RATCHET),
     Entry("AdamW", ("optimizer=adamw",), (1e-3, 2e-3), 2e-3),
-    Entry("NAdam", ("optimizer=nadam",), (5e-4, 1e-3), 1e-3, 0.12, why=CROWDED),
+    Entry("NAdam", ("optimizer=nadam",), (5e-4, 1e-3), 5e-4, 0.12, why=CROWDED),
     Entry("RAdam", ("optimizer=radam",), (2e-3, 4e-3), 4e-3),
     Entry("Adamax", ("optimizer=adamax",), (4e-3, 8e-3), 8e-3),
-    Entry("Adagrad", ("optimizer=adagrad",), (5e-3, 1e-2), 1e-2),
+    Entry("Adagrad", ("optimizer=adagrad",), (5e-3, 1e-2), 5e-3),
     Entry("Adadelta", ("optimizer=adadelta",), (0.25, 0.5, 1.0), 0.25, 0.05, OUTSIDE, CROWDED),
     Entry("Adafactor", ("optimizer=adafactor",), (2.5e-3, 5e-3, 1e-2), 2.5e-3, 0.05, OUTSIDE, CROWDED),
     Entry("SAM over GD", SAM, (0.15, 0.3), 0.15, 0.05, OUTSIDE, ABOVE, "optimizer.base.lr"),
     Entry("max-norm descent", ("optimizer=steepest",), (5e-5, 7e-5, 1e-4), 7e-5, 0.12, why=GEOMETRY),
-    Entry("sign descent", ("optimizer=signsgd",), (5e-4, 1e-3), 1e-3, 0.12, OUTSIDE, GEOMETRY),
-    Entry("spectral descent", SPECTRAL, (0.02, 0.04, 0.08), 0.04),
+    Entry("sign descent", ("optimizer=signsgd",), (5e-4, 1e-3), 5e-4, 0.12, why=GEOMETRY),
+    Entry("spectral descent", SPECTRAL, (0.02, 0.04, 0.08), 0.02),
     Entry("normalised spectral", (*SPECTRAL, "optimizer.normalised=true"), (5e-3, 1e-2), 5e-3),
     Entry(
         "SGD batch 16",
@@ -139,9 +139,9 @@ ATLAS = (
         metric="batch/sharpness",
         factor=0.2,
     ),
-    Entry("Signum", ("optimizer=signum",), (5e-4, 1e-3), 1e-3, None, OPEN, UNKNOWN, mean=True),
-    Entry("Lion", ("optimizer=lion",), (5e-4, 1e-3), 1e-3, None, OPEN, UNKNOWN, mean=True),
-    Entry("Muon", ("optimizer=muon",), (5e-3, 1e-2), 1e-2, None, OPEN, UNKNOWN, "optimizer.matrices.lr", mean=True),
+    Entry("Signum", ("optimizer=signum",), (5e-4, 1e-3), 5e-4, None, OPEN, UNKNOWN, mean=True),
+    Entry("Lion", ("optimizer=lion",), (5e-4, 1e-3), 5e-4, None, OPEN, UNKNOWN, mean=True),
+    Entry("Muon", ("optimizer=muon",), (5e-3, 1e-2), 5e-3, None, OPEN, UNKNOWN, "optimizer.matrices.lr", mean=True),
     Entry(
         "Shampoo",
         ("optimizer=custom", "optimizer._target_=pytorch_optimizer.Shampoo"),
@@ -156,7 +156,7 @@ ATLAS = (
         "SOAP",
         ("optimizer=custom", "optimizer._target_=pytorch_optimizer.SOAP", "+optimizer.weight_decay=0"),
         (1e-3, 2e-3),
-        2e-3,
+        1e-3,
         None,
         OPEN,
         UNKNOWN,
