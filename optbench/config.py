@@ -185,7 +185,8 @@ def optimizer_factory(node: DictConfig) -> Callable[[Iterable[Any]], Optimizer]:
 def _parameters(config: DictConfig, model: nn.Module) -> list[Any]:
     """What the optimizer trains: one group, or one for each learning rate where the model asks for several.
 
-    A model asks for them by `lr_factors`, {parameter name: factor on optimizer.lr}, as μP does.
+    A model asks for them by `lr_factors`, {parameter name: factor on optimizer.lr}, as μP does. What a weight decays by
+    in a step, lr · weight_decay, stays as it is.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     factors: Mapping[str, float] | None = getattr(model, "lr_factors", None)
@@ -200,7 +201,11 @@ def _parameters(config: DictConfig, model: nn.Module) -> list[Any]:
     groups: dict[float, list[nn.Parameter]] = {}
     for name, p in trained.items():
         groups.setdefault(factors[name], []).append(p)
-    return [{"params": members, "lr": lr * factor} for factor, members in groups.items()]
+    decay = config.optimizer.get("weight_decay")
+    return [
+        {"params": members, "lr": lr * factor} | ({"weight_decay": decay / factor} if decay else {})
+        for factor, members in groups.items()
+    ]
 
 
 def _check_fit(task: Task, model: nn.Module, optimizer: Optimizer) -> None:
