@@ -10,11 +10,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from optbench.config import find_plugins, run_name
+from optbench.compose import find_plugins
+from optbench.config import run_name
 from optbench.errors import UserError
 from optbench.job import run_job
 from optbench.location import conf_folder
 from optbench.messages import explain
+from optbench.reuse import PresentData
 
 
 def main() -> None:
@@ -26,10 +28,11 @@ def main() -> None:
         print(f"optbench: {problem}", file=sys.stderr)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits by itself; we say it in one line
     failures: list[int] = []
+    present = PresentData()
 
     def job(config: DictConfig) -> None:
         try:
-            _job(config)
+            _job(config, present)
         except Exception as error:
             failures.append(_report(error, wants_tracebacks))
             if HydraConfig.get().mode != RunMode.MULTIRUN:
@@ -44,7 +47,7 @@ def main() -> None:
     sys.exit(max(failures, default=0))
 
 
-def _job(config: DictConfig) -> None:
+def _job(config: DictConfig, present: PresentData) -> None:
     """Run one point of the configuration space; Ctrl-C during it ends a sweep too."""
     hydra_config = HydraConfig.get()
     choices = {key: value for key, value in hydra_config.runtime.choices.items() if not key.startswith("hydra/")}
@@ -58,7 +61,7 @@ def _job(config: DictConfig) -> None:
     if hydra_config.mode == RunMode.MULTIRUN and config.wandb.group is None:
         config.wandb.group = "sweep-" + Path(hydra_config.sweep.dir).name
     name = run_name(config, choices)
-    status = run_job(config, name, choices)
+    status = run_job(config, name, choices, present)
     if status == "interrupted":
         raise KeyboardInterrupt
 

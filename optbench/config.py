@@ -3,15 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
-from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.plugins import Plugins
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue
@@ -22,8 +18,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from optbench import search
 from optbench.batches import Batches
 from optbench.errors import UserError
-from optbench.location import conf_folder
-from optbench.plugins import conf_folders
 from optbench.probes import Probe, check_cadences
 from optbench.probes.generalization import evaluate, evaluating
 from optbench.runner import Experiment, Settings
@@ -44,22 +38,7 @@ NOT_IN_THE_NAME = (
 )
 ABOUT_IT = ("about", "search")  # keys of an optimizer's YAML that are not for the optimizer
 FINGERPRINT_EXAMPLES = 1000
-
-
-class _PlugIns(SearchPathPlugin):
-    folders: Sequence[Path] = ()
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for folder in self.folders:
-            search_path.append("optbench plug-in", f"file://{folder}")
-
-
-def find_plugins() -> list[str]:
-    """Let every configuration composed from now on see the YAMLs of packages installed; return what is wrong."""
-    _PlugIns.folders, problems = conf_folders(conf_folder())
-    if _PlugIns not in Plugins.instance().discover(SearchPathPlugin):
-        Plugins.instance().register(_PlugIns)
-    return problems
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.float32}  # of weights and data
 
 
 def resolve_device(name: str) -> torch.device:
@@ -135,16 +114,15 @@ def build(config: DictConfig) -> Experiment:
 
 def _numerics(config: DictConfig) -> tuple[torch.device, torch.dtype, bool]:
     device = resolve_device(config.device)
-    types = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.float32}
-    if config.dtype not in types:
-        raise UserError(f"dtype must be one of {', '.join(types)}, got {config.dtype}")
+    if config.dtype not in DTYPES:
+        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {config.dtype}")
     if config.dtype == "bf16" and device.type != "cuda":
         raise UserError(f"dtype=bf16 needs a GPU, and device is {device.type}: say dtype=float32")
     if config.dtype == "float64" and device.type == "mps":
         raise UserError("dtype=float64 is not to be had on mps: say device=cpu")
     if device.type == "cuda":
         _make_reproducible()
-    return device, types[config.dtype], config.dtype == "bf16"
+    return device, DTYPES[config.dtype], config.dtype == "bf16"
 
 
 def _make_reproducible() -> None:
@@ -207,7 +185,8 @@ def optimizer_factory(node: DictConfig) -> Callable[[Iterable[Any]], Optimizer]:
 def _parameters(config: DictConfig, model: nn.Module) -> list[Any]:
     """What the optimizer trains: one group, or one for each learning rate where the model asks for several.
 
-    A model asks for them by `lr_factors`, {parameter name: factor on optimizer.lr}, as μP does.
+    A model asks for them by `lr_factors`, {parameter name: factor on optimizer.lr}, as μP does. What a weight decays by
+    in a step, lr · weight_decay, stays as it is.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     factors: Mapping[str, float] | None = getattr(model, "lr_factors", None)
@@ -222,7 +201,11 @@ def _parameters(config: DictConfig, model: nn.Module) -> list[Any]:
     groups: dict[float, list[nn.Parameter]] = {}
     for name, p in trained.items():
         groups.setdefault(factors[name], []).append(p)
-    return [{"params": members, "lr": lr * factor} for factor, members in groups.items()]
+    decay = config.optimizer.get("weight_decay")
+    return [
+        {"params": members, "lr": lr * factor} | ({"weight_decay": decay / factor} if decay else {})
+        for factor, members in groups.items()
+    ]
 
 
 def _check_fit(task: Task, model: nn.Module, optimizer: Optimizer) -> None:

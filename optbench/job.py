@@ -19,14 +19,21 @@ from optbench.record.provenance import provenance
 from optbench.record.summary import summarise
 from optbench.record.terminal import Terminal, closing_table
 from optbench.record.wandb import MODES, Mirror
+from optbench.reuse import PresentData
 from optbench.runner import Experiment, Runner
 
 
-def run_job(config: DictConfig, name: str, choices: Mapping[str, str]) -> str:
+def run_job(config: DictConfig, name: str, choices: Mapping[str, str], present: PresentData) -> str:
     """Run, and return the status. Prints the table and, as its last line, the run folder's path.
 
-    A run that is finished is not run again, and one that was cut short goes on where it was, unless
-    `overwrite`.
+    A run that is finished, on data that are still the same, is not run again, and one that was cut short goes on
+    where it was, unless `overwrite`.
+
+    Args:
+        config: The configuration.
+        name: Of the run folder.
+        choices: The entry chosen of each group.
+        present: What is known of the data as they are now.
 
     Raises:
         UserError: If something in the way can be mended by the user.
@@ -36,6 +43,7 @@ def run_job(config: DictConfig, name: str, choices: Mapping[str, str]) -> str:
     path = Path(config.results_dir) / "runs" / name
     before = record.read_json(path / record.SUMMARY)
     if before and before.get("status") in record.FINISHED and not config.overwrite:
+        present.check(path, lambda: config, "overwrite=true runs it again; or ")
         print(f"finished before ({before['status']} at step {before['step']}); overwrite=true runs it again")
         print(path)
         return str(before["status"])

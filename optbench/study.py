@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from optbench.errors import UserError
 from optbench.launch import cores, launch
 from optbench.record import folder as record
+from optbench.reuse import PresentData
 from optbench.studies import choice, edge_atlas, picture
 from optbench.studies.atlas import ATLAS, CHOICE_SEED, SEEDS, Entry
 
@@ -20,7 +22,15 @@ RUNS = "runs.json"  # the folder of every command that has been given: finished 
 
 
 def main() -> None:
-    """Parse the command line and do the study that it names."""
+    """Do the study that the command line names; exit code 1 if a run failed, 2 if something cannot be as asked."""
+    try:
+        sys.exit(_main())
+    except UserError as error:
+        print(f"optbench: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _main() -> int:
     parser = argparse.ArgumentParser(prog="python -m optbench.study", description=__doc__)
     parser.add_argument("study", choices=["edge_atlas"], help="edge_atlas: measured/threshold of every optimizer")
     parser.add_argument("--short", action="store_true", help="one seed, half the steps: minutes on two cores")
@@ -48,7 +58,7 @@ def main() -> None:
         failures = do_atlas(entries, range(1, count + 1), given.short, given.jobs, given.results_dir, name)
     for line in failures:
         print(line, file=sys.stderr)
-    sys.exit(1 if failures else 0)
+    return 1 if failures else 0
 
 
 def do_atlas(
@@ -94,11 +104,20 @@ def make_runs(
 
     Returns:
         The run folder of every command that has one, by the command in one line; and the failures.
+
+    Raises:
+        UserError: If the data of a finished run have changed since.
     """
     folder.mkdir(parents=True, exist_ok=True)
     known = {command: Path(path) for command, path in (record.read_json(folder / RUNS) or {}).items()}
-    missing = [c for c in commands if not _finished(known.get(" ".join(c)))]
     where = [f"results_dir={results}", "device=cpu"]
+    present, missing = PresentData(), []
+    for command in commands:
+        path = known.get(" ".join(command))
+        if path is not None and _finished(path):
+            present.check_command(path, command)
+        else:
+            missing.append(command)
     failures: list[str] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
@@ -118,8 +137,8 @@ def make_runs(
     return known, failures
 
 
-def _finished(path: Path | None) -> bool:
-    summary = record.read_json(path / record.SUMMARY) if path is not None else None
+def _finished(path: Path) -> bool:
+    summary = record.read_json(path / record.SUMMARY)
     return bool(summary and summary.get("status") in record.FINISHED)
 
 

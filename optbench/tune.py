@@ -36,6 +36,7 @@ from optbench.launch import cores, launch
 from optbench.leaderboard.entrants import select
 from optbench.location import conf_folder
 from optbench.record import folder as record
+from optbench.reuse import PresentData
 from optbench.suite import FINAL, TUNE, Suite, read_suite
 
 INDEX = "runs.jsonl"  # the folder of every command that has been given: finished ones are not given again
@@ -73,6 +74,7 @@ class Tuner:
         results: The results folder.
         jobs: Runs at a time.
         extra: Overrides that say where and how to run, and move no result.
+        config_dir: The user's own YAMLs.
         failures: A line for every run that failed.
     """
 
@@ -80,11 +82,13 @@ class Tuner:
     results: Path
     jobs: int
     extra: Sequence[str] = ()
+    config_dir: Path | None = None
     failures: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._index = self.results / "suites" / self.suite.label / INDEX
         self._folders = _read_index(self._index)
+        self._present = PresentData()
 
     def run(self, optimizers: Mapping[str, list[list[str]]]) -> None:
         """Run what is missing of the protocol, for each optimizer (with its points)."""
@@ -156,11 +160,16 @@ class Tuner:
         missing = []
         for place in places:
             summary = self._summary(place, points[place.point])
+            overrides = place.overrides(points[place.point])
             if summary is not None and summary.get("status") in record.FINISHED:
+                folder = self.results / "runs" / self._folders[" ".join(overrides)]
+                self._present.check_command(folder, overrides, self.config_dir)
                 yield ""
             else:
-                missing.append(place.overrides(points[place.point]))
+                missing.append(overrides)
         where = [*self.extra, f"results_dir={self.results}"]
+        if self.config_dir is not None:
+            where += ["--config-dir", str(self.config_dir.resolve())]
         with closing(launch([[*command, *where] for command in missing], self.jobs)) as runs:
             for run in runs:
                 command = " ".join(run.overrides[: len(run.overrides) - len(where)])
@@ -280,9 +289,7 @@ def _main(arguments: Sequence[str]) -> int:
     if not jobs.isdigit() or int(jobs) < 1:
         raise UserError(f"jobs must be a positive number of runs at a time, got {jobs}")
     extra = [f"device={given['device']}", f"wandb.mode={given['wandb.mode']}"]
-    if config_dir is not None:
-        extra += ["--config-dir", str(config_dir.resolve())]
-    tuner = Tuner(suite, Path(given["results_dir"]), int(jobs), extra)
+    tuner = Tuner(suite, Path(given["results_dir"]), int(jobs), extra, config_dir)
     tuner.run(points)
     for line in tuner.failures:
         print(line, file=sys.stderr)

@@ -10,7 +10,7 @@ import pytest
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
 
-from optbench.config import build_probes
+from optbench.config import build, build_probes
 from optbench.probes import check_cadences
 from tests.conftest import Command
 
@@ -315,3 +315,13 @@ def test_mup_gives_each_layer_its_own_learning_rate(optbench: Command) -> None:
     assert outcome.code == 0, outcome.err
     last = json.loads((outcome.folder / "summary.json").read_text())["last"]
     assert "edge/threshold" in last or "edge/preconditioned_sharpness" in last
+
+
+def test_mup_leaves_weight_decay_as_it_is() -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose(
+            "config", ["steps=1", "optimizer=adamw", "model.scaling=mup_adam", "model.widths=[256]", "device=cpu"]
+        )
+    groups = build(config).update.optimizer.param_groups
+    assert sorted(group["lr"] for group in groups) == pytest.approx([5e-4, 2e-3])
+    assert [group["lr"] * group["weight_decay"] for group in groups] == pytest.approx([2e-5] * 2)

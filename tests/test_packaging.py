@@ -24,7 +24,9 @@ ORDER = [
     "optbench.check",
     "optbench.study",
     "optbench.job",
+    "optbench.reuse",
     "optbench.config",
+    "optbench.compose",
     "optbench.messages",
     "optbench.runner",
     "optbench.update",
@@ -58,8 +60,8 @@ ORDER = [
 ONLY_IMPORTER = {
     "hydra": {
         "optbench.cli",
-        "optbench.check.subject",
         "optbench.check.targets",
+        "optbench.compose",
         "optbench.config",
         "optbench.messages",
     },
@@ -76,6 +78,7 @@ WITHOUT_TORCH = [
     "optbench.record.picture",
     "optbench.record.wandb",
     "optbench.dynamics.report",
+    "optbench.reuse",
     "optbench.study",
     "optbench.tune",
 ]

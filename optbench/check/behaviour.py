@@ -8,7 +8,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from optbench.batches import Batches
 from optbench.check import Check, Finding, passed
-from optbench.check.subject import Subject, Training, batch, compose_config, moved
+from optbench.check.subject import Subject, Training, batch, moved
+from optbench.compose import compose_config
 from optbench.config import build_model, build_task
 from optbench.dynamics import edge
 from optbench.task import half_mse

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from optbench.check import Check, Finding, passed
-from optbench.check.subject import compose_config
+from optbench.compose import compose_config
 from optbench.config import build_task
 from optbench.models.mlp import mlp
 from optbench.probes import Probe, State, Stateful, Value, check_cadences

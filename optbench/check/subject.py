@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from optbench.compose import compose_config
 from optbench.config import optimizer_factory
 from optbench.errors import UserError, nearest
 from optbench.location import conf_folder
@@ -36,13 +36,6 @@ class Subject:
     factory: Callable[[Iterable[Any]], Optimizer]
     settings: Mapping[str, Any]
     excluded: Mapping[str, str] = field(default_factory=dict)
-
-
-def compose_config(overrides: Iterable[str], config_dir: Path | None = None) -> DictConfig:
-    """The main job's configuration; entries of `config_dir` are known too."""
-    extra = [] if config_dir is None else [f"hydra.searchpath=[file://{config_dir.resolve()}]"]
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return compose("config", [*extra, *overrides])
 
 
 def entries(group: str, config_dir: Path | None = None) -> list[str]:

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from torch.optim import Optimizer
 
 from optbench.check import Check, behaviour, parameters, probes, steps, tasks
-from optbench.check.subject import compose_config, entries, optimizer
+from optbench.check.subject import entries, optimizer
+from optbench.compose import compose_config
 from optbench.config import build_probes, build_task
 from optbench.errors import UserError, nearest
 

@@ -64,8 +64,9 @@ def block_heterogeneity(
         ValueError: If there are fewer than two blocks.
 
     References:
-        Zhang et al. (2024), arXiv:2402.16788, who average the distance over blocks at initialization; the width
-        and the grid are ours.
+        Zhang et al. (2024), arXiv:2402.16788, who average the distance over pairs of blocks at initialization. The
+        width and the grid are ours: their published code has one block a parameter tensor and Gaussians of
+        σ² = 1e-5, whatever the range, and does not have the distance itself.
     """
     if len(densities) < 2:
         raise ValueError(f"densities must be of at least two blocks, got {len(densities)}")

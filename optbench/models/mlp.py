@@ -90,7 +90,7 @@ def _norms(name: str, width: int) -> list[nn.Module]:
 
 @torch.no_grad()
 def _mup(net: _MLP, linears: Sequence[nn.Linear], adam: bool, base_width: int) -> None:
-    """Scale the output layer's weights, and say by what factor each parameter's learning rate is to be scaled.
+    """Scale weights and biases, and say by what factor each parameter's learning rate is to be scaled.
 
     With m the fan_in and n the fan_out of a layer in units of base_width, where they are hidden widths:
 
@@ -99,7 +99,8 @@ def _mup(net: _MLP, linears: Sequence[nn.Linear], adam: bool, base_width: int) -
         SGD lr     n               n/m              1/m
         Adam lr    1               1/m              1/m
 
-    and hidden biases, norms' gains and shifts as input weights. Table 3 of arXiv:2203.03466, relative to base_width.
+    and hidden biases, norms' gains and shifts as input weights, of fan_in 1: no bias's variance falls with the width.
+    Table 3 of arXiv:2203.03466, relative to base_width.
     """
     if not base_width > 0:
         raise UserError(f"model.base_width must be positive, got {base_width}")
@@ -110,6 +111,8 @@ def _mup(net: _MLP, linears: Sequence[nn.Linear], adam: bool, base_width: int) -
         factors[id(linear.weight)] = 1 / m if adam else n / m
         if i == len(linears) - 1:
             linear.weight.mul_(m**-0.5)
+        if linear.bias is not None:
+            linear.bias.mul_(m**0.5)  # torch draws it by the layer's fan_in
     for module in net.modules():
         vectors = [p for p in module.parameters(recurse=False) if p.ndim == 1]
         for p in vectors:

@@ -72,6 +72,10 @@ def _loss(axis: "Axes", records: Records) -> None:
     _line(axis, records, "test/loss", "test", ORANGE, "--")
     if any(value > 0 for metric in ("batch/loss", "train/loss") for value in series(records, metric)[1]):
         axis.set_yscale("log")
+        low, high = axis.get_ylim()
+        if high < 10 * low:  # within a decade every tick is a minor one, and 2 × 10⁰ is a long name for 2
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("{x:g}")
     axis.set_ylabel("loss")
 
 
@@ -93,15 +97,17 @@ def _sharpness(axis: "Axes", records: Records) -> None:
     names = {None: "sharpness $\\lambda_1$", OWN[0]: "preconditioned sharpness", OWN[1]: "norm sharpness (lower bound)"}
     _line(axis, records, first, names[own], RED, "-")
     _shade(axis, records)
-    steps, thresholds = series(records, "edge/threshold")
-    _line(axis, records, "edge/threshold", "edge of stability", BLACK, "--", marker="")
+    _, thresholds = series(records, "edge/threshold")
     _, sharpness = series(records, first)
+    label = "edge of stability"
     if sharpness:
         # A threshold far away, or one that a schedule sends to infinity, must not flatten the curve.
         shown = [t for t in thresholds if t < 3 * max(sharpness)]
         axis.set_ylim(min(0.0, *sharpness), 1.15 * max([*sharpness, *shown]))
-        if steps and not shown:
-            axis.plot([], [], " ", label=f"edge at {min(thresholds):.3g}, off the picture")
+        if thresholds and not shown:
+            moves = max(thresholds) > 1.01 * min(thresholds)  # with a schedule, or the optimizer's own state
+            label += f", off the picture at {min(thresholds):.3g}{' and above' if moves else ''}"
+    _line(axis, records, "edge/threshold", label, BLACK, "--", marker="")
     axis.set_ylabel("sharpness" if own is None else names[own].split(" (")[0])
 
 

@@ -1,7 +1,8 @@
 """The entries of the edge atlas: which optimizer, at which settings, measured against which threshold.
 
-The learning rates are those that the rule of `choice` takes of the ones listed, on seed 0 (`--choose`). It takes none for
-the control and for SGD in small batches, which come to no edge, and for Shampoo, which starts at its own: chosen by hand.
+The learning rates are those that the rule of `choice` takes of the ones listed, on seed 0 (`--choose`). It takes none
+for the control and for SGD in small batches, which come to no edge, and for Shampoo, which starts at its own: these
+were chosen by hand.
 
 The tolerances are those of small oscillations about a valley. Where runs are known not to keep to theirs, the
 entry says so in `expected`, and why, as far as that is known; the `-m slow` test fails when one changes sides.

@@ -196,3 +196,13 @@ def test_mup_follows_the_papers_table() -> None:
         assert isinstance(factors, dict)
         assert [factors[name] for name in factors if name.endswith("weight")] == weights
         assert [factors[name] for name in factors if name.endswith("bias")] == biases
+
+
+def test_mup_draws_output_weights_smaller_and_no_bias_smaller_with_width() -> None:
+    """Variances of U(−a, a) are a²/3; those of table 3, with 4 times the base width."""
+    torch.manual_seed(0)
+    parameters = dict(mlp((5,), 400, [4000, 4000], scaling="mup_adam", base_width=1000).named_parameters())
+    expected = (1 / 5, 1 / 5, 1 / 4000, 1 / 1000, 1 / (4 * 4000), 1 / 1000)
+    for p, variance in zip(parameters.values(), expected, strict=True):
+        # The mean of n squares is off by √(4/5n), 5 % for the smallest of 400.
+        assert float(p.detach().square().mean()) == pytest.approx(variance / 3, rel=0.2)

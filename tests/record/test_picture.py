@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from optbench.record.picture import draw, series
+from optbench.record.picture import _loss, _sharpness, draw, series
 
 
 def test_series_skips_steps_where_the_metric_was_not_measured() -> None:
@@ -25,6 +25,25 @@ def test_any_run_can_be_drawn(tmp_path: Path, records: list[dict[str, float]]) -
     pixels = plt.imread(tmp_path / "dynamics.png")
     assert pixels.shape[0] > 600 and float(np.std(pixels)) > 0.01  # neither tiny nor blank
     assert [file.name for file in tmp_path.iterdir()] == ["dynamics.png"]
+
+
+def test_an_edge_that_is_off_the_picture_is_named_once_with_the_nearest_value() -> None:
+    for thresholds, expected in (([100.0, 100.0], "100"), ([100.0, 300.0], "100 and above")):
+        records = [{"step": i, "sharpness/lambda_max": 1.0, "edge/threshold": t} for i, t in enumerate(thresholds)]
+        axis = plt.figure().subplots()
+        _sharpness(axis, records)
+        assert axis.get_ylim()[1] < 2
+        labels = axis.get_legend_handles_labels()[1]
+        assert labels == ["sharpness $\\lambda_1$", f"edge of stability, off the picture at {expected}"]
+        plt.close()
+
+
+def test_losses_within_a_decade_have_plain_ticks() -> None:
+    axis = plt.figure().subplots()
+    _loss(axis, [{"step": i, "train/loss": loss} for i, loss in enumerate((5.0, 3.0, 1.9))])
+    axis.figure.canvas.draw()
+    assert {"2", "3", "4"} <= {tick.get_text() for tick in axis.get_yticklabels(minor=True)}
+    plt.close()
 
 
 def test_spectra_get_a_picture_of_their_own(tmp_path: Path) -> None:
