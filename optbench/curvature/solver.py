@@ -85,11 +85,12 @@ class Solver:
         floor = 30 * torch.finfo(self.residuals.dtype).eps * float(self.ritz_values.abs().max())
         values, norms, bounds = self.values.tolist(), self.norms.tolist(), self.bounds.tolist()
         size = abs(values[0])
+        accuracy = max(self.accuracy * size - self._rounding(), self.accuracy * size / 4, floor)
         found = set()
         for i in range(min(self.k, len(values))):
             if self.held is None and norms[i] > max(self.tol * size, floor):
                 found.add(i)
-            elif bounds[i] > max(self.accuracy * size, floor):
+            elif bounds[i] > accuracy:
                 rival = max(range(i, len(values)), key=lambda j: values[j] + norms[j])
                 found.add(rival if norms[rival] > norms[i] else i)
         strict = self.accuracy < STRICT
@@ -129,6 +130,9 @@ class Solver:
         self.space.shrink(torch.cat([self.coefficients[: self.block], previous]))
         self.coefficients = self.space.ritz()[1]
 
+    def _rounding(self) -> float:
+        return ROUNDING * torch.finfo(self.residuals.dtype).eps * float(self.ritz_values.abs().max())
+
     def _rest(self, k: int) -> float:
         if self.held is not None:
             return self.rest
@@ -139,13 +143,12 @@ class Solver:
         """The pairs as they are."""
         k = min(self.k, len(self.values))
         kind = self.space.basis
-        rounding = ROUNDING * torch.finfo(kind.dtype).eps * float(self.ritz_values.abs().max())
         guards = self.vectors[k:] if self.held is None else self.held.basis.T[k:].to(kind)
         return Eigenpairs(
             values=self.values[:k].to(kind),
             vectors=self.vectors[:k].T,
             residuals=torch.from_numpy(self.norms[:k]).to(kind),
-            bounds=torch.from_numpy(self.bounds[:k] + rounding).to(kind),
+            bounds=torch.from_numpy(self.bounds[:k] + self._rounding()).to(kind),
             hvps=hvps,
             converged=not self.pending() and self.covers(above),
             basis=torch.cat([self.vectors[:k], guards]).T,
