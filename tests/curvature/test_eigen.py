@@ -206,6 +206,33 @@ def test_bounds_on_a_worked_example() -> None:
     assert abs(bound - r * r / (2 - r)) < 10 * EPS
 
 
+def test_a_bound_with_the_rest_known_from_elsewhere() -> None:
+    r = 0.1  # as above, with u alone: on its complement A is 0
+    bound = float(error_bounds(np.array([2.0]), np.array([[r * r]]), rest=0.0)[0])
+    assert 1 + (1 + r * r) ** 0.5 - 2 <= bound
+    assert abs(bound - r * r / 2) < 10 * EPS
+    assert float(error_bounds(np.array([2.0]), np.array([[r * r]]))[0]) == pytest.approx(r)  # an eigenvalue, no more
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_pairs_are_held_at_a_product_or_two_each_while_their_gap_is_worth_it(k: int, seed: int) -> None:
+    spectrum = torch.cat([torch.tensor([10.0, 9.8, 9.7][:k]), torch.linspace(8, 0, 60)]).double()
+    dense = with_spectrum(spectrum, seed)
+    noise = torch.randn(dense.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    first = top_eigenpairs(Matrix(dense), k)
+    assert not first.held and first.rest >= 8 - 1e-12
+    for size, held in ((1e-2, True), (0.3, False)):
+        changed = dense + size * (noise + noise.T)
+        pairs = top_eigenpairs(Matrix(changed), k, start=first, trust=1.0)
+        truth = torch.linalg.eigvalsh(changed).flip(0)[:k]
+        assert pairs.held == held and pairs.converged
+        assert (pairs.hvps <= 2 * k) == held
+        assert (pairs.values <= truth + 1e-12).all() and (truth <= pairs.values + pairs.bounds).all()
+        assert (pairs.bounds <= 5e-3 * pairs.values[0]).all()
+        assert pairs.rest > first.rest or not held  # what is not looked at is trusted less each time
+
+
 def test_refusals() -> None:
     A = Matrix(torch.eye(4).double())
     for kwargs, message in [
