@@ -44,12 +44,16 @@ def _descend(net: nn.Module, x: Tensor, y: Tensor, lr: float, steps: int, every:
         (3, 0.4, 200),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
-            for case in [(3, 0.2, 1600), (4, 0.4, 400), (4, 0.2, 2200), (5, 0.4, 600), (5, 0.2, 3000)]
+            for case in [(3, 0.2, 1600), (4, 0.4, 1000), (4, 0.2, 2200), (5, 0.4, 2200), (5, 0.2, 5400)]
         ),
     ],
 )
 def test_chebyshev_regression_crosses_and_stays(degree: int, lr: float, crossing: int) -> None:
-    """20 points, a target of degree k, net 1-100-1 tanh, Xavier: second-half ratio .98 to 1.03, here within 5 %."""
+    """20 points, a target of degree k, net 1-100-1 tanh: the second half's ratio is 1 within 5 %.
+
+    When it crosses depends on how the weights are drawn: with Xavier's normal, as here, at η=.4 at 300 to 400 (k=3),
+    900 to 1200 (k=4), 1600 to 2300 (k=5) over four seeds; with torch's own it begins above 2/.4.
+    """
     torch.manual_seed(0)
     x = torch.linspace(-1, 1, 20).unsqueeze(1)
     y = torch.from_numpy(np.polynomial.chebyshev.chebval(x.numpy(), [0.0] * degree + [1.0])).float()
