@@ -1,6 +1,7 @@
 """A resolved configuration → the objects that it describes, and the name of their run folder."""
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -8,7 +9,7 @@ from copy import copy
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue
 from torch import nn
@@ -201,7 +202,8 @@ def _parameters(config: DictConfig, model: nn.Module) -> list[Any]:
     groups: dict[float, list[nn.Parameter]] = {}
     for name, p in trained.items():
         groups.setdefault(factors[name], []).append(p)
-    decay = config.optimizer.get("weight_decay")
+    own = inspect.signature(get_object(config.optimizer["_target_"])).parameters.get("weight_decay")
+    decay = config.optimizer.get("weight_decay", own.default if own is not None else None)
     return [
         {"params": members, "lr": lr * factor} | ({"weight_decay": decay / factor} if decay else {})
         for factor, members in groups.items()

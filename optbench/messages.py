@@ -64,6 +64,9 @@ def _wrong_setting(error: BaseException) -> str:
         return f"there is no setting called {key}.{nearest(key, _known_settings())} Say +{key}=VALUE to add one"
     if found := re.search(r"Missing mandatory value: (\S+)", line):
         return f"{found.group(1)} has no default: say {found.group(1)}=VALUE"
+    if found := re.search(r"access probes\.(\w+)\.\w+: node `probes\.\w+` is not a container", line):
+        name = found.group(1)
+        return f"other probes take settings from probes.{name}: to switch it off, say probes.{name}.every=never"
     return line
 
 

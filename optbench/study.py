@@ -13,6 +13,7 @@ from rich.table import Table
 
 from optbench.errors import UserError
 from optbench.launch import cores, launch
+from optbench.messages import explain
 from optbench.record import folder as record
 from optbench.reuse import PresentData
 from optbench.studies import choice, edge_atlas, picture
@@ -28,6 +29,12 @@ def main() -> None:
     except UserError as error:
         print(f"optbench: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"optbench: {explain(error)[0] or error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on", file=sys.stderr)
+        sys.exit(130)
 
 
 def _main() -> int:

@@ -115,8 +115,9 @@ BAD = {
     "task=mnist task.root=nowhere task.verify=false": (1, "MNIST is not here: no train-images-idx3-ubyte. Looked in"),
     "probes.sharpness.every=0": (
         2,
-        "probes.sharpness.every must be a positive number of steps, epoch, log, adaptive or a probe before it",
+        "probes.sharpness.every must be a positive number of steps, epoch, log, never, adaptive or a probe before it",
     ),
+    "probes.sharpness=null": (2, "to switch it off, say probes.sharpness.every=never"),
     "schedule=warmup_cosine schedule.warmup=2": (2, "schedule.warmup is a share of all steps"),
     "optimizer=custom": (2, "optimizer._target_ has no default: say optimizer._target_=VALUE"),
     "optimizer=custom optimizer._target_=nowhere.Mine": (2, "cannot build the optimizer as configured"),
@@ -287,9 +288,9 @@ NEEDS_FILES = ("cifar", "mnist", "fashion_mnist", "image_folder")
 
 
 def test_a_run_without_sharpness_and_edge_keeps_the_other_probes(optbench: Command) -> None:
-    done = optbench("probes.sharpness=null", "probes.edge=null", "steps=60", "probes.layers.interval=20")
+    done = optbench("probes.sharpness.every=never", "steps=60", "probes.layers.interval=20")
     records = (done.folder / "metrics.jsonl").read_text()
-    assert "layers/" in records and "gap/loss" in records and "sharpness/" not in records
+    assert "layers/" in records and "gap/loss" in records and "sharpness/" not in records and "edge/" not in records
 
 
 @pytest.mark.parametrize("task", sorted(f.stem for f in (ROOT / "conf/task").glob("*.yaml") if "large" not in f.stem))
@@ -317,11 +318,16 @@ def test_mup_gives_each_layer_its_own_learning_rate(optbench: Command) -> None:
     assert "edge/threshold" in last or "edge/preconditioned_sharpness" in last
 
 
-def test_mup_leaves_weight_decay_as_it_is() -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "decay"),  # AdamW's own default is 0.01
+    [(["optimizer=adamw"], 0.01), (["optimizer=custom", "optimizer._target_=torch.optim.AdamW"], 0.01)],
+)
+def test_mup_leaves_weight_decay_as_it_is(optimizer: list[str], decay: float) -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose(
-            "config", ["steps=1", "optimizer=adamw", "model.scaling=mup_adam", "model.widths=[256]", "device=cpu"]
+            "config", ["steps=1", *optimizer, "model.scaling=mup_adam", "model.widths=[256]", "device=cpu"]
         )
     groups = build(config).update.optimizer.param_groups
-    assert sorted(group["lr"] for group in groups) == pytest.approx([5e-4, 2e-3])
-    assert [group["lr"] * group["weight_decay"] for group in groups] == pytest.approx([2e-5] * 2)
+    low, high = sorted(group["lr"] for group in groups)
+    assert low == pytest.approx(high / 4)
+    assert [group["lr"] * group["weight_decay"] for group in groups] == pytest.approx([high * decay] * 2)

@@ -35,15 +35,16 @@ def top_eigenpairs(
         operator: A, symmetric, shape (P, P).
         k: Pairs wanted.
         tol: Each residual is to be at most tol·|θ_1|.
-        accuracy: Each bound is to be at most accuracy·|θ_1| as well. Values are usually much
-            closer, their error being quadratic in the residual; 1e-5 gives five digits.
+        accuracy: Each bound is to be at most accuracy·|θ_1| as well, or what rounding allows where that is more, 80 ε
+            of the largest |λ| and a little. Values are usually much closer, their error being quadratic in the
+            residual; 1e-5 gives five digits.
         start: Pairs or columns, shape (P, any), to start from: the last measurement's pairs.
         trust: Hold the start's pairs if that is enough: a product or two each. Their guards are then
             not looked at: μ, the start's `rest`, is taken to have risen by no more than `trust` times what A was seen
             to change on the K vectors, |θ_i − θ_i before| + ‖R_i‖. Otherwise, or if None, the pairs are solved for.
         guards: Further vectors carried, which show the gap and keep a crossing from being missed. Two are cheaper by
             half a product, but at 2 of 1000 measurements at the edge (tanh, digits) λ₁ was above its bound.
-        above: Also find every eigenvalue above this: k grows until one found is not above it.
+        above: Also find every eigenvalue above this: k grows until one found is not above it. Nothing is held then.
         max_hvps: Products after which the pairs are returned unconverged.
         window: Most vectors kept, at least 2 (K + guards) + K, by default 24; memory is 2·window·P numbers.
         seed: Seed or generator for start vectors.
@@ -61,9 +62,9 @@ def top_eigenpairs(
     _check(operator, k, tol, accuracy, guards, max_hvps)
     solver = Solver(operator, k, guards, tol, accuracy, window)
     before = operator.hvps
-    if isinstance(start, Eigenpairs) and trust is not None and solver.hold(start, trust):
-        return solver.result(operator.hvps - before, above)
     rows = _start_rows(operator, start, solver.block, seed)
+    if isinstance(start, Eigenpairs) and trust is not None and above is None and solver.hold(start, trust):
+        return solver.result(operator.hvps - before, above)
     solver.begin(rows[k:] if len(solver.space) else rows)
     while True:
         pending = solver.pending()

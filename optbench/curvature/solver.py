@@ -144,14 +144,15 @@ class Solver:
         k = min(self.k, len(self.values))
         kind = self.space.basis
         guards = self.vectors[k:] if self.held is None else self.held.basis.T[k:].to(kind)
+        basis = torch.cat([self.vectors[:k], guards]).T
         return Eigenpairs(
             values=self.values[:k].to(kind),
-            vectors=self.vectors[:k].T,
+            vectors=basis[:, :k],
             residuals=torch.from_numpy(self.norms[:k]).to(kind),
             bounds=torch.from_numpy(self.bounds[:k] + self._rounding()).to(kind),
             hvps=hvps,
             converged=not self.pending() and self.covers(above),
-            basis=torch.cat([self.vectors[:k], guards]).T,
+            basis=basis,
             rest=self._rest(k),
             held=self.held is not None,
         )

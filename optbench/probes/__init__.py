@@ -85,8 +85,8 @@ def check_cadences(probes: Mapping[str, Probe]) -> None:
         every = probe.every
         whole = isinstance(every, int) and not isinstance(every, bool) and every > 0
         paced = every == "adaptive" and isinstance(probe, SelfPaced)
-        if not (whole or paced or every in ("epoch", "log") or every in before):
-            known = "epoch, log" + (", adaptive" if isinstance(probe, SelfPaced) else "")
+        if not (whole or paced or every in ("epoch", "log", "never") or every in before):
+            known = "epoch, log, never" + (", adaptive" if isinstance(probe, SelfPaced) else "")
             raise UserError(
                 f"probes.{name}.every must be a positive number of steps, {known} or a probe before it, got {every}"
             )
@@ -94,14 +94,17 @@ def check_cadences(probes: Mapping[str, Probe]) -> None:
 
 
 def due(probes: Mapping[str, Probe], step: int, steps: int, steps_per_epoch: int) -> dict[str, Probe]:
-    """Return the probes whose cadence falls on this step; each does on the first and the last.
+    """Return the probes whose cadence falls on this step; each does on the first and the last, unless it never does.
 
-    A number means every so many steps, `epoch` once an epoch, `log` ten times a decade (at the first step in
-    each [10^(i/10), 10^((i+1)/10))), `adaptive` when the probe says, a probe's name whenever that one is due.
+    `never` switches a probe off, and those whose cadence is its name; a number means every so many steps, `epoch`
+    once an epoch, `log` ten times a decade (at the first step in each [10^(i/10), 10^((i+1)/10))), `adaptive` when
+    the probe says, a probe's name whenever that one is due.
     """
     found: dict[str, Probe] = {}
     for name, probe in probes.items():
         every = probe.every
+        if _never(probes, every):
+            continue
         if (
             step in (0, steps)
             or (every in found if every in probes else False)
@@ -112,6 +115,10 @@ def due(probes: Mapping[str, Probe], step: int, steps: int, steps_per_epoch: int
         ):
             found[name] = probe
     return found
+
+
+def _never(probes: Mapping[str, Probe], every: int | str) -> bool:
+    return every == "never" or (isinstance(every, str) and every in probes and _never(probes, probes[every].every))
 
 
 def _new_tenth_of_a_decade(step: int) -> bool:

@@ -41,7 +41,8 @@ class Edge:
         examples: How many training examples H is over, always the same, the first ones; None for all.
         k: How many eigenvalues of the preconditioned Hessian.
         accuracy: Bound to reach for them, relative to the largest.
-        audit_every: Measurements between audits, of 20 products each.
+        audit_every: Solves between audits, of 20 products each.
+        solve_every: As the sharpness probe's, of the preconditioned Hessian; `edge/solved` is 0 between solves.
         norm_hvps: Products a measurement of norm sharpness, at most 60.
 
     References:
@@ -54,6 +55,7 @@ class Edge:
     k: int = 1
     accuracy: float = 5e-3
     audit_every: int = 50
+    solve_every: int = 4
     norm_hvps: int = 30
     _direction: Tensor | None = field(default=None, init=False)  # of the last norm sharpness, to start from
     _said: set[tuple[str, str]] = field(default_factory=set, init=False)
@@ -61,10 +63,10 @@ class Edge:
     def __post_init__(self) -> None:
         if not 1 <= self.norm_hvps <= 60:
             raise UserError(f"probes.edge.norm_hvps must be between 1 and 60, got {self.norm_hvps}")
-        for name in ("k", "accuracy", "audit_every"):
+        for name in ("k", "accuracy", "audit_every", "solve_every"):
             if not getattr(self, name) > 0:
                 raise UserError(f"probes.edge.{name} must be positive, got {getattr(self, name)}")
-        self._tracker = Tracker("preconditioned sharpness", self.k, self.accuracy, self.audit_every)
+        self._tracker = Tracker("preconditioned sharpness", self.k, self.accuracy, self.audit_every, self.solve_every)
 
     def __call__(self, state: State) -> dict[str, Value]:
         """Measure what the optimizer's edge is on, and compare it with the threshold."""
@@ -90,7 +92,10 @@ class Edge:
     def _measure(self, here: Theory, state: State, start: float) -> dict[str, Value]:
         if here.plain:
             sharpness = state.found.get("sharpness/lambda_max")
-            return _compare(here, sharpness) if isinstance(sharpness, float) else {}
+            if isinstance(sharpness, float):
+                return _compare(here, sharpness)
+            state.say("edge/distance is absent where the sharpness probe does not measure λ₁ at the same step")
+            return {}
         hessian = state.shared.hessian(state, self.examples)
         before = hessian.hvps
         seed = derive(state.seed, f"edge/{state.step}")
@@ -103,6 +108,7 @@ class Edge:
         found: dict[str, Value] = {
             "edge/preconditioned_sharpness": values[0],
             "edge/preconditioned_bound": float(pairs.bounds[0]),
+            "edge/solved": int(not pairs.held),
         }
         found |= {f"edge/preconditioned_lambda_{i + 1}": values[i] for i in range(1, len(values))}
         return found | _compare(here, values[0])

@@ -19,7 +19,7 @@ class Sharpness:
     """`sharpness/lambda_max` = λ₁(∇²L(w)), algebraically largest, with its error bound and its cost.
 
     `sharpness/lambda_max_bound` bounds λ₁ − lambda_max, provided that no larger eigenvalue was lost; a cold audit
-    every `audit_every` measurements looks for one, and starts anew where it finds it. `sharpness/lambda_2` … are
+    every `audit_every` solves looks for one, and starts anew where it finds it. `sharpness/lambda_2` … are
     there for k > 1. L is the loss trained on, over the training set without augmentation, in train mode (batch
     norm uses the statistics of all `examples`; dropout has one fixed mask). Cost: `sharpness/hvps`
     Hessian-vector products, each about 1 to 3 gradients of L.
@@ -94,7 +94,8 @@ class Sharpness:
         hessian = state.shared.hessian(state, self.examples)
         before = hessian.hvps
         pairs = self._tracker.solve(hessian, derive(state.seed, f"sharpness/{state.step}"), state.say)
-        state.shared.top_vector = pairs.vectors[:, 0], self.examples
+        if not pairs.held:  # a held value is as close as a bound says, its vector need not be
+            state.shared.top_vector = pairs.vectors[:, 0], self.examples
         return pairs, hessian.hvps - before
 
     def _pyhessian(self, state: State) -> tuple[Eigenpairs, int]:

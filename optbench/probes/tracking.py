@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optbench.curvature import Eigenpairs, Operator, audit, top_eigenpairs
+from optbench.errors import UserError
 
 AUDIT_BLOCK, AUDIT_STEPS = 2, 10  # found λ₁ to 1e-5 at all of 30 checkpoints of the digits run, λ₂ 0 to 20 % off
 TRUST = 1.0  # with 3 guards and a solve at least every 4th time, no bound broke at 1,050 measurements (tests/curvature)
@@ -52,7 +53,7 @@ class Tracker:
         if not check.lost:
             return pairs
         say(f"{self.what}: an audit found an eigenvalue that tracking had lost")
-        return top_eigenpairs(operator, self.k, accuracy=self.accuracy, start=check.basis, seed=seed)
+        return top_eigenpairs(operator, len(pairs.values), accuracy=self.accuracy, start=check.basis, seed=seed)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the warm start and the counts."""
@@ -61,5 +62,7 @@ class Tracker:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
+        if "pairs" not in state:
+            raise UserError(f"the state of {self.what} is from before eigenpairs were held: start anew")
         self.count, self.since = state["count"], state["since"]
         self.pairs = None if state["pairs"] is None else Eigenpairs(**state["pairs"])
