@@ -41,7 +41,7 @@ class Subspace:
         if not len(fresh):
             return 0
         images = (self.operator @ fresh.T).T
-        self.basis, self.images = torch.cat([self.basis, fresh]), torch.cat([self.images, images])
+        self.basis, self.images = _appended(self.basis, fresh), _appended(self.images, images)
         edge = small(self.basis @ images.T)
         if not np.isfinite(edge).all():
             raise FloatingPointError("the curvature product is not finite: the weights have diverged or overflow")
@@ -115,6 +115,19 @@ class Subspace:
                 rows = torch.addmm(rows, rows @ self.basis.T, self.basis, alpha=-1)
             rows = _independent(rows, tiny)
         return torch.nn.functional.normalize(rows, dim=1, eps=torch.finfo(rows.dtype).tiny)
+
+
+def _appended(rows: Tensor, fresh: Tensor) -> Tensor:
+    """The rows and the fresh ones below them, in the rows' own memory where that has room, which only they may use."""
+    room = rows.untyped_storage().nbytes() // max(1, rows.element_size() * rows.shape[1])
+    count = len(rows) + len(fresh)
+    if count > room:
+        held = rows.new_empty((2 * count, rows.shape[1]))  # pages that are never written cost nothing
+        held[: len(rows)] = rows
+    else:
+        held = rows.as_strided((room, rows.shape[1]), rows.stride())
+    held[len(rows) : count] = fresh
+    return held[:count]
 
 
 def small(matrix: Tensor) -> np.ndarray:
