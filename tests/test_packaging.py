@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Each may import what stands below it, never what stands above.
 ORDER = [
     "optbench.tune",
+    "optbench.study",
     "optbench.report",
     "optbench.leaderboard",
     "optbench.launch",
@@ -22,7 +23,6 @@ ORDER = [
     "optbench.new",
     "optbench.table",
     "optbench.check",
-    "optbench.study",
     "optbench.job",
     "optbench.reuse",
     "optbench.config",
