@@ -103,22 +103,19 @@ def due(probes: Mapping[str, Probe], step: int, steps: int, steps_per_epoch: int
     found: dict[str, Probe] = {}
     for name, probe in probes.items():
         every = probe.every
-        if _never(probes, every):
-            continue
-        if (
-            step in (0, steps)
-            or (every in found if every in probes else False)
-            or (every == "adaptive" and isinstance(probe, SelfPaced) and step >= probe.next_step)
-            or (every == "epoch" and step % steps_per_epoch == 0)
-            or (every == "log" and _new_tenth_of_a_decade(step))
-            or (isinstance(every, int) and step % every == 0)
-        ):
+        if every in probes:  # which stands before, and is due on the first step and the last unless it never is
+            falls = every in found
+        else:
+            falls = every != "never" and (
+                step in (0, steps)
+                or (every == "adaptive" and isinstance(probe, SelfPaced) and step >= probe.next_step)
+                or (every == "epoch" and step % steps_per_epoch == 0)
+                or (every == "log" and _new_tenth_of_a_decade(step))
+                or (isinstance(every, int) and step % every == 0)
+            )
+        if falls:
             found[name] = probe
     return found
-
-
-def _never(probes: Mapping[str, Probe], every: int | str) -> bool:
-    return every == "never" or (isinstance(every, str) and every in probes and _never(probes, probes[every].every))
 
 
 def _new_tenth_of_a_decade(step: int) -> bool:

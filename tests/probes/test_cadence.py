@@ -41,6 +41,8 @@ def test_a_probe_can_follow_another_and_pace_itself() -> None:
     assert list(due(probes, 6, 100, 1)) == []
     assert list(due(probes, 7, 100, 1)) == ["paced"]
     assert list(due(probes, 100, 100, 1)) == ["lead", "follow", "paced"]
+    probes["lead"] = _Idle("never")
+    assert [list(due(probes, step, 100, 1)) for step in (0, 5, 100)] == [["paced"], [], ["paced"]]
 
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, "often", True, None, "adaptive", "x"])
