@@ -76,7 +76,7 @@ class Sharpness:
         pairs, hvps = (self._ours if self.engine == "lobpcg" else self._pyhessian)(state)
         seconds = time.perf_counter() - start
         if self._count == 0 and self.every != "adaptive":
-            self._say_cost(state, pairs)
+            self._say_cost(state, pairs, seconds)
         self._plan(state, float(pairs.values[0]))
         found: dict[str, Value] = {
             "sharpness/lambda_max": float(pairs.values[0]),
@@ -109,16 +109,21 @@ class Sharpness:
         found = PyHessian(state.model, state.task.loss, data, seed=seed).top_eigenpairs(self.k)
         return found, found.hvps
 
-    def _say_cost(self, state: State, pairs: Eigenpairs) -> None:
-        """Say beforehand what the cadence will cost, by one product more: the first ones load and warm up much."""
+    def _say_cost(self, state: State, pairs: Eigenpairs, first: float) -> None:
+        """Say beforehand what the cadence will cost, by one product more: the first ones load and warm up much.
+
+        PyHessian starts anew each time, so that its first measurement is like the others.
+        """
         planned = sum(
             bool(due({"sharpness": self}, step, state.steps, state.steps_per_epoch))
             for step in range(state.step, state.steps + 1)
         )
-        hessian = state.shared.hessian(state, self.examples)
-        start = time.perf_counter()
-        hessian @ pairs.vectors[:, :1]
-        each = WARM_HVPS * (time.perf_counter() - start)
+        each = first
+        if self.engine == "lobpcg":
+            hessian = state.shared.hessian(state, self.examples)
+            start = time.perf_counter()
+            hessian @ pairs.vectors[:, :1]
+            each = WARM_HVPS * (time.perf_counter() - start)
         state.say(f"sharpness: {planned} measurements of about {each:.2g} s each, {planned * each:.0f} s in all")
 
     def _plan(self, state: State, sharpness: float) -> None:
