@@ -76,8 +76,7 @@ def lanczos(operator: Operator, tol: float) -> tuple[float, int]:
     while True:
         space.expand(row)
         values, coefficients = space.ritz()
-        vectors, images = space.combine(coefficients[:1])
-        if float((images - values[0] * vectors).norm()) <= tol * abs(float(values[0])):
+        if float(space.residuals(values[:1], coefficients[:1]).norm()) <= tol * abs(float(values[0])):
             return float(values[0]), operator.hvps
         row = space.images[-1:]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def error_bounds(theta: np.ndarray, gram: np.ndarray, rest: float = -np.inf) -> np.ndarray:
+def error_bounds(theta: np.ndarray, gram: np.ndarray, rest: float = -np.inf, k: int | None = None) -> np.ndarray:
     """Bounds on λ_i − θ_i from the residuals R_i = A u_i − θ_i u_i of a block of Ritz pairs.
 
     Ritz values lie below: θ_i ≤ λ_i, always. Within ‖R_i‖ of θ_i there is *an* eigenvalue, always.
@@ -26,18 +26,20 @@ def error_bounds(theta: np.ndarray, gram: np.ndarray, rest: float = -np.inf) -> 
         theta: Ritz values θ, descending, shape (M,), guards included.
         gram: Inner products R_iᵀR_j of all residuals, shape (M, M).
         rest: What A does not exceed on the complement of the block, if that is known from elsewhere.
+        k: How many bounds are wanted, the first ones; by default all M.
 
     Returns:
-        Bounds, shape (M,), in the unit of the values.
+        Bounds, shape (k,), in the unit of the values.
 
     References:
         Parlett (1998), The Symmetric Eigenvalue Problem, chapters 10 and 11.
     """
+    k = len(theta) if k is None else min(k, len(theta))
     upper = np.append(theta + np.sqrt(gram.diagonal()), rest)
-    bounds = np.sort(upper)[::-1][: len(theta)] - theta
+    bounds = np.sort(upper)[::-1][:k] - theta[:k]
     for j in range(1, len(theta) + (rest > -np.inf)):
         mu = upper[j:].max()
-        for i in range(j):
+        for i in range(min(j, k)):
             gap = theta[i] - mu
             if gap > 0 and gram[i, i] / gap < bounds[i]:  # else (2) cannot be the smaller
                 shifted = np.diag(theta[:j]) + gram[:j, :j] / gap

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,7 +70,7 @@ def audit(operator: Operator, pairs: Eigenpairs, *, block: int = 4, steps: int =
             break
         rows = space.images[-added:]
     values, coefficients = space.ritz()
-    slack = float(pairs.bounds[0]) + 30 * torch.finfo(operator.dtype).eps * float(values.abs().max())
+    slack = float(pairs.bounds[0]) + 30 * torch.finfo(operator.dtype).eps * float(np.abs(values).max())
     lost = float(values[0]) > float(pairs.values[0]) + slack
-    basis = space.combine(coefficients[: pairs.basis.shape[1]])[0].T
+    basis = space.combine(coefficients[: pairs.basis.shape[1]]).T
     return Audit(lost, float(values[0]), basis, operator.hvps - before)

@@ -107,4 +107,4 @@ def _quadrature(operator: Operator, start: Tensor, steps: int) -> tuple[Tensor, 
             break  # the Krylov space is exhausted: the quadrature is exact
         row = space.images[-1:]
     values, coefficients = space.ritz()
-    return values, coefficients[:, 0].square()
+    return torch.from_numpy(values.copy()), torch.from_numpy(coefficients[:, 0] ** 2)

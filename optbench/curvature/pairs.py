@@ -28,7 +28,10 @@ class Eigenpairs:
             λ_1 off, once in 190 measurements of a network with 1,000 examples).
         hvps: Products spent.
         converged: Whether each of the K met the tolerance; for held pairs, the accuracy.
-        basis: vectors followed by the guards, shape (P, K + guards): the next warm start.
+        basis: The next warm start, shape (P, M): about the K vectors, then the guards, then what is remembered of A
+            beside them, which only steers the next search.
+        estimates: Of the eigenvalues of the basis, shape (M,); for directions that were not looked at this time, as
+            they were. None where nothing is remembered.
         rest: μ, above which no eigenvalue of A on the complement of the K vectors is, if none was lost: the largest
             θ_j + ‖R_j‖ of the guards; infinite without guards.
         held: Whether μ is the last solve's word, not this one's; see `trust`.
@@ -43,6 +46,7 @@ class Eigenpairs:
     basis: Tensor
     rest: float = math.inf
     held: bool = False
+    estimates: Tensor | None = None
 
 
 def seeded(seed: Seed) -> torch.Generator:

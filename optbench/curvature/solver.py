@@ -11,6 +11,7 @@ from torch import Tensor
 from optbench.curvature.bounds import error_bounds
 from optbench.curvature.operators import Operator
 from optbench.curvature.pairs import Eigenpairs, Seed, random_rows
+from optbench.curvature.recycling import Recycled
 from optbench.curvature.subspace import Subspace, small
 
 GUARD = 0.1  # relative residual of the first guard: a vaguer one would not notice that it overtakes
@@ -31,11 +32,13 @@ class Solver:
         tol: float,
         accuracy: float,
         window: int | None,
+        recycled: Recycled | None,
     ) -> None:
-        self.space = Subspace(operator)
+        self.space, self.recycled = Subspace(operator), recycled
         self.k, self.guards, self.tol, self.accuracy = k, guards, tol, accuracy
         self.window = window
-        self.previous = torch.empty((0, 0), dtype=torch.float64)
+        self.epsilon = torch.finfo(operator.dtype).eps
+        self.previous = np.empty((0, 0))
         self.held: Eigenpairs | None = None  # the start, while its guards stand for those that are not in the space
         self.rest = -math.inf  # μ of the eigenvalues that have no vector in the block
 
@@ -50,7 +53,7 @@ class Solver:
             return False
         self.held = start
         self.begin(start.vectors.T.to(self.space.operator.device, self.space.operator.dtype))
-        moved = (self.values - start.values.double().cpu()).abs() + torch.from_numpy(self.norms)
+        moved = np.abs(self.values - small(start.values)) + self.norms
         self.rest = start.rest + trust * float(moved.max())
         self._bound()
         pending = self.pending()
@@ -64,25 +67,31 @@ class Solver:
 
     def begin(self, rows: Tensor) -> None:
         """Take the rows, shape (any, P), into the space, a product each."""
-        self.space.expand(rows)
+        self._expand(rows)
         self._rayleigh_ritz()
+
+    def _expand(self, rows: Tensor) -> int:
+        grown = self.space.expand(rows)
+        if self.recycled is not None:
+            self.recycled.observe(self.space)
+        return grown
 
     def _rayleigh_ritz(self) -> None:
         self.ritz_values, self.coefficients = self.space.ritz()
         count = min(self.block, len(self.space))
         self.values = self.ritz_values[:count]
-        self.vectors, images = self.space.combine(self.coefficients[:count])
-        self.residuals = images - self.values.to(images).unsqueeze(1) * self.vectors
+        self.residuals = self.space.residuals(self.values, self.coefficients[:count])
         self.gram = small(self.residuals @ self.residuals.T)
         self.norms = np.sqrt(self.gram.diagonal())
+        self.size = float(np.abs(self.ritz_values).max())  # of A, as far as it has been seen
         self._bound()
 
     def _bound(self) -> None:
-        self.bounds = error_bounds(self.values.numpy(), self.gram, self.rest)
+        self.bounds = error_bounds(self.values, self.gram, self.rest, self.k)
 
     def pending(self) -> list[int]:
         """Pairs to improve: wanted ones above `tol`, and what holds a wanted bound up."""
-        floor = 30 * torch.finfo(self.residuals.dtype).eps * float(self.ritz_values.abs().max())
+        floor = 30 * self.epsilon * self.size
         values, norms, bounds = self.values.tolist(), self.norms.tolist(), self.bounds.tolist()
         size = abs(values[0])
         accuracy = max(self.accuracy * size - self._rounding(), self.accuracy * size / 4, floor)
@@ -106,10 +115,14 @@ class Solver:
     def improve(self, pending: list[int]) -> bool:
         """One iteration on the pending pairs; False if their residuals add nothing to the space."""
         self._shrink_if_full(len(pending))
-        rows = self.residuals[pending]
+        rows = self.residuals if len(pending) == len(self.values) else self.residuals[pending]
+        if self.recycled is not None:
+            rows = self.recycled.steered(
+                rows, self.norms[pending], self.values[pending], self.coefficients[pending], self.size
+            )
         kept = self.coefficients[: self.k]
-        grown = self.space.expand(rows)
-        self.previous = torch.nn.functional.pad(kept, (0, grown))
+        grown = self._expand(rows)
+        self.previous = np.pad(kept, ((0, 0), (0, grown)))
         self._rayleigh_ritz()
         return grown > 0
 
@@ -118,7 +131,7 @@ class Solver:
         self.k = min(self.k + max(2, self.k // 2), self.space.operator.size)
         missing = self.block - len(self.space)
         if missing > 0:
-            self.space.expand(random_rows(self.space.operator, missing, seed))
+            self._expand(random_rows(self.space.operator, missing, seed))
         self._rayleigh_ritz()
         return True
 
@@ -126,33 +139,40 @@ class Solver:
         window = max(self.window or 24, 2 * self.block + self.k)
         if len(self.space) + more <= window:
             return
-        previous = self.previous[:, : len(self.space)]
-        self.space.shrink(torch.cat([self.coefficients[: self.block], previous]))
+        self.space.shrink(np.concatenate([self.coefficients[: self.block], self.previous]))
         self.coefficients = self.space.ritz()[1]
+        if self.recycled is not None:
+            self.recycled.forget()
+            self.recycled.observe(self.space)
 
     def _rounding(self) -> float:
-        return ROUNDING * torch.finfo(self.residuals.dtype).eps * float(self.ritz_values.abs().max())
+        return ROUNDING * self.epsilon * self.size
 
     def _rest(self, k: int) -> float:
         if self.held is not None:
             return self.rest
-        upper = self.values.numpy()[k:] + self.norms[k:]
+        upper = self.values[k:] + self.norms[k:]
         return float(upper.max()) if len(upper) else math.inf
 
-    def result(self, hvps: int, above: float | None) -> Eigenpairs:
-        """The pairs as they are."""
+    def result(self, hvps: int, above: float | None, recycle: int) -> Eigenpairs:
+        """The pairs as they are, with as many directions remembered, the guards among them."""
         k = min(self.k, len(self.values))
         kind = self.space.basis
-        guards = self.vectors[k:] if self.held is None else self.held.basis.T[k:].to(kind)
-        basis = torch.cat([self.vectors[:k], guards]).T
+        estimates, rows = self._remembered(max(recycle, self.block))
         return Eigenpairs(
-            values=self.values[:k].to(kind),
-            vectors=basis[:, :k],
+            values=torch.from_numpy(self.values[:k].copy()).to(kind),
+            vectors=self.space.combine(self.coefficients[:k]).T,
             residuals=torch.from_numpy(self.norms[:k]).to(kind),
             bounds=torch.from_numpy(self.bounds[:k] + self._rounding()).to(kind),
             hvps=hvps,
             converged=not self.pending() and self.covers(above),
-            basis=basis,
+            basis=rows.T,
             rest=self._rest(k),
             held=self.held is not None,
+            estimates=torch.from_numpy(estimates).to(kind),
         )
+
+    def _remembered(self, count: int) -> tuple[np.ndarray, Tensor]:
+        if self.recycled is not None:
+            return self.recycled.merged(self.space, count)
+        return self.ritz_values[:count].copy(), self.space.combine(self.coefficients[:count])

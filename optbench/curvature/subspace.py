@@ -13,9 +13,10 @@ ENOUGH = 0.7  # part above which one pass leaves it orthogonal up to rounding
 
 
 class Subspace:
-    """Orthonormal vectors q_1 … q_n as rows, their images A q_i and T = Q A Qᵀ.
+    """Orthonormal vectors q_1 … q_n, their images A q_i and T = Q A Qᵀ.
 
-    Every product with A is kept, so that growing by b vectors costs b products, whatever n is.
+    Every product with A is kept, so that growing by b vectors costs b products, whatever n is. A vector and its image
+    lie side by side: beyond some 10⁵ parameters the cost is that of reading memory, and what needs both reads it once.
 
     Args:
         operator: A, symmetric, shape (P, P).
@@ -23,13 +24,27 @@ class Subspace:
 
     def __init__(self, operator: Operator) -> None:
         self.operator = operator
-        nothing = torch.empty((0, operator.size), dtype=operator.dtype, device=operator.device)
-        self.basis, self.images = nothing, nothing
+        self._held = torch.empty((0, 2, operator.size), dtype=operator.dtype, device=operator.device)
+        self._count = 0
         self.projected = np.zeros((0, 0))  # in double precision on the CPU, like all that is as small
 
     def __len__(self) -> int:
         """Number of basis vectors."""
-        return len(self.basis)
+        return self._count
+
+    @property
+    def basis(self) -> Tensor:
+        """Q, as rows, shape (n, P)."""
+        return self._held[: self._count, 0]
+
+    @property
+    def images(self) -> Tensor:
+        """A Q, as rows, shape (n, P)."""
+        return self._held[: self._count, 1]
+
+    def pairs(self, since: int = 0) -> Tensor:
+        """q_i and A q_i in turn from the index on, as rows, shape (2 (n - since), P)."""
+        return self._held[since : self._count].view(-1, self.operator.size)
 
     def expand(self, rows: Tensor) -> int:
         """Add what of the rows lies outside the span; returns how many vectors that is.
@@ -40,12 +55,11 @@ class Subspace:
         fresh = self._outside(rows)
         if not len(fresh):
             return 0
-        images = (self.operator @ fresh.T).T
-        self.basis, self.images = _appended(self.basis, fresh), _appended(self.images, images)
-        edge = small(self.basis @ images.T)
+        before = len(self)
+        self._append(fresh, (self.operator @ fresh.T).T)
+        edge = small(self.basis @ self.images[before:].T)
         if not np.isfinite(edge).all():
             raise FloatingPointError("the curvature product is not finite: the weights have diverged or overflow")
-        before = len(self) - len(fresh)
         grown = np.empty((len(self), len(self)))
         grown[:before, :before] = self.projected
         grown[:, before:], grown[before:, :before] = edge, edge[:before].T
@@ -53,21 +67,40 @@ class Subspace:
         self.projected = grown
         return len(fresh)
 
-    def ritz(self) -> tuple[Tensor, Tensor]:
+    def ritz(self) -> tuple[np.ndarray, np.ndarray]:
         """Ritz values, descending, shape (n,), and their coefficients as rows, shape (n, n)."""
         values, columns = np.linalg.eigh(self.projected)
-        return torch.from_numpy(values[::-1].copy()), torch.from_numpy(columns.T[::-1].copy())
+        return values[::-1].copy(), columns.T[::-1].copy()
 
-    def combine(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors with the given coefficients, shape (m, n), and their images, each (m, P)."""
-        weights = coefficients.to(self.basis)
-        return weights @ self.basis, weights @ self.images
+    def combine(self, coefficients: np.ndarray) -> Tensor:
+        """Vectors with the given coefficients, shape (m, n), as rows, shape (m, P)."""
+        return self._like(coefficients) @ self.basis
 
-    def shrink(self, coefficients: Tensor) -> None:
+    def residuals(self, values: np.ndarray, coefficients: np.ndarray) -> Tensor:
+        """A u - θ u of vectors with the given coefficients, shape (m, n), as rows, shape (m, P)."""
+        weights = np.stack([-values[:, None] * coefficients, coefficients], 2)
+        return self._like(weights.reshape(len(values), -1)) @ self.pairs()
+
+    def shrink(self, coefficients: np.ndarray) -> None:
         """Keep the span of the vectors with the given coefficients only; costs no product."""
-        kept = torch.linalg.qr(coefficients.T)[0].T
-        self.basis, self.images = self.combine(kept)
-        self.projected = kept.numpy() @ self.projected @ kept.numpy().T
+        kept = np.linalg.qr(coefficients.T)[0].T
+        weights = self._like(kept)
+        basis, images = weights @ self.basis, weights @ self.images
+        self._count = 0
+        self._append(basis, images)
+        self.projected = kept @ self.projected @ kept.T
+
+    def _append(self, vectors: Tensor, images: Tensor) -> None:
+        count = self._count + len(vectors)
+        if count > len(self._held):
+            held = self._held.new_empty((max(2 * count, 8), *self._held.shape[1:]))
+            held[: self._count] = self._held[: self._count]  # pages that are never written cost nothing
+            self._held = held
+        self._held[self._count : count, 0], self._held[self._count : count, 1] = vectors, images
+        self._count = count
+
+    def _like(self, weights: np.ndarray) -> Tensor:
+        return torch.from_numpy(weights).to(self._held)
 
     def _outside(self, rows: Tensor) -> Tensor:
         """An orthonormal basis of the rows' part outside the span, near-dependent ones dropped."""
@@ -89,23 +122,22 @@ class Subspace:
         It squares condition numbers: None where the rows are too dependent for that. Beside the rows, the smallest
         part of a unit row that was outside the ones before it.
         """
-        stack = torch.cat([self.basis, rows])
-        gram = small(stack @ rows.T)
-        inside, own = gram[: len(self)], gram[len(self) :]
+        inside, own = small(self.basis @ rows.T), small(rows @ rows.T)
         lengths = own.diagonal()
-        if not (lengths.min() > torch.finfo(rows.dtype).tiny ** 0.5 and np.isfinite(gram).all()):
+        if not (lengths.min() > torch.finfo(rows.dtype).tiny ** 0.5 and np.isfinite(own).all()):
             return None
         scale = 1 / np.sqrt(lengths)
-        cosines = (own - inside.T @ inside) * np.outer(scale, scale)
+        inside, cosines = inside * scale, own * np.outer(scale, scale)
         try:
-            factor = np.linalg.cholesky((cosines + cosines.T) / 2)
+            factor = np.linalg.cholesky(cosines - inside.T @ inside)
         except np.linalg.LinAlgError:
             return None
         part = float(factor.diagonal().min())
-        if part < STEEP:
+        if not part >= STEEP:
             return None
-        weights = np.linalg.solve(factor, np.concatenate([-inside.T, np.eye(len(rows))], 1) * scale[:, None])
-        return torch.from_numpy(weights).to(stack) @ stack, part
+        weights = np.linalg.inv(factor)
+        fresh = self._like(weights * scale) @ rows
+        return (torch.addmm(fresh, self._like(-weights @ inside.T), self.basis) if len(self) else fresh), part
 
     def _outside_with_care(self, rows: Tensor) -> Tensor:
         tiny = 100 * torch.finfo(rows.dtype).eps
@@ -115,19 +147,6 @@ class Subspace:
                 rows = torch.addmm(rows, rows @ self.basis.T, self.basis, alpha=-1)
             rows = _independent(rows, tiny)
         return torch.nn.functional.normalize(rows, dim=1, eps=torch.finfo(rows.dtype).tiny)
-
-
-def _appended(rows: Tensor, fresh: Tensor) -> Tensor:
-    """The rows and the fresh ones below them, in the rows' own memory where that has room, which only they may use."""
-    room = rows.untyped_storage().nbytes() // max(1, rows.element_size() * rows.shape[1])
-    count = len(rows) + len(fresh)
-    if count > room:
-        held = rows.new_empty((2 * count, rows.shape[1]))  # pages that are never written cost nothing
-        held[: len(rows)] = rows
-    else:
-        held = rows.as_strided((room, rows.shape[1]), rows.stride())
-    held[len(rows) : count] = fresh
-    return held[:count]
 
 
 def small(matrix: Tensor) -> np.ndarray:

@@ -1,0 +1,83 @@
+"""What an earlier solve knew of a matrix, as a guide to what the next one should look at."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optbench.curvature.subspace import Subspace, small
+
+NEW = 0.01  # squared part of a remembered direction outside a space below which the space has it already
+
+
+class Recycled:
+    """Directions z_1 … z_m, rows of Z, with A ≈ Σ_j θ_j z_j z_jᵀ on their span, of a matrix that has changed since.
+
+    Where eigenvalues crowd, as they do at the edge of stability, most of what a residual must be followed for lies
+    along eigenvectors that the last solve met and did not need. Nothing that is reported rests on this memory, which
+    costs no product: it only chooses the directions that products are spent on.
+
+    Args:
+        rows: Z, shape (m, P), about orthonormal.
+        values: θ, shape (m,).
+
+    References:
+        Parks et al. (2006), Recycling Krylov subspaces, SIAM J. Sci. Comput. 28(5); Davidson (1975), J. Comput.
+        Phys. 17.
+    """
+
+    def __init__(self, rows: Tensor, values: np.ndarray) -> None:
+        self.rows, self.values = rows, values
+        self.gram = small(rows @ rows.T)
+        self.forget()
+
+    def forget(self) -> None:
+        """Observe the space anew: its basis has been changed."""
+        self.inside = self.seen = np.zeros((0, len(self.rows)))  # Q Zᵀ and A Q Zᵀ, shape (n, m)
+
+    def observe(self, space: Subspace) -> None:
+        """Take note of what has been added to the space."""
+        new = len(space) - len(self.inside)
+        if new:
+            found = small(space.pairs(len(self.inside)) @ self.rows.T)
+            self.inside = np.concatenate([self.inside, found[::2]])
+            self.seen = np.concatenate([self.seen, found[1::2]])
+
+    def steered(
+        self, residuals: Tensor, norms: np.ndarray, values: np.ndarray, coefficients: np.ndarray, size: float
+    ) -> Tensor:
+        """Davidson's corrections, (s/(θ − A)) R up to sign, with the memory in place of A and 0 where it has nothing.
+
+        A residual's part along z_j is enlarged by s/(θ − θ_j), which is what a change of A
+        lets near eigenvectors mix by.
+
+        Args:
+            residuals: R, shape (b, P), of Ritz pairs of the space that was observed last.
+            norms: ‖R‖, shape (b,); θ − θ_j is taken to be no smaller, and positive.
+            values: θ, shape (b,).
+            coefficients: Of the Ritz vectors in the space, shape (b, n).
+            size: s, about ‖A‖.
+        """
+        overlaps = coefficients @ self.seen - values[:, None] * (coefficients @ self.inside)
+        gaps = np.maximum(values[:, None] - self.values, norms[:, None])
+        weights = torch.from_numpy(overlaps * (size / gaps - 1))
+        return torch.addmm(residuals, weights.to(residuals), self.rows)
+
+    def merged(self, space: Subspace, count: int) -> tuple[np.ndarray, Tensor]:
+        """Rayleigh-Ritz on the space and the memory together, the memory's own part of A as it was.
+
+        Returns:
+            At most `count` Ritz values, descending, and their vectors as rows: the memory for the next time.
+        """
+        lengths, turn = np.linalg.eigh(self.gram - self.inside.T @ self.inside)
+        lengths, turn = lengths[lengths > NEW], turn[:, lengths > NEW]
+        outside = turn / np.sqrt(lengths)  # of Z - (Z Qᵀ) Q: an orthonormal basis of what the space lacks
+        shadow = turn * np.sqrt(lengths)  # and its inner products with Z
+        edge = (self.seen - space.projected @ self.inside) @ outside
+        kept = (shadow.T * self.values) @ shadow
+        values, columns = np.linalg.eigh(np.block([[space.projected, edge], [edge.T, kept]]))
+        top = columns.T[::-1][:count]
+        ours, theirs = top[:, : len(space)], top[:, len(space) :] @ outside.T
+        own = space.combine(ours - theirs @ self.inside.T)
+        return values[::-1][:count].copy(), own.addmm_(torch.from_numpy(theirs).to(own), self.rows)
