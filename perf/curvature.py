@@ -24,6 +24,7 @@ from optbench.curvature import Hessian, top_eigenpairs
 from optbench.curvature.chunks import Pair
 from optbench.curvature.objective import Loss
 from optbench.location import conf_folder
+from optbench.memory import keep_freed_memory
 from optbench.models.vit import vit
 from optbench.probes import State, due
 from optbench.probes.shared import Shared
@@ -272,6 +273,7 @@ def main() -> None:
     parser.add_argument("--plot", help="file for the plot of `growth`")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the main job does; the peers in this process gain by it as well
     sections[options.section](options)
 
 

@@ -20,12 +20,15 @@ Engine = Callable[[nn.Module, Pair], tuple[float, int]]
 
 
 def ours(accuracy: float) -> Engine:
-    """Warm-started from the last call."""
+    """As the sharpness probe does it: one operator for the run, warm-started from the last call."""
+    kept: list[Hessian] = []
     last: list[Eigenpairs] = []
 
     def engine(model: nn.Module, data: Pair) -> tuple[float, int]:
-        H = Hessian(model, half_mse, data, strategy="cached")
-        last[:] = [top_eigenpairs(H, accuracy=accuracy, start=last[0] if last else None)]
+        if not kept:
+            kept.append(Hessian(model, half_mse, data))
+        with kept[0] as H:
+            last[:] = [top_eigenpairs(H, accuracy=accuracy, start=last[0] if last else None)]
         return float(last[0].values[0]), last[0].hvps
 
     return engine

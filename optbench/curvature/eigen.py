@@ -7,9 +7,7 @@ from torch import Tensor
 
 from optbench.curvature.operators import Operator
 from optbench.curvature.pairs import Eigenpairs, Seed, random_rows
-from optbench.curvature.recycling import Recycled
 from optbench.curvature.solver import Solver
-from optbench.curvature.subspace import small
 
 EXTRA, NUMBERS = 9, 2**26  # directions remembered beside the block, and the most numbers that they may be
 
@@ -68,12 +66,13 @@ def top_eigenpairs(
         Knyazev (2001), SIAM J. Sci. Comput. 23(2); Stathopoulos (2007), SIAM J. Sci. Comput. 29(2).
     """
     _check(operator, k, tol, accuracy, guards, max_hvps)
-    solver = Solver(operator, k, guards, tol, accuracy, window, _recycled(operator, start))
+    pairs = start if isinstance(start, Eigenpairs) else None
+    rows = _start_rows(operator, start, min(k + guards, operator.size), seed)
+    solver = Solver(operator, k, guards, tol, accuracy, window, pairs)
     before = operator.hvps
     recycle = min(k + guards + EXTRA, NUMBERS // operator.size) if recycle is None else recycle
-    rows = _start_rows(operator, start, solver.block, seed)
     may_hold = above is None and 2 * k + guards <= max_hvps
-    if may_hold and trust is not None and isinstance(start, Eigenpairs) and solver.hold(start, trust):
+    if may_hold and trust is not None and pairs is not None and solver.hold(pairs, trust):
         return solver.result(operator.hvps - before, above, recycle)
     solver.begin(rows[k:] if len(solver.space) else rows)
     while True:
@@ -99,13 +98,6 @@ def _start_rows(operator: Operator, start: Eigenpairs | Tensor | None, count: in
     if len(rows) < count:
         rows = torch.cat([rows, random_rows(operator, count - len(rows), seed)])
     return rows
-
-
-def _recycled(operator: Operator, start: Eigenpairs | Tensor | None) -> Recycled | None:
-    if not isinstance(start, Eigenpairs) or start.estimates is None:
-        return None
-    rows = start.basis.T.to(operator.device, operator.dtype).contiguous()
-    return Recycled(rows, small(start.estimates))
 
 
 def _check(operator: Operator, k: int, tol: float, accuracy: float, guards: int, max_hvps: int) -> None:

@@ -123,8 +123,7 @@ class ModelOperator(Operator):
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """A flat vector, shape (P,), as one tensor per parameter, by name."""
-        parts = torch.split(vector, self.objective.sizes)
-        return {n: p.view(s) for n, p, s in zip(self.objective.names, parts, self.objective.shapes, strict=True)}
+        return self.objective.split(vector)
 
     def _apply(self, vectors: Tensor) -> Tensor:
         self.prepare()
@@ -140,17 +139,10 @@ class ModelOperator(Operator):
     def _accumulate(self, images: Tensor, rows: Tensor, weight: float, product: Product) -> None:
         once = self.strategy == "recomputed"
         if self.batched:
-            self._add(images, product(self._split(rows), True, once), weight)
+            images.add_(product(rows, True, once), alpha=weight)
             return
-        for index, (image, row) in enumerate(zip(images, rows, strict=True), start=1):
-            self._add(image, product(self._split(row), False, once and index == len(rows)), weight)
-
-    def _add(self, image: Tensor, parts: products.Tensors, weight: float) -> None:
-        torch._foreach_add_(self._split(image), list(parts), alpha=weight)
-
-    def _split(self, rows: Tensor) -> list[Tensor]:
-        parts = torch.split(rows, self.objective.sizes, dim=-1)
-        return [p.view(*rows.shape[:-1], *s) for p, s in zip(parts, self.objective.shapes, strict=True)]
+        for i in range(len(rows)):
+            images[i].add_(product(rows[i], False, once and i + 1 == len(rows)), alpha=weight)
 
     def _state(self) -> tuple[object, ...]:
         return self.objective.fingerprint(), self.chunks.versions()
@@ -171,9 +163,9 @@ class ModelOperator(Operator):
 
     def _built(self, kind: str) -> Iterator[tuple[float, Product]]:
         assert self._plan is not None
-        leaves = self.objective.leaves()
+        leaf = self.objective.leaf()
         for inputs, targets in self.chunks:
-            product = self.builders[kind](self.objective, leaves, (inputs, targets))
+            product = self.builders[kind](self.objective, leaf, (inputs, targets))
             yield len(inputs) / self._plan.examples, product
             del product
 

@@ -51,49 +51,52 @@ class Objective:
         if mode not in (None, "train", "eval"):
             raise ValueError(f"mode must be 'train', 'eval' or None, got {mode!r}")
         self.model: nn.Module = getattr(model, "_orig_mod", model)
-        self.both, self.mode = _Both(self.model, loss), mode
+        self.mode = mode
         self.names = select(self.model, params)
         weights = [p for name, p in self.model.named_parameters() if name in set(self.names)]
         self.shapes = [p.shape for p in weights]
         self.sizes = [p.numel() for p in weights]
         self.dtype, self.device = _precision(weights, dtype)
+        self.both = _Both(self.model, loss, self.dtype)
         self._checked = False  # that the loss reads no weights behind our back
 
-    def leaves(self) -> list[Tensor]:
-        """The selected weights as they are now: fresh leaves that share the model's storage."""
+    def leaf(self) -> Tensor:
+        """The selected weights as they are now: a fresh leaf, flat, shape (P,)."""
         current = dict(self.model.named_parameters())
-        return [current[name].detach().to(self.dtype).requires_grad_() for name in self.names]
+        return torch.cat([current[n].detach().reshape(-1).to(self.dtype) for n in self.names]).requires_grad_()
 
-    def outputs(self, leaves: Sequence[Tensor], inputs: Tensor) -> Tensor:
-        """The model's outputs with the leaves in place of its weights."""
-        outputs = self._call(leaves, "outputs", inputs)
-        if isinstance(outputs, Tensor) and outputs.is_floating_point() and outputs.dtype != self.dtype:
-            raise ValueError(
-                f"the model's outputs must be {self.dtype}, got {outputs.dtype}: curvature in mixed "
-                "precision is not trusted, switch autocast and casts off inside the model"
-            )
-        return outputs
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """A flat vector, shape (P,), as one tensor per parameter, by name."""
+        parts = torch.split(flat, self.sizes)
+        return {n: p.view(s) for n, p, s in zip(self.names, parts, self.shapes, strict=True)}
 
-    def scalar(self, leaves: Sequence[Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
+    def outputs(self, leaf: Tensor, inputs: Tensor) -> Tensor:
+        """The model's outputs with the leaf in place of its weights."""
+        return self._call(leaf, "outputs", inputs)
+
+    def scalar(self, leaf: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of given outputs."""
-        value = self._call(leaves, "loss", outputs, targets)
+        return self._scalar(self._call(leaf, "loss", outputs, targets))
+
+    def value(self, leaf: Tensor, chunk: Pair) -> Tensor:
+        """Mean loss of the chunk, a scalar."""
+        return self._scalar(self._call(leaf, "value", *chunk))
+
+    def _scalar(self, value: Tensor) -> Tensor:
         if value.ndim:
             raise ValueError(f"loss must return a scalar mean, got shape {tuple(value.shape)}")
         if not self._checked and value.requires_grad:
             self._refuse_own_weights(value)
         return value
 
-    def value(self, leaves: Sequence[Tensor], chunk: Pair) -> Tensor:
-        """Mean loss of the chunk, a scalar."""
-        return self.scalar(leaves, self.outputs(leaves, chunk[0]), chunk[1])
-
-    def _call(self, leaves: Sequence[Tensor], part: str, *arguments: Tensor) -> Tensor:
+    def _call(self, leaf: Tensor, part: str, *arguments: Tensor) -> Tensor:
         seed_globals(self.device, 1)
-        both = self.both
-        state = {name: self._cast(p.detach()) for name, p in both.named_parameters()}
-        state |= {name: self._cast(b.detach().clone()) for name, b in both.named_buffers()}
-        state |= {f"model.{name}": leaf for name, leaf in zip(self.names, leaves, strict=True)}
-        result: Tensor = functional_call(both, state, (part, *arguments))
+        state = {f"model.{name}": weight for name, weight in self.split(leaf).items()}
+        for name, p in self.both.named_parameters():
+            if name not in state:
+                state[name] = self._cast(p.detach())
+        state |= {name: self._cast(b.detach().clone()) for name, b in self.both.named_buffers()}
+        result: Tensor = functional_call(self.both, state, (part, *arguments))
         return result
 
     def _refuse_own_weights(self, value: Tensor) -> None:
@@ -147,7 +150,7 @@ class Objective:
         seed_globals(self.device, 1)
         before = state()
         with torch.no_grad():
-            self._call(self.leaves(), "outputs", inputs)
+            self._call(self.leaf(), "outputs", inputs)
         return not torch.equal(before, state())
 
     def _norms(self) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -160,12 +163,20 @@ class Objective:
 class _Both(nn.Module):
     """Model and loss in one module: a loss with L2 reads the weights it is differentiated at."""
 
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
+    def __init__(self, model: nn.Module, loss: Loss, dtype: torch.dtype) -> None:
         super().__init__()
-        self.model, self.loss = model, loss
+        self.model, self.loss, self.dtype = model, loss, dtype
 
     def forward(self, part: str, *arguments: Tensor) -> Tensor:
-        return self.model(*arguments) if part == "outputs" else self.loss(*arguments)
+        if part == "loss":
+            return self.loss(*arguments)
+        outputs: Tensor = self.model(arguments[0])
+        if isinstance(outputs, Tensor) and outputs.is_floating_point() and outputs.dtype != self.dtype:
+            raise ValueError(
+                f"the model's outputs must be {self.dtype}, got {outputs.dtype}: curvature in mixed "
+                "precision is not trusted, switch autocast and casts off inside the model"
+            )
+        return outputs if part == "outputs" else self.loss(outputs, arguments[1])
 
 
 def _precision(weights: Sequence[Tensor], dtype: torch.dtype | None) -> tuple[torch.dtype, torch.device]:

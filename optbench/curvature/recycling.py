@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optbench.curvature.subspace import Subspace, small
+from optbench.curvature.subspace import Subspace, inner
 
 NEW = 0.01  # squared part of a remembered direction outside a space below which the space has it already
 
@@ -21,26 +21,26 @@ class Recycled:
     Args:
         rows: Z, shape (m, P), about orthonormal.
         values: θ, shape (m,).
+        space: The space of the search, empty yet.
 
     References:
         Parks et al. (2006), Recycling Krylov subspaces, SIAM J. Sci. Comput. 28(5); Davidson (1975), J. Comput.
         Phys. 17.
     """
 
-    def __init__(self, rows: Tensor, values: np.ndarray) -> None:
-        self.rows, self.values = rows, values
-        self.gram = small(rows @ rows.T)
+    def __init__(self, rows: Tensor, values: np.ndarray, space: Subspace) -> None:
+        self.rows, self.values, self.space = rows, values, space
+        self.gram = inner(rows, rows)
         self.forget()
 
     def forget(self) -> None:
-        """Observe the space anew: its basis has been changed."""
+        """Observe the space anew hereafter: its basis has been changed."""
         self.inside = self.seen = np.zeros((0, len(self.rows)))  # Q Zᵀ and A Q Zᵀ, shape (n, m)
 
-    def observe(self, space: Subspace) -> None:
+    def observe(self) -> None:
         """Take note of what has been added to the space."""
-        new = len(space) - len(self.inside)
-        if new:
-            found = small(space.pairs(len(self.inside)) @ self.rows.T)
+        if len(self.space) > len(self.inside):
+            found = inner(self.space.pairs(len(self.inside)), self.rows)
             self.inside = np.concatenate([self.inside, found[::2]])
             self.seen = np.concatenate([self.seen, found[1::2]])
 
@@ -49,27 +49,31 @@ class Recycled:
     ) -> Tensor:
         """Davidson's corrections, (s/(θ − A)) R up to sign, with the memory in place of A and 0 where it has nothing.
 
-        A residual's part along z_j is enlarged by s/(θ − θ_j), which is what a change of A
-        lets near eigenvectors mix by.
+        A residual's part along z_j is enlarged by s/(θ − θ_j), as a small change of A mixes eigenvectors.
 
         Args:
-            residuals: R, shape (b, P), of Ritz pairs of the space that was observed last.
+            residuals: R, shape (b, P), of Ritz pairs of the space.
             norms: ‖R‖, shape (b,); θ − θ_j is taken to be no smaller, and positive.
             values: θ, shape (b,).
             coefficients: Of the Ritz vectors in the space, shape (b, n).
             size: s, about ‖A‖.
+
+        Returns:
+            Their parts outside the space, up to rounding, shape (b, P).
         """
         overlaps = coefficients @ self.seen - values[:, None] * (coefficients @ self.inside)
         gaps = np.maximum(values[:, None] - self.values, norms[:, None])
-        weights = torch.from_numpy(overlaps * (size / gaps - 1))
-        return torch.addmm(residuals, weights.to(residuals), self.rows)
+        weights = overlaps * (size / gaps - 1)
+        steered = torch.addmm(residuals, self._like(weights), self.rows)
+        return steered.addmm_(self._like(-weights @ self.inside.T), self.space.basis)
 
-    def merged(self, space: Subspace, count: int) -> tuple[np.ndarray, Tensor]:
+    def merged(self, count: int) -> tuple[np.ndarray, Tensor]:
         """Rayleigh-Ritz on the space and the memory together, the memory's own part of A as it was.
 
         Returns:
             At most `count` Ritz values, descending, and their vectors as rows: the memory for the next time.
         """
+        space = self.space
         lengths, turn = np.linalg.eigh(self.gram - self.inside.T @ self.inside)
         lengths, turn = lengths[lengths > NEW], turn[:, lengths > NEW]
         outside = turn / np.sqrt(lengths)  # of Z - (Z Qᵀ) Q: an orthonormal basis of what the space lacks
@@ -80,4 +84,7 @@ class Recycled:
         top = columns.T[::-1][:count]
         ours, theirs = top[:, : len(space)], top[:, len(space) :] @ outside.T
         own = space.combine(ours - theirs @ self.inside.T)
-        return values[::-1][:count].copy(), own.addmm_(torch.from_numpy(theirs).to(own), self.rows)
+        return values[::-1][:count].copy(), own.addmm_(self._like(theirs), self.rows)
+
+    def _like(self, weights: np.ndarray) -> Tensor:
+        return torch.from_numpy(weights).to(self.rows)

@@ -12,7 +12,7 @@ from optbench.curvature.bounds import error_bounds
 from optbench.curvature.operators import Operator
 from optbench.curvature.pairs import Eigenpairs, Seed, random_rows
 from optbench.curvature.recycling import Recycled
-from optbench.curvature.subspace import Subspace, small
+from optbench.curvature.subspace import Subspace, inner, small
 
 GUARD = 0.1  # relative residual of the first guard: a vaguer one would not notice that it overtakes
 # Below this accuracy every guard is resolved, to its square root. Of m eigenvalues closer to each other than that, a
@@ -32,9 +32,10 @@ class Solver:
         tol: float,
         accuracy: float,
         window: int | None,
-        recycled: Recycled | None,
+        start: Eigenpairs | None,
     ) -> None:
-        self.space, self.recycled = Subspace(operator), recycled
+        self.space = Subspace(operator)
+        self.recycled = None if start is None else _recycled(start, self.space)
         self.k, self.guards, self.tol, self.accuracy = k, guards, tol, accuracy
         self.window = window
         self.epsilon = torch.finfo(operator.dtype).eps
@@ -73,7 +74,7 @@ class Solver:
     def _expand(self, rows: Tensor) -> int:
         grown = self.space.expand(rows)
         if self.recycled is not None:
-            self.recycled.observe(self.space)
+            self.recycled.observe()
         return grown
 
     def _rayleigh_ritz(self) -> None:
@@ -81,7 +82,7 @@ class Solver:
         count = min(self.block, len(self.space))
         self.values = self.ritz_values[:count]
         self.residuals = self.space.residuals(self.values, self.coefficients[:count])
-        self.gram = small(self.residuals @ self.residuals.T)
+        self.gram = inner(self.residuals, self.residuals)
         self.norms = np.sqrt(self.gram.diagonal())
         self.size = float(np.abs(self.ritz_values).max())  # of A, as far as it has been seen
         self._bound()
@@ -115,14 +116,13 @@ class Solver:
     def improve(self, pending: list[int]) -> bool:
         """One iteration on the pending pairs; False if their residuals add nothing to the space."""
         self._shrink_if_full(len(pending))
-        rows = self.residuals if len(pending) == len(self.values) else self.residuals[pending]
+        rows = torch.cat([self.residuals[i : i + 1] for i in pending])
         if self.recycled is not None:
             rows = self.recycled.steered(
                 rows, self.norms[pending], self.values[pending], self.coefficients[pending], self.size
             )
-        kept = self.coefficients[: self.k]
+        self.previous = self.coefficients[: self.k]
         grown = self._expand(rows)
-        self.previous = np.pad(kept, ((0, 0), (0, grown)))
         self._rayleigh_ritz()
         return grown > 0
 
@@ -139,11 +139,14 @@ class Solver:
         window = max(self.window or 24, 2 * self.block + self.k)
         if len(self.space) + more <= window:
             return
-        self.space.shrink(np.concatenate([self.coefficients[: self.block], self.previous]))
+        grown = len(self.space) - self.previous.shape[1]  # since the iteration before
+        self.space.shrink(
+            np.concatenate([self.coefficients[: self.block], np.pad(self.previous, ((0, 0), (0, grown)))])
+        )
         self.coefficients = self.space.ritz()[1]
         if self.recycled is not None:
             self.recycled.forget()
-            self.recycled.observe(self.space)
+            self.recycled.observe()
 
     def _rounding(self) -> float:
         return ROUNDING * self.epsilon * self.size
@@ -174,5 +177,12 @@ class Solver:
 
     def _remembered(self, count: int) -> tuple[np.ndarray, Tensor]:
         if self.recycled is not None:
-            return self.recycled.merged(self.space, count)
+            return self.recycled.merged(count)
         return self.ritz_values[:count].copy(), self.space.combine(self.coefficients[:count])
+
+
+def _recycled(start: Eigenpairs, space: Subspace) -> Recycled | None:
+    if start.estimates is None:
+        return None
+    rows = start.basis.T.to(space.operator.device, space.operator.dtype).contiguous()
+    return Recycled(rows, small(start.estimates), space)

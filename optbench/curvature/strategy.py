@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -101,8 +101,8 @@ def make_plan(
 
 def graph_bytes(objective: Objective, builder: Builder, chunk: Pair) -> int:
     """Bytes that a product's graph holds beside weights and data."""
-    leaves = objective.leaves()
-    own = {t.untyped_storage().data_ptr() for t in (*leaves, *chunk, *objective.model.parameters())}
+    leaf = objective.leaf()
+    own = {t.untyped_storage().data_ptr() for t in (leaf, *chunk, *objective.model.parameters())}
     held: dict[int, int] = {}
 
     def weigh(tensor: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def graph_bytes(objective: Objective, builder: Builder, chunk: Pair) -> int:
         return tensor
 
     with saved_tensors_hooks(weigh, lambda tensor: tensor):
-        product = builder(objective, leaves, chunk)
+        product = builder(objective, leaf, chunk)
     del product
     return sum(size for pointer, size in held.items() if pointer not in own)
 
@@ -136,30 +136,27 @@ def disagreement(objective: Objective, reference: Builder, builder: Builder, chu
     LayerNorm and train-mode batch norm, and a trace draws its dropout mask anew. A product that
     differs from the double backward is therefore not used.
     """
-    leaves = objective.leaves()
+    leaf = objective.leaf()
     generator = torch.Generator().manual_seed(0)
-    draws = [torch.randn((2, *leaf.shape), generator=generator, dtype=leaf.dtype) for leaf in leaves]
-    tangents = [draw.to(leaf.device) for draw, leaf in zip(draws, leaves, strict=True)]
-    second = [t[1] for t in tangents]
-    expected = reference(objective, leaves, chunk)(second, False, False)
-    product = builder(objective, leaves, chunk)
-    product(second, False, False)  # a mask drawn anew shows from the second product on
-    found = [t[1] for t in product(tangents, True, False)] if batched else product(second, False, False)
-    size = math.sqrt(sum(float(e.double().square().sum()) for e in expected))
-    off = math.sqrt(sum(float((f - e).double().square().sum()) for f, e in zip(found, expected, strict=True)))
+    tangents = torch.randn((2, len(leaf)), generator=generator, dtype=leaf.dtype).to(leaf.device)
+    expected = reference(objective, leaf, chunk)(tangents[1], False, False).double()
+    product = builder(objective, leaf, chunk)
+    product(tangents[1], False, False)  # a mask drawn anew shows from the second product on
+    found = product(tangents, True, False)[1] if batched else product(tangents[1], False, False)
+    size, off = float(expected.norm()), float((found.double() - expected).norm())
     return off / size if size else off
 
 
 def _seconds(objective: Objective, builder: Builder, chunk: Pair) -> float:
     """Seconds for a set-up and as many products as a measurement needs."""
-    leaves = objective.leaves()
-    tangents: Sequence[Tensor] = [torch.ones_like(leaf) for leaf in leaves]
-    builder(objective, leaves, chunk)(tangents, False, False)  # warms up allocators and compiled kernels
+    leaf = objective.leaf()
+    tangent = torch.ones_like(leaf)
+    builder(objective, leaf, chunk)(tangent, False, False)  # warms up allocators and compiled kernels
     start = _now(objective.device)
-    product = builder(objective, leaves, chunk)
+    product = builder(objective, leaf, chunk)
     middle = _now(objective.device)
     for _ in range(3):
-        product(tangents, False, False)
+        product(tangent, False, False)
     end = _now(objective.device)
     return middle - start + PRODUCTS * (end - middle) / 3
 
