@@ -61,7 +61,7 @@ def accuracy(options: argparse.Namespace) -> None:
     model, data, steps = (
         digits_run(options.seed, steps=until)
         if options.case == "digits"
-        else cifar_run(options.seed, steps=until, count=300)  # a reference in float64 then takes seconds
+        else cifar_run(options.seed, steps=until, count=options.examples)
     )
     rows: dict[str, list[tuple[int, float, float]]] = {name: [] for name in engines}
     for step in steps:
@@ -268,6 +268,7 @@ def main() -> None:
     parser.add_argument("--until", type=int, help="updates after which `tracking` stops; all by default")
     parser.add_argument("--case", choices=["digits", "cifar"], default="digits")
     parser.add_argument("--checkpoints", type=int, default=30)
+    parser.add_argument("--examples", type=int, default=1000, help="of CIFAR-10, for `accuracy`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="torch's threads; more is unfair on a shared machine")
     parser.add_argument("--plot", help="file for the plot of `growth`")

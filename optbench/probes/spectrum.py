@@ -4,9 +4,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from optbench.curvature import (
+    Eigenpairs,
     Hessian,
     block_densities,
     block_heterogeneity,
@@ -50,7 +49,7 @@ class Spectrum:
     steps: int = 64
     probes: int = 2
     layer_steps: int = 20
-    _basis: Tensor | None = field(default=None, init=False)
+    _pairs: Eigenpairs | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         for name, least in (("samples", 2), ("deflate", 1), ("steps", 1), ("probes", 1), ("layer_steps", 0)):
@@ -63,10 +62,10 @@ class Spectrum:
         seed = derive(state.seed, f"spectrum/{state.step}")
         H = state.shared.hessian(state, self.examples)
         before = H.hvps
-        pairs = top_eigenpairs(H, min(self.deflate, H.size), start=self._basis, seed=seed)
+        pairs = top_eigenpairs(H, min(self.deflate, H.size), start=self._pairs, seed=seed)
         estimate = trace(H, self.samples, deflate=pairs, seed=seed + 1)
         density = spectral_density(H, min(self.steps, H.size), self.probes, seed=seed + 2)
-        self._basis = pairs.basis
+        self._pairs = pairs
         found: dict[str, Value] = {
             "spectrum/trace": estimate.value,
             "spectrum/trace_low": estimate.low,
@@ -86,8 +85,8 @@ class Spectrum:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the warm start."""
-        return {"basis": self._basis}
+        return {"pairs": None if self._pairs is None else vars(self._pairs)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        self._basis = state["basis"]
+        self._pairs = None if state["pairs"] is None else Eigenpairs(**state["pairs"])

@@ -64,7 +64,7 @@ def test_digits() -> None:
     found, truth, vectors = follow(digits_run(0, steps=700), first=300)
     check(found, truth, 0.005)
     assert crossings(vectors) >= 1  # among what was just checked are times at which λ_2 had overtaken λ_1
-    assert median(pairs.hvps for pairs in found[1:]) <= 7
+    assert median(pairs.hvps for pairs in found[1:]) <= 6
     assert median(truth[-20:]) == pytest.approx(2 / 0.5, rel=0.1)  # it is at the edge
 
 
@@ -104,8 +104,7 @@ def test_digits_to_five_digits() -> None:
 def test_digits_long(seed: int, lr: float, accuracy: float) -> None:
     found, truth, _ = follow(digits_run(seed, lr, steps=1000), first=300, accuracy=accuracy)
     check(found, truth, accuracy)
-    if accuracy == 5e-3:
-        assert median(pairs.hvps for pairs in found[1:]) <= 8
+    assert median(pairs.hvps for pairs in found[1:]) <= (7 if accuracy == 5e-3 else 14)
 
 
 @pytest.mark.slow
@@ -113,5 +112,6 @@ def test_digits_long(seed: int, lr: float, accuracy: float) -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("accuracy", [5e-3, 1e-5])
 def test_cifar_subset(seed: int, accuracy: float) -> None:
-    found, truth, _ = follow(cifar_run(seed, steps=650), first=400, accuracy=accuracy)
+    found, truth, _ = follow(cifar_run(seed, steps=650, count=300), first=400, accuracy=accuracy)
     check(found, truth, accuracy)
+    assert median(pairs.hvps for pairs in found[1:]) <= (7 if accuracy == 5e-3 else 13)
