@@ -123,7 +123,7 @@ class ModelOperator(Operator):
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """A flat vector, shape (P,), as one tensor per parameter, by name."""
-        return self.objective.split(vector)
+        return dict(zip(self.objective.names, self.objective.split(vector), strict=True))
 
     def _apply(self, vectors: Tensor) -> Tensor:
         self.prepare()
@@ -139,10 +139,13 @@ class ModelOperator(Operator):
     def _accumulate(self, images: Tensor, rows: Tensor, weight: float, product: Product) -> None:
         once = self.strategy == "recomputed"
         if self.batched:
-            images.add_(product(rows, True, once), alpha=weight)
+            self._add(images, product(rows, True, once), weight)
             return
         for i in range(len(rows)):
-            images[i].add_(product(rows[i], False, once and i + 1 == len(rows)), alpha=weight)
+            self._add(images[i], product(rows[i], False, once and i + 1 == len(rows)), weight)
+
+    def _add(self, image: Tensor, parts: products.Tensors, weight: float) -> None:
+        torch._foreach_add_(self.objective.split(image), list(parts), alpha=weight)
 
     def _state(self) -> tuple[object, ...]:
         return self.objective.fingerprint(), self.chunks.versions()
@@ -163,9 +166,9 @@ class ModelOperator(Operator):
 
     def _built(self, kind: str) -> Iterator[tuple[float, Product]]:
         assert self._plan is not None
-        leaf = self.objective.leaf()
+        leaves = self.objective.leaves()
         for inputs, targets in self.chunks:
-            product = self.builders[kind](self.objective, leaf, (inputs, targets))
+            product = self.builders[kind](self.objective, leaves, (inputs, targets))
             yield len(inputs) / self._plan.examples, product
             del product
 

@@ -60,27 +60,27 @@ class Objective:
         self.both = _Both(self.model, loss, self.dtype)
         self._checked = False  # that the loss reads no weights behind our back
 
-    def leaf(self) -> Tensor:
-        """The selected weights as they are now: a fresh leaf, flat, shape (P,)."""
+    def leaves(self) -> list[Tensor]:
+        """The selected weights as they are now: fresh leaves that share the model's storage."""
         current = dict(self.model.named_parameters())
-        return torch.cat([current[n].detach().reshape(-1).to(self.dtype) for n in self.names]).requires_grad_()
+        return [current[name].detach().to(self.dtype).requires_grad_() for name in self.names]
 
-    def split(self, flat: Tensor) -> dict[str, Tensor]:
-        """A flat vector, shape (P,), as one tensor per parameter, by name."""
-        parts = torch.split(flat, self.sizes)
-        return {n: p.view(s) for n, p, s in zip(self.names, parts, self.shapes, strict=True)}
+    def split(self, rows: Tensor) -> list[Tensor]:
+        """Flat vectors, shape (…, P), as views of one tensor per parameter, each of shape (…, *its own)."""
+        parts = torch.split(rows, self.sizes, dim=-1)
+        return [p.view(*rows.shape[:-1], *s) for p, s in zip(parts, self.shapes, strict=True)]
 
-    def outputs(self, leaf: Tensor, inputs: Tensor) -> Tensor:
-        """The model's outputs with the leaf in place of its weights."""
-        return self._call(leaf, "outputs", inputs)
+    def outputs(self, leaves: Sequence[Tensor], inputs: Tensor) -> Tensor:
+        """The model's outputs with the leaves in place of its weights."""
+        return self._call(leaves, "outputs", inputs)
 
-    def scalar(self, leaf: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
+    def scalar(self, leaves: Sequence[Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of given outputs."""
-        return self._scalar(self._call(leaf, "loss", outputs, targets))
+        return self._scalar(self._call(leaves, "loss", outputs, targets))
 
-    def value(self, leaf: Tensor, chunk: Pair) -> Tensor:
+    def value(self, leaves: Sequence[Tensor], chunk: Pair) -> Tensor:
         """Mean loss of the chunk, a scalar."""
-        return self._scalar(self._call(leaf, "value", *chunk))
+        return self._scalar(self._call(leaves, "value", *chunk))
 
     def _scalar(self, value: Tensor) -> Tensor:
         if value.ndim:
@@ -89,9 +89,9 @@ class Objective:
             self._refuse_own_weights(value)
         return value
 
-    def _call(self, leaf: Tensor, part: str, *arguments: Tensor) -> Tensor:
+    def _call(self, leaves: Sequence[Tensor], part: str, *arguments: Tensor) -> Tensor:
         seed_globals(self.device, 1)
-        state = {f"model.{name}": weight for name, weight in self.split(leaf).items()}
+        state = {f"model.{name}": leaf for name, leaf in zip(self.names, leaves, strict=True)}
         for name, p in self.both.named_parameters():
             if name not in state:
                 state[name] = self._cast(p.detach())
@@ -150,7 +150,7 @@ class Objective:
         seed_globals(self.device, 1)
         before = state()
         with torch.no_grad():
-            self._call(self.leaf(), "outputs", inputs)
+            self._call(self.leaves(), "outputs", inputs)
         return not torch.equal(before, state())
 
     def _norms(self) -> list[nn.modules.batchnorm._BatchNorm]:

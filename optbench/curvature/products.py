@@ -1,12 +1,13 @@
 """How a curvature product is done on one chunk: by double backward, or by linearization.
 
-A builder takes the objective, the leaf (the weights, flat) and a chunk, and returns a product: a function from a
-flat tangent to its image. What it holds (a graph) lives as long as the product.
+A builder takes the objective, the leaves and a chunk, and returns a product: a function from a flat tangent to its
+image, one tensor per parameter. What it holds (a graph) lives as long as the product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,72 +17,79 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from optbench.curvature.chunks import Pair
 from optbench.curvature.objective import Objective
 
-Product = Callable[[Tensor, bool, bool], Tensor]
-"""(tangent, batched, last) -> image, each of shape (P,), or (B, P) if batched; the last product frees the
-graph as it goes, which lowers the peak of memory."""
-Builder = Callable[[Objective, Tensor, Pair], Product]
+Tensors = Sequence[Tensor]
+Product = Callable[[Tensor, bool, bool], Tensors]
+"""(tangent, batched, last) -> images. The tangent has shape (P,), or (B, P) if batched, when images have the
+vectors as an extra first dimension; the last product frees the graph as it goes, which lowers the peak of memory."""
+Builder = Callable[[Objective, Tensors, Pair], Product]
 
 
-def hessian_by_double_backward(objective: Objective, leaf: Tensor, chunk: Pair) -> Product:
+def hessian_by_double_backward(objective: Objective, leaves: Tensors, chunk: Pair) -> Product:
     """H v = d/dw (∇L(w)·v), from a graph of the gradient that is kept."""
-    gradient = _edge(_derivative(objective.value(leaf, chunk), leaf, keep=True))
+    gradient = _edge(_derivative(objective.value(leaves, chunk), leaves, keep=True))
 
-    def product(tangent: Tensor, batched: bool, last: bool) -> Tensor:
-        return _derivative(gradient, leaf, tangent, batched, last=last)
+    def product(tangent: Tensor, batched: bool, last: bool) -> Tensors:
+        return _derivative(gradient, leaves, tangent, batched, last=last)
 
     return product
 
 
-def hessian_by_linearization(objective: Objective, leaf: Tensor, chunk: Pair) -> Product:
+def hessian_by_linearization(objective: Objective, leaves: Tensors, chunk: Pair) -> Product:
     """H v as the derivative of w ↦ ∇L(w), traced once."""
 
-    def gradient(weights: Tensor) -> Tensor:
-        slope: Tensor = torch.func.grad(lambda w: objective.value(w, chunk))(weights)
+    def gradient(weights: Tensors) -> Tensors:
+        slope: Tensors = torch.func.grad(lambda w: objective.value(w, chunk))(weights)
         return slope
 
-    _, derivative = torch.func.linearize(gradient, leaf.detach())
-    return _forward(derivative)
+    _, derivative = torch.func.linearize(gradient, tuple(leaf.detach() for leaf in leaves))
+    return _forward(objective, derivative)
 
 
-def gauss_newton_by_double_backward(objective: Objective, leaf: Tensor, chunk: Pair) -> Product:
+def gauss_newton_by_double_backward(objective: Objective, leaves: Tensors, chunk: Pair) -> Product:
     """G v = Jᵀ H_ℓ J v; J v is the derivative of u ↦ Jᵀu, so all of it is reverse mode."""
-    outputs = _single(objective.outputs(leaf, chunk[0]))
+    outputs = _single(objective.outputs(leaves, chunk[0]))
     dual = torch.zeros_like(outputs, requires_grad=True)
-    pulled = _edge(_derivative(outputs, leaf, dual, keep=True))
-    slope, at = _output_gradient(objective, leaf, outputs, chunk)
+    pulled = _edge(_derivative(outputs, leaves, dual, keep=True))
+    slope, at = _output_gradient(objective, leaves, outputs, chunk)
 
-    def product(tangent: Tensor, batched: bool, last: bool) -> Tensor:
-        pushed = _derivative(pulled, dual, tangent, batched)
-        bent = _derivative(slope, at, pushed, batched)
-        return _derivative(outputs, leaf, bent, batched, last=last)
+    def product(tangent: Tensor, batched: bool, last: bool) -> Tensors:
+        (pushed,) = _derivative(pulled, [dual], tangent, batched)
+        (bent,) = _derivative(slope, [at], pushed, batched)
+        return _derivative(outputs, leaves, bent, batched, last=last)
 
     return product
 
 
-def gauss_newton_by_linearization(objective: Objective, leaf: Tensor, chunk: Pair) -> Product:
+def gauss_newton_by_linearization(objective: Objective, leaves: Tensors, chunk: Pair) -> Product:
     """G v = Jᵀ H_ℓ J v, with w ↦ f(w) traced once for J and a kept graph for Jᵀ."""
-    outputs = _single(objective.outputs(leaf, chunk[0]))
-    slope, at = _output_gradient(objective, leaf, outputs, chunk)
-    _, push = torch.func.linearize(lambda weights: objective.outputs(weights, chunk[0]), leaf.detach())
-    forward = _forward(push)
+    outputs = _single(objective.outputs(leaves, chunk[0]))
+    slope, at = _output_gradient(objective, leaves, outputs, chunk)
 
-    def product(tangent: Tensor, batched: bool, last: bool) -> Tensor:
-        bent = _derivative(slope, at, forward(tangent, batched, last), batched)
-        return _derivative(outputs, leaf, bent, batched, last=last)
+    def model(weights: Tensors) -> Tensors:
+        return (objective.outputs(weights, chunk[0]),)
 
-    return product
+    _, push = torch.func.linearize(model, tuple(leaf.detach() for leaf in leaves))
+    forward = _forward(objective, push)
 
-
-def _forward(derivative: Callable[[Tensor], Tensor]) -> Product:
-    def product(tangent: Tensor, batched: bool, last: bool) -> Tensor:
-        return torch.func.vmap(derivative)(tangent) if batched else derivative(tangent)
+    def product(tangent: Tensor, batched: bool, last: bool) -> Tensors:
+        (pushed,) = forward(tangent, batched, last)
+        (bent,) = _derivative(slope, [at], pushed, batched)
+        return _derivative(outputs, leaves, bent, batched, last=last)
 
     return product
 
 
-def _output_gradient(objective: Objective, leaf: Tensor, outputs: Tensor, chunk: Pair) -> tuple[Tensor, Tensor]:
+def _forward(objective: Objective, derivative: Callable[[Tensors], Tensors]) -> Product:
+    def product(tangent: Tensor, batched: bool, last: bool) -> Tensors:
+        columns = tuple(objective.split(tangent))
+        return torch.func.vmap(derivative)(columns) if batched else derivative(columns)
+
+    return product
+
+
+def _output_gradient(objective: Objective, leaves: Tensors, outputs: Tensor, chunk: Pair) -> tuple[Tensor, Tensor]:
     at = outputs.detach().requires_grad_()
-    return _derivative(objective.scalar(leaf, at, chunk[1]), at, keep=True), at
+    return _derivative(objective.scalar(leaves, at, chunk[1]), [at], keep=True)[0], at
 
 
 def _single(outputs: Tensor) -> Tensor:
@@ -90,29 +98,45 @@ def _single(outputs: Tensor) -> Tensor:
     return outputs
 
 
-def _edge(tensor: Tensor) -> GradientEdge | None:
-    """Where the tensor hangs in the graph, None if nowhere: that is enough, and its P numbers go free."""
-    return get_gradient_edge(tensor) if tensor.requires_grad else None
+def _edge(gradients: Tensors) -> GradientEdge | None:
+    """Where the gradients, end to end, hang in the graph, None if nowhere: that is all; their numbers go free."""
+    flat: Tensor = _EndToEnd.apply(*gradients)  # type: ignore[no-untyped-call]
+    return get_gradient_edge(flat) if flat.requires_grad else None
+
+
+class _EndToEnd(torch.autograd.Function):
+    """Tensors as one flat vector of which only the derivative is wanted: no number is copied."""
+
+    @staticmethod
+    def forward(ctx: Any, *parts: Tensor) -> Tensor:
+        ctx.shapes = [part.shape for part in parts]
+        return parts[0].new_zeros(()).expand(sum(part.numel() for part in parts))
+
+    @staticmethod
+    def backward(ctx: Any, tangent: Tensor) -> tuple[Tensor, ...]:
+        pieces = torch.split(tangent, [shape.numel() for shape in ctx.shapes])
+        return tuple(piece.view(shape) for piece, shape in zip(pieces, ctx.shapes, strict=True))
 
 
 def _derivative(
     of: Tensor | GradientEdge | None,
-    at: Tensor,
+    at: Tensors,
     along: Tensor | None = None,
     batched: bool = False,
     keep: bool = False,
     last: bool = False,
-) -> Tensor:
+) -> Tensors:
     """d(of·along)/d(at), zero where there is no dependence; the graph stays unless it is the last."""
     if of is None or (isinstance(of, Tensor) and not of.requires_grad):
-        return at.new_zeros((*(along.shape[:1] if batched and along is not None else ()), *at.shape))
+        lead = along.shape[:1] if batched and along is not None else ()
+        return [x.new_zeros((*lead, *x.shape)) for x in at]
     return grad(
         of,
-        at,
+        list(at),
         along,
         retain_graph=not last,
         create_graph=keep,
         allow_unused=True,
         materialize_grads=True,
         is_grads_batched=batched,
-    )[0]
+    )

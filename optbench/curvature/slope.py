@@ -20,13 +20,14 @@ def loss_and_gradient(operator: ModelOperator) -> tuple[float, Tensor]:
         The mean loss, and its gradient, flat, shape (P,), in the order of the operator's rows.
     """
     operator.prepare()  # sets the size of the chunks
-    leaf = operator.objective.leaf()
+    leaves = operator.objective.leaves()
     total, examples = 0.0, 0
     flat = torch.zeros(operator.size, dtype=operator.dtype, device=operator.device)
     with operator.chunks.kept_rng(), operator.objective.measured():
         for inputs, targets in operator.chunks:
-            value = operator.objective.value(leaf, (inputs, targets))
-            flat.add_(torch.autograd.grad(value, leaf, materialize_grads=True)[0], alpha=len(inputs))
+            value = operator.objective.value(leaves, (inputs, targets))
+            pieces = torch.autograd.grad(value, leaves, materialize_grads=True)
+            flat.add_(torch.cat([piece.reshape(-1) for piece in pieces]), alpha=len(inputs))
             total += len(inputs) * float(value.detach())
             examples += len(inputs)
     return total / examples, flat / examples
@@ -35,10 +36,10 @@ def loss_and_gradient(operator: ModelOperator) -> tuple[float, Tensor]:
 def mean_loss(operator: ModelOperator) -> float:
     """L at the current weights, as `loss_and_gradient` has it; one forward pass."""
     operator.prepare()
-    leaf = operator.objective.leaf()
+    leaves = operator.objective.leaves()
     total, examples = 0.0, 0
     with operator.chunks.kept_rng(), operator.objective.measured(), torch.no_grad():
         for inputs, targets in operator.chunks:
-            total += len(inputs) * float(operator.objective.value(leaf, (inputs, targets)))
+            total += len(inputs) * float(operator.objective.value(leaves, (inputs, targets)))
             examples += len(inputs)
     return total / examples

@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from optbench.curvature.chunks import Chunks, Pair
 from optbench.curvature.objective import Objective
-from optbench.curvature.products import Builder
+from optbench.curvature.products import Builder, Tensors
 
 Strategy = Literal["auto", "cached", "linearized", "recomputed", "timed"]
 
@@ -101,8 +101,8 @@ def make_plan(
 
 def graph_bytes(objective: Objective, builder: Builder, chunk: Pair) -> int:
     """Bytes that a product's graph holds beside weights and data."""
-    leaf = objective.leaf()
-    own = {t.untyped_storage().data_ptr() for t in (leaf, *chunk, *objective.model.parameters())}
+    leaves = objective.leaves()
+    own = {t.untyped_storage().data_ptr() for t in (*leaves, *chunk, *objective.model.parameters())}
     held: dict[int, int] = {}
 
     def weigh(tensor: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def graph_bytes(objective: Objective, builder: Builder, chunk: Pair) -> int:
         return tensor
 
     with saved_tensors_hooks(weigh, lambda tensor: tensor):
-        product = builder(objective, leaf, chunk)
+        product = builder(objective, leaves, chunk)
     del product
     return sum(size for pointer, size in held.items() if pointer not in own)
 
@@ -136,24 +136,28 @@ def disagreement(objective: Objective, reference: Builder, builder: Builder, chu
     LayerNorm and train-mode batch norm, and a trace draws its dropout mask anew. A product that
     differs from the double backward is therefore not used.
     """
-    leaf = objective.leaf()
+    leaves = objective.leaves()
     generator = torch.Generator().manual_seed(0)
-    tangents = torch.randn((2, len(leaf)), generator=generator, dtype=leaf.dtype).to(leaf.device)
-    expected = reference(objective, leaf, chunk)(tangents[1], False, False).double()
-    product = builder(objective, leaf, chunk)
+    tangents = torch.randn((2, sum(objective.sizes)), generator=generator, dtype=objective.dtype).to(objective.device)
+    expected = _flat(reference(objective, leaves, chunk)(tangents[1], False, False))
+    product = builder(objective, leaves, chunk)
     product(tangents[1], False, False)  # a mask drawn anew shows from the second product on
-    found = product(tangents, True, False)[1] if batched else product(tangents[1], False, False)
-    size, off = float(expected.norm()), float((found.double() - expected).norm())
+    found = [x[1] for x in product(tangents, True, False)] if batched else product(tangents[1], False, False)
+    size, off = float(expected.norm()), float((_flat(found) - expected).norm())
     return off / size if size else off
+
+
+def _flat(parts: Tensors) -> Tensor:
+    return torch.cat([part.double().reshape(-1) for part in parts])
 
 
 def _seconds(objective: Objective, builder: Builder, chunk: Pair) -> float:
     """Seconds for a set-up and as many products as a measurement needs."""
-    leaf = objective.leaf()
-    tangent = torch.ones_like(leaf)
-    builder(objective, leaf, chunk)(tangent, False, False)  # warms up allocators and compiled kernels
+    leaves = objective.leaves()
+    tangent = torch.ones(sum(objective.sizes), dtype=objective.dtype, device=objective.device)
+    builder(objective, leaves, chunk)(tangent, False, False)  # warms up allocators and compiled kernels
     start = _now(objective.device)
-    product = builder(objective, leaf, chunk)
+    product = builder(objective, leaves, chunk)
     middle = _now(objective.device)
     for _ in range(3):
         product(tangent, False, False)

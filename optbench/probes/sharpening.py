@@ -42,12 +42,12 @@ class Sharpening:
             state.say("sharpening/rate is absent: torch's third derivatives of LayerNorm and batch norm are wrong")
             return {}
         hessian = state.shared.hessian(state, self.examples)
-        leaf = hessian.objective.leaf()
+        leaves = hessian.objective.leaves()
 
         def loss() -> Tensor:
-            pieces = [(len(x), hessian.objective.value(leaf, (x, y))) for x, y in hessian.chunks]
+            pieces = [(len(x), hessian.objective.value(leaves, (x, y))) for x, y in hessian.chunks]
             return torch.stack([n * value for n, value in pieces]).sum() / sum(n for n, _ in pieces)
 
         with hessian.chunks.kept_rng(), hessian.objective.measured():
-            found = sharpening(loss, [leaf], known[0])
+            found = sharpening(loss, leaves, known[0])
         return {"sharpening/rate": found.rate, "sharpening/stabilization": found.stabilization}
