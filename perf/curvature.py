@@ -15,12 +15,12 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
 from optbench.config import build
-from optbench.curvature import Hessian, top_eigenpairs
+from optbench.curvature import Eigenpairs, Hessian, top_eigenpairs
 from optbench.curvature.chunks import Pair
 from optbench.curvature.objective import Loss
 from optbench.location import conf_folder
@@ -28,7 +28,7 @@ from optbench.memory import keep_freed_memory
 from optbench.models.vit import vit
 from optbench.probes import State, due
 from optbench.probes.shared import Shared
-from perf.cases import CIFAR, CNN, ViT, cifar, cifar_run, digits_run, half_mse, mlp
+from perf.cases import CIFAR, CNN, ViT, cifar, cifar_run, descend, digits, digits_run, half_mse, mlp
 from perf.peers import Engine, cold_lanczos, ours, pyhessian, scipy_in_double, scipy_on_curvlinops
 
 
@@ -169,63 +169,82 @@ def memory(_: argparse.Namespace) -> None:
 
 
 def growth(options: argparse.Namespace) -> None:
-    """Time of a product and of a solve against P, and products of a cold solve against k."""
-    sizes, times = [], []
-    print(f"{'P':>10}{'gradient ms':>13}{'product ms':>12}{'cold λ_1 HVPs':>15}{'warm HVPs':>11}{'warm ms':>9}")
-    for width in (12, 32, 300, 2900):
-        torch.manual_seed(0)
-        model = mlp(256, width, width, 10)
-        data: tuple[Tensor, Tensor] = torch.randn(100, 256), torch.randn(100, 10)
-        H = Hessian(model, half_mse, data, strategy="cached")
-        v = torch.randn(H.size)
-        base = seconds(lambda m=model, d=data: gradient(m, half_mse, d), 3)  # type: ignore[misc]
-        product = seconds(lambda H=H, v=v: H @ v, 3)  # type: ignore[misc]
-        cold = top_eigenpairs(H)
-        with torch.no_grad():
-            for p in model.parameters():
-                p.mul_(1.001)
-        start = time.perf_counter()
-        warm = top_eigenpairs(H, start=cold)
-        spent = 1e3 * (time.perf_counter() - start)
-        print(f"{H.size:10}{1e3 * base:13.1f}{1e3 * product:12.1f}{cold.hvps:15}{warm.hvps:11}{spent:9.1f}")
-        sizes.append(H.size)
-        times.append(1e3 * product)
-    ks, costs = _growth_in_k()
+    """Time of a product and of a solve against P, and products of a solve against k."""
+    rows = []
+    print(
+        f"{'P':>10}{'gradient ms':>13}{'product ms':>12}{'cold HVPs':>11}{'cold s':>8}{'warm HVPs':>11}{'warm ms':>9}"
+    )
+    for width in (70, 280, 960, 3120):
+        rows.append(row := _growth_in_p(width))
+        print(f"{row[0]:10}{row[1]:13.1f}{row[2]:12.1f}{row[3]:11}{row[4]:8.1f}{row[5]:11}{row[6]:9.0f}", flush=True)
+    ks, cold, warm = _growth_in_k()
     if options.plot:
-        _plot(options.plot, sizes, times, ks, costs)
+        _plot(options.plot, rows, ks, cold, warm)
 
 
-def _growth_in_k() -> tuple[list[int], list[int]]:
-    model, data, steps = digits_run(0, steps=420)
-    H = Hessian(model, half_mse, data, strategy="cached")
-    ks, costs = [1, 2, 4, 8, 16, 32], []
-    cold = {}
-    for step in steps:
-        if step == 400:
-            cold = {k: top_eigenpairs(H, k) for k in ks}
-        if step == 410:
-            break
-    print(f"{'k (digits, at the edge)':28}{'cold HVPs':>10}{'warm HVPs':>10}{'warm ms':>10}")
-    for k in ks:
-        H.refresh()
+def _growth_in_p(width: int) -> tuple[int, float, float, int, float, int, float]:
+    """P, ms of a gradient, ms of a product, products and s of a cold solve, products and ms of a warm one."""
+    torch.manual_seed(0)
+    model, data = mlp(64, width, width, 10), digits(300)
+    with Hessian(model, half_mse, data) as H:
+        v = torch.randn(H.size)
+        base = seconds(lambda: gradient(model, half_mse, data), 3)
+        product = seconds(lambda: H @ v, 3)
         start = time.perf_counter()
-        warm = top_eigenpairs(H, k, start=cold[k])
-        spent = 1e3 * (time.perf_counter() - start)
-        print(f"{k:<28}{cold[k].hvps:10}{warm.hvps:10}{spent:10.1f}")
-        costs.append(warm.hvps)
-    return ks, costs
+        cold = top_eigenpairs(H)
+        middle = time.perf_counter()
+    for _ in descend(model, data, 0.5 / float(cold.values[0]), 10):
+        pass
+    with H:
+        again = time.perf_counter()
+        warm = top_eigenpairs(H, start=cold)
+        spent = time.perf_counter() - again
+    return H.size, 1e3 * base, 1e3 * product, cold.hvps, middle - start, warm.hvps, 1e3 * spent
 
 
-def _plot(path: str, sizes: list[int], times: list[float], ks: list[int], costs: list[int]) -> None:
+def _growth_in_k() -> tuple[list[int], list[int], list[int]]:
+    model, data, steps = digits_run(0, steps=411)
+    H = Hessian(model, half_mse, data)
+    ks = [1, 2, 4, 8, 16, 32]
+    print(f"{'k (digits, at the edge)':28}{'cold HVPs':>10}{'warm HVPs':>10}{'warm ms':>10}")
+    starts: dict[int, Eigenpairs] = {}
+    cold, warm = [], []
+    for step in steps:
+        if step not in (390, 400, 410):
+            continue
+        for k in ks:
+            with H:
+                start = time.perf_counter()
+                starts[k] = top_eigenpairs(H, k, start=starts.get(k))
+                spent = 1e3 * (time.perf_counter() - start)
+            if step == 390:
+                cold.append(starts[k].hvps)
+            elif step == 410:
+                warm.append(starts[k].hvps)
+                print(f"{k:<28}{cold[len(warm) - 1]:10}{warm[-1]:10}{spent:10.1f}", flush=True)
+    return ks, cold, warm
+
+
+def _plot(
+    path: str, rows: list[tuple[int, float, float, int, float, int, float]], ks: list[int], *costs: list[int]
+) -> None:
     import matplotlib.pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
-    left.loglog(sizes, times, "o-")
-    left.set(xlabel="parameters P", ylabel="ms per product")
-    right.loglog(ks, costs, "o-", base=2)
-    right.set(xlabel="pairs k", ylabel="products per warm measurement")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
+    sizes, base, product, _, _, _, warm = zip(*rows, strict=True)
+    for label, times in (("gradient", base), ("product", product), ("λ₁, ten steps on", warm)):
+        left.loglog(sizes, times, "o-", label=label)
+    left.set(xlabel="parameters P", ylabel="ms, one thread")
+    for label, found in zip(("cold", "warm, ten steps on"), costs, strict=True):
+        right.plot(ks, found, "o-", label=label)
+    right.set_xscale("log", base=2)
+    right.set_yscale("log", base=2)
+    right.set(xlabel="eigenpairs k (digits, at the edge)", ylabel="products", xticks=ks, xticklabels=ks)
+    for axes in (left, right):
+        axes.legend(frameon=False)
+        axes.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, dpi=120)
 
 
 def tracking(options: argparse.Namespace) -> None:
