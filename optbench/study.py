@@ -151,21 +151,13 @@ def _finished(path: Path) -> bool:
 
 def _print(rows: Sequence[edge_atlas.Row], folder: Path) -> None:
     table = Table(title="measured / threshold, second half of the run", title_justify="left")
-    for column in ("optimizer", "lr", "measured", "median", "seeds", "tolerance", "verdict"):
+    for column in edge_atlas.COLUMNS[:-1]:  # a terminal has no room for why
         table.add_column(column, justify="left" if column in ("optimizer", "measured", "verdict") else "right")
     for row in rows:
-        table.add_row(
-            row.optimizer,
-            f"{row.lr:g}",
-            row.quantity.partition("/")[2],
-            f"{row.median:.3f}",
-            " ".join(f"{ratio:.3f}" for ratio in row.ratios),
-            "–" if row.tolerance is None else f"±{row.tolerance:.0%}",
-            row.verdict,
-        )
+        table.add_row(*edge_atlas.cells(row)[:-1])
     Console(file=sys.stdout, width=110).print(table)
-    print(folder / edge_atlas.PICTURE)
-    print(folder / edge_atlas.TABLE)
+    for name in (edge_atlas.PICTURE, edge_atlas.PAGE, edge_atlas.TABLE):
+        print(folder / name)
 
 
 if __name__ == "__main__":
