@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from optbench.errors import UserError
+from optbench.errors import exit_with
 from optbench.launch import cores, launch
-from optbench.messages import explain
 from optbench.record import folder as record
 from optbench.reuse import PresentData
 from optbench.studies import choice, edge_atlas, picture
@@ -24,17 +23,7 @@ RUNS = "runs.json"  # the folder of every command that has been given: finished 
 
 def main() -> None:
     """Do the study that the command line names; exit code 1 if a run failed, 2 if something cannot be as asked."""
-    try:
-        sys.exit(_main())
-    except UserError as error:
-        print(f"optbench: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        print(f"optbench: {explain(error)[0] or error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    exit_with(_main, "--results-dir DIR")
 
 
 def _main() -> int:

@@ -31,7 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scipy.stats import qmc
 
 from optbench import search
-from optbench.errors import UserError, nearest
+from optbench.errors import UserError, exit_with, nearest
 from optbench.launch import cores, launch
 from optbench.leaderboard.entrants import select
 from optbench.location import conf_folder
@@ -256,18 +256,7 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         return
-    try:
-        sys.exit(_main(sys.argv[1:]))
-    except UserError as error:
-        print(f"optbench: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"optbench: cannot read or write {what}: say results_dir=DIR with a folder of yours", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    exit_with(lambda: _main(sys.argv[1:]))
 
 
 def _main(arguments: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ import pytest
 from optbench.studies.atlas import ATLAS, CHOICE_SEED, NOT_REACHED, OPEN, SEEDS, WITHIN, Entry
 from optbench.studies.choice import Tried, choose
 from optbench.studies.edge_atlas import PAGE, SYMBOLS, Row, Series, markdown, verdict, write
-from optbench.study import do_atlas, do_choice
+from optbench.study import do_atlas, do_choice, main
 
 ENTRY = Entry("x", ("optimizer=sgd",), (0.1,), 0.1)
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs/edge_atlas.md").read_text()
@@ -152,3 +152,15 @@ def test_an_unknown_entry_is_named_with_those_that_exist() -> None:
         [sys.executable, "-m", "optbench.study", "edge_atlas", "--only", "nope"], capture_output=True, text=True
     )
     assert done.returncode == 2 and "no entry called nope" in done.stderr and "Adam" in done.stderr
+
+
+def test_results_that_cannot_be_written_name_the_option_of_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("")
+    arguments = ["edge_atlas", "--short", "--only", "Adam", "--results-dir", str(tmp_path / "taken")]
+    monkeypatch.setattr(sys, "argv", ["study", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    assert "a file is in the way" in (said := capsys.readouterr().err) and "say --results-dir DIR" in said
