@@ -110,7 +110,7 @@ def make_runs(
     present, missing = PresentData(), []
     for command in commands:
         path = known.get(" ".join(command))
-        if path is not None and _finished(path):
+        if path is not None and record.read_finished(path):
             present.check_command(path, command)
         else:
             missing.append(command)
@@ -131,11 +131,6 @@ def make_runs(
                 record.write_whole(folder / RUNS, content + "\n")
             progress.advance(bar)
     return known, failures
-
-
-def _finished(path: Path) -> bool:
-    summary = record.read_json(path / record.SUMMARY)
-    return bool(summary and summary.get("status") in record.FINISHED)
 
 
 def _print(rows: Sequence[edge_atlas.Row], folder: Path) -> None:
