@@ -1,7 +1,13 @@
 """Errors that the user can mend: one line that shows the value and the way out, never a traceback."""
 
 import difflib
-from collections.abc import Iterable
+import errno
+import sys
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class UserError(Exception):
@@ -20,3 +26,38 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean a, b?`, or an empty string where nothing known is near."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" Did you mean {', '.join(close)}?" if close else ""
+
+
+def file_trouble(error: OSError, elsewhere: str = "results_dir=DIR") -> str | None:
+    """Return what keeps results from being written and the setting that puts them elsewhere; None if not known."""
+    where = f" at {error.filename}" if error.filename else ""
+    if error.errno in _NO_ROOM:
+        return (
+            f"no room left on the disk{where}. Nothing recorded so far is lost: make room and give the same command "
+            f"again to go on from the last checkpoint, or say {elsewhere} on another disk"
+        )
+    if error.errno in _NO_PERMISSION:
+        return f"not allowed to read or write{where} ({error.strerror}): say {elsewhere} with a folder of yours"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return f"a file is in the way{where} ({error.strerror}): say {elsewhere} with a folder"
+    return None
+
+
+def exit_with(main: Callable[[], int], elsewhere: str = "results_dir=DIR") -> NoReturn:
+    """Exit with what a command of many runs returns, or with one line where it cannot go on.
+
+    Args:
+        main: The command; it finds what an earlier call of it has run.
+        elsewhere: Its setting for another results folder.
+    """
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"optbench: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"optbench: {file_trouble(error, elsewhere) or error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on", file=sys.stderr)
+        sys.exit(130)

@@ -41,8 +41,8 @@ def run_job(config: DictConfig, name: str, choices: Mapping[str, str], present: 
     if config.wandb.mode not in MODES:
         raise UserError(f"wandb.mode must be one of {', '.join(MODES)}, got {config.wandb.mode}")
     path = Path(config.results_dir) / "runs" / name
-    before = record.read_json(path / record.SUMMARY)
-    if before and before.get("status") in record.FINISHED and not config.overwrite:
+    before = record.read_finished(path)
+    if before and not config.overwrite:
         present.check(path, lambda: config, "overwrite=true runs it again; or ")
         print(f"finished before ({before['status']} at step {before['step']}); overwrite=true runs it again")
         print(path)

@@ -1,6 +1,5 @@
 """What went wrong, in one line that names the value and the way out."""
 
-import errno
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -10,11 +9,8 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from optbench.errors import UserError, nearest
+from optbench.errors import UserError, file_trouble, nearest
 from optbench.location import conf_folder
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def explain(error: BaseException) -> tuple[str | None, int]:
@@ -24,26 +20,10 @@ def explain(error: BaseException) -> tuple[str | None, int]:
     if isinstance(error, MissingConfigException):  # also an OSError
         return _unknown_entry(error), 2
     if isinstance(error, OSError):
-        return _file_trouble(error), 1
+        return file_trouble(error), 1
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _wrong_setting(error), 2
     return None, 1
-
-
-def _file_trouble(error: OSError) -> str | None:
-    where = f" at {error.filename}" if error.filename else ""
-    if error.errno in _NO_ROOM:
-        return (
-            f"no room left on the disk{where}. Nothing recorded so far is lost: make room and give the same command "
-            "again to go on from the last checkpoint, or say results_dir=DIR on another disk"
-        )
-    if error.errno in _NO_PERMISSION:
-        return (
-            f"not allowed to write{where} ({error.strerror}): say results_dir=DIR with a folder that you may write to"
-        )
-    if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return f"a file is in the way{where} ({error.strerror}): say results_dir=DIR with a folder"
-    return None
 
 
 def _unknown_entry(error: MissingConfigException) -> str:

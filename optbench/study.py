@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from optbench.errors import UserError
+from optbench.errors import exit_with
 from optbench.launch import cores, launch
-from optbench.messages import explain
 from optbench.record import folder as record
 from optbench.reuse import PresentData
 from optbench.studies import choice, edge_atlas, picture
@@ -24,17 +23,7 @@ RUNS = "runs.json"  # the folder of every command that has been given: finished 
 
 def main() -> None:
     """Do the study that the command line names; exit code 1 if a run failed, 2 if something cannot be as asked."""
-    try:
-        sys.exit(_main())
-    except UserError as error:
-        print(f"optbench: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        print(f"optbench: {explain(error)[0] or error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    exit_with(_main, "--results-dir DIR")
 
 
 def _main() -> int:
@@ -121,7 +110,7 @@ def make_runs(
     present, missing = PresentData(), []
     for command in commands:
         path = known.get(" ".join(command))
-        if path is not None and _finished(path):
+        if path is not None and record.read_finished(path):
             present.check_command(path, command)
         else:
             missing.append(command)
@@ -144,28 +133,15 @@ def make_runs(
     return known, failures
 
 
-def _finished(path: Path) -> bool:
-    summary = record.read_json(path / record.SUMMARY)
-    return bool(summary and summary.get("status") in record.FINISHED)
-
-
 def _print(rows: Sequence[edge_atlas.Row], folder: Path) -> None:
     table = Table(title="measured / threshold, second half of the run", title_justify="left")
-    for column in ("optimizer", "lr", "measured", "median", "seeds", "tolerance", "verdict"):
+    for column in edge_atlas.COLUMNS[:-1]:  # a terminal has no room for why
         table.add_column(column, justify="left" if column in ("optimizer", "measured", "verdict") else "right")
     for row in rows:
-        table.add_row(
-            row.optimizer,
-            f"{row.lr:g}",
-            row.quantity.partition("/")[2],
-            f"{row.median:.3f}",
-            " ".join(f"{ratio:.3f}" for ratio in row.ratios),
-            "–" if row.tolerance is None else f"±{row.tolerance:.0%}",
-            row.verdict,
-        )
+        table.add_row(*edge_atlas.cells(row)[:-1])
     Console(file=sys.stdout, width=110).print(table)
-    print(folder / edge_atlas.PICTURE)
-    print(folder / edge_atlas.TABLE)
+    for name in (edge_atlas.PICTURE, edge_atlas.PAGE, edge_atlas.TABLE):
+        print(folder / name)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scipy.stats import qmc
 
 from optbench import search
-from optbench.errors import UserError, nearest
+from optbench.errors import UserError, exit_with, nearest
 from optbench.launch import cores, launch
 from optbench.leaderboard.entrants import select
 from optbench.location import conf_folder
@@ -136,13 +136,13 @@ class Tuner:
         found: list[float | None] = []
         for i, point in enumerate(points):
             places = [Place(self.suite, task, optimizer, TUNE, i, seed) for seed in self.suite.tuning_seeds]
-            values = [self._value(self._summary(place, point), task) for place in places]
+            values = [self._value(self._finished(place, point), task) for place in places]
             known = [value for value in values if value is not None]
             found.append(math.fsum(known) / len(known) if len(known) == len(values) else None)
         return found
 
     def _value(self, summary: Mapping[str, Any] | None, task: str) -> float | None:
-        if summary is None or summary.get("status") not in record.FINISHED:
+        if summary is None:
             return None
         if summary["status"] == "diverged":
             return math.inf
@@ -151,17 +151,16 @@ class Tuner:
             raise UserError(f"suite {self.suite.name}: tasks.{task}.select is {metric}, which its runs do not record")
         return float(summary["last"][metric])
 
-    def _summary(self, place: Place, point: Sequence[str]) -> dict[str, Any] | None:
+    def _finished(self, place: Place, point: Sequence[str]) -> dict[str, Any] | None:
         folder = self._folders.get(" ".join(place.overrides(point)))
-        return record.read_json(self.results / "runs" / folder / record.SUMMARY) if folder else None
+        return record.read_finished(self.results / "runs" / folder) if folder else None
 
     def _make(self, places: Sequence[Place], points: Sequence[Sequence[str]]) -> Iterator[str]:
         """Yield a line for each place when it is filled: empty, or why it is not."""
         missing = []
         for place in places:
-            summary = self._summary(place, points[place.point])
             overrides = place.overrides(points[place.point])
-            if summary is not None and summary.get("status") in record.FINISHED:
+            if self._finished(place, points[place.point]):
                 folder = self.results / "runs" / self._folders[" ".join(overrides)]
                 self._present.check_command(folder, overrides, self.config_dir)
                 yield ""
@@ -256,18 +255,7 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         return
-    try:
-        sys.exit(_main(sys.argv[1:]))
-    except UserError as error:
-        print(f"optbench: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"optbench: cannot read or write {what}: say results_dir=DIR with a folder of yours", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    exit_with(lambda: _main(sys.argv[1:]))
 
 
 def _main(arguments: Sequence[str]) -> int:

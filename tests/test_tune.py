@@ -198,7 +198,8 @@ def _wait_for(path: Path, lines: int) -> None:
 def test_results_that_cannot_be_written_take_one_line(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     done = _tune(tmp_path, "results_dir=taken")
-    assert done.returncode == 1 and done.stderr.startswith("optbench: cannot read or write")
+    assert done.returncode == 1 and done.stderr.startswith("optbench: a file is in the way at taken/")
+    assert "say results_dir=DIR with a folder" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     wrong = _tune(tmp_path, "jobs=none")
     assert wrong.returncode == 2 and "jobs must be a positive number of runs at a time, got none" in wrong.stderr

@@ -41,6 +41,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def read_finished(path: Path) -> dict[str, Any] | None:
+    """Return the summary of a run folder, or None where there is no run, or one that has not come to its end."""
+    summary = read_json(path / SUMMARY)
+    return summary if summary and summary.get("status") in FINISHED else None
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the whole lines of a `.jsonl` file; a last line without its end is still being written."""
     if not path.exists():

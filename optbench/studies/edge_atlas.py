@@ -12,7 +12,14 @@ from optbench.dynamics.report import measured_quantity
 from optbench.record import folder as record
 from optbench.studies.atlas import NOT_REACHED, OPEN, OUTSIDE, WITHIN, Entry
 
-TABLE, FACTS, PICTURE = "edge_atlas.csv", "edge_atlas.json", "edge_atlas.png"
+TABLE, FACTS, PICTURE, PAGE = "edge_atlas.csv", "edge_atlas.json", "edge_atlas.png", "edge_atlas.md"
+COLUMNS = ("optimizer", "lr", "measured", "median", "lowest to highest", "tolerance", "verdict", "why")
+SYMBOLS = {
+    "sharpness/lambda_max": "λ₁(H)",
+    "edge/preconditioned_sharpness": "λ₁(P⁻¹H)",
+    "edge/norm_sharpness": "norm sharpness",
+    "batch/sharpness": "batch sharpness",
+}
 
 
 @dataclass
@@ -45,6 +52,12 @@ class Row:
     quantity: str
     why: str
     series: list[tuple[list[int], list[float]]] = field(default_factory=list, repr=False)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Lowest and highest ratio of the seeds that have one; NaN if none has."""
+        known = [ratio for ratio in self.ratios if not math.isnan(ratio)] or [math.nan]
+        return min(known), max(known)
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,7 @@ def verdict(entry: Entry, ratios: Sequence[float], reached: float, statuses: Seq
 
 
 def write(rows: Sequence[Row], folder: Path) -> None:
-    """Write the table as CSV and JSON, and draw it."""
+    """Write the rows as JSON, CSV and Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     facts = [{key: value for key, value in asdict(row).items() if key != "series"} for row in rows]
     record.write_whole(folder / FACTS, json.dumps(record.plain({"rows": facts}), indent=2) + "\n")
@@ -130,7 +143,27 @@ def write(rows: Sequence[Row], folder: Path) -> None:
         columns = ["seeds", "median", "lowest", "highest", "tolerance", "reached", "verdict", "expected", "why"]
         writer.writerow(["optimizer", "lr", "quantity", *columns])
         for row in rows:
-            known = [r for r in row.ratios if not math.isnan(r)] or [math.nan]
-            numbers = [f"{x:.4f}" for x in (row.median, min(known), max(known))]
+            numbers = [f"{x:.4f}" for x in (row.median, *row.spread)]
             rest = [row.tolerance, f"{row.reached:.2f}", row.verdict, row.expected, row.why]
             writer.writerow([row.optimizer, f"{row.lr:g}", row.quantity, len(row.ratios), *numbers, *rest])
+    record.write_whole(folder / PAGE, markdown(rows))
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table of `docs/edge_atlas.md`."""
+    head, *lines = [f"| {' | '.join(line)} |\n" for line in (COLUMNS, *map(cells, rows))]
+    return "".join([head, "|---" * len(COLUMNS) + "|\n", *lines])
+
+
+def cells(row: Row) -> list[str]:
+    """What a reader is shown of a row, under `COLUMNS`."""
+    lowest, highest = row.spread
+    return [
+        row.optimizer,
+        f"{row.lr:g}",
+        SYMBOLS.get(row.quantity, row.quantity),
+        *(["–", "–"] if math.isnan(row.median) else [f"{row.median:.3f}", f"{lowest:.3f} to {highest:.3f}"]),
+        "–" if row.tolerance is None else f"±{row.tolerance:.0%}",
+        row.verdict,
+        row.why,
+    ]

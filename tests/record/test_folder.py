@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from optbench.errors import MachineError
-from optbench.record.folder import METRICS, TIMINGS, RunFolder, read_json, read_lines, write_whole
+from optbench.record.folder import METRICS, TIMINGS, RunFolder, read_finished, read_json, read_lines, write_whole
 
 
 def test_clock_readings_go_to_a_series_of_their_own(tmp_path: Path) -> None:
@@ -60,6 +60,17 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path: Path) -> N
 def test_a_damaged_json_file_is_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "x.json").write_text(content)
     assert read_json(tmp_path / "x.json") is None
+
+
+@pytest.mark.parametrize(
+    ("status", "ended"),
+    [("done", True), ("diverged", True), ("running", False), ("interrupted", False), ("crashed", False)],
+)
+def test_a_run_is_finished_once_it_is_done_or_has_diverged(tmp_path: Path, status: str, ended: bool) -> None:
+    assert read_finished(tmp_path) is None
+    with RunFolder(tmp_path) as folder:
+        folder.write_summary(status, {"step": 3})
+        assert read_finished(tmp_path) == (folder.summary if ended else None)
 
 
 def test_clear_deletes_what_a_run_writes_and_nothing_else(tmp_path: Path) -> None:

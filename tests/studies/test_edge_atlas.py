@@ -14,10 +14,11 @@ import pytest
 
 from optbench.studies.atlas import ATLAS, CHOICE_SEED, NOT_REACHED, OPEN, SEEDS, WITHIN, Entry
 from optbench.studies.choice import Tried, choose
-from optbench.studies.edge_atlas import Series, verdict
-from optbench.study import do_atlas, do_choice
+from optbench.studies.edge_atlas import PAGE, SYMBOLS, Row, Series, markdown, verdict, write
+from optbench.study import do_atlas, do_choice, main
 
 ENTRY = Entry("x", ("optimizer=sgd",), (0.1,), 0.1)
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs/edge_atlas.md").read_text()
 
 
 def test_the_ratio_is_the_median_of_the_second_half_or_the_ratio_of_means() -> None:
@@ -66,6 +67,33 @@ def test_the_rule_takes_the_smallest_rate_that_starts_below_arrives_and_falls() 
     assert choose(tried) == 0.4  # how far above is not asked
     assert choose(tried[:3]) is None
     assert not Tried("x", 0.1, math.nan, math.nan, math.nan, True).admissible
+
+
+def test_the_table_in_markdown(tmp_path: Path) -> None:
+    rows = [
+        Row("x", 1e-4, [1.25, math.nan, 0.75], 1.0, 0.12, 1.0, "outside", WITHIN, "edge/norm_sharpness", "crowded"),
+        Row("y", 0.1, [], math.nan, None, 0.0, "missing", OPEN, "", ""),
+    ]
+    write(rows, tmp_path)
+    assert (tmp_path / PAGE).read_text().splitlines() == [
+        "| optimizer | lr | measured | median | lowest to highest | tolerance | verdict | why |",
+        "|---|---|---|---|---|---|---|---|",
+        "| x | 0.0001 | norm sharpness | 1.000 | 0.750 to 1.250 | ±12% | outside | crowded |",
+        "| y | 0.1 |  | – | – | – | missing |  |",
+    ]
+
+
+def test_the_document_ends_in_the_table_that_the_study_writes_of_this_atlas() -> None:
+    """Numbers and verdicts are the document's own, for want of its runs; the rest is the atlas's."""
+    metrics = {symbol: metric for metric, symbol in SYMBOLS.items()}
+    rows = []
+    for entry, line in zip(ATLAS, DOCUMENT.partition("\n|")[2].splitlines()[2:], strict=True):
+        _, _, symbol, median, spread, _, said, _ = line.strip("|").split("|")
+        lowest, highest = map(float, spread.split(" to "))
+        numbers = [lowest, float(median), highest], float(median), entry.tolerance, 1.0
+        quantity = metrics[symbol.strip()]
+        rows.append(Row(entry.name, entry.lr, *numbers, said.strip(), entry.expected, quantity, entry.why))
+    assert DOCUMENT.endswith("\n\n" + markdown(rows))
 
 
 def test_short_form_of_a_few_optimizers_and_a_second_time_without_a_run(tmp_path: Path) -> None:
@@ -124,3 +152,15 @@ def test_an_unknown_entry_is_named_with_those_that_exist() -> None:
         [sys.executable, "-m", "optbench.study", "edge_atlas", "--only", "nope"], capture_output=True, text=True
     )
     assert done.returncode == 2 and "no entry called nope" in done.stderr and "Adam" in done.stderr
+
+
+def test_results_that_cannot_be_written_name_the_option_of_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("")
+    arguments = ["edge_atlas", "--short", "--only", "Adam", "--results-dir", str(tmp_path / "taken")]
+    monkeypatch.setattr(sys, "argv", ["study", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    assert "a file is in the way" in (said := capsys.readouterr().err) and "say --results-dir DIR" in said
