@@ -239,7 +239,9 @@ def _plot(
         right.plot(ks, found, "o-", label=label)
     right.set_xscale("log", base=2)
     right.set_yscale("log", base=2)
-    right.set(xlabel="eigenpairs k (digits, at the edge)", ylabel="products", xticks=ks, xticklabels=ks)
+    right.set(xlabel="eigenpairs k (digits, at the edge)", ylabel="products", xticks=ks)
+    right.xaxis.set_major_formatter("{x:g}")
+    right.yaxis.set_major_formatter("{x:g}")
     for axes in (left, right):
         axes.legend(frameon=False)
         axes.grid(alpha=0.3)
