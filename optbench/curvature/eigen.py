@@ -74,7 +74,7 @@ def top_eigenpairs(
     may_hold = above is None and 2 * k + guards <= max_hvps
     if may_hold and trust is not None and pairs is not None and solver.hold(pairs, trust):
         return solver.result(operator.hvps - before, above, recycle)
-    solver.begin(rows[k:] if len(solver.space) else rows)
+    solver.begin(rows[k:] if len(solver.space) else rows, seed)
     while True:
         pending = solver.pending()
         if not pending and solver.covers(above):

@@ -68,7 +68,7 @@ class Objective:
     def split(self, rows: Tensor) -> list[Tensor]:
         """Flat vectors, shape (…, P), as views of one tensor per parameter, each of shape (…, *its own)."""
         parts = torch.split(rows, self.sizes, dim=-1)
-        return [p.view(*rows.shape[:-1], *s) for p, s in zip(parts, self.shapes, strict=True)]
+        return [p.view((*rows.shape[:-1], *s)) for p, s in zip(parts, self.shapes, strict=True)]
 
     def outputs(self, leaves: Sequence[Tensor], inputs: Tensor) -> Tensor:
         """The model's outputs with the leaves in place of its weights."""

@@ -127,16 +127,16 @@ def _derivative(
     last: bool = False,
 ) -> Tensors:
     """d(of·along)/d(at), zero where there is no dependence; the graph stays unless it is the last."""
-    if of is None or (isinstance(of, Tensor) and not of.requires_grad):
-        lead = along.shape[:1] if batched and along is not None else ()
-        return [x.new_zeros((*lead, *x.shape)) for x in at]
-    return grad(
-        of,
-        list(at),
-        along,
-        retain_graph=not last,
-        create_graph=keep,
-        allow_unused=True,
-        materialize_grads=True,
-        is_grads_batched=batched,
-    )
+    found: Sequence[Tensor | None] = [None] * len(at)
+    if of is not None and (isinstance(of, GradientEdge) or of.requires_grad):
+        found = grad(
+            of,
+            list(at),
+            along,
+            retain_graph=not last,
+            create_graph=keep,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
+    lead = along.shape[:1] if batched and along is not None else ()
+    return [x.new_zeros((*lead, *x.shape)) if g is None else g for x, g in zip(at, found, strict=True)]

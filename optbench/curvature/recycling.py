@@ -67,8 +67,12 @@ class Recycled:
         steered = torch.addmm(residuals, self._like(weights), self.rows)
         return steered.addmm_(self._like(-weights @ self.inside.T), self.space.basis)
 
-    def merged(self, count: int) -> tuple[np.ndarray, Tensor]:
+    def merged(self, count: int, ceiling: float) -> tuple[np.ndarray, Tensor]:
         """Rayleigh-Ritz on the space and the memory together, the memory's own part of A as it was.
+
+        Args:
+            count: How many pairs are wanted.
+            ceiling: What A does not exceed beside the pairs that were found: the memory may be of a larger matrix.
 
         Returns:
             At most `count` Ritz values, descending, and their vectors as rows: the memory for the next time.
@@ -79,7 +83,7 @@ class Recycled:
         outside = turn / np.sqrt(lengths)  # of Z - (Z Qᵀ) Q: an orthonormal basis of what the space lacks
         shadow = turn * np.sqrt(lengths)  # and its inner products with Z
         edge = (self.seen - space.projected @ self.inside) @ outside
-        kept = (shadow.T * self.values) @ shadow
+        kept = (shadow.T * np.minimum(self.values, ceiling)) @ shadow
         values, columns = np.linalg.eigh(np.block([[space.projected, edge], [edge.T, kept]]))
         top = columns.T[::-1][:count]
         ours, theirs = top[:, : len(space)], top[:, len(space) :] @ outside.T

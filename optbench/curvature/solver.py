@@ -66,10 +66,16 @@ class Solver:
         self.held, self.rest = None, -math.inf
         return False
 
-    def begin(self, rows: Tensor) -> None:
-        """Take the rows, shape (any, P), into the space, a product each."""
+    def begin(self, rows: Tensor, seed: Seed = 0) -> None:
+        """Take the rows, shape (any, P), into the space, a product each; random ones where they are too dependent."""
         self._expand(rows)
+        self._fill(seed)
         self._rayleigh_ritz()
+
+    def _fill(self, seed: Seed) -> None:
+        missing = self.block - len(self.space)
+        if missing > 0:
+            self._expand(random_rows(self.space.operator, missing, seed))
 
     def _expand(self, rows: Tensor) -> int:
         grown = self.space.expand(rows)
@@ -129,9 +135,7 @@ class Solver:
     def widen(self, seed: Seed) -> bool:
         """Want more pairs; the guards become wanted and random vectors take their place."""
         self.k = min(self.k + max(2, self.k // 2), self.space.operator.size)
-        missing = self.block - len(self.space)
-        if missing > 0:
-            self._expand(random_rows(self.space.operator, missing, seed))
+        self._fill(seed)
         self._rayleigh_ritz()
         return True
 
@@ -140,10 +144,10 @@ class Solver:
         if len(self.space) + more <= window:
             return
         grown = len(self.space) - self.previous.shape[1]  # since the iteration before
-        self.space.shrink(
+        kept = self.space.shrink(
             np.concatenate([self.coefficients[: self.block], np.pad(self.previous, ((0, 0), (0, grown)))])
         )
-        self.coefficients = self.space.ritz()[1]
+        self.coefficients = self.coefficients[: self.block] @ kept.T  # of the vectors that the residuals are of
         if self.recycled is not None:
             self.recycled.forget()
             self.recycled.observe()
@@ -177,7 +181,7 @@ class Solver:
 
     def _remembered(self, count: int) -> tuple[np.ndarray, Tensor]:
         if self.recycled is not None:
-            return self.recycled.merged(count)
+            return self.recycled.merged(count, self._rest(self.k))
         return self.ritz_values[:count].copy(), self.space.combine(self.coefficients[:count])
 
 

@@ -82,14 +82,15 @@ class Subspace:
         weights = np.stack([-values[:, None] * coefficients, coefficients], 2)
         return self._like(weights.reshape(len(values), -1)) @ self.pairs()
 
-    def shrink(self, coefficients: np.ndarray) -> None:
-        """Keep the span of the vectors with the given coefficients only; costs no product."""
+    def shrink(self, coefficients: np.ndarray) -> np.ndarray:
+        """Keep the span of the vectors with the given coefficients only; returns the coefficients of the new basis."""
         kept = np.linalg.qr(coefficients.T)[0].T
         weights = self._like(kept)
         basis, images = weights @ self.basis, weights @ self.images
         self._count = 0
         self._append(basis, images)
         self.projected = kept @ self.projected @ kept.T
+        return kept
 
     def _append(self, vectors: Tensor, images: Tensor) -> None:
         count = self._count + len(vectors)

@@ -89,4 +89,6 @@ class Spectrum:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
+        if "pairs" not in state:
+            raise UserError("the state of spectrum is from before eigenpairs remembered what they met: start anew")
         self._pairs = None if state["pairs"] is None else Eigenpairs(**state["pairs"])

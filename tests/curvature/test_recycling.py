@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_the_memory_kept_is_rayleigh_ritz_on_space_and_memory() -> None:
     space.expand(torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).double())
     recycled = Recycled(rows, estimates.numpy(), space)
     recycled.observe()
-    values, kept = recycled.merged(6)
+    values, kept = recycled.merged(6, math.inf)
     torch.testing.assert_close(torch.from_numpy(values), estimates, rtol=0, atol=1e-12)
     torch.testing.assert_close((kept @ rows.T).abs(), torch.eye(6).double(), rtol=0, atol=1e-10)
 
