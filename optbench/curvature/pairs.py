@@ -28,8 +28,8 @@ class Eigenpairs:
             λ_1 off, once in 190 measurements of a network with 1,000 examples).
         hvps: Products spent.
         converged: Whether each of the K met the tolerance; for held pairs, the accuracy.
-        basis: The next warm start, shape (P, M): about the K vectors, then the guards, then what is remembered of A
-            beside them, which only steers the next search.
+        basis: The next warm start and what is remembered of A, shape (P, M): Ritz vectors of both together, about the K
+            vectors first. The first K + guards start the next search, all of them steer it.
         estimates: Of the eigenvalues of the basis, shape (M,); for directions that were not looked at this time, as
             they were. None where nothing is remembered.
         rest: μ, above which no eigenvalue of A on the complement of the K vectors is, if none was lost: the largest

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from optbench.curvature.subspace import Subspace, inner
 
-NEW = 0.01  # squared part of a remembered direction outside a space below which the space has it already
+NEW = 0.001  # squared part of a remembered direction outside a space below which the space has it already
 
 
 class Recycled:
-    """Directions z_1 … z_m, rows of Z, with A ≈ Σ_j θ_j z_j z_jᵀ on their span, of a matrix that has changed since.
+    """Directions z_1 … z_m, rows of Z, with A ≈ Σ_j θ_j z_j z_jᵀ, of a matrix that has changed since.
 
     Where eigenvalues crowd, as they do at the edge of stability, most of what a residual must be followed for lies
     along eigenvectors that the last solve met and did not need. Nothing that is reported rests on this memory, which
@@ -70,6 +70,8 @@ class Recycled:
     def merged(self, count: int, ceiling: float) -> tuple[np.ndarray, Tensor]:
         """Rayleigh-Ritz on the space and the memory together, the memory's own part of A as it was.
 
+        What nobody has looked at is taken to lie at 0, or as low as the lowest that was seen.
+
         Args:
             count: How many pairs are wanted.
             ceiling: What A does not exceed beside the pairs that were found: the memory may be of a larger matrix.
@@ -83,7 +85,8 @@ class Recycled:
         outside = turn / np.sqrt(lengths)  # of Z - (Z Qᵀ) Q: an orthonormal basis of what the space lacks
         shadow = turn * np.sqrt(lengths)  # and its inner products with Z
         edge = (self.seen - space.projected @ self.inside) @ outside
-        kept = (shadow.T * np.minimum(self.values, ceiling)) @ shadow
+        floor = min(self.values.min(), np.diagonal(space.projected).min(), 0.0)
+        kept = (shadow.T * (np.minimum(self.values, ceiling) - floor)) @ shadow + floor * np.eye(len(lengths))
         values, columns = np.linalg.eigh(np.block([[space.projected, edge], [edge.T, kept]]))
         top = columns.T[::-1][:count]
         ours, theirs = top[:, : len(space)], top[:, len(space) :] @ outside.T

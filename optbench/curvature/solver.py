@@ -14,9 +14,9 @@ from optbench.curvature.pairs import Eigenpairs, Seed, random_rows
 from optbench.curvature.recycling import Recycled
 from optbench.curvature.subspace import Subspace, inner, small
 
-GUARD = 0.1  # relative residual of the first guard: a vaguer one would not notice that it overtakes
-# Below this accuracy every guard is resolved, to its square root. Of m eigenvalues closer to each other than that, a
-# space grown from fewer than m vectors holds fewer; the one it lacks may be the largest, and then no gap is true.
+GUARD = 0.1  # relative residual of a guard: a vaguer one would not notice that it, or what is near it, overtakes
+# Below this accuracy it is the accuracy's square root. Of m eigenvalues closer to each other than that, a space grown
+# from fewer than m vectors holds fewer; the one it lacks may be the largest, and then no gap is true.
 STRICT = 1e-3
 ROUNDING = 80  # units by which products may make θ wrong: up to 50 were seen in float32 (CIFAR, P = 2e5, N = 1e3)
 
@@ -109,10 +109,8 @@ class Solver:
             elif bounds[i] > accuracy:
                 rival = max(range(i, len(values)), key=lambda j: values[j] + norms[j])
                 found.add(rival if norms[rival] > norms[i] else i)
-        strict = self.accuracy < STRICT
-        vague = max((self.accuracy**0.5 if strict else GUARD) * size, floor)
-        resolved = self.block if strict else self.k + 1
-        found.update(i for i in range(self.k, min(resolved, len(values))) if norms[i] > vague)
+        vague = max((self.accuracy**0.5 if self.accuracy < STRICT else GUARD) * size, floor)
+        found.update(i for i in range(self.k, len(values)) if norms[i] > vague)
         return sorted(found)
 
     def covers(self, above: float | None) -> bool:

@@ -11,7 +11,7 @@ from optbench.curvature import GaussNewton, Hessian, Preconditioned, per_block, 
 from optbench.curvature.strategy import Strategy
 from perf.cases import half_mse
 
-from .helpers import EPS, Matrix, dense, dense_hessian, small
+from .helpers import EPS, Matrix, dense, dense_hessian, differenced_hessian, small
 
 STRATEGIES: list[Strategy] = ["auto", "cached", "linearized", "recomputed", "timed"]
 
@@ -244,7 +244,8 @@ def test_a_large_kept_graph_is_in_parts_and_gives_the_same_product(monkeypatch: 
     monkeypatch.setattr("optbench.curvature.strategy.GRAIN", 100)  # bytes; this graph is many times larger
     parted = Hessian(model, half_mse, data)
     torch.testing.assert_close(parted @ v, expected, rtol=0, atol=1000 * EPS)
-    assert (parted.strategy, len(parted._products), len(whole._products)) == ("cached", 4, 1)
+    parts = 10  # of two examples each: sixteen would be of fewer
+    assert (parted.strategy, len(parted._products), len(whole._products)) == ("cached", parts, 1)
 
 
 def test_refusals() -> None:
@@ -270,3 +271,31 @@ def test_refusals() -> None:
         Hessian(model, half_mse, [({"x": data[0]}, labels)]) @ v  # type: ignore[list-item]
     with pytest.raises(ValueError, match="as many examples"):
         Hessian(model, half_mse, (data[0], labels[:3])) @ v
+
+
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+@pytest.mark.parametrize("batched", [False, True])
+def test_unused_and_scalar_parameters(kind: type[Hessian | GaussNewton], batched: bool) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.unused = nn.Linear(4, 2), nn.Parameter(torch.randn(3))
+            self.gain = nn.Parameter(torch.tensor(0.7))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.gain * torch.tanh(self.layer(x))
+            return out
+
+    torch.manual_seed(0)
+    model, data = Net().double(), (torch.randn(8, 4).double(), torch.randn(8, 2).double())
+    A = kind(model, half_mse, data, batched=batched)
+    matrix = dense(A)
+    assert A.size == 8 + 2 + 3 + 1
+    torch.testing.assert_close(matrix, matrix.T, rtol=0, atol=1e-14)
+    unused = [i for name, place in A.split(torch.arange(A.size)).items() if name == "unused" for i in place.tolist()]
+    assert not matrix[unused].any()
+    if kind is Hessian:
+        del model.unused  # by it no loss can be differentiated
+        rest = [i for i in range(A.size) if i not in unused]
+        expected = differenced_hessian(model, half_mse, data)  # its error is about 1e-7
+        torch.testing.assert_close(matrix[rest][:, rest], expected, rtol=0, atol=1e-6)

@@ -114,3 +114,37 @@ def test_inner_products_in_pieces(size: int) -> None:
         exact = (a.double() @ other.double().T).numpy()
         # float32: √size terms of size 1 add up to √size, each sum of 4096 wrong by at most about 64 ε of that.
         np.testing.assert_allclose(inner(a, other), exact, rtol=0, atol=64 * 1.2e-7 * size**0.5)
+
+
+def test_a_memory_of_a_larger_matrix_gives_way_to_what_was_found() -> None:
+    """As after a fall of the sharpness: what is remembered of before must not crowd out the pairs at the next start."""
+    spectrum = torch.cat([torch.linspace(10, 9, 12), torch.linspace(2, 0, 188)]).double()
+    matrix = with_spectrum(spectrum)
+    start = top_eigenpairs(Matrix(matrix), accuracy=1e-4)
+    fallen = Matrix(0.1 * matrix)
+    found = top_eigenpairs(fallen, start=start)
+    again = top_eigenpairs(fallen, start=found)
+    assert again.hvps <= 5  # the matrix has not moved: 3, or a little more
+    assert float((found.basis[:, :1].T @ found.vectors).norm()) > 0.9
+
+
+@pytest.mark.parametrize("shift", [0.0, 10.0])
+def test_the_memory_does_not_mind_where_the_bulk_lies(shift: float) -> None:
+    spent: list[int] = []
+    for remembers in (True, False):
+        matrix, pairs = with_spectrum(CROWD - shift), None
+        spent.append(0)
+        for seed in range(10):
+            matrix = moved(matrix, 0.1, seed)
+            start: Eigenpairs | Tensor | None = pairs if remembers or pairs is None else pairs.vectors
+            pairs = top_eigenpairs(Matrix(matrix), accuracy=1e-4, start=start)
+            spent[-1] += pairs.hvps
+    assert spent[0] < spent[1]
+
+
+@pytest.mark.parametrize("start", [torch.zeros(200, 4), torch.ones(200, 2)])
+def test_starts_that_span_too_little_are_filled_up(start: Tensor) -> None:
+    pairs = top_eigenpairs(Matrix(with_spectrum(CROWD)), 2, accuracy=1e-6, guards=0, start=start.double())
+    assert pairs.converged
+    assert pairs.values.shape == (2,)
+    assert float((CROWD[:2] - pairs.values).abs().max()) < 1e-5
