@@ -107,4 +107,4 @@ def _quadrature(operator: Operator, start: Tensor, steps: int) -> tuple[Tensor, 
             break  # the Krylov space is exhausted: the quadrature is exact
         row = space.images[-1:]
     values, coefficients = space.ritz()
-    return torch.from_numpy(values.copy()), torch.from_numpy(coefficients[:, 0] ** 2)
+    return torch.from_numpy(values), torch.from_numpy(coefficients[:, 0] ** 2)

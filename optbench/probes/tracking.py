@@ -8,9 +8,8 @@ from optbench.curvature import Eigenpairs, Operator, audit, top_eigenpairs
 from optbench.errors import UserError
 
 AUDIT_BLOCK, AUDIT_STEPS = 2, 10  # found λ₁ to 1e-5 at all of 30 checkpoints of the digits run, λ₂ 0 to 20 % off
-TRUST = (
-    1.0  # with 2 guards and a solve at least every 4th time, no bound broke at 2,160 measurements of 24 trajectories
-)
+# With a solve at least every 4th time no bound broke at 2,160 measurements of 24 trajectories (docs/curvature.md).
+TRUST = 1.0
 
 
 @dataclass
