@@ -55,8 +55,8 @@ class ModelOperator(Operator):
             batches: One (inputs, targets) pair, or a re-iterable of pairs such as a DataLoader.
             params: Predicate of (name, parameter), parameter names, or None for all that train.
             chunk: Most examples differentiated at once; None for as many as fit in `memory`. A large chunk is taken
-                in up to four parts, or sixteen, so that its peak stays near that of training steps on the chunk: about
-                one where graphs are recomputed, three where they are kept.
+                in up to four parts, so that its peak stays near that of training steps on the chunk: about one where
+                graphs are recomputed, three where they are kept.
             mode: "train", "eval", or None for the mode the model is in when measured. Dropout in
                 train mode keeps one mask, drawn from a fixed seed.
             dtype: Precision; None for the parameters' own. float64 measures a float32 model in
@@ -85,6 +85,7 @@ class ModelOperator(Operator):
         if memory < 1:
             raise ValueError(f"memory must be positive, got {memory} bytes")
         self.objective = Objective(model, loss, params, mode, dtype)
+        self.objective.cheap = not batched  # torch's vmap knows torch's own layers
         self.size = sum(self.objective.sizes)
         self.dtype, self.device = self.objective.dtype, self.objective.device
         self.chunks = Chunks(batches, self.device, self.dtype)

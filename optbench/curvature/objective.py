@@ -58,6 +58,7 @@ class Objective:
         self.sizes = [p.numel() for p in weights]
         self.dtype, self.device = _precision(weights, dtype)
         self.both = _Both(self.model, loss, self.dtype)
+        self.cheap = True  # whether layers whose second derivative is cheap may be put in
         self._checked = False  # that the loss reads no weights behind our back
 
     def leaves(self) -> list[Tensor]:
@@ -149,8 +150,7 @@ class Objective:
 
         seed_globals(self.device, 1)
         before = state()
-        with torch.no_grad():
-            self._call(self.leaves(), "outputs", inputs)
+        self._call(self.leaves(), "outputs", inputs)  # gradients on: the model may take some itself
         return not torch.equal(before, state())
 
     def _norms(self) -> list[nn.modules.batchnorm._BatchNorm]:

@@ -6,7 +6,9 @@ image, one tensor per parameter. What it holds (a graph) lives as long as the pr
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch.autograd import grad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from optbench.curvature.chunks import Pair
+from optbench.curvature.layers import CheapSecondDerivatives, ThirdDerivativeError
 from optbench.curvature.objective import Objective
 
 Tensors = Sequence[Tensor]
@@ -25,11 +28,27 @@ Builder = Callable[[Objective, Tensors, Pair], Product]
 
 
 def hessian_by_double_backward(objective: Objective, leaves: Tensors, chunk: Pair) -> Product:
-    """H v = d/dw (∇L(w)·v), from a graph of the gradient that is kept."""
-    gradient = _edge(_derivative(objective.value(leaves, chunk), leaves, keep=True))
+    """H v = d/dw (∇L(w)·v), from a graph of the gradient that is kept.
+
+    Layers are put in whose second derivative is cheap, unless the model or the loss holds derivatives already.
+    """
+    if objective.cheap:
+        try:
+            return _by_double_backward(objective, leaves, chunk, CheapSecondDerivatives)
+        except ThirdDerivativeError:
+            objective.cheap = False
+    return _by_double_backward(objective, leaves, chunk, contextlib.nullcontext)
+
+
+def _by_double_backward(
+    objective: Objective, leaves: Tensors, chunk: Pair, layers: Callable[[], AbstractContextManager[object]]
+) -> Product:
+    with layers():
+        gradient = _edge(_derivative(objective.value(leaves, chunk), leaves, keep=True))
 
     def product(tangent: Tensor, batched: bool, last: bool) -> Tensors:
-        return _derivative(gradient, leaves, tangent, batched, last=last)
+        with layers():  # for what a checkpoint runs again
+            return _derivative(gradient, leaves, tangent, batched, last=last)
 
     return product
 

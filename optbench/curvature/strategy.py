@@ -21,7 +21,6 @@ Strategy = Literal["auto", "cached", "linearized", "recomputed", "timed"]
 SAMPLE = 32  # examples whose graph is weighed; graphs grow linearly with the examples
 TRUST = 1e4  # rounding units by which two correct products may differ: norms amplify rounding
 PARTS = 4  # of a chunk, one after the other: what a second derivative needs beside the graph is then a quarter
-FINE = 16  # of a chunk whose graph is kept on a CPU, where small parts take no longer: there it is a sixteenth
 GRAIN = 2 << 20  # bytes of a kept graph below which a part would cost more time than its memory is worth
 PRODUCTS = 8  # products a measurement is expected to need, over which a set-up is spread
 
@@ -62,8 +61,8 @@ def make_plan(
     """Weigh a sample's graph, cut the data so that one chunk fits in memory, choose the strategy.
 
     A graph that is differentiated twice takes two to three times the memory of a training step on its chunk, and
-    while it is, as much again. A chunk is therefore taken in `PARTS` or `FINE` parts, in fewer where its kept graph is
-    but a few `GRAIN`: a chunk size that trains also measures. Not where examples are mixed or a dropout mask is drawn:
+    while it is, as much again. A chunk is therefore taken in `PARTS` parts, in fewer where its kept graph is but a few
+    `GRAIN`: a chunk size that trains also measures. Not where examples are mixed or a dropout mask is drawn:
     smaller chunks are another loss.
 
     Only "timed" looks at the clock, and only where the whole graph fits.
@@ -84,8 +83,7 @@ def make_plan(
         strategy = "cached"
     elif strategy == "timed":
         strategy = fastest(objective, builders, next(iter(chunks)))
-    most = FINE if objective.device.type == "cpu" else PARTS
-    parts = {"recomputed": PARTS, "cached": min(most, max(1, math.ceil(total / GRAIN)))}.get(strategy, 1)
+    parts = {"recomputed": PARTS, "cached": min(PARTS, max(1, math.ceil(total / GRAIN)))}.get(strategy, 1)
     if parts > 1 and objective.never_mixes() and not objective.draws(sample[0]):
         chunks.limit = math.ceil(max(sizes) / parts)
         sizes = chunks.sizes()

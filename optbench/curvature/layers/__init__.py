@@ -1,0 +1,73 @@
+"""Layers in a form whose second derivative is cheap, put in the place of torch's while a graph is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+
+from optbench.curvature.layers.activation import sigmoid, smooth, tanh
+from optbench.curvature.layers.attention import attention
+from optbench.curvature.layers.channel_norm import batch_norm, group_norm
+from optbench.curvature.layers.convolution import convolution
+from optbench.curvature.layers.graph import ThirdDerivativeError
+from optbench.curvature.layers.layer_norm import layer_norm
+
+__all__ = ["CheapSecondDerivatives", "ThirdDerivativeError"]
+
+
+def _entered(function: Any) -> Any:
+    """One of torch's Python functions, with what it calls seen by the mode, which else sees the function alone."""
+    seen = function.__globals__ | {"has_torch_function": lambda _: False}
+    copy = FunctionType(function.__code__, seen, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with CheapSecondDerivatives():
+            return copy(*args, **kwargs)
+
+    return call
+
+
+REPLACED: dict[Any, Callable[..., Any]] = {
+    F.conv1d: convolution(1, F.conv1d),
+    F.conv2d: convolution(2, F.conv2d),
+    F.conv3d: convolution(3, F.conv3d),
+    F.layer_norm: layer_norm(F.layer_norm),
+    F.group_norm: group_norm(F.group_norm),
+    F.batch_norm: batch_norm(F.batch_norm),
+    F.gelu: smooth(F.gelu),
+    F.silu: smooth(F.silu),
+    F.mish: smooth(F.mish),
+    F.softplus: smooth(F.softplus),
+    torch.tanh: tanh(torch.tanh),
+    torch.Tensor.tanh: tanh(torch.tanh),
+    torch.sigmoid: sigmoid(torch.sigmoid),
+    torch.Tensor.sigmoid: sigmoid(torch.sigmoid),
+    F.scaled_dot_product_attention: attention(F.scaled_dot_product_attention),
+    F.multi_head_attention_forward: _entered(F.multi_head_attention_forward),
+    torch.autograd.grad: _entered(torch.autograd.grad),  # a checkpointed layer runs again inside of it
+}
+
+
+class CheapSecondDerivatives(TorchFunctionMode):
+    """While it is entered, torch's functions give way to those that are cheap to differentiate twice.
+
+    Values and derivatives are those of torch's up to rounding. A third derivative raises `ThirdDerivativeError`. Inside
+    of torch's transforms (a model that calls vmap or jvp) torch's own functions stay.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function, or the one in its place."""
+        if func in REPLACED and not _transformed():
+            func = REPLACED[func]
+        return func(*args, **(kwargs or {}))
+
+
+def _transformed() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
