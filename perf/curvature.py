@@ -32,9 +32,10 @@ from perf.cases import CIFAR, CNN, ViT, cifar, cifar_run, descend, digits, digit
 from perf.peers import Engine, cold_lanczos, ours, pyhessian, scipy_in_double, scipy_on_curvlinops
 
 
-def seconds(action: Callable[[], object], repeats: int = 7) -> float:
+def seconds(action: Callable[[], object], repeats: int = 7, warm: bool = True) -> float:
     """Median seconds of an action, after one to warm up."""
-    action()
+    if warm:
+        action()
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -104,28 +105,34 @@ def gradient(model: nn.Module, loss: Loss, data: Pair) -> object:
 
 
 def ratio(_: argparse.Namespace) -> None:
-    """Time of one product over that of one gradient."""
+    """Time of one product over that of one gradient, each pair one after the other: the clock of a machine drifts."""
     print(f"{'model, batch':28}{'P':>9}{'gradient ms':>13}{'cached':>8}{'set-up':>8}{'recomputed':>12}", end="")
     print(f"{'linearized':>12}{'set-up':>8}")
     for name, model, loss, data in models():
-        base = seconds(lambda m=model, f=loss, d=data: gradient(m, f, d))  # type: ignore[misc]
+
+        def base(m: nn.Module = model, f: Loss = loss, d: Pair = data) -> object:
+            return gradient(m, f, d)
+
         H = Hessian(model, loss, data, strategy="cached")
         R = Hessian(model, loss, data, strategy="recomputed")
         v = torch.randn(H.size)
-        cached, recomputed = seconds(lambda H=H, v=v: H @ v), seconds(lambda R=R, v=v: R @ v)  # type: ignore[misc]
-        whole = seconds(lambda H=H, v=v: (H.refresh(), H @ v))  # type: ignore[misc]
-        print(
-            f"{name:28}{H.size:9}{1e3 * base:13.1f}{cached / base:8.2f}"
-            f"{(whole - cached) / base:8.2f}{recomputed / base:12.2f}",
-            end="",
-        )
+        step = seconds(base)
+        cached, recomputed = over(lambda H=H, v=v: H @ v, base), over(lambda R=R, v=v: R @ v, base)  # type: ignore[misc]
+        whole = over(lambda H=H, v=v: (H.refresh(), H @ v), base)  # type: ignore[misc]
+        print(f"{name:28}{H.size:9}{1e3 * step:13.1f}{cached:8.2f}{whole - cached:8.2f}{recomputed:12.2f}", end="")
         try:
             L = Hessian(model, loss, data, strategy="linearized")
-            traced = seconds(lambda L=L, v=v: L @ v)  # type: ignore[misc]
-            whole = seconds(lambda L=L, v=v: (L.refresh(), L @ v), 2)  # type: ignore[misc]
-            print(f"{traced / base:12.2f}{(whole - traced) / base:8.2f}")
+            traced = over(lambda L=L, v=v: L @ v, base)  # type: ignore[misc]
+            whole = over(lambda L=L, v=v: (L.refresh(), L @ v), base, 2)  # type: ignore[misc]
+            print(f"{traced:12.2f}{whole - traced:8.2f}")
         except (RuntimeError, ValueError) as error:
             print(f"   {type(error).__name__}: {str(error)[:60]}")
+
+
+def over(action: Callable[[], object], base: Callable[[], object], pairs: int = 15) -> float:
+    """Median over pairs of the time of an action over that of a base."""
+    action()
+    return median(seconds(action, 1, warm=False) / seconds(base, 1, warm=False) for _ in range(pairs))
 
 
 def peak_bytes(action: Callable[[], object]) -> int:

@@ -131,22 +131,28 @@ class ModelOperator(Operator):
         self._check_batch_norm()
         with self.objective.measured():
             rows = vectors.T.contiguous()
-            images = torch.zeros_like(rows)
+            images: Tensor | None = None
             for weight, product in self._weighted_products():
-                self._accumulate(images, rows, weight, product)
+                if first := images is None:  # not before: while graphs are built, memory is at its peak
+                    images = torch.empty_like(rows)
+                self._accumulate(images, rows, weight, product, first)
                 del product  # else two chunks' graphs would be alive while the next one is built
+        assert images is not None
         return images.T
 
-    def _accumulate(self, images: Tensor, rows: Tensor, weight: float, product: Product) -> None:
+    def _accumulate(self, images: Tensor, rows: Tensor, weight: float, product: Product, first: bool) -> None:
         once = self.strategy == "recomputed"
         if self.batched:
-            self._add(images, product(rows, True, once), weight)
+            self._add(images, product(rows, True, once), weight, first)
             return
         for i in range(len(rows)):
-            self._add(images[i], product(rows[i], False, once and i + 1 == len(rows)), weight)
+            self._add(images[i], product(rows[i], False, once and i + 1 == len(rows)), weight, first)
 
-    def _add(self, image: Tensor, parts: products.Tensors, weight: float) -> None:
-        torch._foreach_add_(self.objective.split(image), list(parts), alpha=weight)
+    def _add(self, image: Tensor, parts: products.Tensors, weight: float, first: bool) -> None:
+        if first:
+            torch.cat([part.reshape(*image.shape[:-1], -1) for part in parts], -1, out=image).mul_(weight)
+        else:
+            torch._foreach_add_(self.objective.split(image), list(parts), alpha=weight)
 
     def _state(self) -> tuple[object, ...]:
         return self.objective.fingerprint(), self.chunks.versions()
