@@ -133,26 +133,26 @@ class ModelOperator(Operator):
             rows = vectors.T.contiguous()
             images: Tensor | None = None
             for weight, product in self._weighted_products():
-                if first := images is None:  # not before: while graphs are built, memory is at its peak
-                    images = torch.empty_like(rows)
-                self._accumulate(images, rows, weight, product, first)
+                images = self._add_images(images, rows, weight, product)
                 del product  # else two chunks' graphs would be alive while the next one is built
         assert images is not None
         return images.T
 
-    def _accumulate(self, images: Tensor, rows: Tensor, weight: float, product: Product, first: bool) -> None:
-        once = self.strategy == "recomputed"
-        if self.batched:
-            self._add(images, product(rows, True, once), weight, first)
-            return
-        for i in range(len(rows)):
-            self._add(images[i], product(rows[i], False, once and i + 1 == len(rows)), weight, first)
-
-    def _add(self, image: Tensor, parts: products.Tensors, weight: float, first: bool) -> None:
-        if first:
-            torch.cat([part.reshape(*image.shape[:-1], -1) for part in parts], -1, out=image).mul_(weight)
-        else:
-            torch._foreach_add_(self.objective.split(image), list(parts), alpha=weight)
+    def _add_images(self, images: Tensor | None, rows: Tensor, weight: float, product: Product) -> Tensor:
+        once, first = self.strategy == "recomputed", images is None
+        blocks: list[slice] | range = [slice(None)] if self.batched else range(len(rows))
+        for i in blocks:
+            parts = product(rows[i], self.batched, once and i == blocks[-1])
+            if images is None:  # not before: while a graph is built or gone through, memory is at its peak
+                images = torch.empty_like(rows)
+            into = self.objective.split(images[i])
+            if first:
+                torch._foreach_copy_(into, list(parts))
+                images[i].mul_(weight)
+            else:
+                torch._foreach_add_(into, list(parts), alpha=weight)
+        assert images is not None
+        return images
 
     def _state(self) -> tuple[object, ...]:
         return self.objective.fingerprint(), self.chunks.versions()

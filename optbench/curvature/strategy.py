@@ -62,8 +62,8 @@ def make_plan(
 
     A graph that is differentiated twice takes two to three times the memory of a training step on its chunk, and
     while it is, as much again. A chunk is therefore taken in `PARTS` parts, in fewer where its kept graph is but a few
-    `GRAIN`: a chunk size that trains also measures. Not where examples are mixed or a dropout mask is drawn:
-    smaller chunks are another loss.
+    `GRAIN` or a few vectors of P numbers, of which each part writes and adds one: a chunk size that trains also
+    measures. Not where examples are mixed or a dropout mask is drawn: smaller chunks are another loss.
 
     Only "timed" looks at the clock, and only where the whole graph fits.
 
@@ -83,7 +83,7 @@ def make_plan(
         strategy = "cached"
     elif strategy == "timed":
         strategy = fastest(objective, builders, next(iter(chunks)))
-    parts = {"recomputed": PARTS, "cached": min(PARTS, max(1, math.ceil(total / GRAIN)))}.get(strategy, 1)
+    parts = _parts(objective, strategy, total)
     if parts > 1 and objective.never_mixes() and not objective.draws(sample[0]):
         chunks.limit = math.ceil(max(sizes) / parts)
         sizes = chunks.sizes()
@@ -97,6 +97,13 @@ def make_plan(
                 "use strategy='cached' or 'recomputed' with batched=False"
             )
     return Plan(strategy, sum(sizes), len(sizes), total)
+
+
+def _parts(objective: Objective, strategy: Strategy, total: int) -> int:
+    if strategy != "cached":
+        return PARTS if strategy == "recomputed" else 1
+    vector = sum(objective.sizes) * objective.dtype.itemsize
+    return min(PARTS, max(1, math.ceil(total / max(GRAIN, 2 * vector))))
 
 
 def graph_bytes(objective: Objective, builder: Builder, chunk: Pair) -> int:
