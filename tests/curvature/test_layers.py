@@ -73,12 +73,27 @@ def at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.import_module("optbench.curvature.layers.activation"), "LEAST", 0)
 
 
+def _in_order(x: Tensor) -> Tensor:
+    return x
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """The same numbers with the second dimension next to each other in memory, as convolutions like them."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if x.ndim > 2 else x
+
+
+def _reversed(x: Tensor) -> Tensor:
+    """The same numbers with the first dimension next to each other in memory."""
+    return x.movedim(0, -1).contiguous().movedim(-1, 0)
+
+
+@pytest.mark.parametrize("layout", [_in_order, _channels_last, _reversed])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.usefixtures("at_any_size")
-def test_second_derivatives_against_differences_and_torchs(name: str) -> None:
+def test_second_derivatives_against_differences_and_torchs(name: str, layout: Callable[[Tensor], Tensor]) -> None:
     function, shapes = CASES[name]
     torch.manual_seed(0)
-    arguments = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    arguments = [layout(torch.randn(shape, dtype=torch.float64)).requires_grad_() for shape in shapes]
 
     def cheap(*given: Tensor) -> Tensor:
         with CheapSecondDerivatives():
@@ -91,17 +106,19 @@ def test_second_derivatives_against_differences_and_torchs(name: str) -> None:
     # By central differences, 1e-6 apart, so that they err by 1e-10 of the values; torch allows 1e-5.
     assert gradgradcheck(cheap, arguments)
     along = [torch.randn_like(x) for x in arguments]
-    found, expected = (_derivatives(f, arguments, along) for f in (cheap, function))
+    weights = layout(torch.randn_like(function(*arguments).detach())).requires_grad_()
+    found, expected = (_derivatives(f, arguments, weights, along) for f in (cheap, function))
     for one, other in zip(found, expected, strict=True):
         # Sums of tens of terms in another order: some hundred rounding units of the largest.
         torch.testing.assert_close(one, other, rtol=0, atol=500 * EPS * max(1.0, float(other.abs().max())))
 
 
-def _derivatives(function: Callable[..., Tensor], arguments: list[Tensor], along: list[Tensor]) -> list[Tensor]:
-    """The value, its gradients along fixed numbers, and the gradients of those along others."""
+def _derivatives(
+    function: Callable[..., Tensor], arguments: list[Tensor], weights: Tensor, along: list[Tensor]
+) -> list[Tensor]:
+    """The value, its gradients along the weights, and the gradients of those along others."""
     with sdpa_kernel(SDPBackend.MATH):  # the other kernels have no second derivative
         value = function(*arguments)
-    weights = torch.linspace(-1, 2, value.numel(), dtype=torch.float64).view(value.shape).requires_grad_()
     slopes = torch.autograd.grad(value, arguments, weights, create_graph=True)
     bends = torch.autograd.grad(slopes, [weights, *arguments], along, allow_unused=True, materialize_grads=True)
     return [value.detach(), *(s.detach() for s in slopes), *bends]
@@ -282,3 +299,13 @@ def test_nothing_is_left_behind() -> None:
         pass
     x = torch.randn(2, 3, 4, 4, requires_grad=True)
     assert type(F.conv2d(x, torch.randn(2, 3, 3, 3)).grad_fn).__name__ == "ConvolutionBackward0"
+
+
+@pytest.mark.parametrize("norm", [lambda: nn.GroupNorm(1, 3), lambda: nn.BatchNorm2d(3)], ids=["group", "batch"])
+def test_channels_last(norm: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 3, 3, padding=1), norm(), nn.Conv2d(3, 3, 3), norm(), nn.GELU(), nn.Flatten()
+    model = nn.Sequential(*layers, nn.Linear(48, 7)).double()
+    images = torch.randn(8, 3, 6, 6).double().to(memory_format=torch.channels_last)
+    _, (kept, _, plain) = _compare(model, (images, torch.randn(8, 7).double()))
+    _assert_same(kept, plain)

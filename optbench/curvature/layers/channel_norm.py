@@ -54,7 +54,7 @@ def batch_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int | None, eps: float) -> Tensor:
-    places = x.reshape(*x.shape[:2], -1)
+    places = x.reshape(*x.shape[:2], -1).contiguous()  # torch's kernels read gradients and x̂ as if they were
     w = x.new_ones(x.shape[1]) if weight is None else weight
     b = x.new_zeros(x.shape[1]) if bias is None else bias
     found: Tensor = _Normalized.apply(places, link(places), w.view(-1, 1), b.view(-1, 1), groups, eps)  # type: ignore[no-untyped-call]
@@ -117,9 +117,11 @@ def _gradients(g: Tensor, place: Tensor, unit: Tensor, rho: Tensor, w: Tensor, g
     flat, every = w.view(-1), [True, True, True]
     zero, one = (unit.new_full((C,) if groups is None else (B, groups), value) for value in (0.0, 1.0))
     if groups is None:
-        found = torch.ops.aten.native_batch_norm_backward(g, unit, flat, None, None, zero, one, True, 0.0, every)
+        found = torch.ops.aten.native_batch_norm_backward(
+            g.contiguous(), unit, flat, None, None, zero, one, True, 0.0, every
+        )
     else:
-        found = torch.ops.aten.native_group_norm_backward(g, unit, zero, one, flat, B, C, S, groups, every)
+        found = torch.ops.aten.native_group_norm_backward(g.contiguous(), unit, zero, one, flat, B, C, S, groups, every)
     dx, dw, db = found
     return dx.mul_(rho), dw.view(-1, 1), db.view(-1, 1)
 

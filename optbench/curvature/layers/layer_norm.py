@@ -39,7 +39,7 @@ def layer_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         count = torch.Size(normalized_shape).numel()
         if input.numel() % max(count, 1) or not input.numel():
             return original(input, normalized_shape, weight, bias, eps)
-        rows = input.reshape(-1, count)
+        rows = input.reshape(-1, count).contiguous()  # torch's kernels read gradients and x̂ as if they were
         w = input.new_ones(count) if weight is None else weight.reshape(-1)
         b = input.new_zeros(count) if bias is None else bias.reshape(-1)
         found: Tensor = _Normalized.apply(rows, link(rows), w, b, eps)  # type: ignore[no-untyped-call]
@@ -93,6 +93,6 @@ def _project(g: Tensor, unit: Tensor, w: Tensor | None = None, sums: bool = Fals
     """J(w g) / ρ, and if asked for Σ g x̂ and Σ g: x̂ is its own normalization, of mean 0 and ρ = 1."""
     mean, rho = unit.new_zeros(len(unit), 1), unit.new_ones(len(unit), 1)
     found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_layer_norm_backward(
-        g, unit, unit.shape[1:], mean, rho, w, w, [True, sums, sums]
+        g.contiguous(), unit, unit.shape[1:], mean, rho, w, w, [True, sums, sums]
     )
     return found
