@@ -63,6 +63,19 @@ def in_mode(model: nn.Module, mode: Mode | None) -> Iterator[None]:
         _set_modes(before)
 
 
+@contextlib.contextmanager
+def kept_buffers(modules: list[nn.Module]) -> Iterator[None]:
+    """Restore the modules' buffers: what a checkpoint runs again no longer sees the copies it ran with."""
+    before = [(b, b.detach().clone()) for module in modules for b in module.buffers(recurse=False)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, kept in before:
+                if not torch.equal(buffer, kept):  # batch norm writes without counting up the version
+                    buffer.copy_(kept)
+
+
 def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
     for module, training in modes:
         if module.training != training:  # to set an attribute of a module is slow

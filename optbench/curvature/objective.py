@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from optbench.curvature.chunks import Pair
-from optbench.curvature.isolation import Mode, differentiable, in_mode, seed_globals
+from optbench.curvature.isolation import Mode, differentiable, in_mode, kept_buffers, seed_globals
 from optbench.curvature.selection import Selection, select
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -58,6 +58,7 @@ class Objective:
         self.sizes = [p.numel() for p in weights]
         self.dtype, self.device = _precision(weights, dtype)
         self.both = _Both(self.model, loss, self.dtype)
+        self._statistics: list[nn.Module] = list(self._norms())
         self.cheap = True  # whether layers whose second derivative is cheap may be put in
         self._checked = False  # that the loss reads no weights behind our back
 
@@ -114,7 +115,7 @@ class Objective:
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
         """Mode set, gradients on, autocast off; all as before afterwards."""
-        with in_mode(self.model, self.mode), differentiable(self.device):
+        with in_mode(self.model, self.mode), differentiable(self.device), kept_buffers(self._statistics):
             yield
 
     def fingerprint(self) -> tuple[object, ...]:

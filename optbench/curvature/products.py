@@ -17,7 +17,7 @@ from torch.autograd import grad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from optbench.curvature.chunks import Pair
-from optbench.curvature.layers import CheapSecondDerivatives, ThirdDerivativeError
+from optbench.curvature.layers import CheapSecondDerivatives
 from optbench.curvature.objective import Objective
 
 Tensors = Sequence[Tensor]
@@ -30,12 +30,12 @@ Builder = Callable[[Objective, Tensors, Pair], Product]
 def hessian_by_double_backward(objective: Objective, leaves: Tensors, chunk: Pair) -> Product:
     """H v = d/dw (∇L(w)·v), from a graph of the gradient that is kept.
 
-    Layers are put in whose second derivative is cheap, unless the model or the loss holds derivatives already.
+    Layers are put in whose second derivative is cheap, unless that fails, as where a model differentiates by itself.
     """
     if objective.cheap:
         try:
             return _by_double_backward(objective, leaves, chunk, CheapSecondDerivatives)
-        except ThirdDerivativeError:
+        except Exception:  # whatever it is: if torch's own layers do no better, theirs is the error to show
             objective.cheap = False
     return _by_double_backward(objective, leaves, chunk, contextlib.nullcontext)
 

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -243,6 +244,155 @@ def test_a_model_that_differentiates_by_itself_gets_torchs_layers() -> None:
     _assert_same(anew, plain)  # in parts
     with CheapSecondDerivatives(), pytest.raises(ThirdDerivativeError):
         torch.autograd.grad(model(_data()[0]).sum(), list(model.parameters()), create_graph=True)
+
+
+def _two_derivatives(z: Tensor, y: Tensor) -> Tensor:
+    slopes = [torch.autograd.grad(y[:, i].sum(), z, create_graph=True)[0] for i in range(2)]
+    return torch.cat([y, *slopes], 1)
+
+
+def _detached_slope(z: Tensor, y: Tensor) -> Tensor:
+    return torch.cat([y, torch.autograd.grad(y.sum(), z, create_graph=True)[0].detach()], 1)
+
+
+def _batched_slopes(z: Tensor, y: Tensor) -> Tensor:
+    (slopes,) = torch.autograd.grad(y[0, :2], z, torch.eye(2).double(), create_graph=True, is_grads_batched=True)
+    return y + slopes.sum()
+
+
+def _backward_into_the_input(z: Tensor, y: Tensor) -> Tensor:
+    y.sum().backward(inputs=[z], retain_graph=True)
+    assert z.grad is not None
+    return y * z.grad.sum()
+
+
+class _Slopes(nn.Module):
+    def __init__(self, use: Callable[[Tensor, Tensor], Tensor], again: bool) -> None:
+        super().__init__()
+        self.inside = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3))
+        self.use, self.again = use, again
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = x.detach().requires_grad_()
+        return self.use(z, checkpoint(self.inside, z, use_reentrant=False) if self.again else self.inside(z))
+
+
+@pytest.mark.parametrize(
+    ("use", "again"),
+    [
+        (_two_derivatives, False),
+        (_detached_slope, False),
+        (_batched_slopes, False),
+        (_backward_into_the_input, False),
+        (_backward_into_the_input, True),
+    ],
+)
+def test_every_way_to_differentiate_inside_of_a_model(use: Callable[[Tensor, Tensor], Tensor], again: bool) -> None:
+    torch.manual_seed(0)
+    model, data = _Slopes(use, again).double(), (torch.randn(9, 6).double(), torch.tensor(0.0).double().expand(9))
+    loss = lambda o, _: o.square().mean()  # noqa: E731
+    H, plain = Hessian(model, loss, data), Hessian(model, loss, data)
+    plain.objective.cheap = False
+    v = torch.randn(H.size, dtype=torch.float64)
+    _assert_same(H @ v, plain @ v)
+
+
+class _Uses(nn.Module):
+    """A convolution of six channels and what is made of its outputs, shape (9, 6, 4)."""
+
+    def __init__(self, use: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.bn, self.table = nn.Conv1d(1, 6, 3), nn.BatchNorm1d(6), nn.Linear(2, 6)
+        self.use = use
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.use(self, self.conv(x)).flatten(1)
+
+
+def _statistics_read(m: Any, y: Tensor) -> Tensor:
+    out: Tensor = m.bn(y) * m.bn.running_var[:, None]
+    return out
+
+
+def _statistics_used(m: Any, y: Tensor) -> Tensor:
+    F.batch_norm(y.detach(), m.bn.running_mean, m.bn.running_var, training=True)
+    return F.batch_norm(y, m.bn.running_mean, m.bn.running_var)
+
+
+def _frozen_extractor(m: Any, y: Tensor) -> Tensor:
+    with torch.inference_mode():
+        scale = F.gelu(F.layer_norm(m.table.weight, (2,)))
+    return y * scale.clone().sum()
+
+
+def _masked_tokens(m: Any, y: Tensor) -> Tensor:
+    seen = (torch.arange(9) % 2 == 0).view(9, 1, 1)
+    return attend(y, y, y, seen) + attend(y, y, y, torch.zeros(9, 1, 1).double().masked_fill(~seen, -torch.inf))
+
+
+@pytest.mark.usefixtures("at_any_size")
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda m, y: F.group_norm(y.tanh(), 2, m.table.weight[:, 0], m.table.bias),
+        lambda m, y: F.group_norm(y, 2, m.table.bias[:1].expand(6)),
+        lambda m, y: torch.tanh(torch.complex(y, y * 2)).abs() + torch.sigmoid(torch.complex(y, y * 2)).abs(),
+        lambda m, y: F.conv1d(y, y[:2, :, :2], stride=np.int64(1)),  # type: ignore[call-overload]
+        lambda m, y: F.gelu(input=y),
+        lambda m, y: attend(y[:, :0], y, y).sum() + y,
+        _statistics_read,
+        _statistics_used,
+        _frozen_extractor,
+        _masked_tokens,
+    ],
+)
+def test_uses_of_layers(use: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model, data = _Uses(use).double(), (torch.randn(9, 1, 6).double(), torch.zeros(9))
+    H, plain = (Hessian(model, lambda o, _: o.square().mean() + o.mean(), data) for _ in range(2))
+    plain.objective.cheap = False
+    v = torch.randn(H.size, dtype=torch.float64)
+    _assert_same(H @ v, plain @ v)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: F.layer_norm(x, (6,)),
+        lambda x: F.layer_norm(x, (3,), torch.ones(1, 3).double()),
+        lambda x: F.batch_norm(x, None, None, torch.ones(1).double(), training=True),
+        lambda x: attend(x, x, x, torch.zeros(2, 2).double(), is_causal=True),
+        lambda x: attend(x, x, x, torch.ones(2, 2).int()),
+    ],
+)
+def test_what_torch_refuses_is_refused(call: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(RuntimeError) as expected:
+        call(x)
+    with CheapSecondDerivatives(), pytest.raises(RuntimeError) as found:
+        call(x)
+    assert str(found.value) == str(expected.value)
+
+
+def test_a_norm_keeps_the_layout_of_its_input() -> None:
+    x = torch.randn(2, 4, 3, 3, requires_grad=True).to(memory_format=torch.channels_last)
+    for norm in (nn.GroupNorm(2, 4), nn.BatchNorm2d(4)):
+        expected = norm(x)
+        with CheapSecondDerivatives():
+            found = norm(x)
+        assert found.stride() == expected.stride()
+
+
+@pytest.mark.parametrize("cheap", [True, False])
+def test_a_checkpointed_batch_norm_keeps_its_statistics(cheap: bool) -> None:
+    inside = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.GELU())
+    model = _Checkpointed(inside, nn.Linear(8, 7)).double()
+    before = [b.clone() for b in model.buffers()]
+    H = Hessian(model, half_mse, _data())
+    H.objective.cheap = cheap
+    products = [H @ torch.ones(H.size, dtype=torch.float64) for _ in range(2)]
+    assert torch.equal(*products)
+    assert all(torch.equal(*pair) for pair in zip(before, model.buffers(), strict=True))
 
 
 def test_a_model_that_uses_transforms_gets_torchs_layers() -> None:

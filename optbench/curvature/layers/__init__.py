@@ -50,6 +50,8 @@ REPLACED: dict[Any, Callable[..., Any]] = {
     torch.sigmoid: sigmoid(torch.sigmoid),
     torch.Tensor.sigmoid: sigmoid(torch.sigmoid),
     F.scaled_dot_product_attention: attention(F.scaled_dot_product_attention),
+}
+ENTERED: dict[Any, Callable[..., Any]] = {
     F.multi_head_attention_forward: _entered(F.multi_head_attention_forward),
     torch.autograd.grad: _entered(torch.autograd.grad),  # a checkpointed layer runs again inside of it
 }
@@ -58,15 +60,23 @@ REPLACED: dict[Any, Callable[..., Any]] = {
 class CheapSecondDerivatives(TorchFunctionMode):
     """While it is entered, torch's functions give way to those that are cheap to differentiate twice.
 
-    Values and derivatives are those of torch's up to rounding. A third derivative raises `ThirdDerivativeError`. Inside
-    of torch's transforms (a model that calls vmap or jvp) torch's own functions stay.
+    Values and derivatives are those of torch's up to rounding. A third derivative raises `ThirdDerivativeError`. Where
+    no gradient is taken, in other than single and double precision, and inside of torch's transforms (a model that
+    calls vmap or jvp), torch's own functions stay.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the function, or the one in its place."""
-        if func in REPLACED and not _transformed():
-            func = REPLACED[func]
-        return func(*args, **(kwargs or {}))
+        given = kwargs or {}
+        if func in ENTERED or (func in REPLACED and _ordinary([*args, *given.values()])):
+            func = ENTERED.get(func) or REPLACED[func]
+        return func(*args, **given)
+
+
+def _ordinary(arguments: list[Any]) -> bool:
+    first = arguments[0] if arguments else None
+    real = isinstance(first, torch.Tensor) and first.dtype in (torch.float32, torch.float64)
+    return real and torch.is_grad_enabled() and not _transformed()
 
 
 def _transformed() -> bool:

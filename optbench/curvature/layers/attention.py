@@ -27,12 +27,16 @@ def attention(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         enable_gqa: bool = False,
     ) -> Tensor:
         lead = query.shape[:-2]
-        learned = attn_mask is not None and attn_mask.requires_grad
-        if dropout_p or enable_gqa or learned or key.shape[:-2] != lead or value.shape[:-2] != lead:
+        odd = attn_mask is not None and (
+            is_causal or attn_mask.requires_grad or attn_mask.dtype not in (torch.bool, query.dtype)
+        )
+        if dropout_p or enable_gqa or odd or key.shape[:-2] != lead or value.shape[:-2] != lead:
             return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
         factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
         flat = [x.reshape(-1, *x.shape[-2:]) for x in (query, key, value)]
         mask = _mask(query, key, attn_mask, is_causal)
+        if mask is not None and mask.ndim > 2:
+            mask = mask.expand(*lead, -1, -1)
         mixed: Tensor = _Attention.apply(*flat, mask, factor)  # type: ignore[no-untyped-call]
         return mixed.view(*lead, *mixed.shape[-2:])
 
@@ -40,15 +44,13 @@ def attention(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _mask(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
-    """What is added to the scores, of shape (…, T, S) or None."""
+    """What is added to the scores, broadcast to their shape (…, T, S), or None."""
     shape = query.shape[-2], key.shape[-2]
     if causal:
         mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~mask, -math.inf)
-    if mask is None or mask.ndim == 2:
-        return mask
-    return mask.expand(*query.shape[:-2], *shape).reshape(-1, *shape)
+    return mask
 
 
 class _Attention(Function):
@@ -57,7 +59,11 @@ class _Attention(Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, c: float) -> Tensor:
         scores = torch.bmm(q * c, k.mT)
-        p = torch.softmax(scores if mask is None else scores.add_(mask), -1)
+        if mask is None:
+            p = torch.softmax(scores, -1)
+        else:
+            scores.view(*mask.shape[:-2], *scores.shape[1 if mask.ndim > 2 else 0 :]).add_(mask)
+            p = torch._safe_softmax(scores, -1)  # 0 where all is masked, as in torch's attention
         ctx.save_for_backward(q, k, v, p)
         ctx.c = c
         return torch.bmm(p, v)

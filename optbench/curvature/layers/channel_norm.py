@@ -25,7 +25,8 @@ def group_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def normalize(
         input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
     ) -> Tensor:
-        if input.ndim < 2 or input.shape[1] % num_groups or not input.numel():
+        fits = input.ndim > 1 and input.numel() and input.shape[1] % num_groups == 0
+        if not fits or _misfit(input, weight, bias):
             return original(input, num_groups, weight, bias, eps)
         return _normalize(input, weight, bias, num_groups, eps)
 
@@ -45,9 +46,11 @@ def batch_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        if not training or input.ndim < 2 or input.numel() <= input.shape[1]:
+        if not training or input.ndim < 2 or input.numel() <= input.shape[1] or _misfit(input, weight, bias):
             return original(input, running_mean, running_var, weight, bias, training, momentum, eps)
-        # The running statistics stay: the measurement's copies of them are thrown away.
+        if running_mean is not None:  # the measurement's copies: the forward pass may read what it has put there
+            with torch.no_grad():
+                original(input, running_mean, running_var, None, None, True, momentum, eps)
         return _normalize(input, weight, bias, None, eps)
 
     return normalize
@@ -58,7 +61,16 @@ def _normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: in
     w = x.new_ones(x.shape[1]) if weight is None else weight
     b = x.new_zeros(x.shape[1]) if bias is None else bias
     found: Tensor = _Normalized.apply(places, link(places), w.view(-1, 1), b.view(-1, 1), groups, eps)  # type: ignore[no-untyped-call]
-    return found.view(x.shape)
+    like = found.view(x.shape)
+    for kind, ndim in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+        if x.ndim == ndim and x.is_contiguous(memory_format=kind):
+            return like.contiguous(memory_format=kind)
+    return like
+
+
+def _misfit(x: Tensor, *affine: Tensor | None) -> bool:
+    """Whether torch would refuse the gain or the shift, or convert one."""
+    return any(p is not None and (p.shape != x.shape[1:2] or p.dtype != x.dtype) for p in affine)
 
 
 class _Normalized(Function):
@@ -114,7 +126,7 @@ class _Gradient(Function):
 def _gradients(g: Tensor, place: Tensor, unit: Tensor, rho: Tensor, w: Tensor, groups: int | None) -> Gradients:
     """dx, dw and db by torch's kernels: x̂ is its own normalization, of mean 0 and ρ = 1."""
     B, C, S = unit.shape
-    flat, every = w.view(-1), [True, True, True]
+    flat, every = w.reshape(-1).contiguous(), [True, True, True]
     zero, one = (unit.new_full((C,) if groups is None else (B, groups), value) for value in (0.0, 1.0))
     if groups is None:
         found = torch.ops.aten.native_batch_norm_backward(

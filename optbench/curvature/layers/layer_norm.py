@@ -36,8 +36,11 @@ def layer_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         bias: Tensor | None = None,
         eps: float = 1e-5,
     ) -> Tensor:
-        count = torch.Size(normalized_shape).numel()
-        if input.numel() % max(count, 1) or not input.numel():
+        shape = torch.Size(normalized_shape)
+        count = shape.numel()
+        affine = [p for p in (weight, bias) if p is not None]
+        fits = input.numel() and shape and input.shape[-len(shape) :] == shape
+        if not fits or any(p.shape != shape or p.dtype != input.dtype for p in affine):
             return original(input, normalized_shape, weight, bias, eps)
         rows = input.reshape(-1, count).contiguous()  # torch's kernels read gradients and x̂ as if they were
         w = input.new_ones(count) if weight is None else weight.reshape(-1)
