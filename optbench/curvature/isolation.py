@@ -65,15 +65,20 @@ def in_mode(model: nn.Module, mode: Mode | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def kept_buffers(modules: list[nn.Module]) -> Iterator[None]:
-    """Restore the modules' buffers: what a checkpoint runs again no longer sees the copies it ran with."""
-    before = [(b, b.detach().clone()) for module in modules for b in module.buffers(recurse=False)]
+    """Restore the buffers of batch norms: what a checkpoint runs again no longer sees the copies it ran with."""
+    before = []
+    for module in modules:
+        if module.training:
+            buffers = list(module.buffers(recurse=False))
+            before.append((buffers, [b._version for b in buffers], [b.detach().clone() for b in buffers]))
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, kept in before:
-                if not torch.equal(buffer, kept):  # batch norm writes without counting up the version
-                    buffer.copy_(kept)
+            for buffers, versions, kept in before:
+                # The statistics are written without a new version; the number of batches, beside them, has one.
+                if versions != [b._version for b in buffers]:
+                    torch._foreach_copy_(buffers, kept)
 
 
 def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:

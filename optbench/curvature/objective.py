@@ -58,7 +58,7 @@ class Objective:
         self.sizes = [p.numel() for p in weights]
         self.dtype, self.device = _precision(weights, dtype)
         self.both = _Both(self.model, loss, self.dtype)
-        self._statistics: list[nn.Module] = list(self._norms())
+        self._statistics: list[nn.Module] = [*self._norms()]
         self.cheap = True  # whether layers whose second derivative is cheap may be put in
         self._checked = False  # that the loss reads no weights behind our back
 

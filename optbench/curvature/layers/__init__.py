@@ -51,7 +51,7 @@ REPLACED: dict[Any, Callable[..., Any]] = {
     torch.Tensor.sigmoid: sigmoid(torch.sigmoid),
     F.scaled_dot_product_attention: attention(F.scaled_dot_product_attention),
 }
-ENTERED: dict[Any, Callable[..., Any]] = {
+INSTEAD: dict[Any, Callable[..., Any]] = REPLACED | {
     F.multi_head_attention_forward: _entered(F.multi_head_attention_forward),
     torch.autograd.grad: _entered(torch.autograd.grad),  # a checkpointed layer runs again inside of it
 }
@@ -68,13 +68,12 @@ class CheapSecondDerivatives(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the function, or the one in its place."""
         given = kwargs or {}
-        if func in ENTERED or (func in REPLACED and _ordinary([*args, *given.values()])):
-            func = ENTERED.get(func) or REPLACED[func]
-        return func(*args, **given)
+        if func in REPLACED and not _ordinary(*args, *given.values()):
+            return func(*args, **given)
+        return INSTEAD.get(func, func)(*args, **given)
 
 
-def _ordinary(arguments: list[Any]) -> bool:
-    first = arguments[0] if arguments else None
+def _ordinary(first: Any = None, *_: Any) -> bool:
     real = isinstance(first, torch.Tensor) and first.dtype in (torch.float32, torch.float64)
     return real and torch.is_grad_enabled() and not _transformed()
 

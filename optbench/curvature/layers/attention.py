@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from optbench.curvature.layers.graph import second
+from optbench.curvature.layers.graph import Gradients, second
 
 
 def attention(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -69,28 +69,24 @@ class _Attention(Function):
         return torch.bmm(p, v)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            return (*_Gradient.apply(g, *ctx.saved_tensors, ctx.c), None, None)  # type: ignore[no-untyped-call]
-        q, k, v, p = ctx.saved_tensors
-        s = torch._softmax_backward_data(torch.bmm(g, v.mT), p, -1, p.dtype)
-        return torch.bmm(s, k) * ctx.c, torch.bmm(s.mT, q) * ctx.c, torch.bmm(p.mT, g), None, None
+    def backward(ctx: Any, g: Tensor) -> Gradients:
+        kept = (*ctx.saved_tensors, ctx.c)
+        found = _Gradient.apply(g, *kept) if torch.is_grad_enabled() else _gradients(g, *kept)[:3]  # type: ignore[no-untyped-call]
+        return (*found, None, None)
 
 
 class _Gradient(Function):
-    """The gradients c s k, c sᵀ q and pᵀ g in q, k and v; s = p∘(r − Σ p∘r), r = g vᵀ, is that in the scores."""
-
     @staticmethod
     def forward(ctx: Any, g: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, c: float) -> tuple[Tensor, ...]:
-        s = torch._softmax_backward_data(torch.bmm(g, v.mT), p, -1, p.dtype)
+        dq, dk, dv, s = _gradients(g, q, k, v, p, c)
         ctx.save_for_backward(g, q, k, v, p, s)
         ctx.c = c
         ctx.set_materialize_grads(False)
-        return torch.bmm(s, k) * c, torch.bmm(s.mT, q) * c, torch.bmm(p.mT, g)
+        return dq, dk, dv
 
     @staticmethod
     @second
-    def backward(ctx: Any, dq: Tensor | None, dk: Tensor | None, dv: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dq: Tensor | None, dk: Tensor | None, dv: Tensor | None) -> Gradients:
         g, q, k, v, p, s = ctx.saved_tensors
         dq, dk, dv = (torch.zeros_like(x) if d is None else d for d, x in ((dq, q), (dk, k), (dv, v)))
         dq, dk = dq * ctx.c, dk * ctx.c
@@ -104,3 +100,9 @@ class _Gradient(Function):
         along_q = torch.baddbmm(torch.bmm(s, dk), bent, k, alpha=ctx.c)
         along_k = torch.baddbmm(torch.bmm(s.mT, dq), bent.mT, q, alpha=ctx.c)
         return along_g, along_q, along_k, along_v, None, None
+
+
+def _gradients(g: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, c: float) -> tuple[Tensor, ...]:
+    """The gradients c s k, c sᵀ q and pᵀ g in q, k and v, and s = p∘(r − Σ p∘r), r = g vᵀ, that in the scores."""
+    s = torch._softmax_backward_data(torch.bmm(g, v.mT), p, -1, p.dtype)
+    return torch.bmm(s, k) * c, torch.bmm(s.mT, q) * c, torch.bmm(p.mT, g), s

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from optbench.curvature.layers.graph import link, second
-
-Gradients = tuple[Tensor | None, ...]
+from optbench.curvature.layers.graph import Gradients, link, second
 
 
 def group_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -87,8 +85,11 @@ class _Normalized(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Gradients:
-        take: Callable[..., Gradients] = _Gradient.apply if torch.is_grad_enabled() else _gradients
-        dx, dw, db = take(g, *ctx.saved_tensors, ctx.groups)
+        place, unit, rho, w = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            dx, dw, db = _Gradient.apply(g, place, unit, rho, w, ctx.groups)  # type: ignore[no-untyped-call]
+        else:
+            dx, dw, db = _gradients(g, unit, rho, w, ctx.groups)
         return dx, None, dw, db, None, None
 
 
@@ -101,7 +102,7 @@ class _Gradient(Function):
         h_mean, along = (_mean(w * sums, groups, g.shape[2]) for sums in (g_sum, g_unit))
         ctx.save_for_backward(g, unit, rho, w, g_sum, g_unit, h_mean, along)
         ctx.groups = groups
-        return _gradients(g, place, unit, rho, w, groups)
+        return _gradients(g, unit, rho, w, groups)
 
     @staticmethod
     @second
@@ -123,7 +124,7 @@ class _Gradient(Function):
         return along_g, along_x, None, None, along_w, None
 
 
-def _gradients(g: Tensor, place: Tensor, unit: Tensor, rho: Tensor, w: Tensor, groups: int | None) -> Gradients:
+def _gradients(g: Tensor, unit: Tensor, rho: Tensor, w: Tensor, groups: int | None) -> Gradients:
     """dx, dw and db by torch's kernels: x̂ is its own normalization, of mean 0 and ρ = 1."""
     B, C, S = unit.shape
     flat, every = w.reshape(-1).contiguous(), [True, True, True]

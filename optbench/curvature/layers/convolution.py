@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from optbench.curvature.layers.graph import second
+from optbench.curvature.layers.graph import Gradients, second
 
 Settings = tuple[list[int], list[int], list[int], int]
 """Stride, padding, dilation, groups."""
-Gradients = tuple[Tensor | None, ...]
 
 
 def convolution(dimensions: int, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -34,7 +33,7 @@ def convolution(dimensions: int, original: Callable[..., Tensor]) -> Callable[..
     ) -> Tensor:
         strides, spacing = _spread(stride, dimensions), _spread(dilation, dimensions)
         edge = _edge(padding, weight, strides, spacing)
-        if edge is None or input.ndim != dimensions + 2 or input.is_complex():
+        if edge is None or input.ndim != dimensions + 2:
             return original(input, weight, bias, stride, padding, dilation, groups)
         settings = strides, edge, spacing, groups
         found: Tensor = _Convolution.apply(input, weight, bias, settings)  # type: ignore[no-untyped-call]

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+Gradients = tuple[Tensor | None, ...]
+"""What a backward pass returns: one for each argument of the forward pass."""
+
 
 class ThirdDerivativeError(RuntimeError):
     """A layer in this form was differentiated a third time: the model or the loss differentiates by itself."""

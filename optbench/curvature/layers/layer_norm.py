@@ -21,9 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from optbench.curvature.layers.graph import link, second
-
-Gradients = tuple[Tensor | None, ...]
+from optbench.curvature.layers.graph import Gradients, link, second
 
 
 def layer_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -62,8 +60,11 @@ class _Normalized(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Gradients:
-        take: Callable[..., Gradients] = _Gradient.apply if torch.is_grad_enabled() else _gradients
-        dx, dw, db = take(g, *ctx.saved_tensors)
+        place, unit, rho, w = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            dx, dw, db = _Gradient.apply(g, place, unit, rho, w)  # type: ignore[no-untyped-call]
+        else:
+            dx, dw, db = _gradients(g, unit, rho, w)
         return dx, None, dw, db, None
 
 
@@ -72,7 +73,7 @@ class _Gradient(Function):
     def forward(ctx: Any, g: Tensor, place: Tensor, unit: Tensor, rho: Tensor, w: Tensor) -> Gradients:
         along = ((g * unit) @ w).unsqueeze(1) / len(w)
         ctx.save_for_backward(g, unit, rho, w, along)
-        return _gradients(g, place, unit, rho, w)
+        return _gradients(g, unit, rho, w)
 
     @staticmethod
     @second
@@ -87,7 +88,7 @@ class _Gradient(Function):
         return along_g, along_x, None, None, g_u.sum(0)
 
 
-def _gradients(g: Tensor, place: Tensor, unit: Tensor, rho: Tensor, w: Tensor) -> Gradients:
+def _gradients(g: Tensor, unit: Tensor, rho: Tensor, w: Tensor) -> Gradients:
     dx, dw, db = _project(g, unit, w, sums=True)
     return dx.mul_(rho), dw, db
 
