@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 from statistics import median
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.profiler import ProfilerActivity, profile
 
 from optbench.config import build
-from optbench.curvature import Eigenpairs, Hessian, top_eigenpairs
+from optbench.curvature import Hessian
 from optbench.curvature.chunks import Pair
 from optbench.curvature.objective import Loss
 from optbench.location import conf_folder
@@ -28,20 +26,10 @@ from optbench.memory import keep_freed_memory
 from optbench.models.vit import vit
 from optbench.probes import State, due
 from optbench.probes.shared import Shared
-from perf.cases import CIFAR, CNN, ViT, cifar, cifar_run, descend, digits, digits_run, half_mse, mlp
+from perf.cases import CIFAR, CNN, ViT, cifar, cifar_run, digits_run, mlp
+from perf.growth import growth
 from perf.peers import Engine, cold_lanczos, ours, pyhessian, scipy_in_double, scipy_on_curvlinops
-
-
-def seconds(action: Callable[[], object], repeats: int = 7, warm: bool = True) -> float:
-    """Median seconds of an action, after one to warm up."""
-    if warm:
-        action()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return median(times)
+from perf.timing import gradient, over, peak_bytes, seconds
 
 
 def accuracy(options: argparse.Namespace) -> None:
@@ -99,11 +87,6 @@ def models() -> list[tuple[str, nn.Module, Loss, Pair]]:
     ]
 
 
-def gradient(model: nn.Module, loss: Loss, data: Pair) -> object:
-    """One gradient, as in a training step."""
-    return torch.autograd.grad(loss(model(data[0]), data[1]), list(model.parameters()))
-
-
 def ratio(_: argparse.Namespace) -> None:
     """Time of one product over that of one gradient, each pair one after the other: the clock of a machine drifts."""
     print(f"{'model, batch':28}{'P':>9}{'gradient ms':>13}{'cached':>8}{'set-up':>8}{'recomputed':>12}", end="")
@@ -127,25 +110,6 @@ def ratio(_: argparse.Namespace) -> None:
             print(f"{traced:12.2f}{whole - traced:8.2f}")
         except (RuntimeError, ValueError) as error:
             print(f"   {type(error).__name__}: {str(error)[:60]}")
-
-
-def over(action: Callable[[], object], base: Callable[[], object], pairs: int = 15) -> float:
-    """Median over pairs of the time of an action over that of a base."""
-    action()
-    return median(seconds(action, 1, warm=False) / seconds(base, 1, warm=False) for _ in range(pairs))
-
-
-def peak_bytes(action: Callable[[], object]) -> int:
-    """Largest sum of live CPU allocations made by an action."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        kept = action()
-    del kept
-    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
 
 
 def memory(_: argparse.Namespace) -> None:
@@ -173,87 +137,6 @@ def memory(_: argparse.Namespace) -> None:
         start = time.perf_counter()
         peak = peak_bytes(lambda H=H: H @ torch.randn(H.size))  # type: ignore[misc]
         print(f"{count:<40}{peak / 2**20:10.1f}{time.perf_counter() - start:8.1f}")
-
-
-def growth(options: argparse.Namespace) -> None:
-    """Time of a product and of a solve against P, and products of a solve against k."""
-    rows = []
-    print(
-        f"{'P':>10}{'gradient ms':>13}{'product ms':>12}{'cold HVPs':>11}{'cold s':>8}{'warm HVPs':>11}{'warm ms':>9}"
-    )
-    for width in (70, 280, 960, 3120):
-        rows.append(row := _growth_in_p(width))
-        print(f"{row[0]:10}{row[1]:13.1f}{row[2]:12.1f}{row[3]:11}{row[4]:8.1f}{row[5]:11}{row[6]:9.0f}", flush=True)
-    ks, cold, warm = _growth_in_k()
-    if options.plot:
-        _plot(options.plot, rows, ks, cold, warm)
-
-
-def _growth_in_p(width: int) -> tuple[int, float, float, int, float, int, float]:
-    """P, ms of a gradient, ms of a product, products and s of a cold solve, products and ms of a warm one."""
-    torch.manual_seed(0)
-    model, data = mlp(64, width, width, 10), digits(300)
-    with Hessian(model, half_mse, data) as H:
-        v = torch.randn(H.size)
-        base = seconds(lambda: gradient(model, half_mse, data), 3)
-        product = seconds(lambda: H @ v, 3)
-        start = time.perf_counter()
-        cold = top_eigenpairs(H)
-        middle = time.perf_counter()
-    for _ in descend(model, data, 0.5 / float(cold.values[0]), 10):
-        pass
-    with H:
-        again = time.perf_counter()
-        warm = top_eigenpairs(H, start=cold)
-        spent = time.perf_counter() - again
-    return H.size, 1e3 * base, 1e3 * product, cold.hvps, middle - start, warm.hvps, 1e3 * spent
-
-
-def _growth_in_k() -> tuple[list[int], list[int], list[int]]:
-    model, data, steps = digits_run(0, steps=411)
-    H = Hessian(model, half_mse, data)
-    ks = [1, 2, 4, 8, 16, 32]
-    print(f"{'k (digits, at the edge)':28}{'cold HVPs':>10}{'warm HVPs':>10}{'warm ms':>10}")
-    starts: dict[int, Eigenpairs] = {}
-    cold, warm = [], []
-    for step in steps:
-        if step not in (390, 400, 410):
-            continue
-        for k in ks:
-            with H:
-                start = time.perf_counter()
-                starts[k] = top_eigenpairs(H, k, start=starts.get(k))
-                spent = 1e3 * (time.perf_counter() - start)
-            if step == 390:
-                cold.append(starts[k].hvps)
-            elif step == 410:
-                warm.append(starts[k].hvps)
-                print(f"{k:<28}{cold[len(warm) - 1]:10}{warm[-1]:10}{spent:10.1f}", flush=True)
-    return ks, cold, warm
-
-
-def _plot(
-    path: str, rows: list[tuple[int, float, float, int, float, int, float]], ks: list[int], *costs: list[int]
-) -> None:
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
-    sizes, base, product, _, _, _, warm = zip(*rows, strict=True)
-    for label, times in (("gradient", base), ("product", product), ("λ₁, ten steps on", warm)):
-        left.loglog(sizes, times, "o-", label=label)
-    left.set(xlabel="parameters P", ylabel="ms, one thread")
-    for label, found in zip(("cold", "warm, ten steps on"), costs, strict=True):
-        right.plot(ks, found, "o-", label=label)
-    right.set_xscale("log", base=2)
-    right.set_yscale("log", base=2)
-    right.set(xlabel="eigenpairs k (digits, at the edge)", ylabel="products", xticks=ks)
-    right.xaxis.set_major_formatter("{x:g}")
-    right.yaxis.set_major_formatter("{x:g}")
-    for axes in (left, right):
-        axes.legend(frameon=False)
-        axes.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
 
 
 def tracking(options: argparse.Namespace) -> None:
