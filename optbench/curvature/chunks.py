@@ -71,7 +71,9 @@ class Chunks:
 
     def sample(self, count: int) -> Pair:
         """The first examples of the first chunk, at most `count`."""
-        inputs, targets = next(iter(self))
+        inputs, targets = next(iter(self), (None, None))
+        if inputs is None or targets is None:
+            raise ValueError(f"batches must hold at least one, got a {type(self.batches).__name__} that is empty")
         return inputs[:count], targets[:count]
 
     def versions(self) -> tuple[int, ...]:

@@ -268,6 +268,8 @@ def test_refusals() -> None:
         Hessian(model, lambda o, t: (o - t).square(), data) @ v
     with pytest.raises(ValueError, match="inputs must be a tensor"):
         Hessian(model, half_mse, [({"x": data[0]}, labels)]) @ v  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="batches must hold at least one, got a list that is empty"):
+        Hessian(model, half_mse, []) @ v
     with pytest.raises(ValueError, match="as many examples"):
         Hessian(model, half_mse, (data[0], labels[:3])) @ v
 
