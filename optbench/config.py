@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from optbench import search
 from optbench.batches import Batches
 from optbench.errors import UserError
 from optbench.probes import Probe, check_cadences
-from optbench.probes.generalization import evaluate, evaluating
+from optbench.probes.generalization import evaluate, evaluating, is_mean_of_parts
 from optbench.runner import Experiment, Settings
 from optbench.seeds import derive, global_stream
 from optbench.task import Task
@@ -108,6 +109,7 @@ def build(config: DictConfig) -> Experiment:
     probes = dict(build_probes(config))
     check_cadences(probes)
     _check_fit(task, model, optimizer)
+    _check_micro_batches(task, model, optimizer, update.micro_batch_size, batches.size)
     with evaluating(model, optimizer):
         initial_loss = evaluate(task, model, task.train.first(FINGERPRINT_EXAMPLES))["loss"]
     return Experiment(task, batches, update, probes, settings, initial_loss)
@@ -224,6 +226,19 @@ def _check_fit(task: Task, model: nn.Module, optimizer: Optimizer) -> None:
             f"this model does not fit this task, whose inputs are {kind} of shape {task.input_shape}{way_out} "
             f"({type(why).__name__}: {line})"
         ) from why
+
+
+def _check_micro_batches(task: Task, model: nn.Module, optimizer: Optimizer, size: int | None, batch_size: int) -> None:
+    """Raise a UserError if the mean of the micro-batches' losses is not the loss of the batch."""
+    if size is None or size >= batch_size:
+        return
+    with evaluating(model, optimizer), torch.no_grad():
+        unweighted = replace(task, weight=None)
+        if not is_mean_of_parts(unweighted, task.loss, model, task.train.first(batch_size), size):
+            raise UserError(
+                f"micro_batch_size={size} would train on another loss: the task's is not the mean over examples "
+                "(class weights, ignored targets, a contrastive loss); say micro_batch_size=null"
+            )
 
 
 def _schedule(config: DictConfig, optimizer: Optimizer) -> LRScheduler | None:

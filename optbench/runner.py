@@ -15,7 +15,7 @@ from torch import Tensor
 from optbench import checkpoint
 from optbench.batches import Batches
 from optbench.errors import UserError
-from optbench.probes import Probe, State, Stateful, Value, due
+from optbench.probes import Probe, State, Stateful, Value, due, measure
 from optbench.probes.shared import Shared
 from optbench.record.folder import RunFolder
 from optbench.record.terminal import Terminal
@@ -97,7 +97,8 @@ class Runner:
             except KeyboardInterrupt:
                 status = "interrupted"
         self._count_training()
-        return {"status": status} | self.progress()
+        measured = {"measured": self._shared.notes} if self._shared.notes else {}
+        return {"status": status} | self.progress() | measured
 
     def progress(self) -> dict[str, Any]:
         """Return how far it is and what it has cost."""
@@ -170,12 +171,9 @@ class Runner:
             shared=self._shared,
         )
         try:
-            for probe in now.values():
-                state.found |= probe(state)
+            measure(now, state)
         except FloatingPointError as why:  # the weights are finite, but what follows from them overflows
             raise _DivergenceError(self.step) from why
-        finally:
-            self._shared.release()
         loss = state.found.get("train/loss", 0.0)
         if isinstance(loss, float) and not math.isfinite(loss):
             raise _DivergenceError(self.step)

@@ -16,6 +16,7 @@ from optbench.errors import UserError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Error = Callable[[Tensor, Tensor], Tensor]
+Weight = Callable[[Tensor, Tensor], float | Tensor]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -58,6 +59,7 @@ class Task:
         output_width: Width of the model's output.
         loss: (outputs, targets) → the mean over examples, a scalar.
         error: (outputs, targets) → the mean misclassification in [0, 1]; None for regression.
+        weight: (inputs, targets) → what a batch weighs in the mean over all; None for its number of examples.
         augment: (inputs, generator) → inputs of the same shape; None for no augmentation.
         facts: What the record should say about the data, such as whether its checksum was verified.
     """
@@ -70,6 +72,7 @@ class Task:
     error: Error | None = None
     augment: Augment | None = None
     facts: dict[str, object] = field(default_factory=dict)
+    weight: Weight | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optbench.curvature.chunks import Chunks
-from optbench.curvature.isolation import kept_rng
-from optbench.probes import Probe, State, Stateful, Value
+from optbench.curvature.isolation import untouched
+from optbench.curvature.objective import PRECISIONS
+from optbench.probes import Probe, State, Stateful, Value, measure
 from optbench.probes.edge import Edge
 from optbench.probes.generalization import Generalization
 from optbench.probes.shared import Shared
 from optbench.probes.sharpness import Sharpness
-from optbench.task import Error, Loss, Split, Task, error_of_classes
+from optbench.task import Error, Loss, Split, Task, Weight, error_of_classes
 
 Data = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 
@@ -58,12 +59,16 @@ class Watch:
             shared=self._shared,
         )
         try:
-            with kept_rng(self.task.train.inputs.device), torch.inference_mode(False), torch.enable_grad():
-                for probe in self.probes.values():
-                    state.found |= probe(state)
-        finally:
-            self._shared.release()
-        return state.found
+            with untouched(self.model), torch.inference_mode(False), torch.enable_grad():
+                return measure(self.probes, state)
+        except FloatingPointError as why:
+            self.say(f"nothing can be measured at step {self.step}: {why}")
+            return {}
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What was measured and how: precision, modes of modules, layers."""
+        return self._shared.notes
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step and the probes' warm starts, for those who resume."""
@@ -89,6 +94,8 @@ def watch(
     examples: int | None = 1000,
     full_batch: bool = False,
     probes: Mapping[str, Probe] | None = None,
+    dtype: torch.dtype | None = None,
+    weight: Weight | None = None,
     seed: int = 0,
     say: Callable[[str], None] | None = None,
 ) -> Watch:
@@ -103,13 +110,14 @@ def watch(
     It only reads: weights, `.grad`, buffers, modes, the optimizer's state and all random number generators are
     afterwards what they were, bit for bit, so that training goes on as it would have. Call it where `optimizer` has
     the hyperparameters of the coming update, so after `optimizer.step()` and `scheduler.step()`. Metrics are those of
-    the runner: `sharpness/…` and `edge/…` of the training loss in train mode, `train/…`, `test/…` and `gap/…` in eval
-    mode; over the same examples each time.
+    the runner: `sharpness/…` and `edge/…` of the training loss, with every module in the mode that it is in when
+    measured; `train/…`, `test/…` and `gap/…` in eval mode; over the same examples each time. Autocast and compiled code
+    are off meanwhile, inside the model too. Layers that are frozen, unfrozen or put in later are noticed.
 
     Args:
-        model: Takes a batch of inputs. It is put in train or eval mode for the measurement, then back.
+        model: Takes a batch of inputs. It is put in eval mode for loss and error, then back.
         optimizer: Any torch optimizer of its parameters.
-        loss: (outputs, targets) → the mean over the batch's examples, a scalar.
+        loss: (outputs, targets) → a scalar; that of all examples measured on together is what is measured.
         batches: The training data to measure on: one (inputs, targets) pair, or what can be read again and again, such
             as a DataLoader. It is read once, now, into memory.
         every: Steps between measurements.
@@ -119,30 +127,77 @@ def watch(
         examples: How many examples of either, the first ones read; None for all.
         full_batch: Whether each update sees the whole training set: the edge of some optimizers (SAM) needs to know.
         probes: Any of `optbench.probes` by name, in place of sharpness, edge and generalization.
-        seed: Of the measurements' own random numbers.
+        dtype: Precision of curvature, torch.float32 or float64; None for the weights' own, and float32 for weights in
+            half precision.
+        weight: (inputs, targets) → what a part of the examples weighs in the loss, such as its number of targets that
+            are not ignored, where the loss is no mean over examples and must be taken in parts to fit in memory.
+        seed: Seed of the measurements' own random numbers.
         say: Takes what there is to say once, such as why a number is absent; None prints it on stderr.
 
     Raises:
-        ValueError: If `every` is not positive, or the data are not pairs of tensors.
+        ValueError: If an argument is not what is said above, the data are not pairs of tensors, or the optimizer holds
+            none of the model's parameters.
     """
-    if not every >= 1:
-        raise ValueError(f"every must be a positive number of steps, got {every}")
+    _check(model, optimizer, loss, every, error, examples, dtype)
     like = next(model.parameters())
     train = _read(batches, examples, like)
-    if isinstance(error, str):
-        error = None if train.targets.is_floating_point() else error_of_classes
-    task = Task(train, None, None if test is None else _read(test, examples, like), 0, loss, error)
+    own_error = error if callable(error) else None
+    if error == "auto" and not train.targets.is_floating_point():
+        own_error = error_of_classes
+    held_out = None if test is None else _read(test, examples, like)
+    task = Task(train, None, held_out, 0, loss, own_error, weight=weight)
     if probes is None:
         probes = {"sharpness": Sharpness("adaptive", thin=1), "edge": Edge(), "generalization": Generalization()}
-    return Watch(model, optimizer, task, probes, every, full_batch, seed, say or _print_once())
+    shared = Shared(dtype)
+    return Watch(model, optimizer, task, probes, every, full_batch, seed, say or _print_once(), _shared=shared)
+
+
+def _check(
+    model: object,
+    optimizer: object,
+    loss: object,
+    every: object,
+    error: object,
+    examples: object,
+    dtype: object,
+) -> None:
+    if not isinstance(model, nn.Module) or not any(True for _ in model.parameters()):
+        raise ValueError(f"model must be a torch.nn.Module with parameters, got {type(model).__name__}")
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    own = {id(p) for p in model.parameters()}
+    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError(
+            "optimizer must hold parameters of this model, got one that holds none of them: pass the model that it was "
+            "made for, or the optimizer that was made after the model's last copy or move"
+        )
+    if not callable(loss):
+        raise ValueError(f"loss must be a function (outputs, targets) -> scalar, got {loss!r}")
+    if not _is_positive(every):
+        raise ValueError(f"every must be a positive number of steps, got {every!r}")
+    if not (examples is None or _is_positive(examples)):
+        raise ValueError(f"examples must be a positive number, or None for all, got {examples!r}")
+    if not (error is None or error == "auto" or callable(error)):
+        raise ValueError(f"error must be 'auto', None or a function (outputs, targets) -> mean error, got {error!r}")
+    if not (dtype is None or dtype in PRECISIONS):
+        raise ValueError(f"dtype must be torch.float32, torch.float64 or None, got {dtype!r}")
+
+
+def _is_positive(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
 
 def _read(data: Data, examples: int | None, like: Tensor) -> Split:
     """The first so many examples, on a parameter's device and in its precision; no generator is moved."""
-    chunks = Chunks(data, like.device, like.dtype)
-    parts, count = [], 0
+    chunks = Chunks(data, like.device, like.dtype if like.dtype.is_floating_point else torch.float32)
+    parts, count = list[tuple[Tensor, Tensor]](), 0
     with chunks.kept_rng():
         for inputs, targets in chunks:
+            if parts and (inputs.shape[1:], targets.shape[1:]) != (parts[0][0].shape[1:], parts[0][1].shape[1:]):
+                raise ValueError(
+                    f"batches must have inputs and targets of one shape, got {tuple(parts[0][0].shape)} and "
+                    f"{tuple(inputs.shape)}: pad them alike, or pass one batch"
+                )
             parts.append((inputs, targets))
             count += len(inputs)
             if examples is not None and count >= examples:

@@ -3,6 +3,12 @@
 from optbench.curvature.checks import Audit, Rayleigh, audit, rayleigh
 from optbench.curvature.density import SpectralDensity, spectral_density
 from optbench.curvature.eigen import top_eigenpairs
+from optbench.curvature.errors import (
+    MeasurementError,
+    NotConvergedWarning,
+    SecondDerivativeWarning,
+    WeightingWarning,
+)
 from optbench.curvature.hessian import GaussNewton, Hessian
 from optbench.curvature.heterogeneity import block_densities, block_heterogeneity
 from optbench.curvature.operators import Operator, Preconditioned, Restricted
@@ -17,12 +23,16 @@ __all__ = [
     "Eigenpairs",
     "GaussNewton",
     "Hessian",
+    "MeasurementError",
+    "NotConvergedWarning",
     "Operator",
     "Preconditioned",
     "Rayleigh",
     "Restricted",
+    "SecondDerivativeWarning",
     "SpectralDensity",
     "TraceEstimate",
+    "WeightingWarning",
     "audit",
     "block_densities",
     "block_heterogeneity",

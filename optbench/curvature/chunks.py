@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import kept_rng, seed_globals
 
 Pair = tuple[Tensor, Tensor]
 """Inputs and targets of a batch; their first dimension counts examples."""
+
+Weight = Callable[[Tensor, Tensor], float | Tensor]
+"""weight(inputs, targets): what a batch, or a part of one, weighs in the mean over all."""
 
 
 class Chunks:
@@ -25,19 +30,26 @@ class Chunks:
         batches: One (inputs, targets) pair or a re-iterable of them.
         device: Where the chunks go.
         dtype: Precision of floating-point inputs and targets.
+        weight: What a batch weighs in the mean over all; None for its number of examples.
 
     Raises:
         ValueError: If batches can be read only once.
     """
 
-    def __init__(self, batches: Pair | Iterable[Pair], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        batches: Pair | Iterable[Pair],
+        device: torch.device,
+        dtype: torch.dtype,
+        weight: Weight | None = None,
+    ) -> None:
         self.batches: Iterable[Any] = [batches] if _is_pair(batches) else batches
         if isinstance(self.batches, Iterator):
             raise ValueError(
                 f"batches must be re-iterable, got a {type(batches).__name__}, which can be read "
                 "once: pass a list or a DataLoader"
             )
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.weight = device, dtype, weight
         self.limit: int | None = None
         self._start: list[tuple[torch.Generator, Tensor]] = []
 
@@ -53,28 +65,56 @@ class Chunks:
 
     def __iter__(self) -> Iterator[Pair]:
         """Chunks of at most `limit` examples, in the order of the batches."""
+        for batch in self.uncut():
+            for _, part in self.parts(batch, self.limit, weigh=False):
+                yield part
+
+    def uncut(self) -> Iterator[Pair]:
+        """The batches as they were given."""
         seed_globals(self.device, 0)
         self._rewind()
         for batch in self.batches:
-            inputs, targets = _checked(batch)
-            limit = self.limit or len(inputs)
-            for piece in zip(torch.split(inputs, limit), torch.split(targets, limit), strict=True):
-                yield self._moved(piece[0]), self._moved(piece[1])
+            yield _checked(batch)
+
+    def weighted(self) -> Iterator[tuple[float, Pair]]:
+        """The chunks, each with its weight."""
+        for batch in self.uncut():
+            yield from self.parts(batch, self.limit)
+
+    def parts(self, batch: Pair, limit: int | None, weigh: bool = True) -> Iterator[tuple[float, Pair]]:
+        """A batch in parts of at most `limit` examples, with their weights; 0 if they are not asked for."""
+        size = limit or len(batch[0])
+        for inputs, targets in zip(torch.split(batch[0], size), torch.split(batch[1], size), strict=True):
+            part = self._moved(inputs), self._moved(targets)
+            yield self.weight_of(part) if weigh else 0.0, part
+
+    def weight_of(self, batch: Pair) -> float:
+        """What a batch weighs in the mean.
+
+        Raises:
+            ValueError: If that is negative or not finite.
+        """
+        if self.weight is None:
+            return float(len(batch[0]))
+        found = float(self.weight(*batch))
+        if not 0 <= found < math.inf:
+            raise MeasurementError(f"weight must be finite and not negative, got {found} for {len(batch[0])} examples")
+        return found
 
     def _rewind(self) -> None:
         for generator, state in self._start:
             generator.set_state(state)
 
     def sizes(self) -> list[int]:
-        """Examples in each chunk; reads the data once."""
-        return [len(inputs) for inputs, _ in self]
+        """Examples in each batch as it was given; reads the data once."""
+        return [len(inputs) for inputs, _ in self.uncut()]
 
     def sample(self, count: int) -> Pair:
-        """The first examples of the first chunk, at most `count`."""
-        inputs, targets = next(iter(self), (None, None))
-        if inputs is None or targets is None:
+        """The first examples of the first batch, at most `count`."""
+        batch = next(self.uncut(), None)
+        if batch is None:
             raise ValueError(f"batches must hold at least one, got a {type(self.batches).__name__} that is empty")
-        return inputs[:count], targets[:count]
+        return self._moved(batch[0][:count]), self._moved(batch[1][:count])
 
     def versions(self) -> tuple[int, ...]:
         """Write counters of data held as tensors, so that a change in place is noticed."""

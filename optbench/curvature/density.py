@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +49,8 @@ class SpectralDensity:
         Returns:
             Grid and density on it; the density integrates to 1.
         """
+        if width is not None and not width > 0:
+            raise ValueError(f"width must be positive, got {width}")
         low, high = float(self.nodes[0]), float(self.nodes[-1])
         width = width or max((high - low) / 100, 1e-6 * max(abs(low), abs(high)), 1e-12)
         if grid is None:
@@ -89,8 +92,8 @@ def spectral_density(operator: Operator, steps: int = 64, probes: int = 4, *, se
         arXiv:1901.10159.
     """
     for name, value in (("steps", steps), ("probes", probes)):
-        if value < 1:
-            raise ValueError(f"{name} must be positive, got {value}")
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} must be a positive whole number, got {value!r}")
     generator = seeded(seed)
     before = operator.hvps
     rules = [_quadrature(operator, rademacher(operator, generator), steps) for _ in range(probes)]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
+from optbench.curvature.errors import NotConvergedWarning
 from optbench.curvature.operators import Operator
 from optbench.curvature.pairs import Eigenpairs, Seed, random_rows
 from optbench.curvature.solver import Solver
@@ -62,6 +66,9 @@ def top_eigenpairs(
         ValueError: If k, tol, accuracy or guards is out of range, or start has the wrong shape.
         FloatingPointError: If a product is not finite.
 
+    Warns:
+        NotConvergedWarning: If the search ended before its tolerance was met, at `max_hvps` or since nothing new came.
+
     References:
         Knyazev (2001), SIAM J. Sci. Comput. 23(2); Stathopoulos (2007), SIAM J. Sci. Comput. 29(2).
     """
@@ -84,7 +91,20 @@ def top_eigenpairs(
             break
         if not (solver.improve(pending) if pending else solver.widen(seed)):
             break
-    return solver.result(operator.hvps - before, above, recycle)
+    found = solver.result(operator.hvps - before, above, recycle)
+    if not found.converged:
+        warnings.warn(not_converged(found, max_hvps), NotConvergedWarning, stacklevel=2)
+    return found
+
+
+def not_converged(pairs: Eigenpairs, max_hvps: int) -> str:
+    """What there is to say of pairs that did not meet their tolerance."""
+    worst = int(pairs.bounds.argmax())
+    return (
+        f"eigenvalues did not converge in {pairs.hvps} products (max_hvps={max_hvps}): eigenvalue {worst + 1} is "
+        f"{float(pairs.values[worst]):.5g}, at most {float(pairs.bounds[worst]):.2g} below the true one, residual "
+        f"{float(pairs.residuals[worst]):.2g}; raise max_hvps, or ask for less accuracy"
+    )
 
 
 def _start_rows(operator: Operator, start: Eigenpairs | Tensor | None, count: int, seed: Seed) -> Tensor:
@@ -101,6 +121,9 @@ def _start_rows(operator: Operator, start: Eigenpairs | Tensor | None, count: in
 
 
 def _check(operator: Operator, k: int, tol: float, accuracy: float, guards: int, max_hvps: int) -> None:
+    for name, number in (("k", k), ("guards", guards), ("max_hvps", max_hvps)):
+        if isinstance(number, bool) or not isinstance(number, Integral):
+            raise ValueError(f"{name} must be a whole number, got {number!r}")
     if not 1 <= k <= operator.size:
         raise ValueError(f"k must be between 1 and P = {operator.size}, got {k}")
     for name, value in (("tol", tol), ("accuracy", accuracy)):

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from optbench.curvature import products
-from optbench.curvature.chunks import Chunks, Pair
+from optbench.curvature.chunks import Chunks, Pair, Weight
+from optbench.curvature.differences import EXAMPLES, WRONG, off_from_differences, refuse_dropped_derivatives
+from optbench.curvature.errors import MeasurementError, SecondDerivativeWarning
 from optbench.curvature.isolation import Mode
 from optbench.curvature.objective import Loss, Objective
 from optbench.curvature.operators import Operator
 from optbench.curvature.products import Builder, Product
 from optbench.curvature.selection import Selection
 from optbench.curvature.strategy import Plan, Strategy, check_strategy, make_plan
+from optbench.curvature.symmetry import Witness
 
 
 class ModelOperator(Operator):
-    """What Hessian and Gauss-Newton share: a mean over the examples, one product per chunk.
+    """What Hessian and Gauss-Newton share: a weighted mean of losses, one product per chunk.
+
+    A batch is cut into chunks only where its loss is the weighted mean of theirs, which is checked once: in value,
+    gradient and curvature.
 
     Attributes:
         strategy: How products are done: "cached", "linearized" or "recomputed"; "auto" or "timed"
@@ -26,7 +33,7 @@ class ModelOperator(Operator):
             rounding on the choice: a run that must be bit-identical after a resume stores this and
             passes it back.
         objective: The loss as a function of the selected parameters; `.names`, `.sizes`.
-        hvps: Products done.
+        hvps: Products done, but for one of an operator's first, by which products are found to be symmetric.
     """
 
     builders: dict[str, Builder]
@@ -41,6 +48,7 @@ class ModelOperator(Operator):
         chunk: int | None = None,
         mode: Mode | None = None,
         dtype: torch.dtype | None = None,
+        weight: Weight | None = None,
         strategy: Strategy = "auto",
         memory: int = 2 << 30,
         batched: bool = False,
@@ -50,17 +58,20 @@ class ModelOperator(Operator):
 
         Args:
             model: The model; it is read, never changed.
-            loss: loss(outputs, targets), the mean over the batch's examples. Batches are weighted
-                by their number of examples.
-            batches: One (inputs, targets) pair, or a re-iterable of pairs such as a DataLoader.
+            loss: loss(outputs, targets), a scalar.
+            batches: One (inputs, targets) pair, whose loss it is then, or a re-iterable of pairs such as a DataLoader,
+                of whose losses it is the weighted mean.
             params: Predicate of (name, parameter), parameter names, or None for all that train.
-            chunk: Most examples differentiated at once; None for as many as fit in `memory`. A large chunk is taken
-                in up to four parts, so that its peak stays near that of training steps on the chunk: about one where
-                graphs are recomputed, three where they are kept.
+            chunk: Most examples differentiated at once; None for as many as fit in `memory`. A large chunk is
+                taken in up to four parts, so that its peak stays near that of training steps on the chunk: about one
+                where graphs are recomputed, three where they are kept.
             mode: "train", "eval", or None for the mode the model is in when measured. Dropout in
                 train mode keeps one mask, drawn from a fixed seed.
             dtype: Precision; None for the parameters' own. float64 measures a float32 model in
                 double precision.
+            weight: weight(inputs, targets), what a batch weighs in the mean: for a loss that is a mean over something
+                else than examples, such as the number of targets that are not ignored. None for the number of
+                examples; a warning says where that is not the loss over all batches together.
             strategy: "cached" keeps the graph of all chunks' gradients; "recomputed" builds each
                 chunk's graph anew for every block of vectors and frees it; "auto" caches if the
                 graphs fit in `memory`, by their size alone, so it is reproducible. "linearized"
@@ -78,23 +89,37 @@ class ModelOperator(Operator):
                 that of the whole.
 
         Raises:
-            ValueError: If an argument is out of range; see `select`, `Chunks`, `Objective`.
+            MeasurementError: If an argument is out of range; see `select`, `Chunks`, `Objective`. At a product: if the
+                loss does not depend on the parameters, if torch cannot differentiate it twice, or not rightly so that
+                products are not symmetric, or if a chunk cuts what is no mean over examples.
         """
         if chunk is not None and chunk < 1:
-            raise ValueError(f"chunk must be positive, got {chunk}")
+            raise MeasurementError(f"chunk must be positive, got {chunk}")
         if memory < 1:
-            raise ValueError(f"memory must be positive, got {memory} bytes")
+            raise MeasurementError(f"memory must be positive, got {memory} bytes")
         self.objective = Objective(model, loss, params, mode, dtype)
         self.objective.cheap = not batched  # torch's vmap knows torch's own layers
         self.size = sum(self.objective.sizes)
         self.dtype, self.device = self.objective.dtype, self.objective.device
-        self.chunks = Chunks(batches, self.device, self.dtype)
+        self.chunks = Chunks(batches, self.device, self.dtype, weight)
         self.chunk, self.memory, self.batched = chunk, memory, batched
         self.split_batch_norm = split_batch_norm
         self.strategy: Strategy = check_strategy(strategy)
         self._plan: Plan | None = None
         self._products: list[tuple[float, Product]] = []
         self._seen: tuple[object, ...] = ()
+        self._witness: Witness | None = None
+
+    @property
+    def layers(self) -> str:
+        """Through which layers products go, once one is done.
+
+        "fast": ours, whose second derivative is cheap; "torch"; or "primitive": torch's with norms of primitive
+        operations, for a model that differentiates by itself.
+        """
+        if self.objective.differentiates_itself:
+            return "primitive"
+        return "fast" if self.objective.cheap and issubclass(type(self), Hessian) else "torch"
 
     def refresh(self) -> None:
         """Free the graphs; the next product is at the model's current weights.
@@ -104,23 +129,42 @@ class ModelOperator(Operator):
         """
         self._products = []
         self._seen = ()
+        if self._witness is not None:
+            self._witness = self._witness.over()
 
     def prepare(self) -> Strategy:
         """Choose the chunk size and the strategy, once, and return the strategy."""
         if self._plan is None:
-            with self.chunks.kept_rng(), self.objective.measured():
-                self._plan = make_plan(
-                    self.objective,
-                    self.chunks,
-                    self.builders,
-                    self.strategy,
-                    self.chunk,
-                    self.memory,
-                    self.batched,
-                )
-            self.strategy = self._plan.strategy
+            with self.chunks.kept_rng():
+                self.objective.watch_writes(self._make_plan)
             self._check_batch_norm()
+            self._compare_with_differences()
         return self.strategy
+
+    def _compare_with_differences(self) -> None:
+        """Say once where double backward does not see all that moves the gradient."""
+        if self._witness is not None or not isinstance(self, Hessian):
+            return
+        with self.chunks.kept_rng():
+            sample = self.chunks.sample(EXAMPLES)
+            with self.objective.evaluated():
+                refuse_dropped_derivatives(self.objective, sample)
+            off = off_from_differences(self.objective, self.builders["cached"], sample, self.memory)
+        if off is not None and off > WRONG:
+            warnings.warn(NOT_THE_DIFFERENCE.format(off), SecondDerivativeWarning, stacklevel=2)
+
+    def _make_plan(self) -> None:
+        self._plan = make_plan(
+            self.objective, self.chunks, self.builders, self.strategy, self.chunk, self.memory, self.batched
+        )
+        self.strategy = self._plan.strategy
+
+    def shares(self) -> Iterator[tuple[float, Pair]]:
+        """The chunks, each with its share of the mean; read them in `chunks.kept_rng()`."""
+        self.prepare()
+        assert self._plan is not None
+        for weight, part in self.chunks.weighted():
+            yield weight / self._plan.total, part
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """A flat vector, shape (P,), as one tensor per parameter, by name."""
@@ -129,14 +173,50 @@ class ModelOperator(Operator):
     def _apply(self, vectors: Tensor) -> Tensor:
         self.prepare()
         self._check_batch_norm()
-        with self.objective.measured():
-            rows = vectors.T.contiguous()
+        if self._witness is None and vectors.any():
+            return self._witnessed(vectors)
+        images = self._images(vectors)
+        if self._witness is not None and self._witness.state == self._seen:
+            self._witness.compare(vectors, images)
+        return images
+
+    def _witnessed(self, vectors: Tensor) -> Tensor:
+        """The images of the vectors, and of a random one beside them, which others are then compared with."""
+        generator = torch.Generator().manual_seed(0)
+        other = torch.randn((self.size, 1), generator=generator, dtype=self.dtype).to(self.device)
+        images = self._images(torch.cat([vectors, other], 1))
+        self._witness = Witness(self._seen, other, images[:, -1:])
+        self._witness.compare(vectors, images[:, :-1])
+        return images[:, :-1]
+
+    def trust_symmetry_of(self, other: ModelOperator) -> None:
+        """Take over what was learned of model and loss from an operator on other data, and check neither again."""
+        nothing = torch.empty((0, 1), dtype=self.dtype, device=self.device)
+        self._witness = Witness((None,), nothing, nothing)
+        self.objective.differentiates_itself = other.objective.differentiates_itself
+        self.objective.writes = other.objective.writes
+
+    def _images(self, vectors: Tensor) -> Tensor:
+        rows = vectors.T.contiguous()
+        found: list[Tensor] = []
+
+        def multiply() -> None:
             images: Tensor | None = None
-            for weight, product in self._weighted_products():
-                images = self._add_images(images, rows, weight, product)
+            for share, product in self._weighted_products():
+                images = self._add_images(images, rows, share, product)
                 del product  # else two chunks' graphs would be alive while the next one is built
-        assert images is not None
-        return images.T
+            assert images is not None
+            found[:] = [images]
+
+        if self.strategy == "recomputed":
+            with self.chunks.kept_rng():
+                self.objective.watch_writes(multiply)
+            self._seen = self._state()
+        else:
+            self._build()
+            with self.objective.measured():
+                multiply()
+        return found[0].T
 
     def _add_images(self, images: Tensor | None, rows: Tensor, weight: float, product: Product) -> Tensor:
         once, first = self.strategy == "recomputed", images is None
@@ -157,36 +237,52 @@ class ModelOperator(Operator):
     def _state(self) -> tuple[object, ...]:
         return self.objective.fingerprint(), self.chunks.versions()
 
-    def _weighted_products(self) -> Iterator[tuple[float, Product]]:
-        """Pairs (share of the examples, product): kept ones, or built one by one."""
-        if self.strategy == "recomputed":
-            with self.chunks.kept_rng():
-                yield from self._built("cached")
-            return
+    def _build(self) -> None:
+        """Graphs of all chunks at the current weights, unless they are there."""
         state = self._state()
-        if not self._products or self._seen != state:
+        if self._products and self._seen == state:
+            return
+
+        def build() -> None:
             self._products = []
-            with self.chunks.kept_rng():
-                self._products = list(self._built(self.strategy))
-            self._seen = state
-        yield from self._products  # without reading the data, so that no generator needs keeping
+            self._products = list(self._built(self.strategy))
+
+        self._products = []
+        self.objective.check_parameters()
+        with self.chunks.kept_rng():
+            self.objective.watch_writes(build)
+        self._seen = self._state()
+
+    def _weighted_products(self) -> Iterator[tuple[float, Product]]:
+        """Pairs (share of the mean, product): kept ones, or built one by one."""
+        if self.strategy == "recomputed":
+            self.objective.check_parameters()
+            yield from self._built("cached")
+        else:
+            yield from self._products  # without reading the data, so that no generator needs keeping
 
     def _built(self, kind: str) -> Iterator[tuple[float, Product]]:
-        assert self._plan is not None
         leaves = self.objective.leaves()
-        for inputs, targets in self.chunks:
-            product = self.builders[kind](self.objective, leaves, (inputs, targets))
-            yield len(inputs) / self._plan.examples, product
+        for share, part in self.shares():
+            product = products.build(self.builders[kind], self.objective, leaves, part)
+            yield share, product
             del product
 
     def _check_batch_norm(self) -> None:
         assert self._plan is not None
         if self._plan.chunks > 1 and not self.split_batch_norm and self.objective.mixes_examples():
-            raise ValueError(
+            raise MeasurementError(
                 "a batch norm in train mode needs all examples in one chunk, got "
                 f"{self._plan.chunks}: each would use its own statistics, which is another loss; "
                 "pass one pair and no chunk, mode='eval', or split_batch_norm=True to accept it"
             )
+
+
+NOT_THE_DIFFERENCE = (
+    "products differ from differences of the gradient by {:.1%}: part of the loss is detached or held while it "
+    "depends on the weights (a stop-gradient, spectral_norm in train mode), or an operation has a wrong second "
+    'derivative; the Hessian is that of the loss with this part held (mode="eval" holds what only changes in training)'
+)
 
 
 class Hessian(ModelOperator):

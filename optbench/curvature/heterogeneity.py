@@ -33,7 +33,12 @@ def block_densities(
         steps: Lanczos steps a block and probe; each costs a product of the whole operator.
         probes: Random vectors a block.
         seed: Seed or generator for them.
+
+    Raises:
+        ValueError: If the operator is not of a model, or no block holds a parameter that it acts on.
     """
+    if not isinstance(operator, ModelOperator):
+        raise ValueError(f"operator must be a Hessian or GaussNewton, got {type(operator).__name__}")
     generator = seeded(seed)
     places = operator.split(torch.arange(operator.size, device=operator.device))
     found = {}
@@ -42,6 +47,8 @@ def block_densities(
         if rows:
             block = Restricted(operator, torch.cat(rows))
             found[name] = spectral_density(block, min(steps, block.size), probes, seed=generator)
+    if not found:
+        raise ValueError(f"blocks must name parameters that the operator acts on, got {list(blocks)[:5]}")
     return found
 
 
@@ -72,6 +79,8 @@ def block_heterogeneity(
         raise ValueError(f"densities must be of at least two blocks, got {len(densities)}")
     low = min(float(d.nodes[0]) for d in densities.values())
     high = max(float(d.nodes[-1]) for d in densities.values())
+    if width is not None and not width > 0:
+        raise ValueError(f"width must be positive, got {width}")
     width = width or max((high - low) / 100, 1e-6 * max(abs(low), abs(high)), 1e-12)
     grid = torch.linspace(low - 5 * width, high + 5 * width, points, dtype=torch.float64)
     smooth = [d.smoothed(grid, width)[1] for d in densities.values()]

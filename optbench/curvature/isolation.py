@@ -1,15 +1,17 @@
-"""Contexts in which a measurement leaves no trace: random numbers, modes, autocast, kernels."""
+"""Contexts in which a measurement leaves no trace: random numbers, modes, weights, autocast, kernels."""
 
 from __future__ import annotations
 
 import contextlib
 import random
+import sys
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
+from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Mode = Literal["train", "eval"]
@@ -41,14 +43,120 @@ def seed_globals(device: torch.device, seed: int) -> None:
 
 @contextlib.contextmanager
 def differentiable(device: torch.device) -> Iterator[None]:
-    """Gradients on, autocast off, attention through the math kernel: it has a double backward."""
+    """Gradients on; autocast and compiled code off, in the model as well; attention that has a double backward."""
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        torch.autocast(device.type, enabled=False),
+        without_autocast(device),
+        eager(),
         sdpa_kernel(SDPBackend.MATH),
     ):
         yield
+
+
+_ENTER = torch.autocast.__enter__
+
+
+def _enter_switched_off(self: Any) -> Any:
+    """`autocast.__enter__` of one that is off, whatever it was made as; its exit undoes it as ever."""
+    wanted, self._enabled = self._enabled, False
+    try:
+        return _ENTER(self)  # type: ignore[no-untyped-call]
+    finally:
+        self._enabled = wanted
+
+
+@contextlib.contextmanager
+def without_autocast(device: torch.device) -> Iterator[None]:
+    """Autocast off, also where the model itself or a wrapper around its forward switches it on."""
+    with torch.autocast(device.type, enabled=False), patch.object(torch.autocast, "__enter__", _enter_switched_off):
+        yield
+
+
+def eager() -> contextlib.AbstractContextManager[Any]:
+    """Compiled models, parts of models and losses run as they were written: compiled graphs have one derivative.
+
+    Nothing can have been compiled before the compiler was imported, which takes seconds.
+    """
+    if "torch._dynamo.eval_frame" not in sys.modules:
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+class _Kept:
+    """A tensor of a model, and the numbers in it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.storage, self.copy = tensor, tensor.data, tensor.detach().clone()
+
+    def restore(self) -> bool:
+        """Put storage and numbers back; returns whether anything had been written."""
+        moved = self.tensor.data_ptr() != self.storage.data_ptr() or self.tensor.shape != self.storage.shape
+        if moved:
+            self.tensor.data = self.storage
+        changed = not _identical(self.tensor, self.copy)
+        if changed:
+            with torch.no_grad():
+                self.tensor.copy_(self.copy)
+        return moved or changed
+
+
+def _identical(a: Tensor, b: Tensor) -> bool:
+    if torch.equal(a, b):
+        return True
+    nan = a.is_floating_point() or a.is_complex()
+    return nan and torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[list[str]]:
+    """Bring weights, buffers and attributes of every module back, bit for bit, whatever a forward pass writes.
+
+    Such as an embedding with `max_norm`, a clamp in place, a counter of calls. Yields a list that holds, at the end,
+    the names of the parameters that had been written to. Costs one copy of weights and buffers, and reads them once.
+    """
+    written: list[str] = []
+    named = [*model.named_parameters(), *model.named_buffers()]
+    parameters = {name for name, _ in model.named_parameters()}
+    kept = {name: _Kept(tensor) for name, tensor in named if not nn.parameter.is_lazy(tensor)}
+    modules = [(module, _attributes(module)) for module in model.modules()]
+    plain = [_Kept(x) for _, attributes in modules for x in attributes.values() if isinstance(x, Tensor)]
+    try:
+        yield written
+    finally:
+        for module, attributes in modules:
+            _put_back(module, attributes)
+        for each in plain:
+            each.restore()
+        written += [name for name, each in kept.items() if each.restore() and name in parameters]
+
+
+TABLES = ("_parameters", "_buffers", "_modules")
+"""Dictionaries of a module that hold its tensors and parts, and are themselves kept."""
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    found = dict(vars(module))
+    return found | {name: dict(found[name]) for name in TABLES}
+
+
+def _put_back(module: nn.Module, attributes: dict[str, Any]) -> None:
+    now = vars(module)
+    for name in TABLES:
+        if not _same_values(now[name], attributes[name]):
+            now[name].clear()
+            now[name].update(attributes[name])
+    others = {name: value for name, value in attributes.items() if name not in TABLES}
+    for name in now.keys() - attributes.keys():
+        del now[name]
+    for name, value in others.items():
+        if now.get(name, ...) is not value:
+            now[name] = value
+
+
+def _same_values(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(a[key] is b[key] for key in a)
 
 
 @contextlib.contextmanager
@@ -65,20 +173,15 @@ def in_mode(model: nn.Module, mode: Mode | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def kept_buffers(modules: list[nn.Module]) -> Iterator[None]:
-    """Restore the buffers of batch norms: what a checkpoint runs again no longer sees the copies it ran with."""
-    before = []
-    for module in modules:
-        if module.training:
-            buffers = list(module.buffers(recurse=False))
-            before.append((buffers, [b._version for b in buffers], [b.detach().clone() for b in buffers]))
+    """Give copies of their buffers to batch norms in train mode: what a checkpoint runs again writes to its own."""
+    training = [(module, dict(module._buffers)) for module in modules if module.training]
     try:
+        for module, buffers in training:
+            module._buffers.update({name: b if b is None else b.detach().clone() for name, b in buffers.items()})
         yield
     finally:
-        with torch.no_grad():
-            for buffers, versions, kept in before:
-                # The statistics are written without a new version; the number of batches, beside them, has one.
-                if versions != [b._version for b in buffers]:
-                    torch._foreach_copy_(buffers, kept)
+        for module, buffers in training:
+            module._buffers.update(buffers)
 
 
 def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:

@@ -10,8 +10,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from optbench.curvature.chunks import Pair
-from optbench.curvature.isolation import Mode, differentiable, in_mode, kept_buffers, seed_globals
+from optbench.curvature.errors import MeasurementError
+from optbench.curvature.isolation import Mode, differentiable, in_mode, kept_buffers, seed_globals, untouched
+from optbench.curvature.layers.graph import calling
+from optbench.curvature.repairs import Measured
 from optbench.curvature.selection import Selection, select
+
+PRECISIONS = (torch.float32, torch.float64)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """loss(outputs, targets): the mean over the batch's examples, a scalar."""
@@ -20,21 +25,21 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class Objective:
     """Model and loss as a pure function: it reads the model's weights and changes nothing in it.
 
-    The forward pass runs on copies of the buffers (batch-norm statistics stay), draws its random
-    numbers from a fixed seed (a dropout mask is the same at every call), in the parameters'
-    precision or the one asked for, autocast off.
+    The forward pass runs on copies of the buffers (batch-norm statistics stay), and of the weights
+    where it writes to them; it draws its random numbers from a fixed seed (a dropout mask is the
+    same at every call), in the parameters' precision or the one asked for, autocast off, also
+    inside the model, and uncompiled, since compiled graphs have no double backward.
 
     Args:
-        model: The model; one compiled by torch.compile is measured uncompiled, since compiled
-            graphs have no double backward.
+        model: The model.
         loss: Mean loss of a batch.
         params: Which parameters vary; see `select`.
         mode: "train", "eval", or None for the mode the model is in when measured.
         dtype: Precision of the measurement; None for the parameters' own.
 
     Raises:
-        ValueError: If the loss is declared to sum, if parameters differ in precision or device, or
-            are in half precision with no dtype given.
+        MeasurementError: If the loss is declared to sum, if parameters differ in precision or device,
+            are complex, or in half precision with no dtype given.
     """
 
     def __init__(
@@ -46,26 +51,46 @@ class Objective:
         dtype: torch.dtype | None = None,
     ) -> None:
         reduction = getattr(loss, "reduction", "mean")
-        if reduction != "mean":
-            raise ValueError(f"loss must reduce by 'mean', got {reduction!r}: chunks are weighted by their size")
+        if reduction not in ("mean", "batchmean"):
+            raise MeasurementError(f"loss must reduce by 'mean', got {reduction!r}: chunks are weighted by their size")
         if mode not in (None, "train", "eval"):
             raise ValueError(f"mode must be 'train', 'eval' or None, got {mode!r}")
         self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.mode = mode
+        self.selection = params if params is None or callable(params) else list(params)
         self.names = select(self.model, params)
-        weights = [p for name, p in self.model.named_parameters() if name in set(self.names)]
+        weights = self._weights()
         self.shapes = [p.shape for p in weights]
         self.sizes = [p.numel() for p in weights]
         self.dtype, self.device = _precision(weights, dtype)
         self.both = _Both(self.model, loss, self.dtype)
         self._statistics: list[nn.Module] = [*self._norms()]
         self.cheap = True  # whether layers whose second derivative is cheap may be put in
+        self.operations = Measured(self.dtype)
+        self.writes = False  # whether a forward pass was seen to write to weights: it then gets copies
         self._checked = False  # that the loss reads no weights behind our back
 
     def leaves(self) -> list[Tensor]:
-        """The selected weights as they are now: fresh leaves that share the model's storage."""
-        current = dict(self.model.named_parameters())
-        return [current[name].detach().to(self.dtype).requires_grad_() for name in self.names]
+        """The selected weights as they are now: fresh leaves in the model's storage, or a copy if it is written to."""
+        return [self._own(p).to(self.dtype).requires_grad_() for p in self._weights()]
+
+    def check_parameters(self) -> None:
+        """Raise a MeasurementError if other parameters train now than those that this function is of."""
+        names = select(self.model, self.selection)
+        shapes = [p.shape for p in self._weights()] if names == self.names else []
+        if shapes != self.shapes:
+            before, now = len(self.names), len(names)
+            raise MeasurementError(
+                f"the parameters that train have changed since this operator was made ({before} tensors then, {now} "
+                f"now, or others): make a new one"
+            )
+
+    def _weights(self) -> list[nn.Parameter]:
+        chosen = set(self.names)
+        return [p for name, p in self.model.named_parameters() if name in chosen]
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().clone() if self.writes else tensor.detach()
 
     def split(self, rows: Tensor) -> list[Tensor]:
         """Flat vectors, shape (…, P), as views of one tensor per parameter, each of shape (…, *its own)."""
@@ -85,8 +110,11 @@ class Objective:
         return self._scalar(self._call(leaves, "value", *chunk))
 
     def _scalar(self, value: Tensor) -> Tensor:
-        if value.ndim:
-            raise ValueError(f"loss must return a scalar mean, got shape {tuple(value.shape)}")
+        if not isinstance(value, Tensor) or value.ndim:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise MeasurementError(f"loss must return a scalar mean, got {got}")
+        if value.is_complex():
+            raise MeasurementError(f"loss must be real, got {value.dtype}: take .real, or the square of .abs()")
         if not self._checked and value.requires_grad:
             self._refuse_own_weights(value)
         return value
@@ -96,17 +124,28 @@ class Objective:
         state = {f"model.{name}": leaf for name, leaf in zip(self.names, leaves, strict=True)}
         for name, p in self.both.named_parameters():
             if name not in state:
-                state[name] = self._cast(p.detach())
+                state[name] = self._cast(self._own(p))
         state |= {name: self._cast(b.detach().clone()) for name, b in self.both.named_buffers()}
-        result: Tensor = functional_call(self.both, state, (part, *arguments))
+        with calling("model"):
+            result: Tensor = functional_call(self.both, state, (part, *arguments))
         return result
+
+    @property
+    def differentiates_itself(self) -> bool:
+        """Whether model or loss take derivatives, so that a Hessian needs a third."""
+        return self.operations.any_order
+
+    @differentiates_itself.setter
+    def differentiates_itself(self, value: bool) -> None:
+        self.operations.any_order = value
+        self.cheap = self.cheap and not value
 
     def _refuse_own_weights(self, value: Tensor) -> None:
         """Check once that the loss reaches the weights only through the leaves put in their place."""
         own = [p for p in self.model.parameters() if p.requires_grad]
         found = torch.autograd.grad(value, own, retain_graph=True, allow_unused=True)
         if any(g is not None for g in found):
-            raise ValueError(
+            raise MeasurementError(
                 "loss reads weights that were taken out of the model beforehand: let it call "
                 "model.parameters() itself, so that it sees the weights it is differentiated at"
             )
@@ -114,9 +153,30 @@ class Objective:
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
-        """Mode set, gradients on, autocast off; all as before afterwards."""
-        with in_mode(self.model, self.mode), differentiable(self.device), kept_buffers(self._statistics):
+        """Mode set, gradients on, autocast off; all as before afterwards. For products along a graph that is there."""
+        with (
+            untouched(self.both) if self.writes else contextlib.nullcontext(),
+            in_mode(self.model, self.mode),
+            differentiable(self.device),
+            kept_buffers(self._statistics),
+            self.operations,
+        ):
             yield
+
+    @contextlib.contextmanager
+    def evaluated(self) -> Iterator[list[str]]:
+        """As `measured`, for forward passes: whatever the model writes to itself is undone; yields what it wrote to."""
+        with untouched(self.both) as written, self.measured():
+            yield written
+
+    def watch_writes(self, run: Callable[[], object]) -> None:
+        """Run forward passes; if they write to weights, run them again on copies: graphs rest on what is written."""
+        with self.evaluated() as written:
+            run()
+        if written and not self.writes:
+            self.writes = True
+            with self.evaluated():
+                run()
 
     def fingerprint(self) -> tuple[object, ...]:
         """Changes when weights, buffers or modes change.
@@ -128,7 +188,7 @@ class Objective:
             seen.append(module.training)
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 if tensor is not None:
-                    seen += tensor.data_ptr(), tensor._version
+                    seen += tensor.data_ptr(), tensor._version, tensor.requires_grad
         return tuple(seen)
 
     def mixes_examples(self) -> bool:
@@ -173,9 +233,9 @@ class _Both(nn.Module):
             return self.loss(*arguments)
         outputs: Tensor = self.model(arguments[0])
         if isinstance(outputs, Tensor) and outputs.is_floating_point() and outputs.dtype != self.dtype:
-            raise ValueError(
+            raise MeasurementError(
                 f"the model's outputs must be {self.dtype}, got {outputs.dtype}: curvature in mixed "
-                "precision is not trusted, switch autocast and casts off inside the model"
+                "precision is not trusted, switch casts off inside the model"
             )
         return outputs if part == "outputs" else self.loss(outputs, arguments[1])
 
@@ -183,10 +243,17 @@ class _Both(nn.Module):
 def _precision(weights: Sequence[Tensor], dtype: torch.dtype | None) -> tuple[torch.dtype, torch.device]:
     dtypes, devices = {p.dtype for p in weights}, {p.device for p in weights}
     if len(devices) > 1:
-        raise ValueError(f"parameters must be on one device, got {sorted(map(str, devices))}")
+        raise MeasurementError(f"parameters must be on one device, got {sorted(map(str, devices))}")
+    if any(d.is_complex for d in dtypes):
+        raise MeasurementError(
+            f"parameters must be real, got {sorted(map(str, dtypes))}: hold real and imaginary parts as parameters "
+            "(torch.view_as_complex in the forward pass), or leave these out with params=[…]"
+        )
     if dtype is None and len(dtypes) > 1:
-        raise ValueError(f"parameters must have one dtype, got {sorted(map(str, dtypes))}: pass dtype=torch.float32")
+        raise MeasurementError(
+            f"parameters must have one dtype, got {sorted(map(str, dtypes))}: pass dtype=torch.float32"
+        )
     found = dtype or dtypes.pop()
-    if found not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype must be float32 or float64, got {found}: pass dtype=torch.float32")
+    if found not in PRECISIONS:
+        raise MeasurementError(f"dtype must be float32 or float64, got {found}: pass dtype=torch.float32")
     return found, devices.pop()

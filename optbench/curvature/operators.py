@@ -44,8 +44,11 @@ class Operator(ABC):
             A v, of the same shape.
 
         Raises:
-            ValueError: If v has another shape, dtype or device than the operator.
+            ValueError: If v is no tensor, or has another shape, dtype or device than the operator.
+            FloatingPointError: If the product is not finite.
         """
+        if not isinstance(v, Tensor):
+            raise ValueError(f"v must be a tensor, got {type(v).__name__}")
         if v.ndim not in (1, 2) or v.shape[0] != self.size:
             raise ValueError(f"v must have shape ({self.size},) or ({self.size}, K), got {tuple(v.shape)}")
         if v.dtype != self.dtype or v.device != self.device:
@@ -55,7 +58,12 @@ class Operator(ABC):
             )
         columns = v if v.ndim == 2 else v.unsqueeze(1)
         self.hvps += columns.shape[1]
-        return self._apply(columns.detach()).reshape(v.shape)
+        images = self._apply(columns.detach())
+        if not bool(torch.isfinite(images).all()):
+            raise FloatingPointError(
+                "the curvature product is not finite: weights, data or v have diverged or overflow"
+            )
+        return images.reshape(v.shape)
 
     @abstractmethod
     def _apply(self, vectors: Tensor) -> Tensor:
@@ -180,9 +188,15 @@ class Restricted(Operator):
     Args:
         operator: A, shape (P, P).
         rows: Their indices, shape (p,), each once.
+
+    Raises:
+        ValueError: If rows are no indices of A, none at all, or one twice.
     """
 
     def __init__(self, operator: Operator, rows: Tensor) -> None:
+        ints = rows.ndim == 1 and len(rows) > 0 and not rows.is_floating_point() and rows.dtype != torch.bool
+        if not ints or len(rows.unique()) < len(rows) or not 0 <= int(rows.min()) <= int(rows.max()) < operator.size:
+            raise ValueError(f"rows must be different indices below P = {operator.size}, got {rows}")
         self.operator, self.rows, self.size = operator, rows, len(rows)
         self.dtype, self.device = operator.dtype, operator.device
 

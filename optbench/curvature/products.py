@@ -7,7 +7,7 @@ image, one tensor per parameter. What it holds (a graph) lives as long as the pr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils.checkpoint import CheckpointError
 
 from optbench.curvature.chunks import Pair
+from optbench.curvature.errors import MeasurementError, ThirdDerivativeError
 from optbench.curvature.layers import CheapSecondDerivatives
 from optbench.curvature.objective import Objective
 
@@ -27,30 +29,89 @@ vectors as an extra first dimension; the last product frees the graph as it goes
 Builder = Callable[[Objective, Tensors, Pair], Product]
 
 
-def hessian_by_double_backward(objective: Objective, leaves: Tensors, chunk: Pair) -> Product:
-    """H v = d/dw (∇L(w)·v), from a graph of the gradient that is kept.
+def build(builder: Builder, objective: Objective, leaves: Tensors, chunk: Pair) -> Product:
+    """A product from the builder, through the layers that this model needs.
 
-    Layers are put in whose second derivative is cheap, unless that fails, as where a model differentiates by itself.
+    Layers are put in whose second derivative is cheap, but not in a model that differentiates by itself: they have no
+    third, and torch's norms have a wrong one. It gets norms of primitive operations. The objective remembers that, and
+    `ModelOperator.layers` tells.
     """
+    try:
+        return builder(objective, leaves, chunk)
+    except (ThirdDerivativeError, CheckpointError):
+        if objective.differentiates_itself:
+            raise
+        objective.differentiates_itself = True
+        return builder(objective, leaves, chunk)
+
+
+def hessian_by_double_backward(objective: Objective, leaves: Tensors, chunk: Pair) -> Product:
+    """H v = d/dw (∇L(w)·v), from a graph of the gradient that is kept."""
+    layers: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     if objective.cheap:
-        try:
-            return _by_double_backward(objective, leaves, chunk, CheapSecondDerivatives)
-        except Exception:  # whatever it is: if torch's own layers do no better, theirs is the error to show
-            objective.cheap = False
-    return _by_double_backward(objective, leaves, chunk, contextlib.nullcontext)
-
-
-def _by_double_backward(
-    objective: Objective, leaves: Tensors, chunk: Pair, layers: Callable[[], AbstractContextManager[object]]
-) -> Product:
+        layers = CheapSecondDerivatives
     with layers():
-        gradient = _edge(_derivative(objective.value(leaves, chunk), leaves, keep=True))
+        value = dependent(objective.value(leaves, chunk))
+        with _twice():
+            gradient = _edge(_derivative(value, leaves, keep=True))
 
     def product(tangent: Tensor, batched: bool, last: bool) -> Tensors:
-        with layers():  # for what a checkpoint runs again
+        with layers(), _twice():  # for what a checkpoint runs again
             return _derivative(gradient, leaves, tangent, batched, last=last)
 
     return product
+
+
+def dependent(value: Tensor) -> Tensor:
+    """The loss, if it has a graph.
+
+    Raises:
+        MeasurementError: If it depends on no parameter.
+    """
+    if not value.requires_grad:
+        raise MeasurementError(
+            "the loss does not depend on the parameters: it, or the model's outputs, were detached, taken under "
+            "torch.no_grad(), or come from other parameters than those selected"
+        )
+    return value
+
+
+@contextlib.contextmanager
+def _twice() -> Iterator[None]:
+    """Say in one line what torch cannot differentiate twice."""
+    try:
+        yield
+    except NotImplementedError as why:
+        raise _undifferentiable(why) from why
+    except RuntimeError as why:
+        retried = isinstance(why, (ThirdDerivativeError, CheckpointError))
+        if retried or not any(sign in str(why) for sign in UNDIFFERENTIABLE):
+            raise
+        raise _undifferentiable(why) from why
+
+
+UNDIFFERENTIABLE = (
+    "is not implemented",
+    "not differentiable",
+    "does not require grad",
+    "double backward",
+    "double-backward",
+    "once_differentiable",
+    "differentiate twice",
+    "is not supported",
+    "not compatible with .grad()",
+    "don't support automatic differentiation",
+    "not implemented for",
+)
+"""What torch's errors say where an operation has no second derivative."""
+
+
+def _undifferentiable(why: Exception) -> MeasurementError:
+    first = str(why).strip().splitlines()[0]
+    return MeasurementError(
+        f"torch cannot differentiate this loss twice ({first}): write that operation from others, or leave what is "
+        "before it out with params=[…]"
+    )
 
 
 def hessian_by_linearization(objective: Objective, leaves: Tensors, chunk: Pair) -> Product:
@@ -66,7 +127,7 @@ def hessian_by_linearization(objective: Objective, leaves: Tensors, chunk: Pair)
 
 def gauss_newton_by_double_backward(objective: Objective, leaves: Tensors, chunk: Pair) -> Product:
     """G v = Jᵀ H_ℓ J v; J v is the derivative of u ↦ Jᵀu, so all of it is reverse mode."""
-    outputs = _single(objective.outputs(leaves, chunk[0]))
+    outputs = dependent(_single(objective.outputs(leaves, chunk[0])))
     dual = torch.zeros_like(outputs, requires_grad=True)
     pulled = _edge(_derivative(outputs, leaves, dual, keep=True))
     slope, at = _output_gradient(objective, leaves, outputs, chunk)

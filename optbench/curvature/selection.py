@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
+from optbench.curvature.errors import MeasurementError
+
 Selection = Callable[[str, Tensor], bool] | Iterable[str] | None
 """A predicate of (name, parameter), parameter names, or None for all that train."""
 
@@ -21,8 +23,13 @@ def select(model: nn.Module, params: Selection = None) -> list[str]:
         params: A predicate of (name, parameter), parameter names, or None for all.
 
     Raises:
-        ValueError: If a name is unknown or frozen, or if nothing is left.
+        MeasurementError: If a name is unknown or frozen, or if nothing is left.
     """
+    if not isinstance(model, nn.Module):
+        raise MeasurementError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise MeasurementError(f"parameters must have a shape, got lazy {lazy[0]}: do a forward pass first")
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if params is None:
         chosen = list(trained)
@@ -31,7 +38,7 @@ def select(model: nn.Module, params: Selection = None) -> list[str]:
     else:
         chosen = _by_name(model, trained, [params] if isinstance(params, str) else params)
     if not chosen:
-        raise ValueError(f"params must leave at least one parameter that trains, got none of {len(trained)}")
+        raise MeasurementError(f"params must leave at least one parameter that trains, got none of {len(trained)}")
     return chosen
 
 
@@ -40,9 +47,13 @@ def _by_name(model: nn.Module, trained: dict[str, nn.Parameter], names: Iterable
     wanted = set()
     for name in names:
         if name not in everything:
-            raise ValueError(f"params must name parameters of the model, got {name!r}: see model.named_parameters()")
+            raise MeasurementError(
+                f"params must name parameters of the model, got {name!r}: see model.named_parameters()"
+            )
         if not everything[name].requires_grad:
-            raise ValueError(f"params must name parameters that train, got {name!r}, whose requires_grad is False")
+            raise MeasurementError(
+                f"params must name parameters that train, got {name!r}, whose requires_grad is False"
+            )
         wanted.add(id(everything[name]))
     return [name for name, p in trained.items() if id(p) in wanted]
 
@@ -68,7 +79,7 @@ def per_block(model: nn.Module, depth: int = 1) -> dict[str, list[str]]:
         ValueError: If depth is not positive.
     """
     if depth < 1:
-        raise ValueError(f"depth must be positive, got {depth}")
+        raise MeasurementError(f"depth must be positive, got {depth}")
     return _grouped(model, lambda name: ".".join(name.split(".")[:-1][:depth]))
 
 

@@ -124,6 +124,10 @@ def _probes(
     """Pairs (z, (A − U diag(θ) Uᵀ) z), each of shape (P,)."""
     if samples < 2:
         raise ValueError(f"samples must be at least 2, for an error bar, got {samples}")
+    if deflate is not None and deflate.vectors.shape[0] != operator.size:
+        raise ValueError(
+            f"deflate must hold pairs of P = {operator.size} entries, got vectors of {deflate.vectors.shape[0]}"
+        )
     generator = seeded(seed)
     for _ in range(samples):
         z = rademacher(operator, generator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -13,8 +14,11 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from optbench.curvature.chunks import Chunks, Pair
+from optbench.curvature.errors import MeasurementError, WeightingWarning
+from optbench.curvature.layers.graph import transformed
 from optbench.curvature.objective import Objective
-from optbench.curvature.products import Builder, Tensors
+from optbench.curvature.products import Builder, Tensors, build
+from optbench.curvature.weighting import batches_are_parts, splits_into_parts
 
 Strategy = Literal["auto", "cached", "linearized", "recomputed", "timed"]
 
@@ -31,13 +35,13 @@ class Plan:
 
     Attributes:
         strategy: "cached", "linearized" or "recomputed".
-        examples: N, all examples.
+        total: What all chunks weigh; N, the number of examples, unless weights were given.
         chunks: Number of chunks.
         graph_bytes: Estimated bytes of the graph over all examples.
     """
 
     strategy: Strategy
-    examples: int
+    total: float
     chunks: int
     graph_bytes: int
 
@@ -60,47 +64,80 @@ def make_plan(
 ) -> Plan:
     """Weigh a sample's graph, cut the data so that one chunk fits in memory, choose the strategy.
 
-    A graph that is differentiated twice takes two to three times the memory of a training step on its chunk, and
-    while it is, as much again. A chunk is therefore taken in `PARTS` parts, in fewer where its kept graph is but a few
-    `GRAIN` or a few vectors of P numbers, of which each part writes and adds one: a chunk size that trains also
-    measures. Not where examples are mixed or a dropout mask is drawn: smaller chunks are another loss.
+    1. A chunk that was asked for is cut, if the loss of every batch is the weighted mean of its parts'; else it is
+       an error.
+    2. Otherwise a batch whose graph does not fit in memory is cut, on the same condition; else it is taken whole.
+    3. A graph that is differentiated twice takes two to three times the memory of a training step on its chunk, and
+       while it is, as much again. A chunk is therefore taken in `PARTS` parts, in fewer where its kept graph is but a
+       few `GRAIN` or a few vectors of P numbers, of which each part writes and adds one: a chunk size that trains also
+       measures. On the same condition, and not where a dropout mask is drawn: parts would draw others.
 
     Only "timed" looks at the clock, and only where the whole graph fits.
 
     Raises:
-        ValueError: If forced transforms give wrong products on this model.
+        MeasurementError: If a chunk was asked for and parts are another loss, or if forced transforms give wrong
+            products on this model.
     """
     sample = chunks.sample(SAMPLE)
     per_example = graph_bytes(objective, builders["cached"], sample) / len(sample[0])
-    chunks.limit = chunk
-    if chunk is None and not objective.mixes_examples():
-        chunks.limit = max(1, int(memory / max(per_example, 1)))
-    sizes = chunks.sizes()
-    total = int(per_example * sum(sizes))
+    given = chunks.sizes()
+    total = int(per_example * sum(given))
     if strategy in ("auto", "timed") and total > memory:
         strategy = "recomputed"
     elif strategy == "auto":
         strategy = "cached"
-    elif strategy == "timed":
+    needed = chunk
+    if chunk is None and not objective.mixes_examples():
+        needed = max(1, int(memory / max(per_example, 1)))
+    largest = min(max(given), needed or max(given))
+    finer = math.ceil(largest / _parts(objective, strategy, total))
+    if not objective.never_mixes() or objective.draws(sample[0]):
+        finer = largest
+    chunks.limit = _verified(objective, chunks, [finer, largest], max(given), memory, per_example)
+    if chunks.limit is None and chunk is not None and largest < max(given):
+        raise MeasurementError(
+            f"chunk={chunk} cuts a loss that is not the mean over examples: its parts are another loss (class weights, "
+            "ignored targets, a contrastive loss, statistics over a batch); leave chunk out, or pass weight=(inputs, "
+            "targets) -> what a part weighs in the mean, such as its number of targets that are not ignored"
+        )
+    if len(given) > 1 and chunks.weight is None and not batches_are_parts(objective, chunks, memory):
+        warnings.warn(UNEQUAL, WeightingWarning, stacklevel=2)
+    if strategy == "timed":
         strategy = fastest(objective, builders, next(iter(chunks)))
-    parts = _parts(objective, strategy, total)
-    if parts > 1 and objective.never_mixes() and not objective.draws(sample[0]):
-        chunks.limit = math.ceil(max(sizes) / parts)
-        sizes = chunks.sizes()
     builder = builders["linearized" if strategy == "linearized" else "cached"]
     if strategy == "linearized" or batched:
         error = disagreement(objective, builders["cached"], builder, sample, batched)
         if error > TRUST * torch.finfo(objective.dtype).eps:
-            raise ValueError(
+            raise MeasurementError(
                 f"strategy={strategy!r}, batched={batched} gives products that are off by {error:.1e}: torch "
                 "transforms a layer of this model wrongly or draws its dropout mask anew; "
                 "use strategy='cached' or 'recomputed' with batched=False"
             )
-    return Plan(strategy, sum(sizes), len(sizes), total)
+    weights = [weight for weight, _ in chunks.weighted()]
+    if not math.fsum(weights) > 0:
+        raise MeasurementError(f"weight must be positive for some batch, got 0 for all {len(given)}")
+    return Plan(strategy, math.fsum(weights), len(weights), total)
+
+
+UNEQUAL = (
+    "the loss over all batches together is not the mean of the batches' losses by their numbers of examples (class "
+    "weights, ignored targets, padding, a contrastive loss): what is measured is that mean; pass weight=(inputs, "
+    "targets) -> what a batch weighs, such as its number of targets that are not ignored, or one pair of all"
+)
+
+
+def _verified(
+    objective: Objective, chunks: Chunks, limits: list[int], largest: int, memory: int, per_example: float
+) -> int | None:
+    """The first of the limits at which the parts are the same loss as the whole; None for no cut."""
+    for limit in dict.fromkeys(limits):
+        if limit < largest and splits_into_parts(objective, chunks, limit, memory, per_example):
+            return limit
+    return None
 
 
 def _parts(objective: Objective, strategy: Strategy, total: int) -> int:
-    if strategy != "cached":
+    if strategy not in ("cached", "timed"):
         return PARTS if strategy == "recomputed" else 1
     vector = sum(objective.sizes) * objective.dtype.itemsize
     return min(PARTS, max(1, math.ceil(total / max(GRAIN, 2 * vector))))
@@ -113,13 +150,18 @@ def graph_bytes(objective: Objective, builder: Builder, chunk: Pair) -> int:
     held: dict[int, int] = {}
 
     def weigh(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        held[storage.data_ptr()] = storage.nbytes()
+        if tensor.layout == torch.strided and not transformed():  # others have no memory that could be asked for
+            storage = tensor.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with saved_tensors_hooks(weigh, lambda tensor: tensor):
-        product = builder(objective, leaves, chunk)
-    del product
+    try:
+        with saved_tensors_hooks(weigh, lambda tensor: tensor):
+            build(builder, objective, leaves, chunk)
+    except RuntimeError as why:
+        if "saved tensor hooks" not in str(why):
+            raise
+        return 0  # torch.func's gradients inside the model cannot be weighed: the data are not cut for memory's sake
     return sum(size for pointer, size in held.items() if pointer not in own)
 
 

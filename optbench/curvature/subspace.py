@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from optbench.curvature.operators import Operator
+from optbench.curvature.symmetry import WRONG, not_symmetric
 
 STEEP = 0.1  # part of a unit row outside those before it, below which its Gram matrix tells too little
 PIECE = 4096  # numbers of a row whose inner products stay in a processor's cache
@@ -52,6 +53,7 @@ class Subspace:
 
         Raises:
             FloatingPointError: If a product is not finite.
+            MeasurementError: If products are not symmetric.
         """
         fresh = self._outside(rows)
         if not len(fresh):
@@ -59,8 +61,9 @@ class Subspace:
         before = len(self)
         self._append(fresh, (self.operator @ fresh.T).T)
         edge = inner(self.images[before:], self.basis).T
-        if not np.isfinite(edge).all():
-            raise FloatingPointError("the curvature product is not finite: the weights have diverged or overflow")
+        skew = float(np.abs(edge[before:] - edge[before:].T).max())
+        if skew > WRONG * float(self.images[before:].norm(dim=1).max()):
+            raise not_symmetric(f"two vectors of the search differ by {skew:.3g}")
         grown = np.empty((len(self), len(self)))
         grown[:before, :before] = self.projected
         grown[:, before:], grown[before:, :before] = edge, edge[:before].T

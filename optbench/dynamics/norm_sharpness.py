@@ -37,6 +37,7 @@ def norm_sharpness(
     starts: Sequence[Tensor] = (),
     generator: torch.Generator | None = None,
     max_hvps: int = 60,
+    dtype: torch.dtype | None = None,
 ) -> NormSharpness:
     """S = max dᵀHd over ‖d_l‖ ≤ r_l for every tensor l: a lower bound by repeated ascent.
 
@@ -53,6 +54,7 @@ def norm_sharpness(
         starts: Directions to start from, such as the last maximizer, the gradient, the update.
         generator: Source of random starts; a new one with seed 0 if absent.
         max_hvps: Most products to spend.
+        dtype: Precision of vectors; None for the parameters' own.
 
     Raises:
         ValueError: If max_hvps is below 1 or nothing can move.
@@ -63,7 +65,7 @@ def norm_sharpness(
     radii = [1.0] * len(parameters) if radii is None else list(radii)
     if max_hvps < 1 or not any(radii):
         raise ValueError(f"needs max_hvps ≥ 1 and a positive radius, got {max_hvps} and {radii}")
-    like = torch.cat([p.detach().reshape(-1) for p in parameters])
+    like = torch.cat([p.detach().reshape(-1) for p in parameters]).to(dtype)
     if generator is None:
         generator = torch.Generator(device=like.device).manual_seed(0)
 

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,16 +10,21 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from optbench.errors import UserError
+from optbench.probes.generalization import evaluating
+from optbench.task import Weight
 from optbench.watching import Watch, watch
 
+IGNORED = -100  # what a label is where the loss does not look at it
+LOOKED_AT = 8  # examples by which it is told what they weigh
 LABELS = ("labels", "label", "label_ids")
 
 
 class WatchCallback(TrainerCallback):
     """Send sharpness, distance to the edge and generalization gap to the trainer's own log, and so to W&B.
 
-    The loss is the one that the model computes itself when it is given labels, a mean over the examples measured on:
-    the first of the training set and, for the gap, of the evaluation set where there is one.
+    The loss is the one that the model computes itself when it is given labels, of all examples measured on together:
+    the first of the training set and, for the gap, of the evaluation set where there is one. Where it must be taken in
+    parts, these weigh what the model's loss makes of them, such as their labels that are not ignored.
 
     Args:
         trainer: The trainer.
@@ -52,7 +58,7 @@ class WatchCallback(TrainerCallback):
             self.every,
             test=pairs[1] if test else None,
             error=None,
-            **self.options,
+            **{"weight": indexed.weight()} | self.options,
         )
         self._watch.step = state.global_step
 
@@ -85,6 +91,32 @@ class _Indexed(nn.Module):
     def forward(self, index: Tensor) -> Tensor:
         loss: Tensor = self.model(**{name: x[index] for name, x in self.data.items()}).loss
         return loss
+
+    def weight(self) -> Weight | None:
+        """What examples weigh in the model's loss: 1, or their labels that are not ignored, shifted by one or not.
+
+        That by which the mean of the examples' losses is the loss of them all. None where none of these is it: the loss
+        is then never taken in parts.
+        """
+        labels = next(x for name, x in self.data.items() if name in LABELS)
+        ones = torch.ones(len(labels), device=labels.device)
+        counts = [ones]
+        if labels.ndim > 1 and not labels.is_floating_point():
+            used = (labels != IGNORED).flatten(1).float()
+            counts += [used[:, 1:].sum(1), used.sum(1)]
+        index = torch.arange(min(len(labels), LOOKED_AT), device=labels.device)
+        with evaluating(self), torch.no_grad():
+            whole = float(self(index))
+            losses = torch.stack([self(index[i : i + 1]).nan_to_num() for i in range(len(index))])
+        for count in counts:
+            own = count[: len(index)]
+            if torch.isclose((own * losses).sum() / own.sum(), losses.new_tensor(whole), rtol=1e-4):
+                return None if count is ones else partial(_counted, count)
+        return None
+
+
+def _counted(counts: Tensor, index: Tensor, _: Tensor) -> Tensor:
+    return counts[index].sum()
 
 
 def _itself(outputs: Tensor, targets: Tensor) -> Tensor:

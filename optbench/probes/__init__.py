@@ -13,6 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 from torch.optim import Optimizer
 
+from optbench.curvature.errors import MeasurementError
+from optbench.curvature.isolation import kept_rng
 from optbench.errors import UserError
 from optbench.probes.shared import Shared
 from optbench.task import Task
@@ -76,6 +78,26 @@ class SelfPaced(Protocol):
     """A probe with `every: adaptive`, which says itself when it wants to measure next."""
 
     next_step: int
+
+
+def measure(probes: Mapping[str, Probe], state: State) -> dict[str, Value]:
+    """Call the probes, in their order, and return what they found; random generators are left as they were.
+
+    A probe whose curvature cannot be measured on this model is left out, and says why once.
+
+    Raises:
+        FloatingPointError: If a product is not finite: the run has diverged.
+    """
+    try:
+        with kept_rng(state.task.train.inputs.device):
+            for name, probe in probes.items():
+                try:
+                    state.found |= probe(state)
+                except MeasurementError as why:
+                    state.say(f"{name} is absent: {why}")
+    finally:
+        state.shared.release()
+    return state.found
 
 
 def check_cadences(probes: Mapping[str, Probe]) -> None:

@@ -28,6 +28,7 @@ class AfterUpdate:
     interval: int = 10
     next_step: int = field(default=0, init=False)
     _before: tuple[int, list[Tensor]] | None = field(default=None, init=False)  # step and weights
+    _of: str | None = field(default=None, init=False)  # which parameters they are of
 
     def __post_init__(self) -> None:
         if self.every != "adaptive" or self.interval < 1:
@@ -39,10 +40,12 @@ class AfterUpdate:
     def __call__(self, state: State) -> dict[str, Value]:
         """Measure the update since the step before, if that one's weights were kept; keep these if it is time."""
         found: dict[str, Value] = {}
-        if self._before is not None and self._before[0] == state.step - 1:
+        of = state.shared.signature(state)
+        if self._before is not None and self._before[0] == state.step - 1 and self._of in (None, of):
             found = self.measure(state, self._before[1])
         self._before = None
         if state.step % self.interval == 0 and state.step < state.steps:
+            self._of = of
             self._before = state.step, [p.detach().clone() for p in trainable(state)]
             self.next_step = state.step + 1
         else:
@@ -55,11 +58,11 @@ class AfterUpdate:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the weights kept and the next step."""
-        return {"before": self._before, "next_step": self.next_step}
+        return {"before": self._before, "next_step": self.next_step, "of": self._of}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        self._before, self.next_step = state["before"], state["next_step"]
+        self._before, self.next_step, self._of = state["before"], state["next_step"], state.get("of")
 
 
 def trainable(state: State) -> list[Tensor]:
@@ -68,8 +71,9 @@ def trainable(state: State) -> list[Tensor]:
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
-    """One vector of all entries, detached."""
-    return torch.cat([t.detach().reshape(-1) for t in tensors])
+    """One vector of all entries, detached; in single precision at least."""
+    whole = torch.cat([t.detach().reshape(-1) for t in tensors])
+    return whole.float() if whole.dtype in (torch.float16, torch.bfloat16) else whole
 
 
 @contextmanager

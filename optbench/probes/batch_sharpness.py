@@ -51,10 +51,10 @@ class BatchSharpness:
             state.say("batch/sharpness is absent: the full batch is trained on, so it would be gᵀHg/‖g‖²")
             return {}
         start = time.perf_counter()
-        drawn = list(draw(state, self.size, self.batches, "batch_sharpness"))
+        hessian = state.shared.hessian(state, self.examples)
+        drawn = list(draw(state, hessian, self.size, self.batches, "batch_sharpness"))
         first = batch_sharpness(drawn, self.batches, until=self.until)
         gradients = [g for g, _ in drawn[: first.batches]]
-        hessian = state.shared.hessian(state, self.examples)
         products = {id(g): hessian @ g for g in gradients}
         slope = state.shared.loss_and_gradient(state, self.examples)[1]
 
@@ -72,14 +72,18 @@ class BatchSharpness:
         return found | {"batch/seconds": time.perf_counter() - start}
 
 
-def draw(state: State, size: int, count: int, stream: str) -> Iterator[Batch]:
-    """Gradient and Hessian product of `count` batches of the training set, of a stream of the run's seed."""
+def draw(state: State, like: Hessian, size: int, count: int, stream: str) -> Iterator[Batch]:
+    """Gradient and Hessian product of `count` batches of the training set, of a stream of the run's seed.
+
+    What a product needs to be trusted was looked at for `like`, the Hessian of the same loss over more examples.
+    """
     random = generator(state.seed, f"{stream}/{state.step}")
     train = state.task.train
     for _ in range(count):
         chosen = torch.randperm(len(train), generator=random)[:size].to(train.inputs.device)
         data = (train.inputs[chosen], train.targets[chosen])
-        hessian = Hessian(state.model, state.task.loss, data, mode="train", chunk=size, strategy="cached")
+        hessian = Hessian(state.model, state.task.loss, data, dtype=like.dtype, weight=state.task.weight)
+        hessian.trust_symmetry_of(like)
         yield loss_and_gradient(hessian)[1], hessian.__matmul__
 
 

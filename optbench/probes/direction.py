@@ -33,8 +33,8 @@ class Direction(AfterUpdate):
     def measure(self, state: State, before: Sequence[Tensor]) -> dict[str, Value]:
         """Compare the change of the loss with its second-order prediction."""
         parameters = trainable(state)
-        update = flat(parameters) - flat(before)
         hessian = state.shared.hessian(state, self.examples)
+        update = (flat(parameters) - flat(before)).to(hessian.dtype)
         after = mean_loss(hessian)
         with weights_at(parameters, before):
             loss, gradient = loss_and_gradient(hessian)

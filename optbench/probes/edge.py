@@ -58,6 +58,7 @@ class Edge:
     solve_every: int = 4
     norm_hvps: int = 30
     _direction: Tensor | None = field(default=None, init=False)  # of the last norm sharpness, to start from
+    _of: str | None = field(default=None, init=False)  # which parameters it is of
     _said: set[tuple[str, str]] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
@@ -103,18 +104,22 @@ class Edge:
         return found | {"edge/hvps": hessian.hvps - before, "edge/seconds": time.perf_counter() - start}
 
     def _preconditioned(self, here: Theory, hessian: Hessian, seed: int, state: State) -> dict[str, Value]:
-        pairs = self._tracker.solve(AtEdge(here, hessian), seed, state.say)
+        pairs = self._tracker.solve(AtEdge(here, hessian), state.shared.signature(state), seed, state.say)
         values: list[float] = pairs.values.tolist()
         found: dict[str, Value] = {
             "edge/preconditioned_sharpness": values[0],
             "edge/preconditioned_bound": float(pairs.bounds[0]),
             "edge/solved": int(not pairs.held),
         }
+        if not pairs.converged:
+            found["edge/converged"] = 0
         found |= {f"edge/preconditioned_lambda_{i + 1}": values[i] for i in range(1, len(values))}
         return found | _compare(here, values[0])
 
     def _norm(self, here: Theory, hessian: Hessian, seed: int, state: State) -> dict[str, Value]:
-        del state
+        if self._of not in (None, state.shared.signature(state)):
+            self._direction = None
+        self._of = state.shared.signature(state)
         best = norm_sharpness(
             hessian.__matmul__,
             here.parameters,
@@ -123,6 +128,7 @@ class Edge:
             starts=[] if self._direction is None else [self._direction],
             generator=torch.Generator(hessian.device).manual_seed(seed),
             max_hvps=self.norm_hvps,
+            dtype=hessian.dtype,
         )
         self._direction = best.direction
         return {"edge/norm_sharpness": best.value} | _compare(here, best.value)
@@ -138,12 +144,12 @@ class Edge:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the warm starts."""
-        return {"tracker": self._tracker.state_dict(), "direction": self._direction}
+        return {"tracker": self._tracker.state_dict(), "direction": self._direction, "of": self._of}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self._tracker.load_state_dict(state["tracker"])
-        self._direction = state["direction"]
+        self._direction, self._of = state["direction"], state.get("of")
 
 
 class AtEdge(Operator):

@@ -1,6 +1,7 @@
 """Loss and error on each split, and the generalization gap."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -8,21 +9,29 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from optbench.curvature.isolation import untouched
 from optbench.probes import State, Value
 from optbench.task import Split, Task
+
+Mean = Callable[[Tensor, Tensor], Tensor]
+
+OUTPUTS = 2**28  # bytes of outputs that may be kept, to take a loss of all of them at once
+SAME = 1e-5  # relative difference that rounding may make between the loss of a whole and the mean of its parts'
+ALIKE = 1e-3  # and of the outputs of an example in batches of different sizes
+FEW = 2  # examples that are looked at alone, to see whether others in the batch matter to them
 
 
 @dataclass
 class Generalization:
     """`train/`, `val/`, `test/` `loss` and `error`, and `gap/loss`, `gap/error` = test − train.
 
-    All in eval mode without augmentation; the training labels are those trained on, label noise included.
-    Cost: one forward pass over the examples named.
+    All in eval mode without augmentation; the training labels are those trained on, label noise included. A loss is
+    that of all outputs together, also where it is no mean over examples. Cost: a forward pass over the examples named.
 
     Args:
         every: Cadence.
         train_examples: How many training examples, always the same, the first ones; None for all.
-        chunk: Examples a forward pass, which bounds memory.
+        chunk: Examples a forward pass, which bounds memory; all at once where examples of a batch depend on each other.
     """
 
     every: int | str = "epoch"
@@ -46,37 +55,92 @@ class Generalization:
 
 @torch.no_grad()
 def evaluate(task: Task, model: nn.Module, split: Split, chunk: int = 250) -> dict[str, float]:
-    """Return the mean loss and, where the task has one, the mean error over a split, in the model's mode."""
-    sums: dict[str, Tensor] = {}
+    """Return the loss and, where the task has one, the error over a split, in the model's mode.
+
+    1. The model is called on `chunk` examples at a time, if their outputs do not depend on each other: a few of the
+       first chunk's are compared with those of the same examples alone. Else it is called once on all.
+    2. Each quantity is the weighted mean over chunks, if that is its value on the outputs of all: class weights or
+       ignored targets make it another. Where these outputs do not fit together, or in memory, halves of the first
+       chunk tell, and what is no mean is taken over all examples at once.
+    """
+    measures = {name: mean for name, mean in (("loss", task.loss), ("error", task.error)) if mean is not None}
+    if len(split) <= chunk:
+        return {name: len(split) * value / len(split) for name, value in _at_once(measures, model, split).items()}
+    outputs: list[Tensor] | None = []
+    parts: list[tuple[float, dict[str, float]]] = []
     for inputs, targets in split.chunks(chunk):
-        outputs = model(inputs)
-        for quantity, mean in (("loss", task.loss), ("error", task.error)):
-            if mean is not None:
-                value = len(inputs) * mean(outputs, targets).double()
-                sums[quantity] = sums[quantity] + value if quantity in sums else value
-    return {quantity: float(total) / len(split) for quantity, total in sums.items()}
+        found = model(inputs)
+        if not parts and _depends_on_the_batch(model, inputs, found):
+            return _at_once(measures, model, split)
+        weight = float(len(inputs) if task.weight is None else task.weight(inputs, targets))
+        parts.append((weight, {name: float(mean(found, targets)) for name, mean in measures.items()}))
+        outputs = _kept(outputs, found, len(inputs))
+    total = sum(weight for weight, _ in parts)
+    means = {name: sum(weight * each[name] for weight, each in parts) / total for name in measures}
+    if outputs is None:
+        first = split.first(chunk)
+        additive = all(is_mean_of_parts(task, mean, model, first, math.ceil(chunk / 2)) for mean in measures.values())
+        return means if additive else _at_once(measures, model, split)
+    everything = torch.cat(outputs)
+    whole = {name: float(mean(everything, split.targets)) for name, mean in measures.items()}
+    return {name: means[name] if _same(means[name], whole[name]) else whole[name] for name in measures}
+
+
+def _at_once(measures: dict[str, Mean], model: nn.Module, split: Split) -> dict[str, float]:
+    outputs = model(split.inputs)
+    return {name: float(mean(outputs, split.targets)) for name, mean in measures.items()}
+
+
+def _depends_on_the_batch(model: nn.Module, inputs: Tensor, outputs: object) -> bool:
+    if not (isinstance(outputs, Tensor) and outputs.ndim and len(outputs) == len(inputs)):
+        return False
+    few, alone = outputs[:FEW], model(inputs[:FEW])
+    if not few.is_floating_point():
+        return not torch.equal(few, alone)
+    rounding = max(ALIKE, 100 * torch.finfo(few.dtype).eps)
+    return bool((few - alone).norm() > rounding * few.norm())
+
+
+def _kept(outputs: list[Tensor] | None, found: object, count: int) -> list[Tensor] | None:
+    rows = isinstance(found, Tensor) and found.ndim > 0 and len(found) == count
+    if outputs is None or not isinstance(found, Tensor) or not rows:
+        return None
+    fits = sum(x.nbytes for x in outputs) + found.nbytes <= OUTPUTS
+    alike = not outputs or outputs[0].shape[1:] == found.shape[1:]
+    return [*outputs, found] if fits and alike else None
+
+
+def is_mean_of_parts(task: Task, quantity: Mean, model: nn.Module, split: Split, size: int) -> bool:
+    """Whether a loss or an error over a split is the weighted mean of its values over parts of so many examples."""
+    whole, total, mean = float(quantity(model(split.inputs), split.targets)), 0.0, 0.0
+    for inputs, targets in split.chunks(size):
+        weight = float(len(inputs) if task.weight is None else task.weight(inputs, targets))
+        total += weight
+        mean += weight * float(quantity(model(inputs), targets))
+    return bool(total) and _same(mean / total, whole)
+
+
+def _same(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=SAME, abs_tol=1e-12) or not math.isfinite(b)
 
 
 @contextmanager
 def evaluating(model: nn.Module, optimizer: Optimizer | None = None) -> Iterator[None]:
     """Put model and optimizer in eval mode, and every bit of them back afterwards.
 
-    Optimizers with train() and eval() (Schedule-Free) move the weights between two points and back, which
-    rounding does not undo; so weights and optimizer modes are saved and restored.
+    Optimizers with train() and eval() (Schedule-Free) move the weights between two points and back, which rounding does
+    not undo, and a forward pass may write to the model.
     """
     modes = {module: module.training for module in model.modules()}
     swaps = callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None))
-    saved = [p.detach().clone() for p in model.parameters()] if swaps else []
-    model.eval()
-    if swaps:
-        optimizer.eval()  # type: ignore[union-attr]
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with untouched(model):
+        model.eval()
         if swaps:
-            optimizer.train()  # type: ignore[union-attr]
-            with torch.no_grad():
-                for p, before in zip(model.parameters(), saved, strict=True):
-                    p.copy_(before)
+            optimizer.eval()  # type: ignore[union-attr]
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+            if swaps:
+                optimizer.train()  # type: ignore[union-attr]

@@ -45,7 +45,8 @@ class Noise:
         if not math.isfinite(float(gradient @ gradient)) or not bool(gradient.any()):
             return {}
         # The interaction E[xᵀAx]/‖g‖² with A the identity and x the deviations is the ratio, with its interval.
-        deviations = (g - gradient for g, _ in draw(state, self.size, self.batches, "noise"))
+        whole = state.shared.hessian(state, None)
+        deviations = (g - gradient for g, _ in draw(state, whole, self.size, self.batches, "noise"))
         found = interaction(deviations, lambda v: v, gradient, self.batches)
         per_example = self.size * (N - 1) / (N - self.size)
         return {

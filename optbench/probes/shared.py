@@ -2,43 +2,104 @@
 
 from __future__ import annotations
 
+import hashlib
+import warnings
 from typing import TYPE_CHECKING
 from weakref import ref
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from optbench.curvature import Hessian, loss_and_gradient
+from optbench.curvature import Hessian, SecondDerivativeWarning, WeightingWarning, loss_and_gradient
 from optbench.dynamics import edge
 from optbench.dynamics.stability import Edge
 
 if TYPE_CHECKING:
     from optbench.probes import State
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 class Shared:
     """Kept for a run; what belongs to one step is forgotten at its end, see `release`.
 
+    Args:
+        dtype: Precision of the measurements; None for the weights' own, and float32 for weights in half precision.
+
     Attributes:
         top_vector: Unit eigenvector of λ₁(H) that the sharpness probe found at this step, flat, shape (P,),
             with the number of examples it is over.
+        notes: What was measured and how, for the record: precision, modes of modules, layers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        self.dtype = dtype
         self.top_vector: tuple[Tensor, int | None] | None = None
-        self._hessians: dict[int | None, tuple[ref[nn.Module], Hessian]] = {}
+        self.notes: dict[str, str] = {}
+        self._hessians: dict[int | None, tuple[ref[nn.Module], str, Hessian]] = {}
         self._slopes: dict[int | None, tuple[float, Tensor]] = {}
         self._edge: tuple[ref[Optimizer], Edge] | None = None
 
+    def signature(self, state: State) -> str:
+        """Which parameters train, by name, shape and precision: what is remembered from step to step is of these."""
+        trained = [(n, tuple(p.shape), p.dtype) for n, p in state.model.named_parameters() if p.requires_grad]
+        return hashlib.sha256(repr(trained).encode()).hexdigest()[:16]
+
     def hessian(self, state: State, examples: int | None) -> Hessian:
-        """Hessian of the training loss over the first `examples`, in train mode; its graph is shared."""
-        known = self._hessians.get(examples)
-        if known is None or known[0]() is not state.model:
-            chosen = state.task.train.first(examples)
-            data = (chosen.inputs, chosen.targets)
-            known = ref(state.model), Hessian(state.model, state.task.loss, data, mode="train")
+        """Hessian of the training loss over the first `examples`, in the modes that the modules are in.
+
+        Its graph is shared. It is made anew when other parameters train.
+
+        Raises:
+            MeasurementError: If there is none that can be trusted.
+        """
+        known, of = self._hessians.get(examples), self.signature(state)
+        if known is None or known[0]() is not state.model or known[1] != of:
+            known = ref(state.model), of, self._new_hessian(state, examples)
             self._hessians[examples] = known
-        return known[1]
+        self._note_modes(state)
+        return known[2]
+
+    def _new_hessian(self, state: State, examples: int | None) -> Hessian:
+        chosen = state.task.train.first(examples)
+        data, dtype = (chosen.inputs, chosen.targets), self._precision(state)
+        hessian = Hessian(state.model, state.task.loss, data, dtype=dtype, weight=state.task.weight)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            hessian.prepare()
+        for warning in caught:
+            if issubclass(warning.category, (SecondDerivativeWarning, WeightingWarning)):
+                state.say(f"curvature: {warning.message}")
+            else:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        self.notes |= {"precision": str(hessian.dtype).removeprefix("torch."), "layers": hessian.layers}
+        if hessian.layers != "fast":
+            state.say(f"curvature: through {hessian.layers} layers, since the model differentiates by itself")
+        return hessian
+
+    def _precision(self, state: State) -> torch.dtype | None:
+        if self.dtype is not None:
+            return self.dtype
+        half = {p.dtype for p in state.model.parameters() if p.requires_grad} & {*HALF}
+        if not half:
+            return None
+        state.say(f"curvature: weights are {sorted(map(str, half))[0]}, measured in torch.float32")
+        return torch.float32
+
+    def _note_modes(self, state: State) -> None:
+        modules = dict(state.model.named_modules())
+        held = [name or "the model" for name, module in modules.items() if not module.training]
+        if not held:
+            modes = "train"
+        elif len(held) == len(modules):
+            modes = "eval"
+        else:
+            modes = f"train, eval for {len(held)} of {len(modules)} modules: {', '.join(held[:5])}"
+            modes += ", …" * (len(held) > 5)
+        if modes != "train":
+            state.say(f"curvature: measured with modules in the modes that they are in ({modes})")
+        self.notes["modes"] = modes
 
     def loss_and_gradient(self, state: State, examples: int | None) -> tuple[float, Tensor]:
         """The training loss over the first `examples` and its gradient, flat, shape (P,)."""
@@ -54,6 +115,6 @@ class Shared:
 
     def release(self) -> None:
         """Forget this step's values and free its graphs; operators keep their plan for the next step."""
-        for _, hessian in self._hessians.values():
+        for _, _, hessian in self._hessians.values():
             hessian.refresh()
         self._slopes, self._edge, self.top_vector = {}, None, None

@@ -14,8 +14,9 @@ class Sharpening:
     """`sharpening/rate` α = −∇L·∇λ₁ and `sharpening/stabilization` ‖∇λ₁‖², ∇λ₁ = ∇(uᵀHu).
 
     Where u is the eigenvector that the sharpness probe found at the same step; absent where it measured none.
-    α is the change of λ₁ per unit of gradient-flow time. Third derivatives: models with LayerNorm or train-mode
-    batch norm are left out, since torch gets theirs wrong. Cost: 6 to 10 gradients, and as much memory.
+    α is the change of λ₁ per unit of gradient-flow time. Norms are of primitive operations
+    there, since torch gets third derivatives of layer norm and batch norm wrong. Cost: 6 to 10 gradients, and as much
+    memory.
 
     Args:
         every: Cadence.
@@ -37,17 +38,15 @@ class Sharpening:
         if known[1] != self.examples:
             state.say(f"sharpening/rate is absent: sharpness is over {known[1]} examples, this over {self.examples}")
             return {}
-        wrong = (torch.nn.LayerNorm, torch.nn.modules.batchnorm._BatchNorm)
-        if any(isinstance(module, wrong) for module in state.model.modules()):
-            state.say("sharpening/rate is absent: torch's third derivatives of LayerNorm and batch norm are wrong")
-            return {}
         hessian = state.shared.hessian(state, self.examples)
-        leaves = hessian.objective.leaves()
+        hessian.prepare()
+        any_order = hessian.objective.operations.of_any_order()
+        with hessian.chunks.kept_rng(), hessian.objective.evaluated(), any_order:
+            leaves = hessian.objective.leaves()
 
-        def loss() -> Tensor:
-            pieces = [(len(x), hessian.objective.value(leaves, (x, y))) for x, y in hessian.chunks]
-            return torch.stack([n * value for n, value in pieces]).sum() / sum(n for n, _ in pieces)
+            def loss() -> Tensor:
+                pieces = [(w, hessian.objective.value(leaves, part)) for w, part in hessian.chunks.weighted()]
+                return torch.stack([w * value for w, value in pieces]).sum() / sum(w for w, _ in pieces)
 
-        with hessian.chunks.kept_rng(), hessian.objective.measured():
             found = sharpening(loss, leaves, known[0])
         return {"sharpening/rate": found.rate, "sharpening/stabilization": found.stabilization}

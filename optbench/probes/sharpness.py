@@ -20,8 +20,9 @@ class Sharpness:
 
     `sharpness/lambda_max_bound` bounds λ₁ − lambda_max, provided that no larger eigenvalue was lost; a cold audit
     every `audit_every` solves looks for one, and starts anew where it finds it. `sharpness/lambda_2` … are
-    there for k > 1. L is the loss trained on, over the training set without augmentation, in train mode (batch
-    norm uses the statistics of all `examples`; dropout has one fixed mask). Cost: `sharpness/hvps`
+    there for k > 1. L is the loss trained on, over the training set without augmentation, with every module in the
+    mode that it is in (batch norm in train mode uses the statistics of all `examples`; dropout has one fixed mask);
+    `sharpness/converged` is there, and 0, where a search ended at its limit of products. Cost: `sharpness/hvps`
     Hessian-vector products, each about 1 to 3 gradients of L.
 
     Args:
@@ -83,6 +84,8 @@ class Sharpness:
             "sharpness/lambda_max_bound": float(pairs.bounds[0]),
         }
         found |= {f"sharpness/lambda_{i + 1}": float(pairs.values[i]) for i in range(1, len(pairs.values))}
+        if not pairs.converged:
+            found["sharpness/converged"] = 0
         return found | {"sharpness/solved": int(not pairs.held), "sharpness/hvps": hvps, "sharpness/seconds": seconds}
 
     def _leaves_out(self, state: State) -> bool:
@@ -95,7 +98,8 @@ class Sharpness:
     def _ours(self, state: State) -> tuple[Eigenpairs, int]:
         hessian = state.shared.hessian(state, self.examples)
         before = hessian.hvps
-        pairs = self._tracker.solve(hessian, derive(state.seed, f"sharpness/{state.step}"), state.say)
+        seed = derive(state.seed, f"sharpness/{state.step}")
+        pairs = self._tracker.solve(hessian, state.shared.signature(state), seed, state.say)
         if not pairs.held:  # a held value is as close as a bound says, its vector need not be
             state.shared.top_vector = pairs.vectors[:, 0], self.examples
         return pairs, hessian.hvps - before

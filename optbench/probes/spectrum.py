@@ -1,12 +1,14 @@
 """The whole spectrum of the Hessian: its trace, and its density."""
 
 import time
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 from optbench.curvature import (
     Eigenpairs,
     Hessian,
+    NotConvergedWarning,
     block_densities,
     block_heterogeneity,
     per_layer,
@@ -50,6 +52,7 @@ class Spectrum:
     probes: int = 2
     layer_steps: int = 20
     _pairs: Eigenpairs | None = field(default=None, init=False)
+    _of: str | None = field(default=None, init=False)  # which parameters they are of
 
     def __post_init__(self) -> None:
         for name, least in (("samples", 2), ("deflate", 1), ("steps", 1), ("probes", 1), ("layer_steps", 0)):
@@ -62,10 +65,14 @@ class Spectrum:
         seed = derive(state.seed, f"spectrum/{state.step}")
         H = state.shared.hessian(state, self.examples)
         before = H.hvps
-        pairs = top_eigenpairs(H, min(self.deflate, H.size), start=self._pairs, seed=seed)
+        of = state.shared.signature(state)
+        start_pairs = self._pairs if self._of in (None, of) else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotConvergedWarning)  # pairs that are deflated need not have converged
+            pairs = top_eigenpairs(H, min(self.deflate, H.size), start=start_pairs, seed=seed)
         estimate = trace(H, self.samples, deflate=pairs, seed=seed + 1)
         density = spectral_density(H, min(self.steps, H.size), self.probes, seed=seed + 2)
-        self._pairs = pairs
+        self._pairs, self._of = pairs, of
         found: dict[str, Value] = {
             "spectrum/trace": estimate.value,
             "spectrum/trace_low": estimate.low,
@@ -85,10 +92,11 @@ class Spectrum:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the warm start."""
-        return {"pairs": None if self._pairs is None else vars(self._pairs)}
+        return {"pairs": None if self._pairs is None else vars(self._pairs), "of": self._of}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         if "pairs" not in state:
             raise UserError("the state of spectrum is from before eigenpairs remembered what they met: start anew")
+        self._of = state.get("of")
         self._pairs = None if state["pairs"] is None else Eigenpairs(**state["pairs"])

@@ -1,10 +1,11 @@
 """Eigenpairs followed over a run: warm-started, and audited now and then."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from optbench.curvature import Eigenpairs, Operator, audit, top_eigenpairs
+from optbench.curvature import Eigenpairs, NotConvergedWarning, Operator, audit, top_eigenpairs
 from optbench.errors import UserError
 
 AUDIT_BLOCK, AUDIT_STEPS = 2, 10  # found λ₁ to 1e-5 at all of 30 checkpoints of the digits run, λ₂ 0 to 20 % off
@@ -33,9 +34,32 @@ class Tracker:
     count: int = 0  # solves
     since: int = 0  # measurements since the last one
     pairs: Eigenpairs | None = None
+    of: str | None = None  # which parameters the pairs are of
 
-    def solve(self, operator: Operator, seed: int, say: Callable[[str], None]) -> Eigenpairs:
-        """Find the pairs, from where the last solve found them; start anew where an audit finds one lost."""
+    def solve(self, operator: Operator, of: str, seed: int, say: Callable[[str], None]) -> Eigenpairs:
+        """Find the pairs, from where the last solve found them; start anew where an audit finds one lost.
+
+        Args:
+            operator: The operator, at the present weights.
+            of: Which parameters it is of; where these have changed, nothing is known of it.
+            seed: Seed of start vectors.
+            say: Takes what the user should know, such as a search that did not converge.
+        """
+        if self.of not in (None, of):
+            self.pairs, self.count, self.since = None, 0, 0
+        self.of = of
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", NotConvergedWarning)
+            pairs = self._found(operator, seed, say)
+        for warning in caught:
+            if issubclass(warning.category, NotConvergedWarning):
+                say(f"{self.what}: {warning.message}")
+            else:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        self.pairs = pairs
+        return pairs
+
+    def _found(self, operator: Operator, seed: int, say: Callable[[str], None]) -> Eigenpairs:
         k = min(self.k, operator.size)
         trust = TRUST if self.since + 1 < self.solve_every else None
         pairs = top_eigenpairs(operator, k, accuracy=self.accuracy, start=self.pairs, trust=trust, seed=seed)
@@ -44,7 +68,6 @@ class Tracker:
         else:
             pairs = self._audited(operator, pairs, seed, say)
             self.count, self.since = self.count + 1, 0
-        self.pairs = pairs
         return pairs
 
     def _audited(self, operator: Operator, pairs: Eigenpairs, seed: int, say: Callable[[str], None]) -> Eigenpairs:
@@ -59,11 +82,11 @@ class Tracker:
     def state_dict(self) -> dict[str, Any]:
         """Return the warm start and the counts."""
         pairs = None if self.pairs is None else vars(self.pairs)
-        return {"count": self.count, "since": self.since, "pairs": pairs}
+        return {"count": self.count, "since": self.since, "pairs": pairs, "of": self.of}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         if "pairs" not in state:
             raise UserError(f"the state of {self.what} is from before eigenpairs were held: start anew")
-        self.count, self.since = state["count"], state["since"]
+        self.count, self.since, self.of = state["count"], state["since"], state.get("of")
         self.pairs = None if state["pairs"] is None else Eigenpairs(**state["pairs"])

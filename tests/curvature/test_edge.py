@@ -34,7 +34,7 @@ def follow(
             continue
         with H, double:
             if tracker is not None:
-                found.append(tracker.solve(H, step, pytest.fail))
+                found.append(tracker.solve(H, "these", step, pytest.fail))
             else:
                 found.append(top_eigenpairs(H, accuracy=accuracy, start=found[-1] if found else None))
             reference = top_eigenpairs(double, 2, accuracy=1e-8, guards=3, start=reference)

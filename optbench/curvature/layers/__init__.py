@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import FunctionType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
+from optbench.curvature.errors import ThirdDerivativeError
 from optbench.curvature.layers.activation import sigmoid, smooth, tanh
 from optbench.curvature.layers.attention import attention
 from optbench.curvature.layers.channel_norm import batch_norm, group_norm
 from optbench.curvature.layers.convolution import convolution
-from optbench.curvature.layers.graph import ThirdDerivativeError
+from optbench.curvature.layers.graph import refuse_derivative_of, seen_inside, transformed
 from optbench.curvature.layers.layer_norm import layer_norm
 
 __all__ = ["CheapSecondDerivatives", "ThirdDerivativeError"]
 
 
 def _entered(function: Any) -> Any:
-    """One of torch's Python functions, with what it calls seen by the mode, which else sees the function alone."""
-    seen = function.__globals__ | {"has_torch_function": lambda _: False}
-    copy = FunctionType(function.__code__, seen, function.__name__, function.__defaults__, function.__closure__)
-    copy.__kwdefaults__ = function.__kwdefaults__
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with CheapSecondDerivatives():
-            return copy(*args, **kwargs)
-
-    return call
+    return seen_inside(function, lambda: CheapSecondDerivatives())
 
 
 REPLACED: dict[Any, Callable[..., Any]] = {
@@ -68,6 +58,7 @@ class CheapSecondDerivatives(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the function, or the one in its place."""
         given = kwargs or {}
+        refuse_derivative_of(func)
         if func in REPLACED and not _ordinary(*args, *given.values()):
             return func(*args, **given)
         return INSTEAD.get(func, func)(*args, **given)
@@ -75,8 +66,4 @@ class CheapSecondDerivatives(TorchFunctionMode):
 
 def _ordinary(first: Any = None, *_: Any) -> bool:
     real = isinstance(first, torch.Tensor) and first.dtype in (torch.float32, torch.float64)
-    return real and torch.is_grad_enabled() and not _transformed()
-
-
-def _transformed() -> bool:
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    return real and torch.is_grad_enabled() and not transformed()

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.autograd import Function, grad
 from torch.autograd.graph import saved_tensors_hooks
 
-from optbench.curvature.layers.graph import link, second
+from optbench.curvature.errors import ThirdDerivativeError
+from optbench.curvature.layers.graph import calling, link, second, transformed
 
 LEAST = 2**16
 """Elements below which calls cost more than the passes they save, where torch needs few as well."""
@@ -35,13 +36,23 @@ def smooth(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return original(input, *args, **kwargs)
 
         def curve(x: Tensor) -> tuple[Tensor, Tensor, Bend]:
-            with torch.enable_grad(), saved_tensors_hooks(_same, _same):  # a checkpoint's own would run all of it again
+            with (
+                calling("layer"),
+                torch.enable_grad(),
+                saved_tensors_hooks(_same, _same),
+            ):  # a checkpoint's own would run all of it again
                 at = x.detach().requires_grad_()
                 y = original(at, *args, **kwargs)
                 (slope,) = grad(y.sum(), at, create_graph=True)
                 (bend,) = grad(slope.sum(), at)
             held = [bend]  # let go when it is asked for, since the gradient is multiplied in
-            return y.detach(), slope.detach(), lambda _: held.pop()
+
+            def once(_: Tensor) -> Tensor:
+                if not held:
+                    raise ThirdDerivativeError("the gradient of a layer was taken twice")
+                return held.pop()
+
+            return y.detach(), slope.detach(), once
 
         return _activate(input, curve, torch.mul)
 
@@ -93,6 +104,8 @@ class _Activation(Function):
         place, kept = ctx.saved_tensors
         if not torch.is_grad_enabled():
             return ctx.pull(g, kept), None, None, None
+        if transformed():
+            raise ThirdDerivativeError("gradients of a layer were taken in a batch")
         kept = kept.detach()
         dx: Tensor = _Gradient.apply(g, place, kept, ctx.bend(kept), ctx.pull)  # type: ignore[no-untyped-call]
         return dx, None, None, None

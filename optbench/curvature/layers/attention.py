@@ -30,7 +30,8 @@ def attention(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         odd = attn_mask is not None and (
             is_causal or attn_mask.requires_grad or attn_mask.dtype not in (torch.bool, query.dtype)
         )
-        if dropout_p or enable_gqa or odd or key.shape[:-2] != lead or value.shape[:-2] != lead:
+        empty = not (query.numel() and key.numel() and value.numel())
+        if dropout_p or enable_gqa or odd or empty or key.shape[:-2] != lead or value.shape[:-2] != lead:
             return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
         factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
         flat = [x.reshape(-1, *x.shape[-2:]) for x in (query, key, value)]

@@ -31,6 +31,8 @@ def convolution(dimensions: int, original: Callable[..., Tensor]) -> Callable[..
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
     ) -> Tensor:
+        if not all(isinstance(x, (int, str, Sequence)) for x in (stride, padding, dilation)):
+            return original(input, weight, bias, stride, padding, dilation, groups)
         strides, spacing = _spread(stride, dimensions), _spread(dilation, dimensions)
         edge = _edge(padding, weight, strides, spacing)
         if edge is None or input.ndim != dimensions + 2:

@@ -2,20 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from functools import wraps
-from typing import Any
+from types import FunctionType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
+
+from optbench.curvature.errors import ThirdDerivativeError
 
 Gradients = tuple[Tensor | None, ...]
 """What a backward pass returns: one for each argument of the forward pass."""
 
 
-class ThirdDerivativeError(RuntimeError):
-    """A layer in this form was differentiated a third time: the model or the loss differentiates by itself."""
+def transformed() -> bool:
+    """Whether torch's transforms (vmap, jvp, torch.func.grad) are at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+_calls = {"model": 0, "layer": 0}  # how often each is entered
+
+
+@contextlib.contextmanager
+def calling(what: Literal["model", "layer"]) -> Iterator[None]:
+    """While it is entered, model and loss are called; or, inside of them, a layer in this form that differentiates."""
+    _calls[what] += 1
+    try:
+        yield
+    finally:
+        _calls[what] -= 1
+
+
+def refuse_derivative_of(func: Any) -> None:
+    """Raise a ThirdDerivativeError if a function differentiates, and it is the model or the loss that calls it."""
+    if func in DIFFERENTIATE and _calls["model"] and not _calls["layer"]:
+        raise ThirdDerivativeError("the model differentiates by itself")
+
+
+DIFFERENTIATE = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
+
+
+def seen_inside(function: Any, mode: Callable[[], AbstractContextManager[object]]) -> Callable[..., Any]:
+    """One of torch's Python functions, with what it calls seen by the mode, which else sees the function alone."""
+    blind = {name: lambda _: False for name in ("has_torch_function", "has_torch_function_unary")}
+    copy = FunctionType(
+        function.__code__, function.__globals__ | blind, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with mode():
+            return copy(*args, **kwargs)
+
+    return call
 
 
 def second(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,63 @@
+"""Whether products are those of a symmetric matrix: uᵀ(Av) = vᵀ(Au)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from optbench.curvature.errors import MeasurementError
+
+ROUNDING = 1e4  # units of rounding by which right products may be asymmetric: norms amplify rounding
+LEAST = 1e-6  # in double precision: constants of a model in single precision are asymmetric by 1e-7
+WRONG = 1e-3  # part of ‖A q‖ by which a projected matrix may be skew: below it, no eigenvalue is off by more
+
+
+@dataclass(frozen=True)
+class Witness:
+    """A random vector r and its image A r, which every other product at the same weights is compared with.
+
+    The first product of an operator costs one more for it, the others a few inner products.
+
+    Attributes:
+        state: Of the weights it was taken at.
+        vector: r, shape (P, 1); empty once the weights have moved on.
+        image: A r, likewise.
+    """
+
+    state: tuple[object, ...]
+    vector: Tensor
+    image: Tensor
+
+    def over(self) -> Witness:
+        """The same without its numbers, when they no longer belong to the weights: products were symmetric once."""
+        nothing = self.vector[:0]
+        return replace(self, state=(None,), vector=nothing, image=nothing)
+
+    def compare(self, vectors: Tensor, images: Tensor) -> None:
+        """Check rᵀ(A v) = vᵀ(A r) for vectors as columns, shape (P, K), and their images.
+
+        Raises:
+            MeasurementError: If they differ by more than rounding can explain.
+        """
+        there, back = (self.vector * images).double(), (self.image * vectors).double()
+        one, other = there.sum(0), back.sum(0)
+        # The sums have P terms with random signs, so this is about what they come to; the second part is what a
+        # vector comes to that is no worse than others, below which a component may be nothing but rounding.
+        size = (there.square().sum(0) + back.square().sum(0)).sqrt()
+        usual = self.image.double().norm() * vectors.double().norm(dim=0) / len(vectors) ** 0.5
+        allowed = max(ROUNDING * torch.finfo(vectors.dtype).eps, LEAST) * torch.maximum(size, usual)
+        wrong = (one - other).abs() > allowed  # not for NaN, which is told as what it is
+        if bool(wrong.any()):
+            i = int(wrong.nonzero()[0])
+            raise not_symmetric(f"uᵀAv = {float(one[i]):.6g}, vᵀAu = {float(other[i]):.6g}")
+
+
+def not_symmetric(seen: str) -> MeasurementError:
+    """The error for products that are not of a symmetric matrix."""
+    return MeasurementError(
+        f"curvature products are not symmetric ({seen}): an operation of this model has a wrong second derivative in "
+        "torch, or in a custom autograd function, so that eigenvalues would mean nothing; leave its parameters out "
+        "with params=[…], or write it from primitive operations"
+    )
