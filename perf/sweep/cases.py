@@ -1,0 +1,28 @@
+"""All cases of the sweep, by package and name."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+from perf.sweep import layers, losses, sequences, shapes
+from perf.sweep.compare import Result, compare
+from perf.sweep.subject import Recipe
+
+PACKAGES: dict[str, dict[str, Recipe]] = {
+    "layers": layers.CASES,
+    "shapes": shapes.CASES,
+    "sequences": sequences.CASES,
+    "losses": losses.CASES,
+}
+CASES: dict[str, Recipe] = {
+    f"{package}/{name}": recipe for package, table in PACKAGES.items() for name, recipe in table.items()
+}
+
+
+def judge(name: str) -> Result:
+    """Run one case by its name, as a worker does."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    return compare(CASES[name])
