@@ -6,7 +6,18 @@ import warnings
 
 import torch
 
-from perf.sweep import layers, losses, sequences, shapes
+from perf.sweep import (
+    derivatives,
+    functions,
+    layers,
+    losses,
+    programs,
+    sequences,
+    shapes,
+    timm_models,
+    torchvision_models,
+    transformers_models,
+)
 from perf.sweep.compare import Result, compare
 from perf.sweep.subject import Recipe
 
@@ -15,6 +26,12 @@ PACKAGES: dict[str, dict[str, Recipe]] = {
     "shapes": shapes.CASES,
     "sequences": sequences.CASES,
     "losses": losses.CASES,
+    "functions": functions.CASES,
+    "derivatives": derivatives.CASES,
+    "programs": programs.CASES,
+    "torchvision": torchvision_models.CASES,
+    "timm": timm_models.CASES,
+    "transformers": transformers_models.CASES,
 }
 CASES: dict[str, Recipe] = {
     f"{package}/{name}": recipe for package, table in PACKAGES.items() for name, recipe in table.items()

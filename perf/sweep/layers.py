@@ -102,6 +102,7 @@ class Squared(nn.Module):
     """A parametrization of one's own: W ↦ W² + W."""
 
     def forward(self, weight: Tensor) -> Tensor:
+        """W² + W."""
         return weight * weight + weight
 
 
@@ -136,7 +137,7 @@ bag = nn.EmbeddingBag
 
 
 def _weighted_bag(m: nn.Module, x: Tensor) -> Any:
-    weights = m.weight.new_tensor([0.5, 1.5, -1.0]).expand(len(x), 3).contiguous()
+    weights = torch.tensor([0.5, 1.5, -1.0]).double().expand(len(x), 3).contiguous()
     return m(x, per_sample_weights=weights).tanh()
 
 

@@ -83,7 +83,7 @@ def log_p(f: Tensor) -> Tensor:
 REGRESSION: dict[str, Recipe] = {
     "L1Loss": loss_of(nn.L1Loss(), C, real()),
     "MSELoss": loss_of(nn.MSELoss(), C, real()),
-    "mse_loss weighted": loss_of(lambda f, t: F.mse_loss(f, t, weight=WEIGHTS.expand_as(f)), C, real()),
+    "mse_loss weighted": loss_of(lambda f, t: (WEIGHTS * F.mse_loss(f, t, reduction="none")).mean(), C, real()),
     "SmoothL1Loss": loss_of(nn.SmoothL1Loss(beta=0.7), C, real()),
     "HuberLoss": loss_of(nn.HuberLoss(delta=0.7), C, real()),
     "PoissonNLLLoss": loss_of(nn.PoissonNLLLoss(), C, counts),

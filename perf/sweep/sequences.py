@@ -134,7 +134,7 @@ sdpa = F.scaled_dot_product_attention
 
 def dotted(**options: Any) -> Recipe:
     """Recipe of scaled_dot_product_attention with queries, keys and values of one tensor."""
-    return function(lambda z: sdpa(*z.unbind(1), **options), 3, 2, LENGTH, 2)
+    return function(lambda z: sdpa(z[:, 0], z[:, 1], z[:, 2], **options), 3, 2, LENGTH, 2)
 
 
 DOT_PRODUCTS: dict[str, Recipe] = {

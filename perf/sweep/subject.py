@@ -7,6 +7,7 @@ generators start alike. The sweep makes each subject twice, for optbench and for
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from optbench.torchvision import import_datasets
 
 BATCH = 4
 CLASSES = 3
@@ -51,6 +54,7 @@ class Through(nn.Module):
         self.shift = nn.Parameter(0.3 * torch.randn(*shape))
 
     def forward(self, x: Tensor) -> Any:
+        """Scale, shift, call."""
         return self.call(self.inner, self.scale * x + self.shift)
 
 
@@ -62,6 +66,7 @@ class Calls(nn.Module):
         self.inner, self.call = inner, call
 
     def forward(self, x: Tensor) -> Any:
+        """Call."""
         return self.call(self.inner, x)
 
 
@@ -127,8 +132,8 @@ def loss_of(loss: Loss, width: int, targets: Callable[[], Tensor], *, batch: int
 
 def squared(model: nn.Module, inputs: Tensor) -> Subject:
     """A model under `half_square`, with random targets of the shape of its outputs."""
-    with torch.no_grad(), torch.random.fork_rng():
-        outputs = copy_of(model)(inputs)
+    with torch.random.fork_rng():
+        outputs = copy_of(model)(inputs).detach()
     return Subject(model, half_square, inputs, torch.randn_like(outputs))
 
 
@@ -146,3 +151,9 @@ def copy_of(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except (RuntimeError, TypeError, NotImplementedError):  # weights that are computed, scripted code
         return model
+
+
+def package(name: str) -> Any:
+    """A package that may stand on torchvision, which is therefore imported first in optbench's way."""
+    import_datasets()
+    return importlib.import_module(name)
