@@ -1,4 +1,4 @@
-"""Models that differentiate: functions with a derivative of their own, gradients and transforms inside."""
+"""Models that differentiate: own derivatives, gradients and transforms inside."""
 
 from __future__ import annotations
 
@@ -129,7 +129,10 @@ THIRD_DERIVATIVES: dict[str, Recipe] = {
     ),
     "slope of GRU": layer(lambda: nn.GRU(4, 3, batch_first=True), 3, 4, call=lambda m, z: _slope(lambda x: m(x)[0], z)),
     "slope of LSTM": layer(
-        lambda: nn.LSTM(4, 3, batch_first=True), 3, 4, call=lambda m, z: _slope(lambda x: m(x)[0], z)
+        lambda: nn.LSTM(4, 3, batch_first=True),
+        3,
+        4,
+        call=lambda m, z: _slope(lambda x: m(x)[0], z),
     ),
     "slope of prod": function(lambda z: _slope(lambda x: x.prod(1), z), 4),
     "slope of cumprod": function(lambda z: _slope(lambda x: x.cumprod(1), z), 4),

@@ -1,7 +1,7 @@
 """Models that cast to float32 inside, whatever they are given, in double precision throughout.
 
-Differences of their gradient would be good to four digits. Both sides therefore see float64 where the model asks for
-float32; the case "functions/float32 inside" keeps one such cast.
+Differences of their gradient would be good to four digits. Both sides therefore see float64 where
+the model asks for float32; the case "functions/float32 inside" keeps one such cast.
 """
 
 from __future__ import annotations

@@ -213,7 +213,8 @@ PARTED: dict[str, Recipe] = {
     "large graph: cross_entropy ignore_index": _large(F.cross_entropy, _uneven),
     "large graph: cross_entropy weight": _large(nn.CrossEntropyLoss(WEIGHTS), lambda: torch.arange(64) // 22),
     "large graph: contrastive loss": _large(
-        lambda f, _: F.cross_entropy(f @ f.T, torch.arange(len(f)).flip(0)), lambda: torch.arange(64)
+        lambda f, _: F.cross_entropy(f @ f.T, torch.arange(len(f)).flip(0)),
+        lambda: torch.arange(64),
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Models that do more than call layers: checkpoints, compiled code, random numbers, side effects."""
+"""Models that do more than call layers: checkpoints, compiled code, noise, side effects."""
 
 from __future__ import annotations
 

@@ -67,7 +67,10 @@ class Reference:
     def _at_step(self, v: Tensor, h: float, gradient: Tensor) -> Differences:
         products, slopes = [], []
         for step in (h, h / 2):
-            ahead, behind = self.gradient(self.start + step * v), self.gradient(self.start - step * v)
+            ahead, behind = (
+                self.gradient(self.start + step * v),
+                self.gradient(self.start - step * v),
+            )
             products.append((ahead[1] - behind[1]) / (2 * step))
             slopes.append((ahead[0] - behind[0]) / (2 * step))
         # Richardson: both are off by c h², so (4 D(h/2) − D(h)) / 3 is off by O(h⁴).

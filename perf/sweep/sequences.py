@@ -51,7 +51,11 @@ RECURRENT: dict[str, Recipe] = {
     "LSTM last state": layer(lambda: nn.LSTM(WIDTH, 3, batch_first=True), 3, WIDTH, call=_last_state),
     "GRU": recurrent(nn.GRU),
     "GRU two layers, eval": layer(
-        lambda: nn.GRU(WIDTH, 3, 2, batch_first=True, dropout=0.3), 3, WIDTH, call=first, training=False
+        lambda: nn.GRU(WIDTH, 3, 2, batch_first=True, dropout=0.3),
+        3,
+        WIDTH,
+        call=first,
+        training=False,
     ),
     "GRU packed": layer(lambda: nn.GRU(WIDTH, 3, batch_first=True), 3, WIDTH, call=_packed),
     "RNNCell": layer(lambda: nn.RNNCell(WIDTH, 3), LENGTH, WIDTH, call=_unrolled),
@@ -65,7 +69,12 @@ PADDED = torch.tensor([[False, False, True]] * 2 + [[False] * LENGTH] * 2)
 
 def attention(call: Call, **options: Any) -> Recipe:
     """Recipe of nn.MultiheadAttention with two heads."""
-    return layer(lambda: nn.MultiheadAttention(WIDTH, 2, batch_first=True, **options), LENGTH, WIDTH, call=call)
+    return layer(
+        lambda: nn.MultiheadAttention(WIDTH, 2, batch_first=True, **options),
+        LENGTH,
+        WIDTH,
+        call=call,
+    )
 
 
 def onto_itself(**options: Any) -> Call:

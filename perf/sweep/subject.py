@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +98,12 @@ def function(f: Callable[[Tensor], Tensor], *shape: int) -> Recipe:
 
 
 def tokens(
-    make: Make, vocabulary: int, length: int, call: Call = plainly, training: bool = True, batch: int = BATCH
+    make: Make,
+    vocabulary: int,
+    length: int,
+    call: Call = plainly,
+    training: bool = True,
+    batch: int = BATCH,
 ) -> Recipe:
     """Recipe of a model that reads token numbers below `vocabulary`."""
 
@@ -149,11 +155,16 @@ def copy_of(model: nn.Module) -> nn.Module:
     """A copy to be run, where one can be made; else the model itself, with its statistics moved."""
     try:
         return copy.deepcopy(model)
-    except (RuntimeError, TypeError, NotImplementedError):  # weights that are computed, scripted code
+    except (
+        RuntimeError,
+        TypeError,
+        NotImplementedError,
+    ):  # weights that are computed, scripted code
         return model
 
 
 def package(name: str) -> Any:
-    """A package that may stand on torchvision, which is therefore imported first in optbench's way."""
+    """A package that may need torchvision, which is imported first in optbench's way."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     import_datasets()
     return importlib.import_module(name)

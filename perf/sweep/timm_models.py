@@ -27,7 +27,13 @@ def mixer(build: Callable[[Any], nn.Module]) -> Recipe:
     return images(lambda: build(package("timm.models.mlp_mixer")), 3, 32, 32)
 
 
-_VIT: dict[str, Any] = {"img_size": 32, "patch_size": 16, "embed_dim": 8, "depth": 1, "num_heads": 2}
+_VIT: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 16,
+    "embed_dim": 8,
+    "depth": 1,
+    "num_heads": 2,
+}
 
 _MIXER: dict[str, Any] = {"img_size": 32, "embed_dim": 8, "num_blocks": 1}
 

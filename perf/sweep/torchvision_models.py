@@ -86,7 +86,9 @@ CASES: dict[str, Recipe] = {
     ),
     "GoogLeNet inception": torchvision(lambda t: _headed(_inception(), 16), 16, batch=4),
     "FCN head": torchvision(
-        lambda t: _headed(nn.Sequential(nn.Conv2d(3, 8, 1), t.segmentation.fcn.FCNHead(8, 4)), 4), 8, batch=4
+        lambda t: _headed(nn.Sequential(nn.Conv2d(3, 8, 1), t.segmentation.fcn.FCNHead(8, 4)), 4),
+        8,
+        batch=4,
     ),
     "ASPP": torchvision(lambda t: _headed(t.segmentation.deeplabv3.ASPP(3, [2, 3], 4), 4), 8, batch=4),
 }

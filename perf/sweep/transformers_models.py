@@ -13,8 +13,15 @@ from perf.sweep.subject import CLASSES, Call, Recipe, images, package, tokens
 
 
 def transformer(build: Callable[[Any], nn.Module], call: Call | None = None, **options: Any) -> Recipe:
-    """Recipe of a model of transformers on tokens; its outputs are the logits unless `call` says else."""
-    return tokens(lambda: build(package("transformers")), 31, 5, in_double(call or _logits), batch=2, **options)
+    """Recipe of a model on tokens; its outputs are the logits unless `call` says else."""
+    return tokens(
+        lambda: build(package("transformers")),
+        31,
+        5,
+        in_double(call or _logits),
+        batch=2,
+        **options,
+    )
 
 
 def seeing(build: Callable[[Any], nn.Module], side: int, call: Call) -> Recipe:
@@ -67,7 +74,14 @@ _UNGROUPED: dict[str, Any] = {
 }
 _GROUPED = _SIZES | {"num_key_value_heads": 1}
 _GPT: dict[str, Any] = {"vocab_size": 31, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2}
-_T5: dict[str, Any] = {"vocab_size": 31, "d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 1, "num_heads": 2}
+_T5: dict[str, Any] = {
+    "vocab_size": 31,
+    "d_model": 8,
+    "d_kv": 4,
+    "d_ff": 12,
+    "num_layers": 1,
+    "num_heads": 2,
+}
 _BART: dict[str, Any] = {
     "vocab_size": 31,
     "d_model": 8,
@@ -162,11 +176,13 @@ CASES: dict[str, Recipe] = {
         lambda t: t.MambaForCausalLM(t.MambaConfig(vocab_size=31, hidden_size=8, state_size=4, num_hidden_layers=1))
     ),
     "RWKV": transformer(
-        lambda t: t.RwkvForCausalLM(t.RwkvConfig(**_SIZES | {"num_hidden_layers": 2}, context_length=16)), _logits
+        lambda t: t.RwkvForCausalLM(t.RwkvConfig(**_SIZES | {"num_hidden_layers": 2}, context_length=16)),
+        _logits,
     ),
     "T5": transformer(lambda t: t.T5ForConditionalGeneration(t.T5Config(**_T5)), _both_sides),
     "T5 gated": transformer(
-        lambda t: t.T5ForConditionalGeneration(t.T5Config(**_T5, feed_forward_proj="gated-gelu")), _both_sides
+        lambda t: t.T5ForConditionalGeneration(t.T5Config(**_T5, feed_forward_proj="gated-gelu")),
+        _both_sides,
     ),
     "BART": transformer(lambda t: t.BartForConditionalGeneration(t.BartConfig(**_BART)), _both_sides),
     "Pegasus": transformer(lambda t: t.PegasusForConditionalGeneration(t.PegasusConfig(**_BART)), _both_sides),
