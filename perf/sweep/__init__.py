@@ -1,0 +1,1 @@
+"""Products with the Hessian of every kind of layer, loss and model, against differences."""
