@@ -16,7 +16,8 @@ from optbench.curvature.products import Builder, build
 
 EXAMPLES = 8  # operations are what is looked at, not data
 STEP = 1e-5  # of the root mean square weight, in double precision
-STEADY = 1e-3  # relative difference of two differences, above which a kink lies between them: then they tell nothing
+STEADY = 1e-3  # relative difference of two differences, above which a kink may lie between them: then they tell
+CLEAR = 10  # nothing, unless both are this many times farther from H v than from each other
 WRONG = 5e-3  # relative difference from H v that is said
 COPIES = 12  # of the weights in double precision, that this takes
 
@@ -30,10 +31,10 @@ def refuse_dropped_derivatives(objective: Objective, sample: Pair) -> None:
     """
     for name, module in objective.model.named_modules():
         if _iterates(module):
+            where = name.partition(".parametrizations")[0] or "the model"
             raise MeasurementError(
-                f"spectral_norm of {name.partition('.parametrizations')[0] or 'the model'} is in train mode: its vectors "
-                "change with the weights at every forward pass, and torch's derivatives hold them; measure with "
-                'mode="eval", or put this module in eval mode'
+                f"spectral_norm of {where} is in train mode: its vectors change with the weights at every forward "
+                "pass, and torch's derivatives hold them; measure with mode='eval', or put this module in eval mode"
             )
     leaves = objective.leaves()
     value = objective.value(leaves, (sample[0][:EXAMPLES], sample[1][:EXAMPLES]))
@@ -99,9 +100,10 @@ def _off(objective: Objective, builder: Builder, data: Pair) -> float | None:
     size = float(_flat(leaves).square().mean().sqrt()) or 1.0
     one, other = (_difference(objective, leaves, v, data, STEP * size * part) for part in (1.0, 0.5))
     largest = float(torch.maximum(other.norm(), image.norm()))
-    if not (largest > 0 and float((one - other).norm()) < STEADY * largest):
+    if not largest > 0:
         return None
-    return float((other - image).norm()) / largest
+    off, unsteady = float((other - image).norm()) / largest, float((one - other).norm()) / largest
+    return off if unsteady < max(STEADY, off / CLEAR) else None
 
 
 def _difference(objective: Objective, leaves: Sequence[Tensor], v: Tensor, data: Pair, h: float) -> Tensor:

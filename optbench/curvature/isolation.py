@@ -138,16 +138,17 @@ TABLES = ("_parameters", "_buffers", "_modules")
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
     found = dict(vars(module))
-    return found | {name: dict(found[name]) for name in TABLES}
+    return found | {name: dict(found[name]) for name in TABLES if type(found.get(name)) is dict}
 
 
 def _put_back(module: nn.Module, attributes: dict[str, Any]) -> None:
     now = vars(module)
-    for name in TABLES:
+    tables = [name for name in TABLES if type(now.get(name)) is dict]  # compiled modules of torch.jit have others
+    for name in tables:
         if not _same_values(now[name], attributes[name]):
             now[name].clear()
             now[name].update(attributes[name])
-    others = {name: value for name, value in attributes.items() if name not in TABLES}
+    others = {name: value for name, value in attributes.items() if name not in tables}
     for name in now.keys() - attributes.keys():
         del now[name]
     for name, value in others.items():

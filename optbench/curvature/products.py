@@ -100,6 +100,7 @@ UNDIFFERENTIABLE = (
     "differentiate twice",
     "is not supported",
     "not compatible with .grad()",
+    "incompatible with .grad()",
     "don't support automatic differentiation",
     "not implemented for",
 )

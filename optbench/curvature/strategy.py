@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import warnings
@@ -15,7 +16,6 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from optbench.curvature.chunks import Chunks, Pair
 from optbench.curvature.errors import MeasurementError, WeightingWarning
-from optbench.curvature.layers.graph import transformed
 from optbench.curvature.objective import Objective
 from optbench.curvature.products import Builder, Tensors, build
 from optbench.curvature.weighting import batches_are_parts, splits_into_parts
@@ -150,9 +150,12 @@ def graph_bytes(objective: Objective, builder: Builder, chunk: Pair) -> int:
     held: dict[int, int] = {}
 
     def weigh(tensor: Tensor) -> Tensor:
-        if tensor.layout == torch.strided and not transformed():  # others have no memory that could be asked for
-            storage = tensor.untyped_storage()
-            held[storage.data_ptr()] = storage.nbytes()
+        if tensor.layout == torch.strided:
+            with contextlib.suppress(
+                RuntimeError
+            ):  # what torch's transforms wrap has no memory that could be asked for
+                storage = tensor.untyped_storage()
+                held[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     try:
@@ -161,7 +164,9 @@ def graph_bytes(objective: Objective, builder: Builder, chunk: Pair) -> int:
     except RuntimeError as why:
         if "saved tensor hooks" not in str(why):
             raise
-        return 0  # torch.func's gradients inside the model cannot be weighed: the data are not cut for memory's sake
+        # torch.func's gradients inside the model cannot be weighed: the data are not cut for memory's sake.
+        build(builder, objective, leaves, chunk)
+        return 0
     return sum(size for pointer, size in held.items() if pointer not in own)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import optbench
-from optbench.curvature import Hessian
+from optbench.curvature import Hessian, SecondDerivativeWarning
 from optbench.errors import UserError
 from perf.sweep.reference import NOTHING, Differences, Reference, flat, seed_all
 from perf.sweep.state import same, state_of
@@ -30,11 +31,15 @@ SEEDS = 3
 
 
 class Verdict(StrEnum):
-    """What became of a case; it ends in exactly one."""
+    """What became of a case; it ends in exactly one.
+
+    "said": products are not the differences of the gradient, and a SecondDerivativeWarning says so.
+    """
 
     RIGHT = "right"
     REFUSED = "refused"
     TORCH = "torch"
+    SAID = "said"
     RAW = "raw"
     WRONG = "WRONG"
     MOVED = "MOVED"
@@ -74,7 +79,10 @@ def _judged(recipe: Recipe, seed: int) -> Result | None:
     """The result at one seed; None where the reference does not settle."""
     subject, twin = _made(recipe, seed), _made(recipe, seed)
     u, v = _directions(subject.model)
-    images, error, moved = _measured(subject, u, v)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SecondDerivativeWarning)
+        images, error, moved = _measured(subject, u, v)
+    said = [w for w in caught if issubclass(w.category, SecondDerivativeWarning)]
     if moved:
         return Result(Verdict.MOVED, moved + (f"; {_line(error)}" if error else ""))
     reference = Reference(twin)
@@ -83,7 +91,10 @@ def _judged(recipe: Recipe, seed: int) -> Result | None:
     best = reference.differences(v)
     if best.error > TRUSTED or best.scale == NOTHING:
         return None
-    return _on_products(images, (u, v), best, reference)
+    found = _on_products(images, (u, v), best, reference)
+    if said and found.verdict is Verdict.WRONG:
+        return Result(Verdict.SAID, f"{found.remark}; {_line(said[0].message)}")
+    return found
 
 
 def _on_error(error: Exception, reference: Reference, v: Tensor) -> Result:
@@ -157,7 +168,7 @@ def _directions(model: nn.Module) -> tuple[Tensor, Tensor]:
     return rows[0] / rows[0].norm(), rows[1] / rows[1].norm()
 
 
-def _line(error: BaseException) -> str:
+def _line(error: BaseException | Warning | str) -> str:
     return " ".join(str(error).split())[:300]
 
 

@@ -151,7 +151,6 @@ EMBEDDINGS: dict[str, Recipe] = {
     "Embedding padding_idx": curved(lambda: nn.Embedding(6, 3, padding_idx=1)),
     "Embedding max_norm": curved(lambda: nn.Embedding(6, 3, max_norm=0.7)),
     "Embedding sparse": curved(lambda: nn.Embedding(6, 3, sparse=True)),
-    "Embedding scale_grad_by_freq": curved(lambda: nn.Embedding(6, 3, scale_grad_by_freq=True)),
     "EmbeddingBag sum": curved(lambda: bag(6, 3, mode="sum")),
     "EmbeddingBag mean": curved(lambda: bag(6, 3, mode="mean")),
     "EmbeddingBag max": curved(lambda: bag(6, 3, mode="max")),
