@@ -45,7 +45,7 @@ def _train(name: str, watched: bool) -> tuple[list[Tensor], list[dict[str, objec
     if watched:
         watching = watch(model, optimizer, F.cross_entropy, loader, every=3, test=_data(1), say=lambda _: None)
     trace, found = [], []
-    for epoch in range(3):
+    for epoch in range(6):
         model.eval() if epoch == 1 else model.train()
         model.get_submodule("3").train()
         for inputs, targets in loader:
@@ -71,7 +71,7 @@ def _train(name: str, watched: bool) -> tuple[list[Tensor], list[dict[str, objec
 def test_nothing_of_the_users_training_changes_bit_for_bit(name: str) -> None:
     plain, _ = _train(name, False)
     watched, found = _train(name, True)
-    assert len(plain) == len(watched) and len(found) == 4
+    assert len(plain) == len(watched) and len(found) == 8
     assert all(torch.equal(one, other) for one, other in zip(plain, watched, strict=True))
     keys = {
         "sharpness/lambda_max",
@@ -139,6 +139,22 @@ def test_regression_has_no_error_and_lines_are_said_once(capsys: pytest.CaptureF
     assert "train/error" not in measure() and "gap/loss" not in measure()
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(set(lines)) and any("edge of stability: λ₁(H) = 2/η" in line for line in lines)
+
+
+def test_the_distance_of_adam_is_absent_until_it_means_something_and_then_of_order_1() -> None:
+    model, (x, y), lines = _model(), _data(0), list[str]()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    measure = watch(model, optimizer, F.cross_entropy, (x, y), every=1, full_batch=True, say=lines.append)
+    distances = {}
+    for update in range(1, 101):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        found = measure()
+        if "edge/distance" in found:
+            distances[update] = float(str(found["edge/distance"]))
+    assert list(distances) == list(range(20, 101)) and max(distances.values()) < 3
+    assert len({line for line in lines if "edge/distance is absent until step 19" in line}) == 1
 
 
 def test_what_cannot_be_is_refused() -> None:

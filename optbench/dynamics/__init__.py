@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from optbench.dynamics.dispatch import edge
     from optbench.dynamics.geometric import NormStep, norm_edge, sam_edge
+    from optbench.dynamics.settling import unsettled
     from optbench.dynamics.stability import Edge
     from optbench.dynamics.terms import Term, combine, unknown
 
-__all__ = ["Edge", "NormStep", "Term", "combine", "edge", "norm_edge", "sam_edge", "unknown"]
+__all__ = ["Edge", "NormStep", "Term", "combine", "edge", "norm_edge", "sam_edge", "unknown", "unsettled"]
 
 _HOME = {
     "edge": "dispatch",
@@ -23,6 +24,7 @@ _HOME = {
     "Term": "terms",
     "combine": "terms",
     "unknown": "terms",
+    "unsettled": "settling",
 }
 _RULES = ("adaptive", "geometric", "matrix", "ours", "undescribed")
 

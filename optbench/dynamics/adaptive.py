@@ -120,7 +120,8 @@ def _radam(optimizer: RAdam) -> Edge:
             diagonal = state["exp_avg_sq"].sqrt().add_(group["eps"])
             diagonal.mul_((1 - beta1**t) / math.sqrt((1 - beta2**t) * rectifier))
         decay = decays(group, group["decoupled_weight_decay"])
-        return Term(p, lr=float(group["lr"]), gain=gain, diagonal=diagonal, **decay)
+        # without P at first, and then with one that is nearly as new as at the first step
+        return Term(p, lr=float(group["lr"]), gain=gain, diagonal=diagonal, learned=True, **decay)
 
     return adaptive(optimizer, term, "(2+2β₁)/((1−β₁)η)")
 

@@ -24,6 +24,10 @@ class Events:
     threshold is positive. A measurement stands for the steps until the next one, the last for as
     many as the one before, so that an uneven cadence does not bias shares and quantiles.
 
+    A measured step is annealed where the learning rate is below half of that at the first crossing (without a
+    crossing, of the largest): the threshold there has run away from what training meets. It ends low, whatever the
+    dynamics are: as lr → 0, r → 0. With a constant learning rate nothing is annealed.
+
     Attributes:
         verdict: "edge reached" if r ≥ 1 at some measured step, "edge not reached" if at none,
             "not measured" without any measured step.
@@ -31,12 +35,14 @@ class Events:
         first_crossing: First measured step with r ≥ 1; an upper bound of the true step.
         last_below: Measured step before it, a lower bound; None if the first is already above.
         started_above: Whether the first measurement is above: no progressive sharpening was seen.
-        share_at_edge: Share of all measured steps with r ≥ 1 − band.
-        plateau_ratio: Median of r over the later half, in steps, of what follows the crossing.
+        share_at_edge: Share of the measured steps not annealed with r ≥ 1 − band.
+        plateau_ratio: Median of r over the later half, in steps, of those not annealed that follow the crossing.
         plateau_low: Its lower quartile.
         plateau_high: Its upper quartile.
         max_ratio: Largest r.
+        max_ratio_at: Its step, the first of equals.
         final_ratio: Last r.
+        annealed: Whether the last measured step is annealed.
         rises: Share of consecutive finite loss records at which the loss rises by more than 1e-6
             of itself.
         falling: Whether the median of the last quarter of the loss is below that of the first.
@@ -59,7 +65,9 @@ class Events:
     plateau_low: float = math.nan
     plateau_high: float = math.nan
     max_ratio: float = math.nan
+    max_ratio_at: int | None = None
     final_ratio: float = math.nan
+    annealed: bool = False
     rises: float = math.nan
     falling: bool | None = None
     rises_after_crossing: float = math.nan
@@ -81,6 +89,7 @@ def find_events(
     measured: ArrayLike,
     threshold: ArrayLike,
     *,
+    lr: ArrayLike | None = None,
     band: float = 0.05,
     rise: float = 0.5,
     drop: float = 0.1,
@@ -98,6 +107,8 @@ def find_events(
         loss: Loss of each record, shape (T,).
         measured: Measured sharpness, in the geometry of the edge, shape (T,).
         threshold: Threshold at that step, shape (T,) or a number.
+        lr: Learning rate at that step, shape (T,) or a number. None, or where it is NaN: 1/threshold in its place, to
+            which it is proportional but for thresholds on the gradient.
         band: How far below the threshold still counts as at the edge.
         rise: Relative rise of the loss that makes a spike.
         drop: Relative drop of sharpness that makes a spike a catapult.
@@ -115,7 +126,10 @@ def find_events(
     with np.errstate(all="ignore"):
         ratio = np.where(h > 0, m / h, np.nan)
     known = np.isfinite(ratio) & np.isfinite(h)
-    result = _edge_events(t[known], ratio[known], band)
+    with np.errstate(all="ignore"):
+        pace = np.broadcast_to(np.asarray(math.nan if lr is None else lr, dtype=float), t.shape)[known]
+        pace = np.where(np.isnan(pace).any(), 1 / h[known], pace)
+    result = _edge_events(t[known], ratio[known], pace, band)
     crossing = result.get("first_crossing")
     after = t >= crossing if crossing is not None else np.zeros(t.shape, dtype=bool)
     rises, falling = _trend(y)
@@ -135,24 +149,27 @@ def find_events(
     )
 
 
-def _edge_events(t: Series, r: Series, band: float) -> dict[str, Any]:
+def _edge_events(t: Series, r: Series, pace: Series, band: float) -> dict[str, Any]:
     if not len(t):
         return {"verdict": "not measured"}
-    weights = _weights(t)
     above = np.flatnonzero(r >= 1)
+    kept = pace >= 0.5 * (pace[above[0]] if len(above) else pace.max())
+    weights = _weights(t) * kept
     result: dict[str, Any] = {
         "verdict": "edge reached" if len(above) else "edge not reached",
         "measurements": len(t),
         "started_above": bool(r[0] >= 1),
         "share_at_edge": float(weights[r >= 1 - band].sum() / weights.sum()),
         "max_ratio": float(r.max()),
+        "max_ratio_at": int(t[r.argmax()]),
         "final_ratio": float(r[-1]),
+        "annealed": not kept[-1],
     }
     if len(above):
         first = int(above[0])
         result["first_crossing"] = int(t[first])
         result["last_below"] = int(t[first - 1]) if first else None
-        late = t >= (t[first] + t[-1]) / 2
+        late = kept & (t >= (t[first] + t[kept][-1]) / 2)
         if late.sum() >= LEAST:
             low, middle, high = _quantiles(r[late], weights[late])
             result |= {"plateau_low": low, "plateau_ratio": middle, "plateau_high": high}

@@ -89,6 +89,7 @@ def _joint(parts: Sequence[Edge]) -> Edge:
         preconditioner=tuple(diagonals),
         roots=roots if any(r is not None for r in roots) else None,
         shift=shifts if any(shifts) else None,
+        learned=tuple(learns for part in parts for learns in part.learns),
         reason="; ".join(part.reason for part in parts if part.reason),
     )
 

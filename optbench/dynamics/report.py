@@ -23,10 +23,11 @@ def report(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     columns = [[record.get(key, math.nan) for record in records] for key in (loss, on)]
     # Both quantity and threshold must stand in one record: a thinned sharpness has no threshold of its own.
     threshold = [record.get("edge/threshold", math.nan) for record in records]
+    rate = [record.get("edge/lr", math.nan) for record in records]
     steps = [record["step"] for record in records]
     if columns[0] and math.isnan(columns[0][-1]):  # the last step has no update, so no batch loss
         columns[0][-1] = records[-1].get("train/loss", math.inf)
-    return {"of": on} | find_events(steps, columns[0], columns[1], threshold).as_dict()
+    return {"of": on} | find_events(steps, columns[0], columns[1], threshold, lr=rate).as_dict()
 
 
 def measured_quantity(records: Sequence[Mapping[str, Any]]) -> str:

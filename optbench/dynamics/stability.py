@@ -43,6 +43,7 @@ class Edge:
         shift: Coupled weight decay to be added to the Hessian's diagonal, one per parameter.
         ascent: r = ρ/‖g‖ for SAM over a preconditioned base, else 0.
         radii: Radius of the norm ball per parameter, for "linf" and "spectral".
+        learned: Per parameter, whether its P is learned from gradients; None: all, if there is a P.
         reason: Why the source is "unknown" or "conjecture", or which idealization was made.
         resolve: What `at` calls; None where no gradient is needed.
     """
@@ -57,6 +58,7 @@ class Edge:
     shift: tuple[float, ...] | None = None
     ascent: float = 0.0
     radii: tuple[float, ...] | None = None
+    learned: tuple[bool, ...] | None = None
     reason: str = ""
     resolve: Callable[[Tensor], Edge] | None = None
 
@@ -65,6 +67,13 @@ class Edge:
         """Whether the measured quantity is λ₁(H) itself, so that no further solve is needed."""
         modified = (self.preconditioner, self.roots, self.shift)
         return self.geometry == "l2" and self.ascent == 0 and all(m is None for m in modified)
+
+    @property
+    def learns(self) -> tuple[bool, ...]:
+        """Per parameter, whether its P is learned from gradients, so that it has to settle first."""
+        if self.learned is not None:
+            return self.learned
+        return (self.preconditioner is not None or self.roots is not None,) * len(self.parameters)
 
     @property
     def needs_gradient(self) -> bool:
@@ -168,6 +177,7 @@ class Edge:
             roots=self.roots and tuple(None if i is None else self.roots[i] for i in order),
             shift=self.shift and tuple(0.0 if i is None else self.shift[i] for i in order),
             radii=self.radii and tuple(0.0 if i is None else self.radii[i] for i in order),
+            learned=tuple(i is not None and self.learns[i] for i in order),
             resolve=resolve and (lambda g: resolve(_gather(g, parameters, order)).reordered(parameters)),
         )
 

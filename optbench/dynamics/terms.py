@@ -24,6 +24,7 @@ class Term:
         shift: Coupled weight decay.
         diagonal: P, or its scalar part if there is a root; None for the identity.
         root: v ↦ M^-½ v on a block (n, K) of flat columns, for P = diagonal · M.
+        learned: Whether P is learned from gradients, so that it has to settle; None: if there is one.
     """
 
     parameter: Tensor
@@ -33,6 +34,13 @@ class Term:
     shift: float = 0.0
     diagonal: Tensor | None = None
     root: MatVec | None = None
+    learned: bool | None = None
+
+    @property
+    def learns(self) -> bool:
+        """Whether it moves by a P that is learned from gradients; see `optbench.dynamics.settling`."""
+        has_one = self.diagonal is not None or self.root is not None
+        return self.lr > 0 and (has_one if self.learned is None else self.learned)
 
     @property
     def coefficient(self) -> float:
@@ -90,6 +98,7 @@ def combine(terms: Sequence[Term], formula: str, reason: str = "") -> Edge:
         preconditioner=None if identity else tuple(_scaled(t, first, equal) for t in terms),
         roots=roots if any(r is not None for r in roots) else None,
         shift=shifts if any(shifts) and not fold else None,
+        learned=tuple(t.learns for t in terms),
         reason=reason,
     )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from optbench.curvature import Hessian, Operator
 from optbench.dynamics.norm_sharpness import norm_sharpness
+from optbench.dynamics.settling import unsettled
 from optbench.dynamics.stability import Edge as Theory
 from optbench.errors import UserError
 from optbench.probes import State, Value
@@ -33,8 +34,10 @@ class Edge:
       one gradient and `norm_hvps` products.
 
     H and ∇L are over the same examples, in the same mode, as the sharpness probe's. Absent where the threshold is
-    unknown, where it depends on the gradient and that of a mini-batch is used, before the first step of an
-    optimizer with a preconditioner; `edge/distance` alone is absent where the threshold is not positive.
+    unknown, where it depends on the gradient and that of a mini-batch is used, and until the preconditioner has
+    averaged enough gradients to hold still, see `optbench.dynamics.settling`: 20 of them for Adam, more with a longer
+    memory or small batches. `edge/distance` alone is absent where the threshold is not positive.
+    `edge/lr` is the learning rate that the threshold is for, the largest of the groups'.
 
     Args:
         every: Cadence.
@@ -60,6 +63,7 @@ class Edge:
     _direction: Tensor | None = field(default=None, init=False)  # of the last norm sharpness, to start from
     _of: str | None = field(default=None, init=False)  # which parameters it is of
     _said: set[tuple[str, str]] = field(default_factory=set, init=False)
+    _until: int = field(default=-1, init=False)  # the step that it was last said to be absent until
 
     def __post_init__(self) -> None:
         if not 1 <= self.norm_hvps <= 60:
@@ -77,6 +81,8 @@ class Edge:
             if not (state.step == 0 and NOT_YET in problem):
                 state.say(f"edge/distance is absent: {problem}")
             return {}
+        if self._waits(here, state):
+            return {}
         parameters = [p for p in state.model.parameters() if p.requires_grad]
         try:
             here = here.reordered(parameters)
@@ -88,7 +94,24 @@ class Edge:
         if math.isinf(here.threshold):  # a schedule has come down to lr = 0: nothing moves, so there is no edge
             return {}
         self._say_where_from(here, state)
-        return self._measure(here, state, start)
+        found = self._measure(here, state, start)
+        return found | _rate(state) if found else {}
+
+    def _waits(self, here: Theory, state: State) -> bool:
+        """Whether P has still to settle, said once; again if a tensor joins later, after unfreezing it."""
+        train = len(state.task.train.inputs)
+        examples = train if self.examples is None else min(self.examples, train)
+        lacks = unsettled(here, state.optimizer, state.step, state.steps_per_epoch * examples / train)
+        if lacks is None:
+            return False
+        if state.step >= self._until:
+            self._until = state.step + lacks.left
+            name = type(state.optimizer).__name__
+            state.say(
+                f"edge/distance is absent until step {self._until}: P of {name} holds still enough once it has "
+                f"averaged {lacks.needed} gradients"
+            )
+        return True
 
     def _measure(self, here: Theory, state: State, start: float) -> dict[str, Value]:
         if here.plain:
@@ -175,6 +198,12 @@ def _problem(here: Theory, state: State) -> str | None:
     if here.needs_gradient and not state.full_batch:
         return f"the threshold {here.formula} holds for the full batch, its gradient is not that of a mini-batch"
     return None
+
+
+def _rate(state: State) -> dict[str, Value]:
+    """The learning rate of the coming update, the largest of the groups'; nothing for an optimizer without."""
+    rates = [float(group["lr"]) for group in state.optimizer.param_groups if "lr" in group]
+    return {"edge/lr": max(rates)} if rates else {}
 
 
 def _compare(here: Theory, measured: float) -> dict[str, Value]:

@@ -81,6 +81,7 @@ def _loss(axis: "Axes", records: Records) -> None:
 
 OWN = ("edge/preconditioned_", "edge/norm_")  # what a threshold may be on instead of λ₁(H)
 AT_EDGE = 0.95
+DECADES = 100  # range of sharpness from which on its axis is logarithmic
 
 
 def _sharpness(axis: "Axes", records: Records) -> None:
@@ -103,7 +104,12 @@ def _sharpness(axis: "Axes", records: Records) -> None:
     if sharpness:
         # A threshold far away, or one that a schedule sends to infinity, must not flatten the curve.
         shown = [t for t in thresholds if t < 3 * max(sharpness)]
-        axis.set_ylim(min(0.0, *sharpness), 1.15 * max([*sharpness, *shown]))
+        low, high = min(sharpness), max([*sharpness, *shown])
+        if low > 0 and max(sharpness) > DECADES * low:
+            axis.set_yscale("log")
+            axis.set_ylim(low / 1.5, 1.5 * high)
+        else:
+            axis.set_ylim(min(0.0, low), 1.15 * high)
         if thresholds and not shown:
             moves = max(thresholds) > 1.01 * min(thresholds)  # with a schedule, or the optimizer's own state
             label += f", off the picture at {min(thresholds):.3g}{' and above' if moves else ''}"

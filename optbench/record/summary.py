@@ -1,5 +1,6 @@
 """What a run comes to, from its series alone; needs no torch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ def summarise(records: Records) -> dict[str, Any]:
 
     `best_val` is at the step of the least validation error (loss, for tasks without errors), the first of
     equals, with everything measured at that step. `crossed_edge_at` is the first step whose edge/distance is
-    1 or more, None if none is; absent if it was never measured.
+    1 or more, None if none is; absent if it was never measured. It is `first_crossing` of the events.
     """
     last: dict[str, Any] = {}
     for record in records:
@@ -25,6 +26,6 @@ def summarise(records: Records) -> dict[str, Any]:
         then = {key: value for key, value in best.items() if key != "step" and not isinstance(value, list)}
         found["best_val"] = {"metric": metric, "step": best["step"], "value": best[metric], "then": then}
     if "edge/distance" in last:
-        crossings = (record["step"] for record in records if record.get("edge/distance", 0) >= 1)
+        crossings = (record["step"] for record in records if 1 <= record.get("edge/distance", 0) < math.inf)
         found["crossed_edge_at"] = next(crossings, None)
     return found

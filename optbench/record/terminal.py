@@ -105,26 +105,39 @@ def _findings(summary: Mapping[str, Any]) -> list[str]:
     if "sharpness/lambda_max" in last:
         bound = last.get("sharpness/lambda_max_bound")  # absent where it overflowed
         lines.append(f"sharpness {last['sharpness/lambda_max']:.4g}" + (f" ± {bound:.1g}" if bound is not None else ""))
-    if "edge/distance" in last and "edge/threshold" in last:
-        own = [key for key in ("edge/preconditioned_sharpness", "edge/norm_sharpness") if key in last]
-        what = own[0].removeprefix("edge/").replace("_", " ") + f" {last[own[0]]:.4g}, " if own else ""
-        lines.append(f"{what}{last['edge/distance']:.3f} of the edge at {last['edge/threshold']:.4g}")
-    if "crossed_edge_at" in summary:
-        crossed = summary["crossed_edge_at"]
-        lines.append("edge of stability not reached" if crossed is None else f"reached the edge at step {crossed}")
     events = summary.get("events", {})
-    if events.get("plateau_ratio") is not None:
-        low, high = events["plateau_low"], events["plateau_high"]
-        lines.append(
-            f"plateau at {events['plateau_ratio']:.3f} of the edge (quartiles {low:.3f} to {high:.3f}), "
-            f"{events['share_at_edge']:.0%} of the steps at it, {len(events['catapults'])} catapults"
-        )
+    lines += _at_the_edge(summary, last, events)
     if events.get("unstable_convergence"):
         lines.append(f"loss falls, not monotonically: {events['rises_after_crossing']:.0%} of the steps raise it")
     best = summary.get("best_val")
     if best:
         lines.append(f"best validation {best['metric']} {best['value']:.4f} at step {best['step']}")
     lines.append(f"training {summary['train_seconds']:.1f} s, measuring {summary['probe_seconds']:.1f} s")
+    return lines
+
+
+def _at_the_edge(summary: Mapping[str, Any], last: Mapping[str, Any], events: Mapping[str, Any]) -> list[str]:
+    """How far training went, when it got to the edge and where it stayed; where it ended, unless lr made that."""
+    lines = []
+    if events.get("annealed"):
+        to = f" to {last['edge/lr']:.2g}" if "edge/lr" in last else ""
+        lines.append(f"lr annealed{to}, so that the edge went away: the last distance is of the schedule's making")
+    elif "edge/distance" in last and "edge/threshold" in last:
+        own = [key for key in ("edge/preconditioned_sharpness", "edge/norm_sharpness") if key in last]
+        what = own[0].removeprefix("edge/").replace("_", " ") + f" {last[own[0]]:.4g}, " if own else ""
+        lines.append(f"{what}{last['edge/distance']:.3f} of the edge at {last['edge/threshold']:.4g}")
+    if events.get("max_ratio_at") is not None:
+        lines.append(f"at most {events['max_ratio']:.3f} of the edge, at step {events['max_ratio_at']}")
+    if "crossed_edge_at" in summary:
+        crossed = summary["crossed_edge_at"]
+        lines.append("edge of stability not reached" if crossed is None else f"reached the edge at step {crossed}")
+    if events.get("plateau_ratio") is not None:
+        low, high = events["plateau_low"], events["plateau_high"]
+        catapults = len(events["catapults"])
+        lines.append(
+            f"plateau at {events['plateau_ratio']:.3f} of the edge (quartiles {low:.3f} to {high:.3f}), "
+            f"{events['share_at_edge']:.0%} of the steps at it, {catapults} catapult{'s' * (catapults != 1)}"
+        )
     return lines
 
 
@@ -136,6 +149,8 @@ def _try_next(summary: Mapping[str, Any], lr: float | None) -> str:
     crossed = summary.get("crossed_edge_at", ...)
     if crossed is None and lr:
         return f"optimizer.lr={2 * lr:g}, which halves the threshold, or steps={2 * summary['steps']}"
+    if crossed is not ... and summary.get("events", {}).get("annealed"):
+        return "schedule=constant, which leaves the edge where it is, to see whether training stays there"
     if crossed is not ... and lr:
         return f"optimizer.lr={lr / 2:g}, which doubles the threshold: the sharpness follows"
     return "--multirun optimizer=sgd,momentum,adam seed=0,1,2, to compare"

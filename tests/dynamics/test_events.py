@@ -46,6 +46,52 @@ def test_progressive_sharpening_then_a_plateau() -> None:
     assert 0.0 < found.rises < found.rises_after_crossing
 
 
+def _annealed() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, sharpness and lr of a run that crosses at 400, stays at 1.02, and anneals from 600 to nothing."""
+    t = np.arange(0, 1000, 10)
+    lr = 0.04 * np.where(t < 600, 1.0, (1000 - t) / 400)
+    return t, 50 * np.where(t < 400, 0.3 + 0.7 * t / 400, 1.02 + 0.04 * (-1.0) ** (t // 10)), lr
+
+
+def test_what_an_annealed_lr_makes_of_the_ratio_is_no_plateau() -> None:
+    t, measured, lr = _annealed()
+    for rate in (None, lr):  # 1/threshold stands in for the rate
+        found = find_events(t, np.ones(100), measured, 2 / lr, lr=rate)
+        assert (found.first_crossing, found.annealed) == (400, True)
+        # lr is half of that at the crossing at 800: so the later half of 400 to 800, the rate falling from 1 to .5
+        late = (t >= 600) & (t <= 800)
+        assert found.plateau_ratio == pytest.approx(np.median((measured * lr / 2)[late]))
+        assert found.share_at_edge == pytest.approx(np.mean((measured * lr / 2)[t <= 800] >= 0.95))
+        assert found.max_ratio == pytest.approx(1.06) and found.max_ratio_at == 400
+        assert found.final_ratio < 0.05
+
+
+def test_a_plateau_needs_measurements_before_the_lr_is_annealed() -> None:
+    lr = np.array([1.0, 1.0, 1.0, 0.4, 0.3, 0.2, 0.1, 0.05, 0.01])
+    found = find_events(np.arange(9), np.ones(9), np.full(9, 2.2), 2 / lr, lr=lr)
+    assert found.first_crossing == 0 and math.isnan(found.plateau_ratio) and found.annealed
+    assert found.share_at_edge == 1.0
+
+
+def test_warmup_is_not_held_against_a_run_and_one_below_the_edge_anneals_too() -> None:
+    lr = np.array([0.1, 0.5, *[1.0] * 10])
+    found = find_events(np.arange(12), np.ones(12), np.full(12, 2.2), 2 / lr, lr=lr)
+    assert (found.first_crossing, found.annealed) == (2, False)
+    assert found.plateau_ratio == pytest.approx(1.1)
+    below = find_events(np.arange(12), np.ones(12), np.full(12, 1.0), 2 / lr[::-1], lr=lr[::-1])
+    assert (below.verdict, below.annealed, below.max_ratio_at) == ("edge not reached", True, 0)
+
+
+def test_a_threshold_on_the_gradient_may_move_while_the_lr_stands_still() -> None:
+    threshold = np.array([10.0, 2.0, 3.0, 9.0, 2.0, 8.0, 2.0, 9.0, 3.0])
+    measured = np.full(9, 4.0)
+    found = find_events(np.arange(9), np.ones(9), measured, threshold, lr=np.full(9, 1e-3))
+    assert not found.annealed
+    assert found.share_at_edge == pytest.approx(5 / 9)
+    # from half the way between the crossing at 1 and 8: of 4/8, 4/2, 4/9 and 4/3 the middle
+    assert found.plateau_ratio == pytest.approx((4 / 8 + 4 / 3) / 2)
+
+
 def test_measurements_count_by_the_steps_they_stand_for() -> None:
     steps = [0, 1, 2, 3, 4, 100, 200]
     found = find_events(steps, np.ones(7), [9, 9, 9, 9, 11, 11, 11], 10.0)

@@ -143,6 +143,54 @@ def test_before_the_first_step_of_adam_it_is_silent() -> None:
     assert Edge()(state) == {} and said == []
 
 
+def test_until_adam_has_averaged_20_gradients_nothing_is_measured_and_the_reason_is_said_once() -> None:
+    probe, lines = Edge(), []
+    for step in (1, 5, 19, 20):
+        state, said = _trained(lambda p: torch.optim.Adam(p, 1e-2), step)
+        found = probe(state)
+        lines += said
+        hessian = state.shared.hessian(state, None)
+        if step < 20:  # no product, and no pair to start from
+            assert found == {} and hessian.hvps == 0 and probe.state_dict()["tracker"]["pairs"] is None
+    assert {"edge/threshold", "edge/distance", "edge/preconditioned_sharpness"} <= found.keys()
+    assert found["edge/lr"] == 1e-2
+    absent = [line for line in lines if "absent" in line]
+    assert len(absent) == 1 and "until step 20" in absent[0] and "Adam" in absent[0]
+
+
+def test_small_batches_wait_until_twice_as_many_examples_are_seen_as_the_hessian_is_over() -> None:
+    for steps, examples, settled in ((59, None, False), (60, None, True), (29, 15, False), (30, 15, True)):
+        state, said = _trained(lambda p: torch.optim.Adam(p, 1e-2), steps, full_batch=False)
+        state.steps_per_epoch = 30  # batches of one example, of 30
+        assert bool(Edge(examples=examples)(state)) is settled
+        assert any(f"averaged {2 * (examples or 30)} gradients" in line for line in said) is not settled
+
+
+def test_what_is_measured_does_not_depend_on_when_it_was_asked_before_nor_on_a_resume() -> None:
+    def numbers(probe: Edge) -> dict[str, Value]:
+        found = probe(_trained(lambda p: torch.optim.Adam(p, 1e-2), 40)[0])
+        return {key: value for key, value in found.items() if "seconds" not in key}
+
+    asked, resumed = Edge(), Edge()
+    for step in range(1, 20):
+        assert asked(_trained(lambda p: torch.optim.Adam(p, 1e-2), step)[0]) == {}
+    resumed.load_state_dict(asked.state_dict())
+    assert numbers(Edge()) == numbers(asked) == numbers(resumed)
+
+
+def test_after_unfreezing_it_is_absent_again_and_says_so_again() -> None:
+    probe = Edge()
+    state, said = _trained(lambda p: torch.optim.Adam(p[2:], 1e-2), 30)
+    assert probe(state)["edge/lr"] == 1e-2
+    first = next(iter(state.model.parameters()))
+    state.optimizer.add_param_group({"params": [first]})
+    first.grad = torch.ones_like(first)
+    state.optimizer.step()
+    state.shared.release()
+    state.step += 1
+    assert probe(state) == {} and any("absent until step 50" in line for line in said)
+
+
 @pytest.mark.parametrize("make", [lambda p: torch.optim.Adam(p, 1e-2), lambda p: Lion(p, 1e-3)])
 def test_a_resumed_probe_goes_on_bit_for_bit(make: Make) -> None:
     one, other = Edge(), Edge()

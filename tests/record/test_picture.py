@@ -38,6 +38,16 @@ def test_an_edge_that_is_off_the_picture_is_named_once_with_the_nearest_value() 
         plt.close()
 
 
+def test_sharpness_over_more_than_two_decades_gets_a_logarithmic_axis() -> None:
+    for values, scale in (([1.0, 90.0], "linear"), ([1.0, 110.0], "log"), ([-1.0, 110.0], "linear")):
+        records = [{"step": i, "sharpness/lambda_max": value, "edge/threshold": 1e9} for i, value in enumerate(values)]
+        axis = plt.figure().subplots()
+        _sharpness(axis, records)
+        low, high = axis.get_ylim()
+        assert axis.get_yscale() == scale and low <= min(values) and max(values) < high < 200
+        plt.close()
+
+
 def test_losses_within_a_decade_have_plain_ticks() -> None:
     axis = plt.figure().subplots()
     _loss(axis, [{"step": i, "train/loss": loss} for i, loss in enumerate((5.0, 3.0, 1.9))])

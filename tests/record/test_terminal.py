@@ -1,0 +1,55 @@
+"""What a run's closing lines say of the edge."""
+
+from typing import Any
+
+import numpy as np
+
+from optbench.dynamics.report import report
+from optbench.record.summary import summarise
+from optbench.record.terminal import _findings, _try_next
+
+
+def _summary(lr: "np.ndarray[Any, Any]", ratio: "np.ndarray[Any, Any]") -> dict[str, Any]:
+    """The summary of a run that was measured every ten steps."""
+    records = [
+        {
+            "step": 10 * i,
+            "batch/loss": 1.0,
+            "sharpness/lambda_max": float(r),
+            "edge/threshold": float(2 / rate),
+            "edge/distance": float(r * rate / 2),
+            "edge/lr": float(rate),
+        }
+        for i, (rate, r) in enumerate(zip(lr, ratio, strict=True))
+    ]
+    rest = {"status": "done", "steps": 990, "train_seconds": 1.0, "probe_seconds": 1.0}
+    return rest | summarise(records) | {"events": report(records)}
+
+
+def test_a_constant_rate_is_told_with_its_last_its_largest_and_its_plateau() -> None:
+    _, *lines = _findings(_summary(np.full(100, 0.1), np.where(np.arange(100) == 50, 25.0, 20.2)))
+    assert lines[0].startswith("1.010 of the edge at 20")
+    assert lines[1:4] == [
+        "at most 1.250 of the edge, at step 500",
+        "reached the edge at step 0",
+        "plateau at 1.010 of the edge (quartiles 1.010 to 1.010), 100% of the steps at it, 0 catapults",
+    ]
+    assert not any("annealed" in line for line in lines)
+
+
+def test_an_annealed_rate_is_not_told_with_the_artefact_of_its_last_step() -> None:
+    rate = 0.1 * np.append((1 + np.cos(np.pi * np.arange(99) / 99)) / 2, 1e-9)
+    summary = _summary(rate, np.full(100, 22.0))
+    _, *lines = _findings(summary)
+    assert lines[0].startswith("lr annealed to 1e-10")
+    assert lines[1:3] == ["at most 1.100 of the edge, at step 0", "reached the edge at step 0"]
+    # from half the way to lr/2, where the cosine's rates are (1 + cos(π/4))/2 = .854 to .5: in between near .69
+    assert lines[3].startswith("plateau at 0.7") and "2.2e+10" not in " ".join(lines)
+    assert _try_next(summary, 0.1).startswith("schedule=constant")
+
+
+def test_one_catapult_is_singular() -> None:
+    summary = _summary(np.full(100, 0.1), np.full(100, 21.0))
+    for count, text in ((0, "0 catapults"), (1, "1 catapult"), (2, "2 catapults")):
+        summary["events"]["catapults"] = [{}] * count
+        assert any(line.endswith(text) for line in _findings(summary))
