@@ -1,5 +1,6 @@
 """The probes inside a training script that knows nothing of our runner."""
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ class Watch:
     full_batch: bool
     seed: int
     say: Callable[[str], None]
+    steps_per_epoch: int = 1  # over the examples measured on, in batches like those that were read
     step: int = 0
     _shared: Shared = field(default_factory=Shared)
 
@@ -53,7 +55,7 @@ class Watch:
             model=self.model,
             optimizer=self.optimizer,
             full_batch=self.full_batch,
-            steps_per_epoch=1,
+            steps_per_epoch=self.steps_per_epoch,
             seed=self.seed,
             say=self.say,
             shared=self._shared,
@@ -140,16 +142,19 @@ def watch(
     """
     _check(model, optimizer, loss, every, error, examples, dtype)
     like = next(model.parameters())
-    train = _read(batches, examples, like)
+    train, batch_size = _read(batches, examples, like)
     own_error = error if callable(error) else None
     if error == "auto" and not train.targets.is_floating_point():
         own_error = error_of_classes
-    held_out = None if test is None else _read(test, examples, like)
+    held_out = None if test is None else _read(test, examples, like)[0]
     task = Task(train, None, held_out, 0, loss, own_error, weight=weight)
     if probes is None:
         probes = {"sharpness": Sharpness("adaptive", thin=1), "edge": Edge(), "generalization": Generalization()}
     shared = Shared(dtype)
-    return Watch(model, optimizer, task, probes, every, full_batch, seed, say or _print_once(), _shared=shared)
+    per_epoch = 1 if full_batch else math.ceil(len(train) / batch_size)
+    return Watch(
+        model, optimizer, task, probes, every, full_batch, seed, say or _print_once(), per_epoch, _shared=shared
+    )
 
 
 def _check(
@@ -187,8 +192,8 @@ def _is_positive(number: object) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
 
-def _read(data: Data, examples: int | None, like: Tensor) -> Split:
-    """The first so many examples, on a parameter's device and in its precision; no generator is moved."""
+def _read(data: Data, examples: int | None, like: Tensor) -> tuple[Split, int]:
+    """The first so many examples, on a parameter's device and in its precision, and how many make a batch."""
     chunks = Chunks(data, like.device, like.dtype if like.dtype.is_floating_point else torch.float32)
     parts, count = list[tuple[Tensor, Tensor]](), 0
     with chunks.kept_rng():
@@ -203,7 +208,7 @@ def _read(data: Data, examples: int | None, like: Tensor) -> Split:
             if examples is not None and count >= examples:
                 break
     inputs, targets = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return Split(inputs, targets).first(examples)
+    return Split(inputs, targets).first(examples), len(parts[0][0])
 
 
 def _print_once() -> Callable[[str], None]:
