@@ -47,16 +47,18 @@ class _Remembering(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Linear(5, 3)
-        self.calls, self.seen, self.average = 0, None, torch.zeros(5)
+        self.calls, self.average = 0, torch.zeros(5)
+        self.seen: Tensor | None = None
+        self.total: Tensor
         self.register_buffer("total", torch.zeros(5))
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
-        self.seen = self.inner(x)  # type: ignore[assignment]
+        self.seen = outputs = self.inner(x)
         self.average.mul_(0.9).add_(x.detach().mean(0).float(), alpha=0.1)
         self.total += x.detach().sum(0)
         self.extra = x
-        out: Tensor = self.seen * (1 + 0.01 * self.calls)  # type: ignore[operator]
+        out: Tensor = outputs * (1 + 0.01 * self.calls)
         return out
 
 
@@ -144,7 +146,7 @@ class _Autocast(nn.Module):
         super().__init__()
         self.inner, self.how = inner, how
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         if self.how == "decorated":
             return torch.autocast("cpu", torch.bfloat16)(self.inner)(x).float()
         if self.how == "cast":

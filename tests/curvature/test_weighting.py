@@ -101,7 +101,7 @@ def test_a_mean_is_cut_and_ignored_targets_weigh_nothing() -> None:
 def test_layers_with_statistics_of_their_own_are_taken_whole() -> None:
     model, data = nn.Sequential(_wide(), _OwnStatistics()).double(), _data()
     for mode in ("train", "eval"):
-        H = Hessian(model, F.cross_entropy, data, mode=mode)  # type: ignore[arg-type]
+        H = Hessian(model, F.cross_entropy, data, mode=mode)
         expected = dense_hessian(model, F.cross_entropy, data)
         torch.testing.assert_close(dense(H), expected, rtol=0, atol=100 * EPS)
 
