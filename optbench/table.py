@@ -51,7 +51,7 @@ def _row(subject: Subject, costs: Mapping[str, float]) -> str:
     about = subject.settings["about"]
     known = here.source != "unknown"
     quantity = "λ₁(H)" if here.plain else "λ₁(P⁻¹H)" if here.geometry == "l2" else f"{here.geometry} sharpness"
-    said = here.source if here.source in here.formula else f"{here.formula} ({here.source})"
+    said = here.source if here.source == "probed" else f"{here.formula} ({here.source})"
     cells = [
         f"`{subject.name}`",
         about["does"],

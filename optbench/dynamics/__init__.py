@@ -26,13 +26,10 @@ _HOME = {
     "unknown": "terms",
     "unsettled": "settling",
 }
-_RULES = ("adaptive", "geometric", "matrix", "ours", "undescribed")
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name, with all rules of `edge` if it is that."""
+    """Load a public name."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}: see __all__")
-    for rules in _RULES if name == "edge" else ():
-        import_module(f"{__name__}.{rules}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

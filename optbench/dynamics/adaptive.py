@@ -73,7 +73,7 @@ def _idle(p: Tensor) -> Term:
     return Term(p, lr=0.0)
 
 
-@closed_form(Adam)
+@closed_form(Adam, understood=("lr", "betas", "eps", "weight_decay", "amsgrad", "decoupled_weight_decay"))
 def _adam(optimizer: Adam) -> Edge:
     def term(group: Group, p: Tensor, state: State) -> Term:
         nu = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
@@ -88,7 +88,7 @@ def _adam(optimizer: Adam) -> Edge:
     return adaptive(optimizer, term, "(2+2β₁)/((1−β₁)η)")
 
 
-@closed_form(NAdam)
+@closed_form(NAdam, understood=("lr", "betas", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay"))
 def _nadam(optimizer: NAdam) -> Edge:
     def term(group: Group, p: Tensor, state: State) -> Term:
         beta1, beta2 = map(float, group["betas"])
@@ -106,7 +106,7 @@ def _nadam(optimizer: NAdam) -> Edge:
     return adaptive(optimizer, term, "2/(η[(1−μ)/(1−Πμ) + μ'(1−β₁)/((1−Πμμ')(1+β₁))])")
 
 
-@closed_form(RAdam)
+@closed_form(RAdam, understood=("lr", "betas", "eps", "weight_decay", "decoupled_weight_decay"))
 def _radam(optimizer: RAdam) -> Edge:
     def term(group: Group, p: Tensor, state: State) -> Term:
         beta1, beta2 = map(float, group["betas"])
@@ -126,7 +126,7 @@ def _radam(optimizer: RAdam) -> Edge:
     return adaptive(optimizer, term, "(2+2β₁)/((1−β₁)η)")
 
 
-@closed_form(Adamax)
+@closed_form(Adamax, understood=("lr", "betas", "eps", "weight_decay"))
 def _adamax(optimizer: Adamax) -> Edge:
     def term(group: Group, p: Tensor, state: State) -> Term:
         beta1 = float(group["betas"][0])
@@ -137,7 +137,7 @@ def _adamax(optimizer: Adamax) -> Edge:
     return adaptive(optimizer, term, "(2+2β₁)/((1−β₁)η)")
 
 
-@closed_form(RMSprop)
+@closed_form(RMSprop, understood=("lr", "alpha", "eps", "weight_decay", "momentum", "centered"))
 def _rmsprop(optimizer: RMSprop) -> Edge:
     def term(group: Group, p: Tensor, state: State) -> Term:
         nu = state["square_avg"]
@@ -155,7 +155,7 @@ def _rmsprop(optimizer: RMSprop) -> Edge:
     return adaptive(optimizer, term, "(2+2β)/η" if momentum else "2/η")
 
 
-@closed_form(Adagrad)
+@closed_form(Adagrad, understood=("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps"))
 def _adagrad(optimizer: Adagrad) -> Edge:
     def term(group: Group, p: Tensor, state: State) -> Term:
         lr = float(group["lr"]) / (1 + (float(state["step"]) - 1) * group["lr_decay"])
@@ -166,7 +166,7 @@ def _adagrad(optimizer: Adagrad) -> Edge:
     return adaptive(optimizer, term, "2/η_t" if decayed else "2/η")
 
 
-@closed_form(Adadelta)
+@closed_form(Adadelta, understood=("lr", "rho", "eps", "weight_decay"))
 def _adadelta(optimizer: Adadelta) -> Edge:
     def term(group: Group, p: Tensor, state: State) -> Term:
         ratio = (state["square_avg"] + group["eps"]) / (state["acc_delta"] + group["eps"])
@@ -175,7 +175,7 @@ def _adadelta(optimizer: Adadelta) -> Edge:
     return adaptive(optimizer, term, "2/η")
 
 
-@closed_form(Adafactor)
+@closed_form(Adafactor, understood=("lr", "beta2_decay", "eps", "d", "weight_decay"))
 def _adafactor(optimizer: Adafactor) -> Edge:
     def term(group: Group, p: Tensor, state: State) -> Term:
         eps1, eps2 = group["eps"]
@@ -196,7 +196,7 @@ def _adafactor(optimizer: Adafactor) -> Edge:
     return adaptive(optimizer, term, "2/ρ_t", "update clipping inactive: RMS(P⁻¹g) below d")
 
 
-@closed_form(ASGD)
+@closed_form(ASGD, understood=("lr", "lambd", "alpha", "t0", "weight_decay"))
 def _asgd(optimizer: ASGD) -> Edge:
     terms = []
     for group, p in trainable(optimizer):

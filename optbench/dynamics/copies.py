@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from optbench.dynamics.options import TORCHS, plain
 
 TOLERANCE = 1e-3
 """Relative agreement asked of two numbers that a linear, time-invariant optimizer makes equal."""
@@ -47,15 +49,12 @@ def small_response(optimizer: Optimizer, params: list[Tensor], base: list[Tensor
 
 def difference(optimizer: Optimizer, params: list[Tensor], base: list[Tensor], other: list[Tensor]) -> list[Tensor]:
     """Updates under the gradients `other` minus `base`, negated, from the same state."""
-    state = copy.deepcopy(optimizer.state_dict())
-    start = [p.detach().clone() for p in params]
+    restore = remember(optimizer, params)
     ends = []
     for gradients in (base, other):
         feed(optimizer, params, gradients)
         ends.append([p.detach().clone() for p in params])
-        optimizer.load_state_dict(copy.deepcopy(state))
-        for p, s in zip(params, start, strict=True):
-            p.data.copy_(s)
+        restore()
     return [a - b for a, b in zip(*ends, strict=True)]
 
 
@@ -71,27 +70,29 @@ def feed(optimizer: Optimizer, params: list[Tensor], gradients: list[Tensor]) ->
     optimizer.step(closure)  # type: ignore[arg-type]
 
 
-def fresh(optimizer: Optimizer, groups: list[dict[str, Any]]) -> Optimizer:
-    """A new optimizer of the same class and hyperparameters over other parameters.
+def remember(optimizer: Optimizer, params: list[Tensor]) -> Callable[[], None]:
+    """A function that sets an optimizer and its parameters back to what they are now.
 
-    Constructor arguments come from the first group, the defaults, then attributes of the same
-    name; what groups hold beyond them is set afterwards.
-
-    Raises:
-        UnclearError: If an argument without default is found nowhere.
+    State that a class keeps in attributes of its own, such as a counter, comes back as well.
     """
-    known = {**vars(optimizer), **optimizer.defaults, **groups[0]}
-    arguments = {}
-    signature = inspect.signature(type(optimizer).__init__).parameters
-    for name, parameter in list(signature.items())[2:]:
-        if parameter.kind in {parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL}:
-            continue
-        if name in known:
-            arguments[name] = copy.deepcopy(known[name])
-        elif parameter.default is parameter.empty:
-            raise UnclearError(f"{type(optimizer).__name__} needs an argument {name!r} that is not kept")
-    lists = [{k: v for k, v in group.items() if k != "step"} for group in groups]
-    twin = type(optimizer)(lists, **arguments)
-    if callable(train := getattr(twin, "train", None)):
-        train()
-    return twin
+    state = copy.deepcopy(optimizer.state_dict())
+    start = [p.detach().clone() for p in params]
+    same = {id(p): p for p in params} | {id(optimizer): optimizer}
+    attributes = {k: v for k, v in vars(optimizer).items() if k not in TORCHS and _of_numbers(v)}
+    kept = copy.deepcopy(attributes, dict(same))
+
+    def restore() -> None:
+        optimizer.load_state_dict(copy.deepcopy(state))
+        vars(optimizer).update(copy.deepcopy(kept, dict(same)))
+        for p, s in zip(params, start, strict=True):
+            p.data.copy_(s)
+
+    return restore
+
+
+def _of_numbers(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_of_numbers(v) for pair in value.items() for v in pair)
+    if isinstance(value, list | tuple):
+        return all(_of_numbers(v) for v in value)
+    return isinstance(value, Tensor) or plain(value)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import singledispatch
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor
@@ -13,16 +14,18 @@ from torch.optim import LBFGS, SGD, Optimizer, Rprop, SparseAdam
 
 from optbench.dynamics.black_box import black_box
 from optbench.dynamics.filters import heavy_ball, nesterov
+from optbench.dynamics.options import foreign_hooks, overridden, patched
 from optbench.dynamics.stability import Edge
 from optbench.dynamics.terms import Term, combine, unknown
+from optbench.dynamics.understood import misunderstood
 
 Rule = Callable[[Any], Edge]
 
+_RULES = ("adaptive", "geometric", "matrix", "ours", "undescribed", "wrapped")
+"""The modules that hold rules. They import this one, which loads them when it is first asked."""
+
 _BY_NAME: dict[str, Rule] = {}
 """Rules for optimizers of packages that are not imported here, by "package.Class"."""
-
-_OPTIONS = ("cautious", "use_gc", "adanorm", "stable_adamw", "maximize")
-"""Options of pytorch_optimizer's classes that no rule here describes."""
 
 
 @singledispatch
@@ -57,36 +60,79 @@ def edge(optimizer: Optimizer) -> Edge:
     References:
         Cohen et al. (2021), arXiv:2103.00065; Cohen et al. (2022), arXiv:2207.14484.
     """
-    rule = _rule_by_name(type(optimizer))
-    groups = optimizer.param_groups
-    special = any(group.get(option) for group in groups for option in _OPTIONS)
-    if rule is None or special or getattr(optimizer, "maximize", False):
-        return black_box(optimizer)
-    return rule(optimizer)
+    _load_rules()
+    by_class = edge.dispatch(type(optimizer))
+    if by_class is not edge.dispatch(object):
+        return by_class(optimizer)
+    by_its_name = _rule_by_name(type(optimizer)) or black_box
+    return _with_hooks(by_its_name(optimizer), optimizer)
 
 
-def closed_form(*classes: type[Optimizer]) -> Callable[[Rule], Rule]:
-    """Register a rule that trusts only the classes' own `step` and only minimization.
+def _load_rules() -> None:
+    """Import every module of rules, so that the answer does not depend on what was imported before."""
+    for module in _RULES:
+        import_module(f"{__package__}.{module}")
 
-    A subclass with a `step` of its own is another optimizer and goes to the black box.
+
+_register = edge.register
+
+
+def _register_after_the_rules(cls: Any, rule: Any = None) -> Any:
+    """As singledispatch's `register`, once every rule here is there for a user's to replace."""
+    _load_rules()
+    return _register(cls, rule)
+
+
+edge.register = _register_after_the_rules  # type: ignore[method-assign, assignment]
+
+
+def closed_form(
+    *classes: type[Optimizer], understood: Collection[str] | None, off: Mapping[str, Any] | None = None
+) -> Callable[[Rule], Rule]:
+    """Register a rule that trusts only the classes' own methods, understood options and minimization.
+
+    A subclass, or a single optimizer, with a method of its own is another optimizer and goes to the black box; so
+    does one with an option that the rule has not understood.
+
+    Args:
+        classes: What the rule is for, subclasses included.
+        understood: Constructor arguments that the rule describes at every value, see `misunderstood`. None if its
+            answer holds at whatever value, as that no edge is known.
+        off: Value at which an option does nothing, where that is not its default.
     """
 
     def register(rule: Rule) -> Rule:
         for cls in classes:
-            edge.register(cls, _guarded(rule, cls))
+            _register(cls, _guarded(rule, cls, understood, off or {}))
         return rule
 
     return register
 
 
-def by_name(name: str) -> Callable[[Rule], Rule]:
+def by_name(
+    name: str, understood: Collection[str] | None, off: Mapping[str, Any] | None = None
+) -> Callable[[Rule], Rule]:
     """Register a rule for "package.Class" without importing the package.
 
-    With an option that changes the update beyond the rule's formula, the black box answers.
+    With an option that the rule has not understood, the black box answers; so it does for a version of the package
+    whose groups or attributes are not as the rule reads them.
+
+    Args:
+        name: Package and class, as the package exports it, or the module in full and the class.
+        understood: As for `closed_form`.
+        off: Likewise.
     """
 
     def register(rule: Rule) -> Rule:
-        _BY_NAME[name] = rule
+        def guarded(optimizer: Optimizer) -> Edge:
+            if why := _unlike_the_rule(optimizer, patched(optimizer), understood, off or {}):
+                return black_box(optimizer, why)
+            try:
+                return rule(optimizer)
+            except (KeyError, AttributeError) as problem:
+                return black_box(optimizer, f"the rule for {name} does not fit this version, {problem!r}")
+
+        _BY_NAME[name] = guarded
         return rule
 
     return register
@@ -119,26 +165,55 @@ def describe(terms: Sequence[Term], formula: str) -> str:
     return text
 
 
-def _guarded(rule: Rule, cls: type[Optimizer]) -> Rule:
+def _guarded(rule: Rule, cls: type[Optimizer], understood: Collection[str] | None, off: Mapping[str, Any]) -> Rule:
     def guarded(optimizer: Optimizer) -> Edge:
-        if inspect.unwrap(type(optimizer).step) is not inspect.unwrap(cls.step):
-            return black_box(optimizer)
+        methods = overridden(optimizer, cls)
+        if understood is None:  # no helper of a step that has no edge gives it one
+            methods = [name for name in methods if name == "step"]
         parameters = [p for _, p in trainable(optimizer)]
-        if any(group.get("maximize", False) for group in optimizer.param_groups):
+        if not methods and any(group.get("maximize", False) for group in optimizer.param_groups):
             return unknown("maximize=True climbs the loss: pass −loss and minimize", parameters)
-        return rule(optimizer)
+        if why := _unlike_the_rule(optimizer, methods, understood, off):
+            return _with_hooks(black_box(optimizer, why), optimizer)
+        return _with_hooks(rule(optimizer), optimizer)
 
     return guarded
 
 
+def _unlike_the_rule(
+    optimizer: Optimizer, methods: Sequence[str], understood: Collection[str] | None, off: Mapping[str, Any]
+) -> str:
+    """Why the rule for a class does not describe this optimizer, or ""."""
+    name = type(optimizer).__name__
+    if methods:
+        return f"{name} has a {methods[0]} of its own, which the rule for its class does not describe"
+    option = "" if understood is None else misunderstood(optimizer, understood, off)
+    return f"the rule for {name} does not describe {option}".rstrip(",") if option else ""
+
+
+def _with_hooks(found: Edge, optimizer: Optimizer) -> Edge:
+    """The edge with a word on hooks, which stand outside of what a rule or a copy shows."""
+    names = foreign_hooks(optimizer)
+    if not names or found.source == "unknown":
+        return found
+    word = f"its step hooks ({', '.join(names)}) are taken to change neither gradients nor parameters"
+    resolve = found.resolve
+    return replace(
+        found,
+        reason="; ".join(filter(None, [found.reason, word])),
+        resolve=resolve and (lambda gradient: _with_hooks(resolve(gradient), optimizer)),
+    )
+
+
 def _rule_by_name(cls: type[Optimizer]) -> Rule | None:
-    name = f"{cls.__module__.partition('.')[0]}.{cls.__name__}"
-    exported = getattr(sys.modules.get(cls.__module__.partition(".")[0]), cls.__name__, None)
-    rule = _BY_NAME.get(name)
-    return rule if exported is cls else None
+    package = cls.__module__.partition(".")[0]
+    exported = getattr(sys.modules.get(package), cls.__name__, None)
+    if exported is cls:
+        return _BY_NAME.get(f"{package}.{cls.__name__}")
+    return _BY_NAME.get(f"{cls.__module__}.{cls.__name__}")
 
 
-@closed_form(SGD)
+@closed_form(SGD, understood=("lr", "momentum", "dampening", "weight_decay", "nesterov"))
 def _sgd(optimizer: SGD) -> Edge:
     terms = []
     for group, p in trainable(optimizer):
@@ -158,7 +233,7 @@ def _sgd(optimizer: SGD) -> Edge:
     return combine(terms, describe(terms, formula))
 
 
-@closed_form(Rprop, LBFGS, SparseAdam)
+@closed_form(Rprop, LBFGS, SparseAdam, understood=None)
 def _not_linear(optimizer: Optimizer) -> Edge:
     reasons = {
         Rprop: "Rprop adapts its step to sign changes: at an oscillation it shrinks, no fixed edge",

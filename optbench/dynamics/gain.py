@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optbench.dynamics.copies import TOLERANCE, UnclearError, difference, feed, fresh, small_response
+from optbench.dynamics.copies import TOLERANCE, UnclearError, difference, feed, remember, small_response
 from optbench.dynamics.filters import first_instability
+from optbench.dynamics.twin import fresh
 
 SETTLE = 2000
 """Steps of an alternating gradient before the answer is read: slow averages die by then."""
@@ -25,14 +25,16 @@ class Gain:
 
     Attributes:
         step: η T(−1).
-        response: For an adaptive optimizer, change of one update per change of a vanishing
-            gradient once it is used to gradients ±1; NaN for a linear one.
+        response: Change of one update per change of its gradient, once settled; for an adaptive
+            optimizer, of a vanishing gradient once it is used to gradients ±1.
+        adaptive: Whether it divides by a size that it has seen, rather than being linear.
         decay: Decoupled decay per step, for an adaptive optimizer.
         shift: Coupled weight decay, for an adaptive optimizer.
     """
 
     step: float
-    response: float = math.nan
+    response: float
+    adaptive: bool
     decay: float = 0.0
     shift: float = 0.0
 
@@ -49,7 +51,9 @@ def probe(optimizer: Optimizer, group: dict[str, Any]) -> Gain:
         edge = _divergence(optimizer, group, 2 / step)
         if not math.isclose(edge, 2 / step, rel_tol=1e-2):
             raise UnclearError(f"diverges at curvature {edge:g}, an alternation predicts {2 / step:g}")
-        return Gain(step)
+        w = single.param_groups[0]["params"]
+        kick = difference(single, w, [torch.zeros_like(w[0])], [torch.ones_like(w[0])])[0].item()
+        return Gain(step, kick, adaptive=False)
     if not math.isclose(double, step, rel_tol=1e-2):
         raise UnclearError(f"non-linear: gradients ±1 give updates ±{step:g}, ±2 give ±{double:g}")
     return _adaptive_gain(single, twice, step)
@@ -69,11 +73,11 @@ def _adaptive_gain(single: Optimizer, twice: Optimizer, step: float) -> Gain:
     one, two = _pull(single), _pull(twice)
     if math.isclose(one, two, rel_tol=1e-2, abs_tol=1e-6):
         decay = one if one > 1e-6 else 0.0
-        return Gain(step * (2 - decay) / 2, response, decay)
+        return Gain(step * (2 - decay) / 2, response, adaptive=True, decay=decay)
     if math.isclose(one, 2 * two, rel_tol=1e-2):
         shift = one / response
         unit = response * (1 + shift * step / 2)  # P there came from gradients 1 + wd·w, w = u/2
-        return Gain(step, unit, shift=shift)
+        return Gain(step, unit, adaptive=True, shift=shift)
     raise UnclearError(f"pulls its weight by {one:g} or {two:g} of it, for gradients ±1 or ±2")
 
 
@@ -83,7 +87,7 @@ def _impulse(fed: Optimizer) -> list[float]:
     The impulse replaces one of them by a small number, which leaves g² and so P alone.
     """
     (w,) = fed.param_groups[0]["params"]
-    state, size, steps = copy.deepcopy(fed.state_dict()), 1e-3, SETTLE // 4
+    restore, size, steps = remember(fed, [w]), 1e-3, SETTLE // 4
     paths = []
     for extra in (0.0, size):
         w.data.zero_()
@@ -91,7 +95,7 @@ def _impulse(fed: Optimizer) -> list[float]:
         for t in range(steps):
             feed(fed, [w], [torch.full_like(w, (-1.0) ** t if t else extra)])
             path.append(w.item())
-        fed.load_state_dict(copy.deepcopy(state))
+        restore()
         paths.append(path)
     moved = [(a - b) / size for a, b in zip(*paths, strict=True)]
     return [after - before for before, after in pairwise(moved)]
@@ -100,15 +104,13 @@ def _impulse(fed: Optimizer) -> list[float]:
 def _pull(fed: Optimizer) -> float:
     """The part of a small weight that one update removes when the gradient vanishes."""
     w: Tensor = fed.param_groups[0]["params"][0]
-    w.data.zero_()
     size, zero = 1e-4, [torch.zeros_like(w)]
-    moved = []
+    moved, restore = [], remember(fed, [w])
     for offset in (0.0, size):
         w.data.fill_(offset)
-        state = copy.deepcopy(fed.state_dict())
         feed(fed, [w], zero)
         moved.append(offset - w.item())
-        fed.load_state_dict(state)
+        restore()
     return (moved[1] - moved[0]) / size
 
 

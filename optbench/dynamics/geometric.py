@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Muon, Optimizer
 
 from optbench.dynamics.dispatch import by_name, closed_form, edge, trainable
+from optbench.dynamics.options import arguments
 from optbench.dynamics.stability import Edge, split
 from optbench.dynamics.terms import unknown
 from optbench.norms import Geometry, dual_norm, lmo
@@ -133,7 +134,7 @@ def sam_edge(base: Edge, rho: float) -> Edge:
     return replace(base, threshold=math.nan, formula=formula, resolve=resolve)
 
 
-@closed_form(Muon)
+@closed_form(Muon, understood=("lr", "weight_decay", "momentum", "nesterov", "adjust_lr_fn"))
 def _muon(optimizer: Muon) -> Edge:
     steps = []
     for group, p in trainable(optimizer):
@@ -154,35 +155,47 @@ def _averaged(buffer: Tensor, beta: float, weight: float) -> Callable[[Tensor], 
     return (lambda g: g.lerp(buffer.to(g.dtype), weight)) if beta else None
 
 
-@by_name("pytorch_optimizer.SignSGD")
+@by_name("pytorch_optimizer.SignSGD", understood=("lr", "momentum", "weight_decay", "weight_decouple"))
 def signum_edge(optimizer: Optimizer) -> Edge:
     """The norm edge of a sign of momentum, in pytorch_optimizer's layout of groups and state."""
     steps = []
     for group, p in trainable(optimizer):
         beta = group["momentum"]
         buffer = optimizer.state.get(p, {}).get("momentum_buffer", torch.zeros_like(p))
-        steps.append(_sign_step(group, p, _averaged(buffer, beta, beta)))
+        steps.append(_sign_step(group, p, _averaged(buffer, beta, beta), _decay(optimizer, group)))
     return norm_edge(steps, "linf", reason=_coupled(optimizer))
 
 
-@by_name("pytorch_optimizer.Lion")
-@by_name("lion_pytorch.Lion")
+@by_name("pytorch_optimizer.Lion", understood=("lr", "betas", "weight_decay", "weight_decouple", "fixed_decay"))
+@by_name(
+    "lion_pytorch.Lion",
+    understood=("lr", "betas", "weight_decay", "decoupled_weight_decay"),
+    off={"cautious_factor": 1.0, "cautious_wd": False},
+)
 def lion_edge(optimizer: Optimizer) -> Edge:
-    """The norm edge of Lion, in pytorch_optimizer's layout of groups and state."""
+    """The norm edge of Lion, in pytorch_optimizer's layout of groups and state, or lion_pytorch's."""
     steps = []
     for group, p in trainable(optimizer):
         beta1 = group["betas"][0]
         buffer = optimizer.state.get(p, {}).get("exp_avg", torch.zeros_like(p))
-        steps.append(_sign_step(group, p, _averaged(buffer, beta1, beta1)))
+        steps.append(_sign_step(group, p, _averaged(buffer, beta1, beta1), _decay(optimizer, group)))
     return norm_edge(steps, "linf", reason=_coupled(optimizer))
 
 
-def _sign_step(group: dict[str, Any], p: Tensor, direction: Callable[[Tensor], Tensor] | None) -> NormStep:
+def _sign_step(
+    group: dict[str, Any], p: Tensor, direction: Callable[[Tensor], Tensor] | None, decay: float
+) -> NormStep:
+    return NormStep(p, float(group["lr"]), decay=decay, direction=direction)
+
+
+def _decay(optimizer: Any, group: dict[str, Any]) -> float:
+    """Decoupled decay per step: ηλ, λ if that is fixed, or λη/η₀ with the first rate of lion_pytorch's option."""
     lr, wd = float(group["lr"]), float(group["weight_decay"])
     if not group.get("weight_decouple", True):
-        wd = 0.0
-    decay = wd if group.get("fixed_decay") else lr * wd
-    return NormStep(p, lr, decay=decay, direction=direction)
+        return 0.0
+    if "decoupled_weight_decay" in arguments(type(optimizer)) and optimizer.decoupled_wd:
+        return wd * lr / float(optimizer._init_lr)
+    return wd if group.get("fixed_decay") else lr * wd
 
 
 def _coupled(optimizer: Optimizer) -> str:
@@ -190,7 +203,7 @@ def _coupled(optimizer: Optimizer) -> str:
     return "coupled weight decay is part of the loss: add it to H and g" if coupled else ""
 
 
-@by_name("pytorch_optimizer.SAM")
+@by_name("pytorch_optimizer.SAM", understood=("base_optimizer", "rho", "adaptive", "use_gc", "kwargs"))
 def _sam(optimizer: Any) -> Edge:
     groups = optimizer.param_groups
     radii = {float(group["rho"]) for group in groups}

@@ -24,7 +24,10 @@ State = Mapping[str, Any]
 UNPUBLISHED = "stability with P frozen; that training settles there is not established"
 
 
-@by_name("pytorch_optimizer.AdEMAMix")
+@by_name(
+    "pytorch_optimizer.AdEMAMix",
+    understood=("lr", "betas", "weight_decay", "weight_decouple", "fixed_decay", "alpha", "t_alpha_beta3", "eps"),
+)
 def _ademamix(optimizer: Any) -> Edge:
     def term(group: Group, p: Tensor, state: State) -> Term:
         (beta1, beta2, beta3), t = group["betas"], group["step"]
@@ -38,7 +41,13 @@ def _ademamix(optimizer: Any) -> Edge:
     return _matrix(optimizer, term, formula, "")
 
 
-@by_name("pytorch_optimizer.SOAP")
+@by_name(
+    "pytorch_optimizer.SOAP",
+    understood=(
+        *("lr", "betas", "shampoo_beta", "weight_decay", "eps", "correct_bias", "normalize_gradient"),
+        *("precondition_frequency", "max_precondition_dim", "merge_dims", "precondition_1d", "data_format"),
+    ),
+)
 def _soap(optimizer: Any) -> Edge:
     def term(group: Group, p: Tensor, state: State) -> Term:
         (beta1, beta2), t = group["betas"], group["step"] - 1
@@ -66,7 +75,13 @@ def _soap(optimizer: Any) -> Edge:
     return _matrix(optimizer, term, "(2+2β₁)/((1−β₁)η)", UNPUBLISHED)
 
 
-@by_name("pytorch_optimizer.Shampoo")
+@by_name(
+    "pytorch_optimizer.Shampoo",
+    understood=(
+        *("lr", "momentum", "weight_decay", "weight_decouple", "fixed_decay"),
+        *("preconditioning_compute_steps", "matrix_eps"),
+    ),
+)
 def _shampoo(optimizer: Any) -> Edge:
     if any(group["momentum"] for group in optimizer.param_groups):
         parameters = [p for _, p in trainable(optimizer)]

@@ -18,16 +18,16 @@ from optbench.optimizers.sam import SAM
 from optbench.optimizers.sign import Lion, Signum
 from optbench.optimizers.steepest import SteepestDescent
 
-closed_form(Signum)(signum_edge)
-closed_form(Lion)(lion_edge)
+closed_form(Signum, understood=("lr", "momentum", "weight_decay"))(signum_edge)
+closed_form(Lion, understood=("lr", "betas", "weight_decay"))(lion_edge)
 
 
-@closed_form(SAM)
+@closed_form(SAM, understood=("base", "rho"))
 def _sam(optimizer: SAM) -> Edge:
     return sam_edge(edge(optimizer.base), optimizer.rho)
 
 
-@closed_form(SteepestDescent)
+@closed_form(SteepestDescent, understood=("lr", "norm", "normalised"))
 def _steepest(optimizer: SteepestDescent) -> Edge:
     """S = 2/η of the whole step η‖g‖_* s; as `norm_edge` where it is normalised."""
     held = list(trainable(optimizer))
@@ -42,7 +42,7 @@ def _steepest(optimizer: SteepestDescent) -> Edge:
     return Edge(threshold, "closed form", "2/η", parameters, norm, radii=(1.0,) * len(parameters))
 
 
-@closed_form(ByShape)
+@closed_form(ByShape, understood=("matrices", "rest"))
 def _by_shape(optimizer: ByShape) -> Edge:
     """The joint edge of two l2 parts; of the matrices alone where they step in a norm, as a conjecture.
 

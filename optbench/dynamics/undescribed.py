@@ -40,13 +40,13 @@ def _with_graph(optimizer: WithGraph) -> Edge:
     )
 
 
-@by_name("pytorch_optimizer.LARS")
+@by_name("pytorch_optimizer.LARS", understood=None)
 def _lars(optimizer: Any) -> Edge:
     reason = "LARS scales the step of a matrix by ‖w‖/‖g‖, which changes with every step: no edge is known"
     return unknown(reason, [p for _, p in trainable(optimizer)])
 
 
-@by_name("pytorch_optimizer.MARS")
+@by_name("pytorch_optimizer.MARS", understood=None)
 def _mars(optimizer: Any) -> Edge:
     reason = "MARS clips the corrected gradient of a matrix and has another rule for vectors: no edge is known"
     return unknown(reason, [p for _, p in trainable(optimizer)])

@@ -60,7 +60,7 @@ def _before(key: str, value: Any, group: dict[str, Any], state: dict[str, Any]) 
     if key == "step":
         return value - 1
     if key in {"exp_avg_sq", "exp_inf"}:
-        return value / float(group["betas"][1])
+        return value / float(group["beta2"] if "beta2" in group else group["betas"][1])
     if key in {"square_avg", "grad_avg"}:
         return value / group.get("alpha", group.get("rho"))
     if key in {"variance", "row_var", "col_var"}:

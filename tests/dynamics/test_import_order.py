@@ -1,0 +1,62 @@
+"""One answer, whatever was imported first and whoever registered a rule before."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ASK = """
+import torch
+from optbench.optimizers.sign import Lion
+p = torch.ones(2, requires_grad=True)
+said = []
+for optimizer in (torch.optim.Adam([p], 1e-3), torch.optim.SGD([p], 0.1), torch.optim.Muon([q], 0.1), Lion([p], 1e-3)):
+    p.grad, q.grad = torch.ones(2), torch.ones(2, 2)
+    optimizer.step()
+    said.append(edge(optimizer).source)
+print(said)
+""".replace("p = torch", "q = torch.ones(2, 2, requires_grad=True)\np = torch", 1)
+RULES = "['closed form', 'closed form', 'conjecture', 'conjecture']"
+FROM = "from optbench.dynamics.dispatch import edge"
+FIRST = {
+    "the package": "from optbench.dynamics import edge",
+    "the function": FROM,
+    "the black box": f"import optbench.dynamics.black_box\n{FROM}",
+    "one module of rules": f"import optbench.dynamics.adaptive\n{FROM}",
+    "the last module of rules": f"import optbench.dynamics.undescribed\n{FROM}",
+    "ours": f"import optbench.dynamics.ours\n{FROM}",
+    "terms": f"from optbench.dynamics import unknown\n{FROM}",
+    "a probe": f"import optbench.probes.edge\n{FROM}",
+}
+REGISTERED = {
+    "for one class": ("Adam", "['mine', 'closed form', 'conjecture', 'conjecture']"),
+    "for all that have no rule": ("Optimizer", RULES),
+}
+
+
+def _said(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_the_rules_are_there_whatever_was_imported_first(name: str) -> None:
+    assert _said(FIRST[name] + ASK) == RULES
+
+
+@pytest.mark.parametrize("first", ["the package", "the function", "one module of rules"])
+@pytest.mark.parametrize("name", REGISTERED)
+def test_a_rule_of_the_users_replaces_ours_however_early_it_comes(name: str, first: str) -> None:
+    cls, expected = REGISTERED[name]
+    mine = f"""
+import torch
+from dataclasses import replace
+from optbench.dynamics.terms import unknown
+@edge.register(torch.optim.{cls})
+def _(optimizer):
+    return replace(unknown("mine"), source="mine")
+"""
+    assert _said(FIRST[first] + mine + ASK) == expected
