@@ -1,0 +1,145 @@
+"""Questions that have no answer: each public function says what is wrong, and none gives a number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from optbench.curvature import (
+    GaussNewton,
+    Hessian,
+    MeasurementError,
+    NotConvergedWarning,
+    Preconditioned,
+    Restricted,
+    audit,
+    block_densities,
+    block_heterogeneity,
+    diagonal,
+    loss_and_gradient,
+    mean_loss,
+    rayleigh,
+    spectral_density,
+    top_eigenpairs,
+    trace,
+)
+
+from .helpers import Matrix, small
+
+A = Matrix(torch.diag(torch.arange(20.0, dtype=torch.float64)))
+PAIRS = top_eigenpairs(A, accuracy=1e-6)
+
+
+def _hessian(seed: int = 0) -> Hessian:
+    model, data = small(seed)
+    return Hessian(model, F.mse_loss, data)
+
+
+def _nan() -> Hessian:
+    model, data = small()
+    with torch.no_grad():
+        model.get_parameter("0.weight")[0, 0] = torch.nan
+    return Hessian(model, F.mse_loss, data)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda H: trace(H, 3),
+        lambda H: diagonal(H, 3),
+        lambda H: spectral_density(H, 3),
+        lambda H: top_eigenpairs(H),
+        lambda H: rayleigh(H, torch.ones(H.size).double()),
+        lambda H: H @ torch.ones(H.size).double(),
+        lambda H: Preconditioned(H, torch.ones(H.size)) @ torch.ones(H.size).double(),
+        lambda H: block_densities(H, {"a": ["0.weight"]}, 3),
+    ],
+)
+def test_weights_that_are_not_numbers(ask: Callable[[Hessian], object]) -> None:
+    with pytest.raises(FloatingPointError, match="not finite"):
+        ask(_nan())
+
+
+def _no_graph(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.mse_loss(outputs.detach(), targets)
+
+
+@pytest.mark.parametrize("kind", [Hessian, GaussNewton])
+def test_a_loss_that_depends_on_nothing(kind: type[Hessian]) -> None:
+    model, data = small()
+    losses: list[Any] = [_no_graph, lambda o, t: t.square().mean(), lambda o, t: torch.ones(())]
+    for loss in losses:
+        with pytest.raises(MeasurementError, match="does not depend on the parameters"):
+            top_eigenpairs(kind(model, loss, data))
+        with pytest.raises(MeasurementError, match="does not depend on the parameters"):
+            loss_and_gradient(Hessian(model, loss, data))
+    with pytest.raises(MeasurementError, match=r"scalar mean, got shape \(20, 3\)"):
+        top_eigenpairs(Hessian(model, lambda o, t: o, data))
+
+
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "pairs of another model": (
+        lambda: audit(_hessian(1), top_eigenpairs(_hessian())),
+        "of this operator at its present",
+    ),
+    "pairs of another size": (lambda: audit(_hessian(), PAIRS), "vectors of 20 entries for P = 53"),
+    "altered pairs": (lambda: audit(A, replace(PAIRS, values=PAIRS.values * 1.1)), "of this operator"),
+    "audit without steps": (lambda: audit(A, PAIRS, steps=0), "steps must be positive, got 0"),
+    "a vector of zeros": (lambda: rayleigh(A, torch.zeros(20).double()), "must have a direction"),
+    "a vector of NaN": (lambda: rayleigh(A, torch.full((20,), torch.nan).double()), "must have a direction"),
+    "a vector of another size": (lambda: rayleigh(A, torch.ones(3).double()), r"shape \(20,\), got \(3,\)"),
+    "deflating others": (lambda: trace(_hessian(), deflate=PAIRS), "P = 53 entries, got vectors of 20"),
+    "confidence": (lambda: trace(A, confidence=1.0), "between 0 and 1, got 1.0"),
+    "one sample": (lambda: diagonal(A, 1), "at least 2"),
+    "half a step": (lambda: spectral_density(A, 2.5), "whole number, got 2.5"),  # type: ignore[arg-type]
+    "a width": (lambda: spectral_density(A, 3).smoothed(width=-1.0), "width must be positive, got -1"),
+    "no pairs": (lambda: top_eigenpairs(A, 0), "k must be between 1 and P = 20, got 0"),
+    "true pairs": (lambda: top_eigenpairs(A, True), "k must be a whole number, got True"),
+    "more pairs": (lambda: top_eigenpairs(A, 21), "got 21"),
+    "tolerance": (lambda: top_eigenpairs(A, tol=float("nan")), "tol must be positive, got nan"),
+    "guards": (lambda: top_eigenpairs(A, guards=-1), "not be negative, got -1"),
+    "a start of another size": (lambda: top_eigenpairs(A, start=torch.ones(3, 1)), r"got \(3, 1\)"),
+    "rows twice": (lambda: Restricted(A, torch.tensor([1, 1])), "different indices below P = 20"),
+    "rows beyond": (lambda: Restricted(A, torch.tensor([20])), "different indices below P = 20"),
+    "no rows": (lambda: Restricted(A, torch.tensor([], dtype=torch.long)), "different indices"),
+    "P of zero": (lambda: Preconditioned(A, torch.zeros(20)), "positive and finite, got 0"),
+    "no model": (lambda: loss_and_gradient(A), "must be a Hessian or GaussNewton, got Matrix"),  # type: ignore[arg-type]
+    "no model either": (lambda: mean_loss(A), "must be a Hessian or GaussNewton, got Matrix"),  # type: ignore[arg-type]
+    "blocks of nothing": (lambda: block_densities(_hessian(), {"a": ["b"]}), "parameters that the operator acts on"),
+    "one block": (lambda: block_heterogeneity({"a": spectral_density(A, 3)}), "at least two blocks, got 1"),
+    "a number": (lambda: A @ 3.0, "v must be a tensor, got float"),  # type: ignore[operator]
+    "a function": (lambda: Hessian(lambda x: x, F.mse_loss, []), "must be a torch.nn.Module, got function"),  # type: ignore[arg-type]
+    "lazy": (lambda: Hessian(nn.LazyLinear(3), F.mse_loss, []), "do a forward pass first"),
+    "a sum": (lambda: Hessian(small()[0], nn.MSELoss(reduction="sum"), []), "reduce by 'mean', got 'sum'"),
+    "complex": (lambda: Hessian(nn.Linear(3, 2, dtype=torch.complex64), F.mse_loss, []), "parameters must be real"),
+    "half": (lambda: Hessian(nn.Linear(3, 2).bfloat16(), F.mse_loss, []), "pass dtype=torch.float32"),
+    "integers": (lambda: Hessian(small()[0], F.mse_loss, [], dtype=torch.int8), "float32 or float64, got torch.int8"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::optbench.curvature.NotConvergedWarning")
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(name: str) -> None:
+    ask, match = REFUSED[name]
+    with pytest.raises(ValueError, match=match) as caught:
+        ask()
+    assert "\n" not in str(caught.value)
+
+
+def test_no_complex_advice_changes_the_matrix() -> None:
+    with pytest.raises(MeasurementError) as caught:
+        Hessian(nn.Linear(3, 2, dtype=torch.complex64), F.mse_loss, [])
+    assert "dtype=" not in str(caught.value)
+
+
+def test_a_search_that_ends_too_early_says_so() -> None:
+    wide = Matrix(torch.diag(torch.linspace(1, 0.99, 400, dtype=torch.float64)))
+    with pytest.warns(NotConvergedWarning, match=r"did not converge in \d+ products \(max_hvps=8\)"):
+        pairs = top_eigenpairs(wide, accuracy=1e-8, max_hvps=8)
+    assert not pairs.converged
