@@ -34,7 +34,7 @@ from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from optbench.curvature.chunks import Chunks, Pair
-from optbench.curvature.isolation import in_mode, kept_rng, seed_globals
+from optbench.curvature.isolation import eager, in_mode, kept_rng, seed_globals, untouched, without_autocast
 from optbench.curvature.objective import Loss
 from optbench.curvature.pairs import Eigenpairs
 from optbench.curvature.stochastic import TraceEstimate
@@ -114,7 +114,10 @@ class PyHessian:
 
         with (
             self.chunks.kept_rng(),
+            untouched(self.model),
             in_mode(self.model, "eval"),
+            without_autocast(self.device),
+            eager(),
             self._kept_gradients(),
             torch.enable_grad(),
             warnings.catch_warnings(),

@@ -104,7 +104,8 @@ def _findings(summary: Mapping[str, Any]) -> list[str]:
     last, lines = summary["last"], []
     if "sharpness/lambda_max" in last:
         bound = last.get("sharpness/lambda_max_bound")  # absent where it overflowed
-        lines.append(f"sharpness {last['sharpness/lambda_max']:.4g}" + (f" ± {bound:.1g}" if bound is not None else ""))
+        line = f"sharpness {last['sharpness/lambda_max']:.4g}" + (f" ± {bound:.1g}" if bound is not None else "")
+        lines.append(line + ("" if last.get("sharpness/converged", 1) else "; not every search for it converged"))
     events = summary.get("events", {})
     lines += _at_the_edge(summary, last, events)
     if events.get("unstable_convergence"):

@@ -48,6 +48,14 @@ def test_an_annealed_rate_is_not_told_with_the_artefact_of_its_last_step() -> No
     assert _try_next(summary, 0.1).startswith("schedule=constant")
 
 
+def test_a_search_that_did_not_converge_is_told() -> None:
+    summary = _summary(np.full(100, 0.1), np.full(100, 21.0))
+    summary["last"] |= {"sharpness/lambda_max": 21.0, "sharpness/lambda_max_bound": 3.0}
+    assert _findings(summary)[0] == "sharpness 21 ± 3"
+    summary["last"]["sharpness/converged"] = 0
+    assert _findings(summary)[0] == "sharpness 21 ± 3; not every search for it converged"
+
+
 def test_one_catapult_is_singular() -> None:
     summary = _summary(np.full(100, 0.1), np.full(100, 21.0))
     for count, text in ((0, "0 catapults"), (1, "1 catapult"), (2, "2 catapults")):
