@@ -163,16 +163,14 @@ def _data(N: int = 40) -> tuple[Tensor, Tensor]:
 def test_what_runs_otherwise_than_it_is_written(how: str) -> None:
     model: Any = _mlp()
     loss: Any = F.cross_entropy
-    plain = model
     if how == "autocast":
-        model = _Autocast(plain)
+        model = _Autocast(model)
     elif how == "compiled":
         model.compile(backend="aot_eager")
     elif how == "compiled loss":
         loss = torch.compile(F.cross_entropy, backend="aot_eager")
     else:
         nn.utils.parametrizations.weight_norm(model[0])
-        plain = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8), dim=None), *model[1:])
     x, y = _data()
     found = _watch(model, loss, (x, y))()
     if how == "weight_norm":
