@@ -83,9 +83,7 @@ def off_from_differences(objective: Objective, builder: Builder, sample: Pair, m
     """
     if sum(objective.sizes) * 8 * COPIES > memory:
         return None
-    double = Objective(objective.model, objective.both.loss, objective.names, objective.mode, torch.float64)
-    double.writes, double.cheap = objective.writes, objective.cheap
-    double.differentiates_itself = objective.differentiates_itself
+    double = objective.in_double()
     data = (_double(sample[0][:EXAMPLES]), _double(sample[1][:EXAMPLES]))
     with contextlib.suppress(RuntimeError, TypeError, ValueError), double.evaluated():
         return _off(double, builder, data)

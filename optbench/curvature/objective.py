@@ -74,6 +74,13 @@ class Objective:
         """The selected weights as they are now: fresh leaves in the model's storage, or a copy if it is written to."""
         return [self._own(p).to(self.dtype).requires_grad_() for p in self._weights()]
 
+    def in_double(self) -> Objective:
+        """The same function in double precision."""
+        double = Objective(self.model, self.both.loss, self.names, self.mode, torch.float64)
+        double.writes, double.cheap = self.writes, self.cheap
+        double.differentiates_itself = self.differentiates_itself
+        return double
+
     def check_parameters(self) -> None:
         """Raise a MeasurementError if other parameters train now than those that this function is of."""
         names = select(self.model, self.selection)

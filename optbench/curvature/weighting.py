@@ -6,6 +6,7 @@ or layers with statistics of their own batch: there a part is another function t
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 
@@ -15,9 +16,9 @@ from torch import Tensor
 from optbench.curvature.chunks import Chunks, Pair
 from optbench.curvature.objective import Objective
 
-LOSS_ROUNDING = 100  # units of rounding: terms of one loss are the same numbers, summed in another order
+LOSS_ROUNDING = 1e6  # units of rounding: terms of one loss are the same numbers, but what is left of them may cancel
 GRADIENT_ROUNDING = 1e4  # and of gradients through a model, whose kernels depend on the size of the batch
-COPIES = 8  # of all outputs, that comparing losses takes
+COPIES = 16  # of all outputs, that comparing losses in double precision takes
 
 
 def splits_into_parts(objective: Objective, chunks: Chunks, limit: int, memory: int, per_example: float) -> bool:
@@ -98,13 +99,29 @@ def loss_differs(objective: Objective, parts: Iterable[tuple[float, Pair]], memo
     if not total > 0:
         return True
     shares = [weight / total for weight in weights]
-    whole = _Bent(objective, leaves, torch.cat(outputs), torch.cat(targets))
+    # In double precision: near interpolation a slope is what is left of two numbers that cancel.
+    double = objective.in_double()
+    with contextlib.suppress(RuntimeError, TypeError), double.measured():
+        wide = [x.double() for x in outputs], [x.double() if x.is_floating_point() else x for x in targets]
+        return _differ(double, double.leaves(), shares, *wide, LOSS_ROUNDING)
+    return _differ(objective, leaves, shares, outputs, targets, GRADIENT_ROUNDING)  # it takes no doubles
+
+
+def _differ(
+    objective: Objective,
+    leaves: Sequence[Tensor],
+    shares: Sequence[float],
+    outputs: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    rounding: float,
+) -> bool:
+    whole = _Bent(objective, leaves, torch.cat(list(outputs)), torch.cat(list(targets)))
     bent = [_Bent(objective, leaves, o, t) for o, t in zip(outputs, targets, strict=True)]
 
     def mean(of: Callable[[_Bent], Tensor]) -> Tensor:
         return torch.cat([share * of(each) for share, each in zip(shares, bent, strict=True)])
 
-    allowed = LOSS_ROUNDING * torch.finfo(objective.dtype).eps
+    allowed = rounding * torch.finfo(outputs[0].dtype).eps
     return not (
         _close(whole.value, mean(lambda b: b.value.reshape(1)).sum(), allowed)
         and _close(whole.slope, mean(lambda b: b.slope), allowed)
