@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from optbench.curvature.chunks import Pair
-from optbench.curvature.errors import MeasurementError
+from optbench.curvature.errors import MeasurementError, SecondDerivativeWarning
 from optbench.curvature.objective import Objective
 from optbench.curvature.products import Builder, build
 
@@ -20,6 +21,35 @@ STEADY = 1e-3  # relative difference of two differences, above which a kink may 
 CLEAR = 10  # nothing, unless both are this many times farther from H v than from each other
 WRONG = 5e-3  # relative difference from H v that is said
 COPIES = 12  # of the weights in double precision, that this takes
+
+
+NOT_THE_DIFFERENCE = (
+    "products differ from differences of the gradient by {:.1%}: part of the loss is detached or held while it depends "
+    "on the weights (a stop-gradient, a projection of weights in forward), or an operation has a wrong second "
+    "derivative; the Hessian is that of the loss with this part held"
+)
+
+
+def check_derivatives(objective: Objective, sample: Pair, builder: Builder | None, memory: int) -> None:
+    """Look at the second derivatives of a loss on a few examples, before products are trusted.
+
+    Args:
+        objective: The loss.
+        sample: Inputs and targets.
+        builder: How products with its Hessian are done; None if there are none to compare with differences.
+        memory: Bytes that the comparison may take.
+
+    Raises:
+        MeasurementError: If torch would drop a part of them, see `refuse_dropped_derivatives`.
+
+    Warns:
+        SecondDerivativeWarning: If products are not the differences of the gradient.
+    """
+    with objective.evaluated():
+        refuse_dropped_derivatives(objective, sample)
+    off = None if builder is None else off_from_differences(objective, builder, sample, memory)
+    if off is not None and off > WRONG:
+        warnings.warn(NOT_THE_DIFFERENCE.format(off), SecondDerivativeWarning, stacklevel=4)
 
 
 def refuse_dropped_derivatives(objective: Objective, sample: Pair) -> None:

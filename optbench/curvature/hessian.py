@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -10,8 +9,8 @@ from torch import Tensor, nn
 
 from optbench.curvature import products
 from optbench.curvature.chunks import Chunks, Pair, Weight
-from optbench.curvature.differences import EXAMPLES, WRONG, off_from_differences, refuse_dropped_derivatives
-from optbench.curvature.errors import MeasurementError, SecondDerivativeWarning
+from optbench.curvature.differences import EXAMPLES, check_derivatives
+from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import Mode
 from optbench.curvature.objective import Loss, Objective
 from optbench.curvature.operators import Operator
@@ -138,24 +137,15 @@ class ModelOperator(Operator):
             with self.chunks.kept_rng():
                 self.objective.watch_writes(self._make_plan)
             self._check_batch_norm()
-            self._compare_with_differences()
+            self._check_derivatives()
         return self.strategy
 
-    def _compare_with_differences(self) -> None:
-        """Say once where double backward does not see all that moves the gradient."""
-        if self._witness is not None:
+    def _check_derivatives(self) -> None:
+        if self._witness is not None:  # which says that another operator has seen to it
             return
+        builder = self.builders["cached"] if isinstance(self, Hessian) else None
         with self.chunks.kept_rng():
-            sample = self.chunks.sample(EXAMPLES)
-            with self.objective.evaluated():
-                refuse_dropped_derivatives(self.objective, sample)
-            off = (
-                None
-                if isinstance(self, GaussNewton)
-                else off_from_differences(self.objective, self.builders["cached"], sample, self.memory)
-            )
-        if off is not None and off > WRONG:
-            warnings.warn(NOT_THE_DIFFERENCE.format(off), SecondDerivativeWarning, stacklevel=2)
+            check_derivatives(self.objective, self.chunks.sample(EXAMPLES), builder, self.memory)
 
     def _make_plan(self) -> None:
         self._plan = make_plan(
@@ -280,13 +270,6 @@ class ModelOperator(Operator):
                 f"{self._plan.chunks}: each would use its own statistics, which is another loss; "
                 "pass one pair and no chunk, mode='eval', or split_batch_norm=True to accept it"
             )
-
-
-NOT_THE_DIFFERENCE = (
-    "products differ from differences of the gradient by {:.1%}: part of the loss is detached or held while it "
-    "depends on the weights (a stop-gradient, spectral_norm in train mode), or an operation has a wrong second "
-    'derivative; the Hessian is that of the loss with this part held (mode="eval" holds what only changes in training)'
-)
 
 
 class Hessian(ModelOperator):
