@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 from unittest.mock import patch
 
@@ -173,7 +173,7 @@ def in_mode(model: nn.Module, mode: Mode | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def kept_buffers(modules: list[nn.Module]) -> Iterator[None]:
+def kept_buffers(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Give copies of their buffers to batch norms in train mode: what a checkpoint runs again writes to its own."""
     training = [(module, dict(module._buffers)) for module in modules if module.training]
     try:

@@ -64,7 +64,6 @@ class Objective:
         self.sizes = [p.numel() for p in weights]
         self.dtype, self.device = _precision(weights, dtype)
         self.both = _Both(self.model, loss, self.dtype)
-        self._statistics: list[nn.Module] = [*self._norms()]
         self.cheap = True  # whether layers whose second derivative is cheap may be put in
         self.operations = Measured(self.dtype)
         self.writes = False  # whether a forward pass was seen to write to weights: it then gets copies
@@ -165,7 +164,7 @@ class Objective:
             untouched(self.both) if self.writes else contextlib.nullcontext(),
             in_mode(self.model, self.mode),
             differentiable(self.device),
-            kept_buffers(self._statistics),
+            kept_buffers(self._norms()),
             self.operations,
         ):
             yield

@@ -57,9 +57,14 @@ def edge(optimizer: Optimizer) -> Edge:
     Returns:
         The edge; its `source` says whether it is a closed form, a conjecture, probed or unknown.
 
+    Raises:
+        ValueError: If it is no optimizer.
+
     References:
         Cohen et al. (2021), arXiv:2103.00065; Cohen et al. (2022), arXiv:2207.14484.
     """
+    if not hasattr(optimizer, "param_groups") or isinstance(optimizer, type):
+        raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {optimizer!r}")
     _load_rules()
     by_class = edge.dispatch(type(optimizer))
     if by_class is not edge.dispatch(object):

@@ -174,3 +174,9 @@ def test_muon_is_a_conjecture_with_momentum_only() -> None:
         e.at(gradient[:3])
     with pytest.raises(ValueError, match="norm_sharpness"):
         e.operator(lambda v: v)
+
+
+@pytest.mark.parametrize("what", ["adam", None, SGD])
+def test_what_is_no_optimizer_is_refused(what: Any) -> None:
+    with pytest.raises(ValueError, match=r"must be a torch\.optim\.Optimizer, got"):
+        edge(what)
