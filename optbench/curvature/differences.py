@@ -72,7 +72,7 @@ def refuse_dropped_derivatives(objective: Objective, sample: Pair) -> None:
         return
     gradients = torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True)
     found = _nodes([g.grad_fn for g in gradients if g is not None and g.grad_fn is not None])
-    if any("Error" in node for node in found):
+    if found & {"torch::autograd::Error", "torch::autograd::DelayedError"}:
         raise MeasurementError(
             "an autograd function of this model is differentiable once (once_differentiable): its second derivative "
             "would be dropped; write its backward pass from differentiable operations"
