@@ -173,7 +173,7 @@ def test_a_package_brings_its_yamls_along(installed: Path, tmp_path: Path) -> No
 
 
 def test_what_is_wrong_with_a_package_is_said_and_stops_nobody(installed: Path, tmp_path: Path) -> None:
-    done = _run(tmp_path, "optimizer=adam", "task=quadratic", *TINY, path=installed)
+    done = _run(tmp_path, "optimizer=adam", "task=quadratic", *TINY, "steps=25", path=installed)
     assert (
         "plug-in their-plugin says it brings optimizer=absent, but their_plugin has no conf/optimizer/absent.yaml"
         in done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 import torch
@@ -86,7 +86,11 @@ class Chunks:
         size = limit or len(batch[0])
         for inputs, targets in zip(torch.split(batch[0], size), torch.split(batch[1], size), strict=True):
             part = self._moved(inputs), self._moved(targets)
-            yield self.weight_of(part) if weigh else 0.0, part
+            weight = self.weight_of(part) if weigh else 0.0
+            if (
+                weight or not weigh
+            ):  # of a part that weighs nothing, such as one of ignored targets, the loss may be NaN
+                yield weight, part
 
     def weight_of(self, batch: Pair) -> float:
         """What a batch weighs in the mean.
@@ -117,17 +121,27 @@ class Chunks:
         return self._moved(batch[0][:count]), self._moved(batch[1][:count])
 
     def versions(self) -> tuple[int, ...]:
-        """Write counters of data held as tensors, so that a change in place is noticed."""
+        """Addresses and write counters of data held as tensors, so that a change is noticed."""
         if not isinstance(self.batches, list):
             return ()
-        return tuple(t._version for batch in self.batches for t in batch if isinstance(t, Tensor))
+        tensors = [t for batch in self.batches for t in batch if isinstance(t, Tensor)]
+        return tuple(number for t in tensors for number in (id(t), t._version))
+
+    def extent(self) -> tuple[object, ...]:
+        """How much data there is, as far as it can be seen without reading it."""
+        if isinstance(self.batches, list):
+            return tuple(tuple(t.shape) for batch in self.batches for t in batch if isinstance(t, Tensor))
+        holders = (self.batches, getattr(self.batches, "dataset", None))
+        return tuple(len(x) for x in holders if isinstance(x, Sized))
 
     def _moved(self, tensor: Tensor) -> Tensor:
         dtype = self.dtype if tensor.is_floating_point() else None
         return tensor.detach().to(self.device, dtype)
 
     def _generators(self) -> list[torch.Generator]:
-        owners = (self.batches, getattr(self.batches, "sampler", None))
+        batch_sampler = getattr(self.batches, "batch_sampler", None)
+        own, inner = getattr(self.batches, "sampler", None), getattr(batch_sampler, "sampler", None)
+        owners = (self.batches, own, batch_sampler, inner)
         found = {id(g): g for o in owners if isinstance(g := getattr(o, "generator", None), torch.Generator)}
         return list(found.values())
 

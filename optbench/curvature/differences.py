@@ -67,7 +67,7 @@ def refuse_dropped_derivatives(objective: Objective, sample: Pair) -> None:
                 "pass, and torch's derivatives hold them; measure with mode='eval', or put this module in eval mode"
             )
     leaves = objective.leaves()
-    value = objective.value(leaves, (sample[0][:EXAMPLES], sample[1][:EXAMPLES]))
+    value = objective.value(leaves, sample)
     if not value.requires_grad:
         return
     gradients = torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True)
@@ -108,13 +108,13 @@ def off_from_differences(objective: Objective, builder: Builder, sample: Pair, m
     Args:
         objective: The loss.
         builder: How its products are done.
-        sample: Inputs and targets; the first few are used.
+        sample: Inputs and targets, a few.
         memory: Bytes that it may take.
     """
     if sum(objective.sizes) * 8 * COPIES > memory:
         return None
     double = objective.in_double()
-    data = (_double(sample[0][:EXAMPLES]), _double(sample[1][:EXAMPLES]))
+    data = (_double(sample[0]), _double(sample[1]))
     with contextlib.suppress(RuntimeError, TypeError, ValueError), double.evaluated():
         return _off(double, builder, data)
     return None

@@ -102,6 +102,11 @@ class _Kept:
         return moved or changed
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has numbers in one place, which sparse and lazy ones have not."""
+    return not nn.parameter.is_lazy(tensor) and tensor.layout == torch.strided
+
+
 def _identical(a: Tensor, b: Tensor) -> bool:
     if torch.equal(a, b):
         return True
@@ -119,9 +124,16 @@ def untouched(model: nn.Module) -> Iterator[list[str]]:
     written: list[str] = []
     named = [*model.named_parameters(), *model.named_buffers()]
     parameters = {name for name, _ in model.named_parameters()}
-    kept = {name: _Kept(tensor) for name, tensor in named if not nn.parameter.is_lazy(tensor)}
+    kept = {name: _Kept(tensor) for name, tensor in named if _is_plain(tensor)}
     modules = [(module, _attributes(module)) for module in model.modules()]
-    plain = [_Kept(x) for _, attributes in modules for x in attributes.values() if isinstance(x, Tensor)]
+    values = [value for _, attributes in modules for value in attributes.values()]
+    plain = [_Kept(x) for x in values if isinstance(x, Tensor) and _is_plain(x)]
+    generators = [(x, x.get_state()) for x in values if isinstance(x, torch.Generator)]
+    numpys = [(x, x.bit_generator.state) for x in values if isinstance(x, np.random.Generator)]
+    lists = [(x, list(x)) for x in values if type(x) is list]
+    tables = [
+        (x, dict(x)) for module, _ in modules for n, x in vars(module).items() if type(x) is dict and n not in TABLES
+    ]
     try:
         yield written
     finally:
@@ -129,6 +141,15 @@ def untouched(model: nn.Module) -> Iterator[list[str]]:
             _put_back(module, attributes)
         for each in plain:
             each.restore()
+        for generator, state in generators:
+            generator.set_state(state)
+        for numpy_generator, numpy_state in numpys:
+            numpy_generator.bit_generator.state = numpy_state
+        for held, items in lists:
+            held[:] = items
+        for table, entries in tables:
+            table.clear()
+            table.update(entries)
         written += [name for name, each in kept.items() if each.restore() and name in parameters]
 
 

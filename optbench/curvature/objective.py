@@ -185,17 +185,27 @@ class Objective:
                 run()
 
     def fingerprint(self) -> tuple[object, ...]:
-        """Changes when weights, buffers or modes change.
+        """Changes when weights, buffers, modules, their modes or settings change.
 
-        Writes through `.data` escape torch's counters; call `refresh()` after those.
+        Writes through `.data` and what the loss holds outside of modules escape it; call `refresh()` after those.
         """
         seen: list[object] = []  # one walk through the modules: this is done at every product
-        for module in self.model.modules():
-            seen.append(module.training)
+        for module in self.both.modules():
+            seen += id(module), module.training, len(module._forward_hooks), len(module._forward_pre_hooks)
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 if tensor is not None:
-                    seen += tensor.data_ptr(), tensor._version, tensor.requires_grad
+                    seen += _place(tensor), tensor._version, tensor.requires_grad
+            for name in vars(module).keys() - USUAL:
+                value = vars(module)[name]
+                if isinstance(value, Tensor):
+                    seen += _place(value), value._version
+                else:
+                    seen.append(value if isinstance(value, (bool, int, float, str, type(None))) else id(value))
         return tuple(seen)
+
+    def modes(self) -> tuple[bool, ...]:
+        """Which modules are in train mode: what a batch may be cut into depends on it."""
+        return tuple(module.training for module in self.model.modules())
 
     def mixes_examples(self) -> bool:
         """Whether a batch norm would use the chunk's own statistics, so that chunks matter."""
@@ -244,6 +254,14 @@ class _Both(nn.Module):
                 "precision is not trusted, switch casts off inside the model"
             )
         return outputs if part == "outputs" else self.loss(outputs, arguments[1])
+
+
+USUAL = frozenset(vars(nn.Module()))
+"""Attributes that every module has."""
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
 def _precision(weights: Sequence[Tensor], dtype: torch.dtype | None) -> tuple[torch.dtype, torch.device]:

@@ -170,7 +170,7 @@ def _forward(objective: Objective, derivative: Callable[[Tensors], Tensors]) -> 
 
 def _output_gradient(objective: Objective, leaves: Tensors, outputs: Tensor, chunk: Pair) -> tuple[Tensor, Tensor]:
     at = outputs.detach().requires_grad_()
-    return _derivative(dependent(objective.scalar(leaves, at, chunk[1])), [at], keep=True)[0], at
+    return _derivative(dependent(objective.scalar(leaves, at.clone(), chunk[1])), [at], keep=True)[0], at
 
 
 def _single(outputs: Tensor) -> Tensor:

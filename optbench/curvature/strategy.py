@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -79,7 +80,12 @@ def make_plan(
             products on this model.
     """
     sample = chunks.sample(SAMPLE)
-    per_example = graph_bytes(objective, builders["cached"], sample) / len(sample[0])
+    try:
+        size = graph_bytes(objective, builders["cached"], sample)
+    except (RuntimeError, ValueError, IndexError):  # of a batch that is one example, such as a graph's nodes
+        sample = chunks.sample(sys.maxsize)
+        size = graph_bytes(objective, builders["cached"], sample)
+    per_example = size / len(sample[0])
     given = chunks.sizes()
     total = int(per_example * sum(given))
     if strategy in ("auto", "timed") and total > memory:

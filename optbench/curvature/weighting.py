@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from optbench.curvature.chunks import Chunks, Pair
 from optbench.curvature.objective import Objective
@@ -31,9 +31,10 @@ def splits_into_parts(objective: Objective, chunks: Chunks, limit: int, memory: 
     for batch in chunks.uncut():
         if len(batch[0]) <= limit:
             continue
-        if loss_differs(objective, chunks.parts(batch, limit), memory):
+        told = loss_differs(objective, chunks.parts(batch, limit), memory)
+        if told:
             return False
-        if not through_model:
+        if not through_model or (told is None and not objective.mixes_examples()):
             through_model, fits = True, per_example * len(batch[0]) <= memory
             sample = batch if fits else (batch[0][:limit], batch[1][:limit])
             if differs(objective, chunks, sample, limit if fits else math.ceil(limit / 2)):
@@ -44,24 +45,46 @@ def splits_into_parts(objective: Objective, chunks: Chunks, limit: int, memory: 
 def batches_are_parts(objective: Objective, chunks: Chunks, memory: int) -> bool:
     """Whether the loss over all batches together is the weighted mean of theirs, as far as that can be told.
 
-    Told from the outputs of all batches, put together; where they do not fit together, from the first batch alone,
-    in two halves.
+    Told from the outputs of all batches, put together, and from the first batch through the model, in two halves; where
+    outputs do not fit together, from every batch in halves.
     """
-    found = loss_differs(objective, (part for b in chunks.uncut() for part in chunks.parts(b, None)), memory)
-    if found is None and not objective.mixes_examples():
-        batch = next(iter(chunks.uncut()))
-        found = differs(objective, chunks, batch, math.ceil(len(batch[0]) / 2))
-    return not found
+    told = loss_differs(objective, (part for b in chunks.uncut() for part in chunks.parts(b, None)), memory)
+    if told or objective.mixes_examples():
+        return not told
+    for batch in chunks.uncut():
+        if differs(objective, chunks, batch, math.ceil(len(batch[0]) / 2)):
+            return False
+        if told is not None:
+            break
+    return True
 
 
 def differs(objective: Objective, chunks: Chunks, batch: Pair, limit: int) -> bool:
     """Whether a batch's loss or gradient is not the weighted mean of its parts' of at most `limit` examples.
 
-    Two gradients of the batch. False where it has one part, or where random numbers are drawn, which parts draw anew.
+    Two gradients of the batch. False where it has one part, or where numbers are drawn that are not dropout's.
     """
     ((_, whole),) = chunks.parts(batch, None, weigh=False)
-    if len(whole[0]) <= limit or objective.draws(whole[0][:limit]):
+    if len(whole[0]) <= limit:
         return False
+    with _without_dropout(objective.model):
+        return not objective.draws(whole[0]) and _parts_differ(objective, chunks, batch, whole, limit)
+
+
+@contextlib.contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    """Dropout off, whose masks parts would draw anew: what is left tells whether examples depend on each other."""
+    drops = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.training]
+    try:
+        for module in drops:
+            module.training = False
+        yield
+    finally:
+        for module in drops:
+            module.training = True
+
+
+def _parts_differ(objective: Objective, chunks: Chunks, batch: Pair, whole: Pair, limit: int) -> bool:
     leaves = objective.leaves()
     value, slope = _value_and_gradient(objective, leaves, whole)
     total, values, size = 0.0, 0.0, 0.0
@@ -134,7 +157,7 @@ class _Bent:
 
     def __init__(self, objective: Objective, leaves: Sequence[Tensor], outputs: Tensor, targets: Tensor) -> None:
         at = outputs.detach().requires_grad_()
-        value = objective.scalar(leaves, at, targets)
+        value = objective.scalar(leaves, at.clone(), targets)  # a loss may write to what it is given
         self.value = value.detach()
         self.slope = self.curvature = torch.zeros_like(outputs)
         if not value.requires_grad:

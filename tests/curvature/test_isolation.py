@@ -65,11 +65,10 @@ class Broken(nn.Module):
 
     def __init__(self, calls: int = 2) -> None:
         super().__init__()
-        self.left = [calls]  # in a list: an attribute that is set is put back after a measurement
+        self.left = iter([False] * calls)  # not a number: what a forward pass sets is put back after a measurement
 
     def forward(self, x: Tensor) -> Tensor:
-        self.left[0] -= 1
-        if self.left[0] < 0:
+        if next(self.left, True):
             raise RuntimeError("broken")
         return x * torch.rand_like(x)
 

@@ -120,5 +120,5 @@ def test_refusals() -> None:
         trace(A, 5, confidence=2)
     with pytest.raises(ValueError, match="steps must be a positive whole number, got 0"):
         spectral_density(A, 0)
-    with pytest.raises(ValueError, match="probes must be positive, got 0"):
+    with pytest.raises(ValueError, match="probes must be a positive whole number, got 0"):
         spectral_density(A, 3, 0)

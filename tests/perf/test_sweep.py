@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from optbench.curvature import differences, objective
 from perf.sweep.cases import CASES
 from perf.sweep.compare import Verdict, compare
 from perf.sweep.subject import function, layer
@@ -66,19 +68,33 @@ def test_right_cases_are_right(name: str) -> None:
     assert result.verdict is Verdict.RIGHT, result.remark
 
 
+@pytest.fixture
+def unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if optbench compared nothing with differences of the gradient."""
+    monkeypatch.setattr(differences, "WRONG", float("inf"))
+
+
+@pytest.mark.usefixtures("unsaid")
 def test_a_wrong_second_derivative_is_found() -> None:
     result = compare(function(lambda z: ForgetfulCube.apply(z), 4))  # type: ignore[no-untyped-call]
     assert result.verdict is Verdict.WRONG
     assert "torch's own double backward is off by" in result.remark
 
 
+def test_a_wrong_second_derivative_that_is_said_is_told_apart() -> None:
+    result = compare(function(lambda z: ForgetfulCube.apply(z), 4))  # type: ignore[no-untyped-call]
+    assert result.verdict is Verdict.SAID
+
+
+@pytest.mark.usefixtures("unsaid")
 def test_a_gradient_that_is_not_the_loss_s_is_found() -> None:
     assert compare(function(lambda z: DoubledSine.apply(z), 4)).verdict is Verdict.WRONG  # type: ignore[no-untyped-call]
 
 
-def test_a_moved_weight_is_found() -> None:
-    result = compare(layer(lambda: Drifting(3, 2), 3))
-    assert result.verdict is not Verdict.RIGHT  # optbench may come to refuse it
+def test_a_moved_weight_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compare(layer(lambda: Drifting(3, 2), 3)).verdict is Verdict.RIGHT
+    monkeypatch.setattr(objective, "untouched", lambda _: contextlib.nullcontext([]))
+    assert compare(layer(lambda: Drifting(3, 2), 3)).verdict is Verdict.MOVED
 
 
 def test_an_error_is_not_taken_for_a_result() -> None:
