@@ -61,6 +61,8 @@ class WatchCallback(TrainerCallback):
             **{"weight": indexed.weight()} | self.options,
         )
         self._watch.step = state.global_step
+        if other := _other_loss(self.trainer):
+            self._watch.say(f"the loss that is measured is the model's own: what {other} makes of it is left out")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
@@ -79,6 +81,16 @@ class WatchCallback(TrainerCallback):
         if not hasattr(data, "__len__"):
             raise UserError("WatchCallback needs data sets with a length: give the trainer one that is not a stream")
         return [data[i] for i in range(min(self.examples, len(data)))]
+
+
+def _other_loss(trainer: Trainer) -> str:
+    """By what the trainer trains on another loss than the model's own, if so."""
+    ways = {
+        "label_smoothing_factor": trainer.label_smoother is not None,
+        "compute_loss_func": trainer.compute_loss_func is not None,
+        "compute_loss": type(trainer).compute_loss is not Trainer.compute_loss,
+    }
+    return " and ".join(name for name, there in ways.items() if there)
 
 
 class _Indexed(nn.Module):
@@ -104,12 +116,14 @@ class _Indexed(nn.Module):
         if labels.ndim > 1 and not labels.is_floating_point():
             used = (labels != IGNORED).flatten(1).float()
             counts += [used[:, 1:].sum(1), used.sum(1)]
-        index = torch.arange(min(len(labels), LOOKED_AT), device=labels.device)
+        # Of all lengths: examples that are alike would not tell counts apart.
+        places = torch.linspace(0, len(labels) - 1, min(len(labels), LOOKED_AT)).round().long()
+        index = counts[-1].argsort()[places.to(labels.device)]
         with evaluating(self), torch.no_grad():
             whole = float(self(index))
             losses = torch.stack([self(index[i : i + 1]).nan_to_num() for i in range(len(index))])
         for count in counts:
-            own = count[: len(index)]
+            own = count[index]
             if torch.isclose((own * losses).sum() / own.sum(), losses.new_tensor(whole), rtol=1e-4):
                 return None if count is ones else partial(_counted, count)
         return None
