@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from optbench.curvature.isolation import kept_rng
 from optbench.errors import UserError
 from optbench.probes.generalization import evaluating
 from optbench.task import Weight
@@ -27,13 +28,18 @@ class WatchCallback(TrainerCallback):
     parts, these weigh what the model's loss makes of them, such as their labels that are not ignored.
 
     Args:
-        trainer: The trainer.
+        trainer: The trainer. Of several evaluation sets by name, none is used.
         every: Optimizer updates between measurements.
         examples: How many examples of each set.
         options: The rest of `optbench.watch`.
+
+    Raises:
+        ValueError: If examples is not a positive number.
     """
 
     def __init__(self, trainer: Trainer, every: int = 100, examples: int = 64, **options: Any) -> None:
+        if not isinstance(examples, int) or isinstance(examples, bool) or examples < 1:
+            raise ValueError(f"examples must be a positive number, got {examples!r}")
         self.trainer, self.every, self.examples, self.options = trainer, every, examples, options
         self._watch: Watch | None = None
 
@@ -44,9 +50,12 @@ class WatchCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         model, optimizer = objects["model"], objects["optimizer"]
-        train, test = (self._first(data) for data in (self.trainer.train_dataset, self.trainer.eval_dataset))
-        data = _collated(self.trainer, model, train + test)
         device = next(model.parameters()).device
+        several = isinstance(self.trainer.eval_dataset, Mapping)
+        with kept_rng(device):  # a collator may mask at random, a data set augment
+            train = self._first(self.trainer.train_dataset)
+            test = [] if several else self._first(self.trainer.eval_dataset)
+            data = _collated(self.trainer, model, train + test)
         index = torch.arange(len(train) + len(test), device=device)
         indexed = _Indexed(model, {name: x.to(device) for name, x in data.items()})
         pairs = [(part, part) for part in (index[: len(train)], index[len(train) :])]
@@ -61,6 +70,8 @@ class WatchCallback(TrainerCallback):
             **{"weight": indexed.weight()} | self.options,
         )
         self._watch.step = state.global_step
+        if several:
+            self._watch.say("gap/loss is absent: eval_dataset holds several sets")
         if other := _other_loss(self.trainer):
             self._watch.say(f"the loss that is measured is the model's own: what {other} makes of it is left out")
 

@@ -161,3 +161,36 @@ def test_a_loss_that_is_not_the_models_own_is_said(tmp_path: Path) -> None:
     (row,), (model,), _ = _measured(trainer, 24, say=said.append)
     _check(row, model, trainer, SUMS)
     assert "the loss that is measured is the model's own: what label_smoothing_factor makes of it is left out" in said
+
+
+def _masking(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    batch = _together(examples)
+    batch["input_ids"] *= torch.rand(batch["input_ids"].shape) > 0.2
+    return batch
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_collator_that_draws_random_numbers_and_several_evaluation_sets(tmp_path: Path) -> None:
+    def trainer(name: str) -> Any:
+        made = _trainer(tmp_path / name, 24, wide=8)
+        made.data_collator = _masking
+        made.eval_dataset = {"one": _padded(1, 8), "other": _padded(2, 8)}
+        return made
+
+    said: list[str] = []
+    plain = trainer("plain")
+    plain.train()
+    watched = trainer("watched")  # which seeds the generators anew
+    rows, _, _ = _measured(watched, 24, say=said.append)
+    for one, other in zip(plain.model.state_dict().values(), watched.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    assert len(rows) == 2 and "test/loss" not in rows[0]
+    assert said.count("gap/loss is absent: eval_dataset holds several sets") == 1
+
+
+@pytest.mark.parametrize("examples", [0, -4, True, None, "x"])
+def test_examples_that_cannot_be(examples: Any) -> None:
+    from optbench.integrations.transformers import WatchCallback
+
+    with pytest.raises(ValueError, match=f"examples must be a positive number, got {examples!r}"):
+        WatchCallback(None, examples=examples)
