@@ -116,6 +116,30 @@ def test_statistics_of_the_batch_in_eval_mode_are_of_all_examples(layer: Callabl
     assert found["test/error"] == pytest.approx(float((outputs.argmax(1) != y[100:]).double().mean()))
 
 
+class _Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = _mlp()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inner(x), x
+
+
+@pytest.mark.parametrize("ignored", [range(401, 600, 2), range(500, 600), range(250)])
+def test_targets_ignored_in_one_place_with_outputs_that_are_no_tensor(ignored: range) -> None:
+    model, (x, y) = _Pair(), _data(600)
+    y = y.sort().values
+    y[list(ignored)] = -100
+
+    def loss(outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs[0], targets)
+
+    found = _watch(model, loss, (x, y), test=(x, y), error=None)()
+    _right(found, lambda_by_double_backward(model, loss, x, y))  # type: ignore[arg-type]
+    with torch.no_grad():
+        assert found["test/loss"] == pytest.approx(float(loss(model(x), y)), rel=SUMS)
+
+
 class _Tokens(nn.Module):
     def __init__(self, **options: Any) -> None:
         super().__init__()

@@ -72,8 +72,9 @@ def evaluate(task: Task, model: nn.Module, split: Split, chunk: int = 250) -> di
     1. The model is called on `chunk` examples at a time, if their outputs do not depend on each other: a few of the
        first chunk's are compared with those of the same examples alone. Else it is called once on all.
     2. Each quantity is the weighted mean over chunks, if that is its value on the outputs of all: class weights or
-       ignored targets make it another. Where these outputs do not fit together, or in memory, halves of the first
-       chunk tell, and what is no mean is taken over all examples at once.
+       ignored targets make it another. Where these outputs do not fit together, or in memory, thirds of the first
+       chunk tell, and of examples from all over the split, which may be sorted; what is no mean is then taken over
+       all examples at once.
 
     Raises:
         MeasurementError: If a quantity is not a real scalar.
@@ -94,12 +95,17 @@ def evaluate(task: Task, model: nn.Module, split: Split, chunk: int = 250) -> di
     total = sum(weight for weight, _ in parts)
     means = {name: sum(weight * each[name] for weight, each in parts) / total for name in measures}
     if outputs is None:
-        first = split.first(chunk)
-        additive = all(is_mean_of_parts(task, mean, model, first, math.ceil(chunk / 2)) for mean in measures.values())
+        samples, third = (split.first(chunk), _spread(split, chunk)), math.ceil(chunk / 3)
+        additive = all(is_mean_of_parts(task, q, model, few, third) for few in samples for q in measures.values())
         return means if additive else _at_once(measures, model, split)
     everything = torch.cat(outputs)
     whole = _values(measures, everything, split.targets)
     return {name: means[name] if _same(means[name], whole[name]) else whole[name] for name in measures}
+
+
+def _spread(split: Split, count: int) -> Split:
+    places = torch.linspace(0, len(split) - 1, count, device=split.inputs.device).long()
+    return Split(split.inputs[places], split.targets[places.to(split.targets.device)])
 
 
 def _at_once(measures: dict[str, Mean], model: nn.Module, split: Split) -> dict[str, float]:
