@@ -15,10 +15,10 @@ from optbench.curvature.isolation import untouched
 from optbench.curvature.objective import PRECISIONS
 from optbench.probes import Probe, State, Stateful, Value, measure
 from optbench.probes.edge import Edge
-from optbench.probes.generalization import Generalization
+from optbench.probes.generalization import Generalization, NoErrorError
 from optbench.probes.shared import Shared
 from optbench.probes.sharpness import Sharpness
-from optbench.task import Error, Loss, Split, Task, Weight, error_of_classes
+from optbench.task import Error, Loss, Split, Task, Weight
 
 Data = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 
@@ -125,7 +125,7 @@ def watch(
         every: Steps between measurements.
         test: The same for data that are not trained on; then there is a gap.
         error: (outputs, targets) → mean error in [0, 1]; None for none; `auto` for misclassification where targets
-            are integers.
+            are integers: see `misclassified`.
         examples: How many examples of either, the first ones read; None for all.
         full_batch: Whether each update sees the whole training set: the edge of some optimizers (SAM) needs to know.
         probes: Any of `optbench.probes` by name, in place of sharpness, edge and generalization.
@@ -141,11 +141,12 @@ def watch(
             none of the model's parameters.
     """
     _check(model, optimizer, loss, every, error, examples, dtype)
+    _check_rest(batches, test, probes, weight, say)
     like = next(model.parameters())
     train, batch_size = _read(batches, examples, like)
     own_error = error if callable(error) else None
     if error == "auto" and not train.targets.is_floating_point():
-        own_error = error_of_classes
+        own_error = misclassified
     held_out = None if test is None else _read(test, examples, like)[0]
     task = Task(train, None, held_out, 0, loss, own_error, weight=weight)
     if probes is None:
@@ -188,6 +189,19 @@ def _check(
         raise ValueError(f"dtype must be torch.float32, torch.float64 or None, got {dtype!r}")
 
 
+def _check_rest(batches: object, test: object, probes: object, weight: object, say: object) -> None:
+    for name, data in (("batches", batches), ("test", test)):
+        read = isinstance(data, Iterable) or hasattr(data, "__getitem__")
+        if not (read or (name == "test" and data is None)):
+            raise ValueError(f"{name} must be a pair (inputs, targets), or an iterable of such pairs, got {data!r}")
+    if not (probes is None or (isinstance(probes, Mapping) and all(callable(p) for p in probes.values()))):
+        raise ValueError(f"probes must be a mapping of names to probes, or None for the usual ones, got {probes!r}")
+    if not (weight is None or callable(weight)):
+        raise ValueError(f"weight must be a function (inputs, targets) -> number, or None, got {weight!r}")
+    if not (say is None or callable(say)):
+        raise ValueError(f"say must be a function of a line of text, or None, got {say!r}")
+
+
 def _is_positive(number: object) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
@@ -207,8 +221,36 @@ def _read(data: Data, examples: int | None, like: Tensor) -> tuple[Split, int]:
             count += len(inputs)
             if examples is not None and count >= examples:
                 break
+    if not parts:
+        raise ValueError(f"batches must hold at least one, got a {type(data).__name__} that is empty")
     inputs, targets = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return Split(inputs, targets).first(examples), len(parts[0][0])
+
+
+def misclassified(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Share of targets that are not the class of the largest output.
+
+    Classes are the last dimension of outputs, (…, C) for targets (…), or the second as in torch's cross-entropy,
+    (N, C, …) for targets (N, …). A negative target is no class and does not count, such as torch's −100 for ignored.
+
+    Raises:
+        NoErrorError: If outputs are not scores of C > 1 classes, or either dimension may be that of classes.
+    """
+    got = f"{tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+    way_out = "pass error=(outputs, targets) -> mean error, or error=None"
+    if not isinstance(outputs, Tensor) or outputs.ndim != targets.ndim + 1:
+        raise NoErrorError(
+            f"outputs must be scores of classes for targets {tuple(targets.shape)}, got {got}: {way_out}"
+        )
+    dims = [d for d in sorted({1, outputs.ndim - 1}) if (*outputs.shape[:d], *outputs.shape[d + 1 :]) == targets.shape]
+    if len(dims) != 1:
+        which = "two dimensions may be that of classes" if dims else "none fits"
+        raise NoErrorError(f"outputs {got} for targets {tuple(targets.shape)}: {which}; {way_out}")
+    classes = outputs.shape[dims[0]]
+    if classes < 2 or int(targets.max()) >= classes:
+        raise NoErrorError(f"targets up to {int(targets.max())} are not classes of {classes} outputs: {way_out}")
+    wrong: Tensor = (outputs.argmax(dims[0]) != targets)[targets >= 0]
+    return wrong.double().mean()
 
 
 def _print_once() -> Callable[[str], None]:

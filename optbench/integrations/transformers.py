@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from optbench.curvature.isolation import kept_rng
 from optbench.errors import UserError
 from optbench.probes.generalization import evaluating
 from optbench.task import Weight
@@ -27,13 +28,18 @@ class WatchCallback(TrainerCallback):
     parts, these weigh what the model's loss makes of them, such as their labels that are not ignored.
 
     Args:
-        trainer: The trainer.
+        trainer: The trainer. Of several evaluation sets by name, none is used.
         every: Optimizer updates between measurements.
         examples: How many examples of each set.
         options: The rest of `optbench.watch`.
+
+    Raises:
+        ValueError: If examples is not a positive number.
     """
 
     def __init__(self, trainer: Trainer, every: int = 100, examples: int = 64, **options: Any) -> None:
+        if not isinstance(examples, int) or isinstance(examples, bool) or examples < 1:
+            raise ValueError(f"examples must be a positive number, got {examples!r}")
         self.trainer, self.every, self.examples, self.options = trainer, every, examples, options
         self._watch: Watch | None = None
 
@@ -44,9 +50,12 @@ class WatchCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         model, optimizer = objects["model"], objects["optimizer"]
-        train, test = (self._first(data) for data in (self.trainer.train_dataset, self.trainer.eval_dataset))
-        data = _collated(self.trainer, model, train + test)
         device = next(model.parameters()).device
+        several = isinstance(self.trainer.eval_dataset, Mapping)
+        with kept_rng(device):  # a collator may mask at random, a data set augment
+            train = self._first(self.trainer.train_dataset)
+            test = [] if several else self._first(self.trainer.eval_dataset)
+            data = _collated(self.trainer, model, train + test)
         index = torch.arange(len(train) + len(test), device=device)
         indexed = _Indexed(model, {name: x.to(device) for name, x in data.items()})
         pairs = [(part, part) for part in (index[: len(train)], index[len(train) :])]
@@ -61,6 +70,10 @@ class WatchCallback(TrainerCallback):
             **{"weight": indexed.weight()} | self.options,
         )
         self._watch.step = state.global_step
+        if several:
+            self._watch.say("gap/loss is absent: eval_dataset holds several sets")
+        if other := _other_loss(self.trainer):
+            self._watch.say(f"the loss that is measured is the model's own: what {other} makes of it is left out")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
@@ -79,6 +92,16 @@ class WatchCallback(TrainerCallback):
         if not hasattr(data, "__len__"):
             raise UserError("WatchCallback needs data sets with a length: give the trainer one that is not a stream")
         return [data[i] for i in range(min(self.examples, len(data)))]
+
+
+def _other_loss(trainer: Trainer) -> str:
+    """By what the trainer trains on another loss than the model's own, if so."""
+    ways = {
+        "label_smoothing_factor": trainer.label_smoother is not None,
+        "compute_loss_func": trainer.compute_loss_func is not None,
+        "compute_loss": type(trainer).compute_loss is not Trainer.compute_loss,
+    }
+    return " and ".join(name for name, there in ways.items() if there)
 
 
 class _Indexed(nn.Module):
@@ -104,12 +127,14 @@ class _Indexed(nn.Module):
         if labels.ndim > 1 and not labels.is_floating_point():
             used = (labels != IGNORED).flatten(1).float()
             counts += [used[:, 1:].sum(1), used.sum(1)]
-        index = torch.arange(min(len(labels), LOOKED_AT), device=labels.device)
+        # Of all lengths: examples that are alike would not tell counts apart.
+        places = torch.linspace(0, len(labels) - 1, min(len(labels), LOOKED_AT)).round().long()
+        index = counts[-1].argsort()[places.to(labels.device)]
         with evaluating(self), torch.no_grad():
             whole = float(self(index))
             losses = torch.stack([self(index[i : i + 1]).nan_to_num() for i in range(len(index))])
         for count in counts:
-            own = count[: len(index)]
+            own = count[index]
             if torch.isclose((own * losses).sum() / own.sum(), losses.new_tensor(whole), rtol=1e-4):
                 return None if count is ones else partial(_counted, count)
         return None

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import untouched
 from optbench.probes import State, Value
 from optbench.task import Split, Task
@@ -19,6 +20,10 @@ OUTPUTS = 2**28  # bytes of outputs that may be kept, to take a loss of all of t
 SAME = 1e-5  # relative difference that rounding may make between the loss of a whole and the mean of its parts'
 ALIKE = 1e-3  # and of the outputs of an example in batches of different sizes
 FEW = 2  # examples that are looked at alone, to see whether others in the batch matter to them
+
+
+class NoErrorError(MeasurementError):
+    """There is a loss, but no misclassification of these outputs."""
 
 
 @dataclass
@@ -44,13 +49,20 @@ class Generalization:
         with evaluating(state.model, state.optimizer):
             for name, split in state.task.splits.items():
                 examples = split.first(self.train_examples) if name == "train" else split
-                means = evaluate(state.task, state.model, examples, self.chunk)
+                means = self._means(state, examples)
                 found |= {f"{name}/{quantity}": value for quantity, value in means.items()}
         for quantity in ("loss", "error"):
             train, test = found.get(f"train/{quantity}"), found.get(f"test/{quantity}")
             if isinstance(train, float) and isinstance(test, float):
                 found[f"gap/{quantity}"] = test - train
         return found
+
+    def _means(self, state: State, split: Split) -> dict[str, float]:
+        try:
+            return evaluate(state.task, state.model, split, self.chunk)
+        except NoErrorError as why:
+            state.say(f"error is absent: {why}")
+            return evaluate(replace(state.task, error=None), state.model, split, self.chunk)
 
 
 @torch.no_grad()
@@ -60,8 +72,13 @@ def evaluate(task: Task, model: nn.Module, split: Split, chunk: int = 250) -> di
     1. The model is called on `chunk` examples at a time, if their outputs do not depend on each other: a few of the
        first chunk's are compared with those of the same examples alone. Else it is called once on all.
     2. Each quantity is the weighted mean over chunks, if that is its value on the outputs of all: class weights or
-       ignored targets make it another. Where these outputs do not fit together, or in memory, halves of the first
-       chunk tell, and what is no mean is taken over all examples at once.
+       ignored targets make it another. Where these outputs do not fit together, or in memory, thirds of the first
+       chunk tell, and of examples from all over the split, which may be sorted; what is no mean is then taken over
+       all examples at once.
+
+    Raises:
+        MeasurementError: If a quantity is not a real scalar.
+        NoErrorError: If it is the error that there is none of.
     """
     measures = {name: mean for name, mean in (("loss", task.loss), ("error", task.error)) if mean is not None}
     if len(split) <= chunk:
@@ -73,22 +90,42 @@ def evaluate(task: Task, model: nn.Module, split: Split, chunk: int = 250) -> di
         if not parts and _depends_on_the_batch(model, inputs, found):
             return _at_once(measures, model, split)
         weight = float(len(inputs) if task.weight is None else task.weight(inputs, targets))
-        parts.append((weight, {name: float(mean(found, targets)) for name, mean in measures.items()}))
+        parts.append((weight, _values(measures, found, targets)))
         outputs = _kept(outputs, found, len(inputs))
     total = sum(weight for weight, _ in parts)
     means = {name: sum(weight * each[name] for weight, each in parts) / total for name in measures}
     if outputs is None:
-        first = split.first(chunk)
-        additive = all(is_mean_of_parts(task, mean, model, first, math.ceil(chunk / 2)) for mean in measures.values())
+        samples, third = (split.first(chunk), _spread(split, chunk)), math.ceil(chunk / 3)
+        additive = all(is_mean_of_parts(task, q, model, few, third) for few in samples for q in measures.values())
         return means if additive else _at_once(measures, model, split)
     everything = torch.cat(outputs)
-    whole = {name: float(mean(everything, split.targets)) for name, mean in measures.items()}
+    whole = _values(measures, everything, split.targets)
     return {name: means[name] if _same(means[name], whole[name]) else whole[name] for name in measures}
 
 
+def _spread(split: Split, count: int) -> Split:
+    places = torch.linspace(0, len(split) - 1, count, device=split.inputs.device).long()
+    return Split(split.inputs[places], split.targets[places.to(split.targets.device)])
+
+
 def _at_once(measures: dict[str, Mean], model: nn.Module, split: Split) -> dict[str, float]:
-    outputs = model(split.inputs)
-    return {name: float(mean(outputs, split.targets)) for name, mean in measures.items()}
+    return _values(measures, model(split.inputs), split.targets)
+
+
+def _values(measures: dict[str, Mean], outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    return {name: _number(name, mean(outputs, targets)) for name, mean in measures.items()}
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, Tensor):
+        if value.numel() == 1 and not value.is_complex():
+            return float(value)
+        got = f"{value.dtype} of shape {tuple(value.shape)}"
+    elif isinstance(value, (int, float)):
+        return float(value)
+    else:
+        got = type(value).__name__
+    raise MeasurementError(f"{name} must be a real scalar, the mean over examples, got {got}")
 
 
 def _depends_on_the_batch(model: nn.Module, inputs: Tensor, outputs: object) -> bool:
