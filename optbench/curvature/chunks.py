@@ -159,6 +159,8 @@ def _checked(batch: Any) -> Pair:
                 f"{name} must be a tensor, got {type(tensor).__name__}: wrap the model so that one tensor goes in"
             )
     inputs, targets = batch
+    if not inputs.ndim or not targets.ndim:
+        raise ValueError("each batch must hold several examples, got a single one: put the data set in a DataLoader")
     if len(inputs) == 0 or len(inputs) != len(targets):
         raise ValueError(
             f"inputs and targets must have as many examples, at least one, got {len(inputs)} and {len(targets)}"

@@ -124,6 +124,7 @@ def _off(objective: Objective, builder: Builder, data: Pair) -> float | None:
     leaves = objective.leaves()
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(sum(objective.sizes), generator=generator, dtype=torch.float64).to(objective.device)
+    _hold_padding(objective, v)
     image = _flat(build(builder, objective, leaves, data)(v, False, True))
     size = float(_flat(leaves).square().mean().sqrt()) or 1.0
     one, other = (_difference(objective, leaves, v, data, STEP * size * part) for part in (1.0, 0.5))
@@ -132,6 +133,19 @@ def _off(objective: Objective, builder: Builder, data: Pair) -> float | None:
         return None
     off, unsteady = float((other - image).norm()) / largest, float((one - other).norm()) / largest
     return off if unsteady < max(STEADY, off / CLEAR) else None
+
+
+def _hold_padding(objective: Objective, v: Tensor) -> None:
+    """Zero in the padding rows of embeddings, to which torch gives no gradient: they do not train."""
+    rows = {
+        id(m.weight): m.padding_idx
+        for m in objective.model.modules()
+        if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.padding_idx is not None
+    }
+    names = dict(objective.model.named_parameters())
+    for name, part in zip(objective.names, objective.split(v), strict=True):
+        if id(names[name]) in rows:
+            part[rows[id(names[name])]] = 0
 
 
 def _difference(objective: Objective, leaves: Sequence[Tensor], v: Tensor, data: Pair, h: float) -> Tensor:

@@ -102,8 +102,9 @@ def not_converged(pairs: Eigenpairs, max_hvps: int) -> str:
     worst = int(pairs.bounds.argmax())
     return (
         f"eigenvalues did not converge in {pairs.hvps} products (max_hvps={max_hvps}): eigenvalue {worst + 1} is "
-        f"{float(pairs.values[worst]):.5g}, at most {float(pairs.bounds[worst]):.2g} below the true one, residual "
-        f"{float(pairs.residuals[worst]):.2g}; raise max_hvps, or ask for less accuracy"
+        f"at least {float(pairs.values[worst]):.5g}, and may be larger by more than its bound of "
+        f"{float(pairs.bounds[worst]):.2g} (residual {float(pairs.residuals[worst]):.2g}); raise max_hvps, or ask for "
+        "less accuracy"
     )
 
 

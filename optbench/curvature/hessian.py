@@ -19,6 +19,9 @@ from optbench.curvature.products import Builder, Product
 from optbench.curvature.selection import Selection
 from optbench.curvature.strategy import Plan, Strategy, check_strategy, make_plan
 from optbench.curvature.symmetry import Witness
+from optbench.curvature.weighting import still_splits
+
+DRIFT = 1e-9  # by which the weights of all batches may differ, relative, without being other weights
 
 
 class ModelOperator(Operator):
@@ -110,6 +113,7 @@ class ModelOperator(Operator):
         self._seen: tuple[object, ...] = ()
         self._planned_for: tuple[object, ...] = ()
         self._witness: Witness | None = None
+        self._new_plan = False
         self._trusts = False  # what another operator has seen of model and loss
 
     @property
@@ -144,6 +148,7 @@ class ModelOperator(Operator):
             self._planned_for = planned_for
             with self.chunks.kept_rng():
                 self.objective.watch_writes(self._make_plan)
+            self._new_plan = True
             self._check_batch_norm()
             self._check_derivatives()
         return self.strategy
@@ -206,13 +211,17 @@ class ModelOperator(Operator):
         found: list[Tensor] = []
 
         def multiply() -> None:
-            images: Tensor | None = None
+            images, total = None, 0.0
             for share, product in self._weighted_products():
-                images = self._add_images(images, rows, share, product)
+                images, total = self._add_images(images, rows, share, product), total + share
                 del product  # else two chunks' graphs would be alive while the next one is built
             assert images is not None
+            if abs(total - 1) > DRIFT:  # batches weigh otherwise than when they were planned for
+                images /= total
             found[:] = [images]
 
+        if self._state() != self._seen or not (self._products or self.strategy == "recomputed"):
+            self._plan_again_if_parts_differ()
         if self.strategy == "recomputed":
             with self.chunks.kept_rng():
                 self.objective.watch_writes(multiply)
@@ -222,6 +231,17 @@ class ModelOperator(Operator):
             with self.objective.measured():
                 multiply()
         return found[0].T
+
+    def _plan_again_if_parts_differ(self) -> None:
+        """At new weights or data: batches are cut no longer where that has become another loss."""
+        if self.chunks.limit is None or self._new_plan:
+            self._new_plan = False
+            return
+        with self.chunks.kept_rng(), self.objective.evaluated():
+            if still_splits(self.objective, self.chunks, self.memory):
+                return
+        self._planned_for = ()
+        self.prepare()
 
     def _add_images(self, images: Tensor | None, rows: Tensor, weight: float, product: Product) -> Tensor:
         once, first = self.strategy == "recomputed", images is None

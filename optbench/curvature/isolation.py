@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 from unittest.mock import patch
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
 
 Mode = Literal["train", "eval"]
 """The mode a model is measured in."""
@@ -54,12 +56,20 @@ def differentiable(device: torch.device) -> Iterator[None]:
         yield
 
 
+class _Off(threading.local):
+    """How often autocast is held off in this thread."""
+
+    depth = 0
+
+
+_off = _Off()
 _ENTER = torch.autocast.__enter__
 
 
-def _enter_switched_off(self: Any) -> Any:
-    """`autocast.__enter__` of one that is off, whatever it was made as; its exit undoes it as ever."""
-    wanted, self._enabled = self._enabled, False
+def _enter_unless_held_off(self: Any) -> Any:
+    """`autocast.__enter__`; where it is held off, of one that is off, whatever it was made as."""
+    wanted = self._enabled
+    self._enabled = wanted and not _off.depth
     try:
         return _ENTER(self)  # type: ignore[no-untyped-call]
     finally:
@@ -68,9 +78,46 @@ def _enter_switched_off(self: Any) -> Any:
 
 @contextlib.contextmanager
 def without_autocast(device: torch.device) -> Iterator[None]:
-    """Autocast off, also where the model itself or a wrapper around its forward switches it on."""
-    with torch.autocast(device.type, enabled=False), patch.object(torch.autocast, "__enter__", _enter_switched_off):
-        yield
+    """Autocast off, also where the model itself or a wrapper around its forward switches it on.
+
+    torch's `autocast.__enter__` is replaced at the first use, once, by one that asks whether it is held off in its own
+    thread: to put it back would race with other threads that measure.
+    """
+    if torch.autocast.__enter__ is _ENTER:
+        torch.autocast.__enter__ = _enter_unless_held_off  # type: ignore[method-assign]
+    with torch.autocast(device.type, enabled=False):
+        _off.depth += 1
+        try:
+            yield
+        finally:
+            _off.depth -= 1
+
+
+def without_parametrization_cache() -> contextlib.AbstractContextManager[Any]:
+    """Parametrized weights computed anew, from the weights put in, also inside of `parametrize.cached()`."""
+    if not getattr(parametrize, "_cache_enabled", 0):
+        return contextlib.nullcontext()
+    return patch.multiple(parametrize, _cache_enabled=0, _cache={})
+
+
+def modules_of(loss: object, model: nn.Module) -> list[nn.Module]:
+    """Modules that a loss reaches beside the model: in its closure, its globals, as an argument, or as its owner."""
+    function: Any = getattr(loss, "func", loss)  # of a partial
+    held: list[object] = [getattr(loss, "__self__", None), *getattr(loss, "args", ())]
+    held += list((getattr(loss, "keywords", None) or {}).values())
+    held += [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _is_filled(cell)]
+    code = getattr(function, "__code__", None)
+    held += [function.__globals__.get(name) for name in code.co_names] if code is not None else []
+    own = {id(module) for module in model.modules()}
+    found = {id(x): x for x in held if isinstance(x, nn.Module) and id(x) not in own}
+    return [x for x in found.values() if not any(module is model for module in x.modules())]
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
 
 
 def eager() -> contextlib.AbstractContextManager[Any]:
@@ -125,17 +172,25 @@ def untouched(model: nn.Module) -> Iterator[list[str]]:
     named = [*model.named_parameters(), *model.named_buffers()]
     parameters = {name for name, _ in model.named_parameters()}
     kept = {name: _Kept(tensor) for name, tensor in named if _is_plain(tensor)}
-    modules = [(module, _attributes(module)) for module in model.modules()]
-    values = [value for _, attributes in modules for value in attributes.values()]
-    plain = [_Kept(x) for x in values if isinstance(x, Tensor) and _is_plain(x)]
-    generators = [(x, x.get_state()) for x in values if isinstance(x, torch.Generator)]
-    numpys = [(x, x.bit_generator.state) for x in values if isinstance(x, np.random.Generator)]
-    lists = [(x, list(x)) for x in values if type(x) is list]
-    tables = [
-        (x, dict(x)) for module, _ in modules for n, x in vars(module).items() if type(x) is dict and n not in TABLES
-    ]
     try:
-        yield written
+        with kept_attributes(model):
+            yield written
+    finally:
+        written += [name for name, each in kept.items() if each.restore() and name in parameters]
+
+
+@contextlib.contextmanager
+def kept_attributes(model: nn.Module) -> Iterator[None]:
+    """Bring what every module holds beside weights and buffers back: numbers, tensors, lists, dicts and generators."""
+    modules = [(module, _attributes(module)) for module in model.modules()]
+    own = [(n, x) for module, _ in modules for n, x in vars(module).items() if n not in USUAL]
+    plain = [_Kept(x) for _, x in own if isinstance(x, Tensor) and _is_plain(x)]
+    generators = [(x, x.get_state()) for _, x in own if isinstance(x, torch.Generator)]
+    numpys = [(x, x.bit_generator.state) for _, x in own if isinstance(x, np.random.Generator)]
+    lists = [(x, list(x)) for _, x in own if type(x) is list]
+    tables = [(x, dict(x)) for _, x in own if type(x) is dict]
+    try:
+        yield
     finally:
         for module, attributes in modules:
             _put_back(module, attributes)
@@ -150,9 +205,10 @@ def untouched(model: nn.Module) -> Iterator[list[str]]:
         for table, entries in tables:
             table.clear()
             table.update(entries)
-        written += [name for name, each in kept.items() if each.restore() and name in parameters]
 
 
+USUAL = frozenset(vars(nn.Module()))
+"""Attributes that every module has."""
 TABLES = ("_parameters", "_buffers", "_modules")
 """Dictionaries of a module that hold its tensors and parts, and are themselves kept."""
 
@@ -183,11 +239,19 @@ def _same_values(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def in_mode(model: nn.Module, mode: Mode | None) -> Iterator[None]:
-    """Put every module in the mode, and each back in its own afterwards; None leaves them."""
+    """Put every module in the mode, and each back in its own afterwards; None leaves them.
+
+    Where a class has a `train` of its own, which may hold a batch norm in eval mode, the modes are those that it sets.
+    """
     before = [(module, module.training) for module in model.modules()]
     try:
         if mode is not None:
             _set_modes([(module, mode == "train") for module, _ in before])
+            if any(type(module).train is not nn.Module.train for module, _ in before):
+                with kept_attributes(model):  # it may do more than set modes
+                    model.train(mode == "train")
+                    wanted = [(module, module.training) for module, _ in before]
+                _set_modes(wanted)
         yield
     finally:
         _set_modes(before)

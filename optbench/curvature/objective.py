@@ -11,7 +11,18 @@ from torch.func import functional_call
 
 from optbench.curvature.chunks import Pair
 from optbench.curvature.errors import MeasurementError
-from optbench.curvature.isolation import Mode, differentiable, in_mode, kept_buffers, seed_globals, untouched
+from optbench.curvature.isolation import (
+    USUAL,
+    Mode,
+    differentiable,
+    in_mode,
+    kept_attributes,
+    kept_buffers,
+    modules_of,
+    seed_globals,
+    untouched,
+    without_parametrization_cache,
+)
 from optbench.curvature.layers.graph import calling
 from optbench.curvature.repairs import Measured
 from optbench.curvature.selection import Selection, select
@@ -57,8 +68,9 @@ class Objective:
             raise ValueError(f"mode must be 'train', 'eval' or None, got {mode!r}")
         self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.mode = mode
-        self.selection = params if params is None or callable(params) else list(params)
-        self.names = select(self.model, params)
+        self.selection = params if params is None or callable(params) or isinstance(params, str) else list(params)
+        self.names = select(self.model, self.selection)
+        self.others = modules_of(loss, self.model)
         weights = self._weights()
         self.shapes = [p.shape for p in weights]
         self.sizes = [p.numel() for p in weights]
@@ -132,7 +144,7 @@ class Objective:
             if name not in state:
                 state[name] = self._cast(self._own(p))
         state |= {name: self._cast(b.detach().clone()) for name, b in self.both.named_buffers()}
-        with calling("model"):
+        with calling("model"), kept_attributes(self.both), without_parametrization_cache():
             result: Tensor = functional_call(self.both, state, (part, *arguments))
         return result
 
@@ -172,7 +184,11 @@ class Objective:
     @contextlib.contextmanager
     def evaluated(self) -> Iterator[list[str]]:
         """As `measured`, for forward passes: whatever the model writes to itself is undone; yields what it wrote to."""
-        with untouched(self.both) as written, self.measured():
+        with contextlib.ExitStack() as stack:
+            written = stack.enter_context(untouched(self.both))
+            for module in self.others:
+                stack.enter_context(untouched(module))
+            stack.enter_context(self.measured())
             yield written
 
     def watch_writes(self, run: Callable[[], object]) -> None:
@@ -190,7 +206,8 @@ class Objective:
         Writes through `.data` and what the loss holds outside of modules escape it; call `refresh()` after those.
         """
         seen: list[object] = []  # one walk through the modules: this is done at every product
-        for module in self.both.modules():
+        others = (module for root in self.others for module in root.modules())
+        for module in (*self.both.modules(), *others):
             seen += id(module), module.training, len(module._forward_hooks), len(module._forward_pre_hooks)
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 if tensor is not None:
@@ -254,10 +271,6 @@ class _Both(nn.Module):
                 "precision is not trusted, switch casts off inside the model"
             )
         return outputs if part == "outputs" else self.loss(outputs, arguments[1])
-
-
-USUAL = frozenset(vars(nn.Module()))
-"""Attributes that every module has."""
 
 
 def _place(tensor: Tensor) -> int:

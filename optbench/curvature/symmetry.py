@@ -57,7 +57,8 @@ class Witness:
 def not_symmetric(seen: str) -> MeasurementError:
     """The error for products that are not of a symmetric matrix."""
     return MeasurementError(
-        f"curvature products are not symmetric ({seen}): an operation of this model has a wrong second derivative in "
-        "torch, or in a custom autograd function, so that eigenvalues would mean nothing; leave its parameters out "
-        "with params=[…], or write it from primitive operations"
+        f"curvature products are not symmetric ({seen}): single precision cancels, as where inputs that are not "
+        "normalized meet a batch norm (dtype=torch.float64 tells), or an operation has a wrong second derivative in "
+        "torch or in a custom autograd function (leave its parameters out with params=[…]): eigenvalues would mean "
+        "nothing"
     )

@@ -16,39 +16,60 @@ from torch import Tensor, nn
 from optbench.curvature.chunks import Chunks, Pair
 from optbench.curvature.objective import Objective
 
-LOSS_ROUNDING = 1e6  # units of rounding: terms of one loss are the same numbers, but what is left of them may cancel
-GRADIENT_ROUNDING = 1e4  # and of gradients through a model, whose kernels depend on the size of the batch
+EXACT = 2e-10  # relative difference of losses in double precision: the same terms, but what is left of them may cancel
+GIVEN = 1e-5  # and where weights were given, perhaps in single precision
+GRADIENT_ROUNDING = 1e4  # units of rounding of gradients through a model, whose kernels depend on the size of the batch
+VALUE = 1e-5  # and of values in single precision, sums of many terms
 COPIES = 16  # of all outputs, that comparing losses in double precision takes
+ONLY_VALUE = 4  # and that comparing their values takes
 
 
 def splits_into_parts(objective: Objective, chunks: Chunks, limit: int, memory: int, per_example: float) -> bool:
     """Whether every batch has the value, gradient and curvature of its parts of at most `limit` examples, weighted.
 
-    The loss is compared on the outputs of every batch that would be cut. Once it is compared through the model: on
-    the first such batch if one gradient of it fits in memory, else on the first `limit` examples of it in two parts.
+    1. The loss is compared on the outputs of every batch that would be cut.
+    2. The first such batch is compared through the model: all of it if one gradient of it fits in memory, else its
+       first `limit` examples in two parts. Every batch is, and all of it, where 1. cannot tell.
+    3. What cannot be told is no: a batch is then not cut. A weight that the user gave is taken at his word.
     """
     through_model = objective.mixes_examples()  # what a batch norm does to parts is known, and refused elsewhere
     for batch in chunks.uncut():
         if len(batch[0]) <= limit:
             continue
-        told = loss_differs(objective, chunks.parts(batch, limit), memory)
+        told = loss_differs(objective, chunks.parts(batch, limit), memory, _allowed(chunks))
         if told:
             return False
-        if not through_model or (told is None and not objective.mixes_examples()):
-            through_model, fits = True, per_example * len(batch[0]) <= memory
+        fits = per_example * len(batch[0]) <= memory
+        if told is None and chunks.weight is None and not fits:
+            return False
+        if not through_model or told is None:
+            through_model = True
             sample = batch if fits else (batch[0][:limit], batch[1][:limit])
             if differs(objective, chunks, sample, limit if fits else math.ceil(limit / 2)):
                 return False
     return True
 
 
+def still_splits(objective: Objective, chunks: Chunks, memory: int) -> bool:
+    """Whether batches that are cut have the loss of their parts at these weights too; one forward pass.
+
+    A loss may come to depend on the whole: one of the hardest examples, of those above a threshold, of new targets.
+    """
+    limit = chunks.limit
+    cut = (batch for batch in chunks.uncut() if limit is not None and len(batch[0]) > limit)
+    return not any(loss_differs(objective, chunks.parts(batch, limit), memory, _allowed(chunks)) for batch in cut)
+
+
 def batches_are_parts(objective: Objective, chunks: Chunks, memory: int) -> bool:
     """Whether the loss over all batches together is the weighted mean of theirs, as far as that can be told.
 
     Told from the outputs of all batches, put together, and from the first batch through the model, in two halves; where
-    outputs do not fit together, from every batch in halves.
+    outputs take too much memory, from every batch in halves. Batches of different lengths do not fit together, so that
+    they cannot be told to weigh as many as they have examples: no.
     """
-    told = loss_differs(objective, (part for b in chunks.uncut() for part in chunks.parts(b, None)), memory)
+    parts = (part for b in chunks.uncut() for part in chunks.parts(b, None))
+    shapes = {targets.shape[1:] for _, targets in chunks.uncut()}
+    told = loss_differs(objective, parts, memory) if len(shapes) == 1 else True
     if told or objective.mixes_examples():
         return not told
     for batch in chunks.uncut():
@@ -57,6 +78,11 @@ def batches_are_parts(objective: Objective, chunks: Chunks, memory: int) -> bool
         if told is not None:
             break
     return True
+
+
+def _allowed(chunks: Chunks) -> float:
+    """Relative difference that is rounding: that of the weights too, where the user gave them."""
+    return EXACT if chunks.weight is None else GIVEN
 
 
 def differs(objective: Objective, chunks: Chunks, batch: Pair, limit: int) -> bool:
@@ -87,31 +113,36 @@ def _without_dropout(model: nn.Module) -> Iterator[None]:
 def _parts_differ(objective: Objective, chunks: Chunks, batch: Pair, whole: Pair, limit: int) -> bool:
     leaves = objective.leaves()
     value, slope = _value_and_gradient(objective, leaves, whole)
-    total, values, size = 0.0, 0.0, 0.0
+    total, values, terms, size = 0.0, 0.0, 0.0, 0.0
     summed = torch.zeros_like(slope)
     for weight, part in chunks.parts(batch, limit):
         part_value, part_slope = _value_and_gradient(objective, leaves, part)
         summed.add_(part_slope, alpha=weight)
-        total, values, size = total + weight, values + weight * part_value, size + weight * float(part_slope.norm())
+        total, values, terms = total + weight, values + weight * part_value, terms + weight * abs(part_value)
+        size += weight * float(part_slope.norm())
     if not total > 0:
         return True
     allowed = GRADIENT_ROUNDING * torch.finfo(objective.dtype).eps
-    same_value = abs(values / total - value) <= allowed * max(abs(value), abs(values) / total)
+    reach = size / total * float(torch.cat([leaf.detach().reshape(-1) for leaf in leaves]).norm())
+    same_value = abs(values / total - value) <= allowed * max(abs(value), terms / total, reach)
     same_slope = float((summed / total - slope).norm()) <= allowed * max(size / total, float(slope.norm()))
     return not (same_value and same_slope)
 
 
-def loss_differs(objective: Objective, parts: Iterable[tuple[float, Pair]], memory: int) -> bool | None:
+def loss_differs(
+    objective: Objective, parts: Iterable[tuple[float, Pair]], memory: int, allowed: float = EXACT
+) -> bool | None:
     """Whether the loss of all parts' outputs together is not the mean of theirs, in value, slope or curvature.
 
     One forward pass. None where it cannot be told: outputs that are no tensors with a row for each example, that do
-    not fit together, or that would take more than the memory.
+    not fit together, or that would take more than the memory; in value alone where that is much.
     """
     leaves, weights = objective.leaves(), list[float]()
-    outputs, targets = list[Tensor](), list[Tensor]()
+    outputs, targets, size = list[Tensor](), list[Tensor](), 0
     for weight, (inputs, target) in parts:
         found = objective.outputs(leaves, inputs)  # gradients on: the model may take some itself
-        if not _has_rows(found, len(inputs)) or sum(x.nbytes for x in (*outputs, found)) * COPIES > memory:
+        size += found.nbytes if isinstance(found, Tensor) else 0
+        if not _has_rows(found, len(inputs)) or size * ONLY_VALUE > memory:
             return None
         weights.append(weight)
         outputs.append(found.detach())
@@ -122,42 +153,68 @@ def loss_differs(objective: Objective, parts: Iterable[tuple[float, Pair]], memo
     if not total > 0:
         return True
     shares = [weight / total for weight in weights]
-    # In double precision: near interpolation a slope is what is left of two numbers that cancel.
-    double = objective.in_double()
-    with contextlib.suppress(RuntimeError, TypeError), double.measured():
-        wide = [x.double() for x in outputs], [x.double() if x.is_floating_point() else x for x in targets]
-        return _differ(double, double.leaves(), shares, *wide, LOSS_ROUNDING)
-    return _differ(objective, leaves, shares, outputs, targets, GRADIENT_ROUNDING)  # it takes no doubles
+    single = max(allowed, GRADIENT_ROUNDING * torch.finfo(objective.dtype).eps)
+    try:
+        if size * COPIES > memory:
+            return _value_differs(objective, shares, outputs, targets, max(allowed, VALUE))
+        # In double precision: near interpolation a slope is what is left of two numbers that cancel.
+        double = objective.in_double()
+        with contextlib.suppress(RuntimeError, TypeError), double.measured():
+            wide = [x.double() for x in outputs], [x.double() if x.is_floating_point() else x for x in targets]
+            return _differ(double, shares, *wide, allowed)
+        return _differ(objective, shares, outputs, targets, single)  # it takes no doubles
+    except (RuntimeError, TypeError, AttributeError, KeyError, IndexError):
+        return None  # a loss that reads what only a forward pass leaves in the model
+
+
+def _value_differs(
+    objective: Objective, shares: Sequence[float], outputs: Sequence[Tensor], targets: Sequence[Tensor], allowed: float
+) -> bool:
+    """Whether values differ at these outputs, or at others near them, which slope and curvature tell of."""
+    leaves, everything, labels = objective.leaves(), torch.cat(list(outputs)), torch.cat(list(targets))
+    counts = [len(o) for o in outputs]
+    generator = torch.Generator().manual_seed(0)
+    for size in (0.0, 1.0):
+        if size:
+            noise = torch.randn(everything.shape, generator=generator, dtype=everything.dtype)
+            everything = everything + noise.to(everything.device) * (size + everything.square().mean().sqrt())
+        with torch.no_grad():
+            whole = float(objective.scalar(leaves, everything.clone(), labels))
+            pieces = zip(shares, everything.split(counts), labels.split(counts), strict=True)
+            terms = [share * float(objective.scalar(leaves, o.clone(), t)) for share, o, t in pieces]
+        if not abs(math.fsum(terms) - whole) <= allowed * max(abs(whole), math.fsum(map(abs, terms))):
+            return True
+    return False
 
 
 def _differ(
-    objective: Objective,
-    leaves: Sequence[Tensor],
-    shares: Sequence[float],
-    outputs: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    rounding: float,
+    objective: Objective, shares: Sequence[float], outputs: Sequence[Tensor], targets: Sequence[Tensor], allowed: float
 ) -> bool:
-    whole = _Bent(objective, leaves, torch.cat(list(outputs)), torch.cat(list(targets)))
-    bent = [_Bent(objective, leaves, o, t) for o, t in zip(outputs, targets, strict=True)]
+    everything = torch.cat(list(outputs))
+    generator = torch.Generator().manual_seed(0)
+    along = torch.randn(everything.shape, generator=generator, dtype=everything.dtype).to(everything.device)
+    whole = _Bent(objective, everything, torch.cat(list(targets)), along)
+    pieces = along.split([len(o) for o in outputs])
+    bent = [_Bent(objective, o, t, v) for o, t, v in zip(outputs, targets, pieces, strict=True)]
 
     def mean(of: Callable[[_Bent], Tensor]) -> Tensor:
         return torch.cat([share * of(each) for share, each in zip(shares, bent, strict=True)])
 
-    allowed = rounding * torch.finfo(outputs[0].dtype).eps
+    values = mean(lambda b: b.value.reshape(1))
+    terms = torch.stack([whole.value.abs(), values.abs().sum(), whole.slope.norm() * everything.norm()]).max()
     return not (
-        _close(whole.value, mean(lambda b: b.value.reshape(1)).sum(), allowed)
+        bool((whole.value - values.sum()).abs() <= allowed * terms)
         and _close(whole.slope, mean(lambda b: b.slope), allowed)
         and _close(whole.curvature, mean(lambda b: b.curvature), allowed)
     )
 
 
 class _Bent:
-    """Value of a loss at given outputs, its gradient there, and the change of that along a fixed direction."""
+    """Value of a loss at given outputs, its gradient there, and the change of that along a direction."""
 
-    def __init__(self, objective: Objective, leaves: Sequence[Tensor], outputs: Tensor, targets: Tensor) -> None:
+    def __init__(self, objective: Objective, outputs: Tensor, targets: Tensor, along: Tensor) -> None:
         at = outputs.detach().requires_grad_()
-        value = objective.scalar(leaves, at.clone(), targets)  # a loss may write to what it is given
+        value = objective.scalar(objective.leaves(), at.clone(), targets)  # a loss may write to what it is given
         self.value = value.detach()
         self.slope = self.curvature = torch.zeros_like(outputs)
         if not value.requires_grad:
@@ -165,9 +222,6 @@ class _Bent:
         (slope,) = torch.autograd.grad(value, at, create_graph=True, materialize_grads=True)
         self.slope = slope.detach()
         if slope.requires_grad:
-            # Of a row only, whatever the number of rows: whole and parts get the same direction.
-            row = torch.linspace(1, 2, outputs[0].numel(), dtype=outputs.dtype, device=outputs.device)
-            along = row.view(outputs[0].shape).expand(outputs.shape)
             (self.curvature,) = torch.autograd.grad(slope, at, along, materialize_grads=True)
 
 

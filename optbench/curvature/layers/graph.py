@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import wraps
@@ -24,22 +25,29 @@ def transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
-_calls = {"model": 0, "layer": 0}  # how often each is entered
+class _Calls(threading.local):
+    """How often each is entered in this thread."""
+
+    def __init__(self) -> None:
+        self.of = {"model": 0, "layer": 0}
+
+
+_calls = _Calls()
 
 
 @contextlib.contextmanager
 def calling(what: Literal["model", "layer"]) -> Iterator[None]:
     """While it is entered, model and loss are called; or, inside of them, a layer in this form that differentiates."""
-    _calls[what] += 1
+    _calls.of[what] += 1
     try:
         yield
     finally:
-        _calls[what] -= 1
+        _calls.of[what] -= 1
 
 
 def refuse_derivative_of(func: Any) -> None:
     """Raise a ThirdDerivativeError if a function differentiates, and it is the model or the loss that calls it."""
-    if func in DIFFERENTIATE and _calls["model"] and not _calls["layer"]:
+    if func in DIFFERENTIATE and _calls.of["model"] and not _calls.of["layer"]:
         raise ThirdDerivativeError("the model differentiates by itself")
 
 
