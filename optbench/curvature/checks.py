@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optbench.curvature.operators import Operator
+from optbench.curvature.operators import Operator, check_operator, check_whole
 from optbench.curvature.pairs import Eigenpairs, Seed, random_rows
 from optbench.curvature.subspace import Subspace
 
@@ -31,6 +31,9 @@ def rayleigh(operator: Operator, vector: Tensor) -> Rayleigh:
     Raises:
         ValueError: If u is zero, not finite, or has another shape.
     """
+    check_operator(operator)
+    if not isinstance(vector, Tensor) or not vector.is_floating_point():
+        raise ValueError(f"vector must be a tensor of real numbers, got {type(vector).__name__}")
     if vector.shape != (operator.size,):
         raise ValueError(f"vector must have shape ({operator.size},), got {tuple(vector.shape)}")
     length = float(vector.norm())
@@ -74,6 +77,10 @@ def audit(operator: Operator, pairs: Eigenpairs, *, block: int = 4, steps: int =
     References:
         Golub and Underwood (1977), The block Lanczos method, in Mathematical Software III.
     """
+    check_operator(operator)
+    if not isinstance(pairs, Eigenpairs):
+        raise ValueError(f"pairs must be Eigenpairs, got {type(pairs).__name__}")
+    check_whole(block=block, steps=steps)
     for name, value in (("block", block), ("steps", steps)):
         if value < 1:
             raise ValueError(f"{name} must be positive, got {value}")

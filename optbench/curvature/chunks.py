@@ -43,6 +43,8 @@ class Chunks:
         dtype: torch.dtype,
         weight: Weight | None = None,
     ) -> None:
+        if not isinstance(batches, Iterable):
+            raise ValueError(f"batches must be one (inputs, targets) pair or an iterable of them, got {batches!r}")
         self.batches: Iterable[Any] = [batches] if _is_pair(batches) else batches
         if isinstance(self.batches, Iterator):
             raise ValueError(
@@ -100,7 +102,10 @@ class Chunks:
         """
         if self.weight is None:
             return float(len(batch[0]))
-        found = float(self.weight(*batch))
+        try:
+            found = float(self.weight(*batch))
+        except (TypeError, ValueError) as why:
+            raise MeasurementError(f"weight must give a number for (inputs, targets): {why}") from why
         if not 0 <= found < math.inf:
             raise MeasurementError(f"weight must be finite and not negative, got {found} for {len(batch[0])} examples")
         return found

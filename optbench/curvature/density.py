@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from optbench.curvature.operators import Operator
+from optbench.curvature.operators import Operator, check_operator, check_whole
 from optbench.curvature.pairs import Seed, seeded
 from optbench.curvature.stochastic import rademacher
 from optbench.curvature.subspace import Subspace
@@ -91,9 +90,11 @@ def spectral_density(operator: Operator, steps: int = 64, probes: int = 4, *, se
         Ubaru, Chen, Saad (2017), SIAM J. Matrix Anal. Appl. 38(4); Ghorbani et al. (2019),
         arXiv:1901.10159.
     """
+    check_operator(operator)
+    check_whole(steps=steps, probes=probes)
     for name, value in (("steps", steps), ("probes", probes)):
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be positive, got {value}")
     generator = seeded(seed)
     before = operator.hvps
     rules = [_quadrature(operator, rademacher(operator, generator), steps) for _ in range(probes)]

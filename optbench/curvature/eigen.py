@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from optbench.curvature.errors import NotConvergedWarning
-from optbench.curvature.operators import Operator
+from optbench.curvature.operators import Operator, check_operator, check_real, check_whole
 from optbench.curvature.pairs import Eigenpairs, Seed, random_rows
 from optbench.curvature.solver import Solver
 
@@ -72,7 +71,21 @@ def top_eigenpairs(
     References:
         Knyazev (2001), SIAM J. Sci. Comput. 23(2); Stathopoulos (2007), SIAM J. Sci. Comput. 29(2).
     """
+    check_operator(operator)
     _check(operator, k, tol, accuracy, guards, max_hvps)
+    if not (start is None or isinstance(start, Eigenpairs | Tensor)):
+        raise ValueError(f"start must be pairs or a tensor of columns, got {type(start).__name__}")
+    if trust is not None:
+        check_real(trust=trust)
+        if trust < 0:
+            raise ValueError(f"trust must not be negative, got {trust}")
+    if above is not None:
+        check_real(above=above)
+    for name, number in (("window", window), ("recycle", recycle)):
+        if number is not None:
+            check_whole(**{name: number})
+            if number < 0:
+                raise ValueError(f"{name} must not be negative, got {number}")
     pairs = start if isinstance(start, Eigenpairs) else None
     rows = _start_rows(operator, start, min(k + guards, operator.size), seed)
     solver = Solver(operator, k, guards, tol, accuracy, window, pairs)
@@ -122,11 +135,10 @@ def _start_rows(operator: Operator, start: Eigenpairs | Tensor | None, count: in
 
 
 def _check(operator: Operator, k: int, tol: float, accuracy: float, guards: int, max_hvps: int) -> None:
-    for name, number in (("k", k), ("guards", guards), ("max_hvps", max_hvps)):
-        if isinstance(number, bool) or not isinstance(number, Integral):
-            raise ValueError(f"{name} must be a whole number, got {number!r}")
+    check_whole(k=k, guards=guards, max_hvps=max_hvps)
     if not 1 <= k <= operator.size:
         raise ValueError(f"k must be between 1 and P = {operator.size}, got {k}")
+    check_real(tol=tol, accuracy=accuracy)
     for name, value in (("tol", tol), ("accuracy", accuracy)):
         if not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")

@@ -14,7 +14,7 @@ from optbench.curvature.differences import EXAMPLES, check_derivatives
 from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import Mode
 from optbench.curvature.objective import Loss, Objective
-from optbench.curvature.operators import Operator
+from optbench.curvature.operators import Operator, check_real, check_whole
 from optbench.curvature.products import Builder, Product
 from optbench.curvature.selection import Selection
 from optbench.curvature.strategy import Plan, Strategy, check_strategy, make_plan
@@ -96,8 +96,15 @@ class ModelOperator(Operator):
                 loss does not depend on the parameters, if torch cannot differentiate it twice, or not rightly so that
                 products are not symmetric, or if a chunk cuts what is no mean over examples.
         """
-        if chunk is not None and chunk < 1:
-            raise MeasurementError(f"chunk must be positive, got {chunk}")
+        if not callable(loss):
+            raise MeasurementError(f"loss must be a function (outputs, targets) -> scalar, got {loss!r}")
+        if not (weight is None or callable(weight)):
+            raise MeasurementError(f"weight must be a function (inputs, targets) -> number, got {weight!r}")
+        if chunk is not None:
+            check_whole(chunk=chunk)
+            if chunk < 1:
+                raise MeasurementError(f"chunk must be positive, got {chunk}")
+        check_real(memory=memory)
         if memory < 1:
             raise MeasurementError(f"memory must be positive, got {memory} bytes")
         self.objective = Objective(model, loss, params, mode, dtype)

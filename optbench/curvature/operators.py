@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from numbers import Integral, Real
 from types import TracebackType
 from typing import Self
 
@@ -49,6 +51,8 @@ class Operator(ABC):
         """
         if not isinstance(v, Tensor):
             raise ValueError(f"v must be a tensor, got {type(v).__name__}")
+        if v.ndim == 2 and not v.shape[1]:
+            return v.clone()
         if v.ndim not in (1, 2) or v.shape[0] != self.size:
             raise ValueError(f"v must have shape ({self.size},) or ({self.size}, K), got {tuple(v.shape)}")
         if v.dtype != self.dtype or v.device != self.device:
@@ -96,6 +100,7 @@ class Operator(ABC):
 
     def __mul__(self, factor: float) -> Operator:
         """A times a number."""
+        check_real(factor=factor)
         return Combination([(float(factor), self)])
 
     __rmul__ = __mul__
@@ -103,6 +108,26 @@ class Operator(ABC):
     def __neg__(self) -> Operator:
         """-A: its largest eigenvalue is minus A's smallest."""
         return self * -1.0
+
+
+def check_operator(operator: object) -> None:
+    """Raise a ValueError unless it is an operator."""
+    if not isinstance(operator, Operator):
+        raise ValueError(f"operator must be an Operator, such as a Hessian, got {type(operator).__name__}")
+
+
+def check_whole(**numbers: object) -> None:
+    """Raise a ValueError unless each is a whole number."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, Integral):
+            raise ValueError(f"{name} must be a whole number, got {number!r}")
+
+
+def check_real(**numbers: object) -> None:
+    """Raise a ValueError unless each is a real number."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, Real) or math.isnan(float(number)):
+            raise ValueError(f"{name} must be a number, got {number!r}")
 
 
 class Combination(Operator):
@@ -116,6 +141,9 @@ class Combination(Operator):
     """
 
     def __init__(self, terms: Sequence[tuple[float, Operator]]) -> None:
+        for factor, term in terms:
+            check_real(factor=factor)
+            check_operator(term)
         first = terms[0][1]
         for _, term in terms:
             if (term.size, term.dtype, term.device) != (first.size, first.dtype, first.device):
@@ -159,6 +187,9 @@ class Preconditioned(Operator):
     """
 
     def __init__(self, operator: Operator, diagonal: Tensor) -> None:
+        check_operator(operator)
+        if not isinstance(diagonal, Tensor) or diagonal.is_complex():
+            raise ValueError(f"diagonal must be a real tensor, got {type(diagonal).__name__}")
         if diagonal.shape != (operator.size,):
             raise ValueError(f"diagonal must have shape ({operator.size},), got {tuple(diagonal.shape)}")
         bad = ~(torch.isfinite(diagonal) & (diagonal > 0))
@@ -194,6 +225,9 @@ class Restricted(Operator):
     """
 
     def __init__(self, operator: Operator, rows: Tensor) -> None:
+        check_operator(operator)
+        if not isinstance(rows, Tensor):
+            raise ValueError(f"rows must be a tensor of indices, got {type(rows).__name__}")
         ints = rows.ndim == 1 and len(rows) > 0 and not rows.is_floating_point() and rows.dtype != torch.bool
         if not ints or len(rows.unique()) < len(rows) or not 0 <= int(rows.min()) <= int(rows.max()) < operator.size:
             raise ValueError(f"rows must be different indices below P = {operator.size}, got {rows}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optbench.curvature.operators import Operator
+from optbench.curvature.operators import Operator, check_whole
 
 Seed = int | torch.Generator
 """A seed, or a generator on the CPU, from which start vectors are drawn; never the global one."""
@@ -51,6 +51,8 @@ class Eigenpairs:
 
 def seeded(seed: Seed) -> torch.Generator:
     """The generator, or a new one with the seed."""
+    if not isinstance(seed, torch.Generator):
+        check_whole(seed=seed)
     return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
 
 

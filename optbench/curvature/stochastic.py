@@ -10,7 +10,7 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from optbench.curvature.operators import Operator
+from optbench.curvature.operators import Operator, check_operator, check_real, check_whole
 from optbench.curvature.pairs import Eigenpairs, Seed, seeded
 
 
@@ -76,6 +76,7 @@ def trace(
         Hutchinson (1990), Commun. Stat. Simul. Comput. 19(2). Deflation: Meyer et al. (2021),
         arXiv:2010.09649.
     """
+    check_real(confidence=confidence)
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
     draws = [float((z * image).sum()) for z, image in _probes(operator, samples, deflate, seed)]
@@ -122,8 +123,12 @@ def _probes(
     operator: Operator, samples: int, deflate: Eigenpairs | None, seed: Seed
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Pairs (z, (A − U diag(θ) Uᵀ) z), each of shape (P,)."""
+    check_operator(operator)
+    check_whole(samples=samples)
     if samples < 2:
         raise ValueError(f"samples must be at least 2, for an error bar, got {samples}")
+    if not (deflate is None or isinstance(deflate, Eigenpairs)):
+        raise ValueError(f"deflate must be Eigenpairs, got {type(deflate).__name__}")
     if deflate is not None and deflate.vectors.shape[0] != operator.size:
         raise ValueError(
             f"deflate must hold pairs of P = {operator.size} entries, got vectors of {deflate.vectors.shape[0]}"

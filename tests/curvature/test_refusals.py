@@ -102,7 +102,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "no pairs": (lambda: top_eigenpairs(A, 0), "k must be between 1 and P = 20, got 0"),
     "true pairs": (lambda: top_eigenpairs(A, True), "k must be a whole number, got True"),
     "more pairs": (lambda: top_eigenpairs(A, 21), "got 21"),
-    "tolerance": (lambda: top_eigenpairs(A, tol=float("nan")), "tol must be positive, got nan"),
+    "tolerance": (lambda: top_eigenpairs(A, tol=float("nan")), "tol must be a number, got nan"),
     "guards": (lambda: top_eigenpairs(A, guards=-1), "not be negative, got -1"),
     "a start of another size": (lambda: top_eigenpairs(A, start=torch.ones(3, 1)), r"got \(3, 1\)"),
     "rows twice": (lambda: Restricted(A, torch.tensor([1, 1])), "different indices below P = 20"),
@@ -113,6 +113,21 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "no model either": (lambda: mean_loss(A), "must be a Hessian or GaussNewton, got Matrix"),  # type: ignore[arg-type]
     "blocks of nothing": (lambda: block_densities(_hessian(), {"a": ["b"]}), "parameters that the operator acts on"),
     "one block": (lambda: block_heterogeneity({"a": spectral_density(A, 3)}), "at least two blocks, got 1"),
+    "no operator": (lambda: top_eigenpairs(torch.eye(3)), "must be an Operator, such as a Hessian, got Tensor"),  # type: ignore[arg-type]
+    "trace of a tensor": (lambda: trace(torch.eye(3)), "must be an Operator"),  # type: ignore[arg-type]
+    "density of nothing": (lambda: spectral_density(None), "must be an Operator"),  # type: ignore[arg-type]
+    "pairs that are none": (lambda: audit(A, None), "must be Eigenpairs, got NoneType"),  # type: ignore[arg-type]
+    "a sum with a number": (lambda: A + 1, "must be an Operator"),  # type: ignore[operator]
+    "a factor": (lambda: A * "2", "factor must be a number, got '2'"),  # type: ignore[operator]
+    "a seed": (lambda: trace(A, seed=1.5), "seed must be a whole number, got 1.5"),  # type: ignore[arg-type]
+    "trust": (lambda: top_eigenpairs(A, trust=-1.0), "trust must not be negative"),
+    "above": (lambda: top_eigenpairs(A, above=float("nan")), "above must be a number, got nan"),
+    "window": (lambda: top_eigenpairs(A, window=2.5), "window must be a whole number"),  # type: ignore[arg-type]
+    "half a chunk": (lambda: Hessian(*small()[:1], F.mse_loss, [], chunk=2.5), "chunk must be a whole number"),  # type: ignore[arg-type]
+    "memory": (lambda: Hessian(*small()[:1], F.mse_loss, [], memory="1G"), "memory must be a number"),  # type: ignore[arg-type]
+    "no loss": (lambda: Hessian(*small()[:1], None, []), "loss must be a function"),  # type: ignore[arg-type]
+    "no batches": (lambda: Hessian(*small()[:1], F.mse_loss, 5), "one \\(inputs, targets\\) pair or an iterable"),  # type: ignore[arg-type]
+    "a weight": (lambda: Hessian(*small()[:1], F.mse_loss, [], weight=3), "weight must be a function"),  # type: ignore[arg-type]
     "a number": (lambda: A @ 3.0, "v must be a tensor, got float"),  # type: ignore[operator]
     "a function": (lambda: Hessian(lambda x: x, F.mse_loss, []), "must be a torch.nn.Module, got function"),  # type: ignore[arg-type]
     "lazy": (lambda: Hessian(nn.LazyLinear(3), F.mse_loss, []), "do a forward pass first"),

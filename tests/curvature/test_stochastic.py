@@ -118,7 +118,7 @@ def test_refusals() -> None:
         trace(A, 1)
     with pytest.raises(ValueError, match="confidence must be between 0 and 1, got 2"):
         trace(A, 5, confidence=2)
-    with pytest.raises(ValueError, match="steps must be a positive whole number, got 0"):
+    with pytest.raises(ValueError, match="steps must be positive, got 0"):
         spectral_density(A, 0)
-    with pytest.raises(ValueError, match="probes must be a positive whole number, got 0"):
+    with pytest.raises(ValueError, match="probes must be positive, got 0"):
         spectral_density(A, 3, 0)
