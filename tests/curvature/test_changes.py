@@ -254,11 +254,12 @@ def test_a_cache_of_parametrized_weights_is_passed_by() -> None:
 
 def test_autocast_is_what_it_was_after_measurements_in_two_threads() -> None:
     found: list[Tensor] = []
+    models, data = [_mlp() for _ in range(2)], _data()  # drawn here: torch's seed is one for all threads
 
-    def measure() -> None:
-        found.extend(dense(Hessian(_mlp(), F.cross_entropy, _data())) for _ in range(3))
+    def measure(model: nn.Module) -> None:
+        found.extend(dense(Hessian(model, F.cross_entropy, data)) for _ in range(3))
 
-    threads = [threading.Thread(target=measure) for _ in range(2)]
+    threads = [threading.Thread(target=measure, args=(model,)) for model in models]
     for thread in threads:
         thread.start()
     for thread in threads:
