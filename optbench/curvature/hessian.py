@@ -188,20 +188,22 @@ class ModelOperator(Operator):
         return dict(zip(self.objective.names, self.objective.split(vector), strict=True))
 
     def _apply(self, vectors: Tensor) -> Tensor:
-        self.prepare()
-        self._check_batch_norm()
+        current = self._is_current()
+        if not current:
+            self.prepare()
+            self._check_batch_norm()
         if self._witness is None and vectors.any():
-            return self._witnessed(vectors)
-        images = self._images(vectors)
+            return self._witnessed(vectors, current)
+        images = self._images(vectors, current)
         if self._witness is not None and self._witness.state == self._seen:
             self._witness.compare(vectors, images)
         return images
 
-    def _witnessed(self, vectors: Tensor) -> Tensor:
+    def _witnessed(self, vectors: Tensor, current: bool) -> Tensor:
         """The images of the vectors, and of a random one beside them, which others are then compared with."""
         generator = torch.Generator().manual_seed(0)
         other = torch.randn((self.size, 1), generator=generator, dtype=self.dtype).to(self.device)
-        images = self._images(torch.cat([vectors, other], 1))
+        images = self._images(torch.cat([vectors, other], 1), current)
         self._witness = Witness(self._seen, other, images[:, -1:])
         self._witness.compare(vectors, images[:, :-1])
         return images[:, :-1]
@@ -213,7 +215,11 @@ class ModelOperator(Operator):
         self.objective.differentiates_itself = other.objective.differentiates_itself
         self.objective.writes = other.objective.writes
 
-    def _images(self, vectors: Tensor) -> Tensor:
+    def _is_current(self) -> bool:
+        """Whether plan and graphs, where they are kept, are those of the model and data as they are now."""
+        return bool(self._products or self.strategy == "recomputed") and self._seen == self._state()
+
+    def _images(self, vectors: Tensor, current: bool) -> Tensor:
         rows = vectors.T.contiguous()
         found: list[Tensor] = []
 
@@ -227,14 +233,15 @@ class ModelOperator(Operator):
                 images /= total
             found[:] = [images]
 
-        if self._state() != self._seen or not (self._products or self.strategy == "recomputed"):
+        if not current:
             self._plan_again_if_parts_differ()
         if self.strategy == "recomputed":
             with self.chunks.kept_rng():
                 self.objective.watch_writes(multiply)
             self._seen = self._state()
         else:
-            self._build()
+            if not current:
+                self._build()
             with self.objective.measured():
                 multiply()
         return found[0].T
@@ -267,13 +274,10 @@ class ModelOperator(Operator):
         return images
 
     def _state(self) -> tuple[object, ...]:
-        return self.objective.fingerprint(), self.chunks.versions()
+        return self.objective.fingerprint(), self.chunks.versions(), self.chunks.extent()
 
     def _build(self) -> None:
-        """Graphs of all chunks at the current weights, unless they are there."""
-        state = self._state()
-        if self._products and self._seen == state:
-            return
+        """Graphs of all chunks at the current weights."""
 
         def build() -> None:
             self._products = []

@@ -170,7 +170,7 @@ class Measured(TorchFunctionMode):
         if func in NORMS and (self.any_order or transformed()):
             return NORMS[func](func, *args, **given)
         found = INSTEAD.get(func, func)(*args, **given)
-        if isinstance(found, Tensor) and found.dtype in HALF and found.requires_grad:
+        if isinstance(found, Tensor) and found.dtype is not self.dtype and found.dtype in HALF and found.requires_grad:
             name = getattr(func, "__name__", str(func))
             raise MeasurementError(
                 f"the model computes in {found.dtype} ({name}): curvature in half precision is not trusted; switch the "

@@ -41,17 +41,23 @@ class Witness:
         Raises:
             MeasurementError: If they differ by more than rounding can explain.
         """
-        there, back = (self.vector * images).double(), (self.image * vectors).double()
-        one, other = there.sum(0), back.sum(0)
+        there, back = self.vector * images, self.image * vectors
+        one, other = there.sum(0, dtype=torch.float64), back.sum(0, dtype=torch.float64)
         # The sums have P terms with random signs, so this is about what they come to; the second part is what a
         # vector comes to that is no worse than others, below which a component may be nothing but rounding.
-        size = (there.square().sum(0) + back.square().sum(0)).sqrt()
-        usual = self.image.double().norm() * vectors.double().norm(dim=0) / len(vectors) ** 0.5
+        size = torch.hypot(_norms(there), _norms(back))
+        usual = _norms(self.image) * _norms(vectors) / len(vectors) ** 0.5
         allowed = max(ROUNDING * torch.finfo(vectors.dtype).eps, LEAST) * torch.maximum(size, usual)
         wrong = (one - other).abs() > allowed  # not for NaN, which is told as what it is
         if bool(wrong.any()):
             i = int(wrong.nonzero()[0])
             raise not_symmetric(f"uᵀAv = {float(one[i]):.6g}, vᵀAu = {float(other[i]):.6g}")
+
+
+def _norms(columns: Tensor) -> Tensor:
+    """‖·‖₂ of each column, in double precision."""
+    found: Tensor = torch.linalg.vector_norm(columns, dim=0, dtype=torch.float64)
+    return found
 
 
 def not_symmetric(seen: str) -> MeasurementError:
