@@ -52,6 +52,7 @@ ORDER = [
     "optbench.search",
     "optbench.seeds",
     "optbench.torchvision",
+    "optbench.boundary",
     "optbench.location",
     "optbench.plugins",
     "optbench.errors",

@@ -1,0 +1,135 @@
+"""Files that anyone may have written, read so that none can hang, fill the memory, run code or garble a terminal."""
+
+import json
+import os
+import stat
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LARGEST_BYTES = 2**20
+DEEPEST = 32  # levels of lists and mappings
+LARGEST_INT = 2**63
+
+
+class UnreadableError(ValueError):
+    """A file or text holds nothing that can be used; says why, without its path."""
+
+
+def read_bytes(path: Path, limit: int = LARGEST_BYTES) -> bytes:
+    """Return what is in a regular file.
+
+    Raises:
+        UnreadableError: If it is none (a folder, link, pipe or device), is larger than the limit, or cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0))  # a pipe would hang
+        with os.fdopen(descriptor, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise UnreadableError("not a regular file")
+            content = stream.read(limit + 1)
+    except FileNotFoundError as why:
+        raise UnreadableError("missing") from why
+    except OSError as why:
+        link = path.is_symlink()
+        raise UnreadableError("a link" if link else f"cannot be read ({why.strerror})") from why
+    if len(content) > limit:
+        raise UnreadableError(f"larger than {limit / 2**20:g} MiB")
+    return content
+
+
+def read_text(path: Path, limit: int = LARGEST_BYTES) -> str:
+    """Return a regular file's text.
+
+    Raises:
+        UnreadableError: As for `read_bytes`, or if it is not UTF-8.
+    """
+    try:
+        return read_bytes(path, limit).decode()
+    except UnicodeDecodeError as why:
+        raise UnreadableError("not UTF-8") from why
+
+
+def read_json(path: Path, limit: int = LARGEST_BYTES) -> Any:
+    """Return what a JSON file holds; errors as `parse_json`."""
+    return parse_json(read_text(path, limit))
+
+
+def parse_json(text: str) -> Any:
+    """Return what a JSON text holds: finite numbers, integers of 64 bits, strings that are Unicode, not too deep.
+
+    Raises:
+        UnreadableError: If it is no JSON, or holds anything else.
+    """
+    try:
+        content = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as why:
+        raise UnreadableError(f"damaged JSON ({printable(str(why))[:80]})") from why
+    _check_plain(content)
+    return content
+
+
+def read_yaml(path: Path, limit: int = LARGEST_BYTES) -> Any:
+    """Return what a YAML file holds, without aliases, which make a small file a huge object; a date stays text.
+
+    Raises:
+        UnreadableError: If it cannot be read, is no YAML, or holds what JSON could not but for infinity.
+    """
+    text = read_text(path, limit)
+    try:
+        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
+            raise UnreadableError("has aliases")
+        content = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as why:
+        if isinstance(why, UnreadableError):
+            raise
+        raise UnreadableError(f"damaged YAML ({printable(str(why))[:80]})") from why
+    _check_plain(content, finite=False)
+    return content
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the former is ten times as fast
+    """Plain YAML without dates, which no JSON has."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def printable(text: str) -> str:
+    """Return the text on one line, with `?` for what a terminal would act on, or could not encode."""
+    return "".join(
+        "?" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in " ".join(text.split())
+    )
+
+
+def _check_plain(content: Any, finite: bool = True, depth: int = 0) -> None:
+    if depth > DEEPEST:
+        raise UnreadableError(f"nested deeper than {DEEPEST} levels")
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if not isinstance(key, str):
+                raise UnreadableError(f"a key is {type(key).__name__}, not text")
+            _check_plain(key)
+            _check_plain(value, finite, depth + 1)
+    elif isinstance(content, list):
+        for value in content:
+            _check_plain(value, finite, depth + 1)
+    elif isinstance(content, str):
+        if any("\ud800" <= c <= "\udfff" for c in content):
+            raise UnreadableError("holds half of a character (a lone surrogate)")
+    elif isinstance(content, float):
+        if finite and not abs(content) < float("inf"):
+            raise UnreadableError("holds a number that is not finite")
+    elif isinstance(content, int):
+        if not -LARGEST_INT <= content < LARGEST_INT:
+            raise UnreadableError("holds an integer of more than 64 bits")
+    elif content is not None:
+        raise UnreadableError(f"holds a {type(content).__name__}")
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,76 @@
+"""Declared shapes: pydantic's types, and its refusals as one line that says key, value and what is expected."""
+
+import json
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, TypeVar, cast
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from optbench.boundary.files import printable
+from optbench.errors import UserError, nearest
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""What is declared and nothing else: text is no number, and a number no yes."""
+LAX = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+"""The same, but with what is not declared left out: for files that later versions may add to."""
+
+LONGEST_VALUE = 80
+T = TypeVar("T")
+
+
+class ShapeError(UserError):
+    """Something from outside is not what it must be; the line says key, value and what is expected."""
+
+
+def shaped(kind: type[T], content: Any, where: str = "", prefix: str = "") -> T:
+    """Return plain data, as JSON or YAML give them, as an object of a declared kind.
+
+    Args:
+        kind: The shape: a pydantic model or dataclass, or any type that has annotations.
+        content: The data; lists serve as tuples.
+        where: Names their source in the message, such as the file.
+        prefix: Of every key in the message, such as `optimizer.`.
+
+    Raises:
+        ShapeError: If they do not fit.
+    """
+    adapter = _adapter(cast(Any, kind))
+    try:
+        return cast(T, adapter.validate_json(json.dumps(content)))  # not as Python objects: there a list is no tuple
+    except ValidationError as why:
+        raise ShapeError(complain(why, where, prefix, _names(adapter))) from None
+
+
+@lru_cache(maxsize=256)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _names(adapter: TypeAdapter[Any]) -> set[str]:
+    """All keys that the shape and its parts declare."""
+    found: set[str] = set()
+
+    def walk(node: Any) -> None:
+        if isinstance(node, dict):
+            found.update(node.get("properties", ()) if isinstance(node.get("properties"), dict) else ())
+            for part in node.values():
+                walk(part)
+
+    walk(adapter.json_schema())
+    return found
+
+
+def complain(error: ValidationError, where: str = "", prefix: str = "", known: Iterable[str] = ()) -> str:
+    """Return pydantic's first refusal in a line: `KEY must be EXPECTED, got VALUE, in WHERE`."""
+    first = error.errors(include_url=False)[0]
+    key = prefix + ".".join(str(part) for part in first["loc"])
+    source = f", in {where}" if where else ""
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"there is no key {printable(key)}{source}.{nearest(str(first['loc'][-1]), known)}"
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{printable(key)} is missing{source}"
+    said = printable(repr(first["input"]))
+    value = said if len(said) <= LONGEST_VALUE else said[:LONGEST_VALUE] + "…"
+    expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{printable(key) or 'it'} must be {expected}, got {value}{source}"
