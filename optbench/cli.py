@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from optbench.compose import find_plugins
 from optbench.config import run_name
+from optbench.configuration import check
 from optbench.errors import UserError
 from optbench.job import run_job
 from optbench.location import conf_folder
@@ -56,6 +57,7 @@ def _job(config: DictConfig, present: PresentData) -> None:
         if "steps" in given:
             raise UserError("steps and epochs both say how long to train: give one of them")
         config.steps = None
+    check(config)
     if choices["optimizer"] == "custom" or "optimizer._target_" in given:
         choices["optimizer"] = str(config.optimizer._target_).rsplit(".", 1)[-1]
     if hydra_config.mode == RunMode.MULTIRUN and config.wandb.group is None:

@@ -41,11 +41,6 @@ class Settings:
     checkpoint_seconds: float = 30.0
     explosion_factor: float = 1e6
 
-    def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "checkpoint_seconds", "explosion_factor"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
-
 
 @dataclass(frozen=True)
 class Experiment:
