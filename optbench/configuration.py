@@ -6,7 +6,7 @@ the signature of its `_target_`, so that a plug-in declares its own by annotatin
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
@@ -170,7 +170,7 @@ def _target(node: Mapping[str, Any], prefix: str) -> Callable[..., Any]:
         raise ShapeError(f"cannot import {prefix}_target_={path}: {type(cause).__name__}: {cause}") from why
     if not callable(found):
         raise ShapeError(f"{prefix}_target_={path} is a {type(found).__name__}, which cannot be called")
-    return found
+    return cast(Callable[..., Any], found)
 
 
 def known_keys(content: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from optbench import checkpoint
 from optbench.batches import Batches
-from optbench.errors import UserError
 from optbench.probes import Probe, State, Stateful, Value, due, measure
 from optbench.probes.shared import Shared
 from optbench.record.folder import RunFolder

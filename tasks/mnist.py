@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from optbench.errors import MachineError
-from optbench.examples import Handling, Statistics, labelled
+from optbench.examples import Handling, Labelled, Statistics, labelled
 from optbench.task import Split, Task
 from optbench.torchvision import fetch, import_datasets
 
@@ -25,7 +25,7 @@ SIZES = {"train": 60_000, "test": 10_000}
 STATISTICS: dict[str, Statistics] = {"MNIST": ((0.1307,), (0.3081,)), "FashionMNIST": ((0.2860,), (0.3530,))}
 
 
-def mnist(seed: int, root: str, verify: bool = True, **handling: Any) -> Task:
+def mnist(seed: int, root: str, verify: bool = True, **handling: Labelled) -> Task:
     """Handwritten digits (LeCun et al., 1998): 55,000 to train, 5,000 to choose, 10,000 to report.
 
     Args:
@@ -38,7 +38,7 @@ def mnist(seed: int, root: str, verify: bool = True, **handling: Any) -> Task:
     return _read_as_task("MNIST", seed, root, verify, handling)
 
 
-def fashion_mnist(seed: int, root: str, verify: bool = True, **handling: Any) -> Task:
+def fashion_mnist(seed: int, root: str, verify: bool = True, **handling: Labelled) -> Task:
     """Articles of clothing, a harder drop-in for MNIST. Xiao et al. (2017), arXiv:1708.07747.
 
     Args:

@@ -8,7 +8,7 @@ import json
 import math
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
@@ -97,7 +97,7 @@ def adapter(kind: Any) -> TypeAdapter[Any] | None:
     for config in (STRICT, None):  # a class of fields has a configuration of its own
         try:
             return TypeAdapter(kind, config=config)
-        except Exception:  # noqa: S112  # pydantic's word for "no such type" differs from type to type
+        except Exception:  # pydantic's word for "no such type" differs from type to type
             continue
     return None
 
@@ -195,3 +195,9 @@ def shown(value: Any) -> str:
     text = words[value] if plain else printable(value if isinstance(value, str) else str(value))
     text = text or "''"
     return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "…"
+
+
+def check_fields(instance: Any, prefix: str) -> None:
+    """Raise a ShapeError unless the fields that a dataclass was made with are of the types that it declares."""
+    given = {field.name: getattr(instance, field.name) for field in fields(instance) if field.init}
+    check_arguments(type(instance), given, prefix)
