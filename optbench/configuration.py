@@ -4,17 +4,21 @@ The keys of the core are declared below. Those of a group (optimizer, task, mode
 the signature of its `_target_`, so that a plug-in declares its own by annotating; see `optbench.boundary.kinds`.
 """
 
+import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
+from optbench.boundary.files import UnreadableError, read_yaml
 from optbench.boundary.kinds import Count, NotNegative, Positive, Whole
 from optbench.boundary.shape import ShapeError
-from optbench.boundary.signature import check_arguments, check_value, keys_of, shown
+from optbench.boundary.signature import check_arguments, check_value, keys_of, shown, unknown
 from optbench.errors import UserError
 
 Node = Annotated[dict[str, Any], Field(description="a node with _target_")]
@@ -140,6 +144,20 @@ def _nodes(content: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any
         # A task may tune a probe that is not in the set chosen; then there is nothing to build.
         if node is not None and "_target_" in node:
             yield "probes", f"probes.{name}", node
+        elif node is not None and name not in (others := _probes_elsewhere(name)):
+            raise ShapeError(unknown(f"probes.{name}", [f"probes.{other}" for other in others]))
+
+
+def _probes_elsewhere(name: str) -> set[str]:
+    """The probes of every set that Hydra can find; where it was not asked to look, this one might be of any."""
+    if not HydraConfig.initialized():
+        return {name}
+    found: set[str] = set()
+    for source in HydraConfig.get().runtime.config_sources:
+        for file in Path(source.path).glob("probes/*.yaml") if source.schema == "file" else ():
+            with contextlib.suppress(UnreadableError):
+                found |= dict(read_yaml(file) or {}).keys()
+    return found - {"defaults"}
 
 
 def _check_node(node: Mapping[str, Any], prefix: str, group: str, elsewhere: Elsewhere) -> None:
@@ -150,6 +168,8 @@ def _check_node(node: Mapping[str, Any], prefix: str, group: str, elsewhere: Els
     given = {name: value for name, value in node.items() if name not in (*HYDRAS, *within)}
     if prefix == "optimizer.":
         given = {name: value for name, value in given.items() if name not in ABOUT_IT}
+    if prefix == "task." and "seed" in given:
+        raise ShapeError("there is no key task.seed: the run's seed is given as seed=NUMBER")
     check_arguments(target, given, prefix, GIVEN.get(group, 0), elsewhere, EVERYWHERE.get(group), within)
     for name, inner in within.items():
         _check_node(inner, f"{prefix}{name}.", group, elsewhere)
@@ -174,20 +194,18 @@ def _target(node: Mapping[str, Any], prefix: str) -> Callable[..., Any]:
 
 
 def known_keys(content: Mapping[str, Any]) -> list[str]:
-    """Every key that can be given to such a configuration, in its YAMLs or not."""
-    found = dict.fromkeys(keys_of(Configuration).named)
-    found |= dict.fromkeys(f"wandb.{name}" for name in keys_of(Wandb).named)
+    """Every key that can be given to such a configuration, whether a YAML gives it or not."""
+    found = dict.fromkeys((*keys_of(Configuration).named, *(f"wandb.{name}" for name in keys_of(Wandb).named)))
     for key, path, node in _nodes(content):
-        found |= dict.fromkeys(_keys_of_node(node, f"{path}.", key))
+        found |= dict.fromkeys(_keys_of_node(node, f"{path}.", GIVEN.get(key, 0)))
     return list(found)
 
 
-def _keys_of_node(node: Mapping[str, Any], prefix: str, group: str) -> Iterator[str]:
-    yield from (f"{prefix}{name}" for name in node)
+def _keys_of_node(node: Mapping[str, Any], prefix: str, given: int) -> Iterator[str]:
     try:
-        yield from (f"{prefix}{name}" for name in keys_of(_target(node, prefix), GIVEN.get(group, 0)).named)
+        yield from (f"{prefix}{name}" for name in keys_of(_target(node, prefix), given).named)
     except ShapeError:  # told where the node itself is checked
-        return
+        yield from (f"{prefix}{name}" for name in node if name not in HYDRAS)
     for name, inner in node.items():
         if _is_node(inner):
-            yield from _keys_of_node(inner, f"{prefix}{name}.", group)
+            yield from _keys_of_node(inner, f"{prefix}{name}.", given)

@@ -177,7 +177,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 def unknown(key: str, known: Collection[str]) -> str:
     """Return the line for a key that there is none of, with the nearest that there are."""
-    others = [other for other in known if other != key]
+    others = list(dict.fromkeys(other for other in known if other != key))
     last = key.rpartition(".")[2]
     same_end = [other for other in others if other.rpartition(".")[2] == last][:3]
     advice = f" Did you mean {', '.join(same_end)}?" if same_end else nearest(key, others)
