@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from optbench.arguments import VERSION
 from optbench.compose import find_plugins
 from optbench.config import run_name
 from optbench.configuration import check
@@ -22,6 +23,9 @@ from optbench.reuse import PresentData
 
 def main() -> None:
     """Run what the command line says; exit code 0 is finished (a divergence too), 1 and 2 an error, 130 Ctrl-C."""
+    if "--version" in sys.argv[1:]:  # Hydra's own else
+        print(VERSION)
+        return
     wants_tracebacks = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     if str(Path.cwd()) not in sys.path:  # `optbench` the script, unlike `python -m optbench`, would not find my_file.py
         sys.path.insert(0, str(Path.cwd()))

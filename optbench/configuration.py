@@ -86,7 +86,10 @@ class Configuration:
 ABOUT_IT = ("about", "search")  # keys of an optimizer's YAML that are not for the optimizer
 HYDRAS = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 GIVEN = {"model": 2, "optimizer": 1, "schedule": 1}  # arguments that we give by position
-EVERYWHERE = {"optimizer": {"lr": Positive}}  # a key's type, in whatever is called
+EVERYWHERE = {  # a key's type, in whatever is called
+    "optimizer": {"lr": Positive},
+    "schedule": {"step_size": Count, "T_max": Count, "total_iters": Count, "gamma": Positive},
+}
 
 
 def check(config: DictConfig) -> None:
@@ -95,6 +98,7 @@ def check(config: DictConfig) -> None:
     Raises:
         UserError: With key, value, and what is expected.
     """
+    _check_folders()
     _name_folder(config)
     content = _plain(config)
     for key, shape in (("wandb", Wandb), ("board", Board)):
@@ -105,6 +109,13 @@ def check(config: DictConfig) -> None:
         raise UserError("say how long to train: steps=N (updates) or epochs=N")
     for key, path, node in _nodes(content):
         _check_node(node, f"{path}.", key, lambda: known_keys(content))
+
+
+def _check_folders() -> None:
+    """Hydra passes over a folder of YAMLs that is not there."""
+    for source in HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else ():
+        if source.provider == "command-line" and source.schema == "file" and not Path(source.path).is_dir():
+            raise ShapeError(f"there is no folder {source.path}: --config-dir takes one with YAMLs")
 
 
 def _name_folder(config: DictConfig) -> None:
@@ -183,13 +194,22 @@ def _target(node: Mapping[str, Any], prefix: str) -> Callable[..., Any]:
     path = node.get("_target_")
     if not isinstance(path, str) or not path:
         raise ShapeError(f"{prefix}_target_ must be an import path such as my_file.Mine, got {shown(path)}")
+    return imported(path, f"{prefix}_target_=")
+
+
+def imported(path: str, key: str) -> Callable[..., Any]:
+    """Return what an import path names.
+
+    Raises:
+        ShapeError: If it cannot be imported, whatever its module does then, or called.
+    """
     try:
         found = get_object(path)
-    except (Exception, SystemExit) as why:  # whatever a module may do when it is imported
+    except (Exception, SystemExit) as why:
         cause = why.__cause__ or why
-        raise ShapeError(f"cannot import {prefix}_target_={path}: {type(cause).__name__}: {cause}") from why
+        raise ShapeError(f"cannot import {key}{path}: {type(cause).__name__}: {cause}") from why
     if not callable(found):
-        raise ShapeError(f"{prefix}_target_={path} is a {type(found).__name__}, which cannot be called")
+        raise ShapeError(f"{key}{path} is a {type(found).__name__}, which cannot be called")
     return cast(Callable[..., Any], found)
 
 

@@ -53,7 +53,7 @@ def exit_with(main: Callable[[], int], elsewhere: str = "results_dir=DIR") -> No
     try:
         sys.exit(main())
     except UserError as error:
-        print(f"optbench: {error}", file=sys.stderr)
+        print(f"optbench: {_printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         print(f"optbench: {file_trouble(error, elsewhere) or error}", file=sys.stderr)
@@ -61,3 +61,9 @@ def exit_with(main: Callable[[], int], elsewhere: str = "results_dir=DIR") -> No
     except KeyboardInterrupt:
         print("stopped: the same command goes on", file=sys.stderr)
         sys.exit(130)
+
+
+def _printable(text: str) -> str:
+    from optbench.boundary.files import printable  # which stands above, for it raises what is declared here
+
+    return printable(text)

@@ -3,6 +3,9 @@
 import contextlib
 import re
 import sys
+import sysconfig
+import traceback
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, MissingConfigException
@@ -15,6 +18,9 @@ from optbench.boundary.signature import unknown
 from optbench.configuration import known_keys
 from optbench.errors import UserError, file_trouble, nearest
 from optbench.location import conf_folder
+
+OURS = Path(__file__).resolve().parent
+LIBRARIES = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
 
 
 def explain(error: BaseException) -> tuple[str | None, int]:
@@ -32,6 +38,20 @@ def _explain(error: BaseException) -> tuple[str | None, int]:
         return file_trouble(error) or f"{error.strerror or error}: {str(error.filename)[:LONGEST_VALUE]}", 1
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _wrong_setting(error), 2
+    return _elsewhere(error)
+
+
+def _elsewhere(error: BaseException) -> tuple[str | None, int]:
+    """What Hydra could not read, or somebody's own code raised; only a bug of ours needs its traceback."""
+    said = f"{type(error).__name__}: {error}"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_relative_to(OURS) or path.is_relative_to(OURS.parent / "tasks"):
+            break
+        if {"hydra", "omegaconf"} & set(path.parts):
+            return f"this cannot be read as a configuration ({said})", 2
+        if path.is_file() and not any(path.is_relative_to(folder) for folder in LIBRARIES):
+            return f"{path.name}, line {frame.lineno}, raised {said}; HYDRA_FULL_ERROR=1 shows the whole traceback", 1
     return None, 1
 
 

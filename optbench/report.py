@@ -1,9 +1,11 @@
 """`python -m optbench.report RUN…`: one page on chosen run folders, side by side; works from disk, no network."""
 
-import argparse
 import sys
 from pathlib import Path
 
+from optbench.arguments import Parser
+from optbench.boundary import printable
+from optbench.errors import UserError, exit_with
 from optbench.leaderboard.page import report_page
 from optbench.leaderboard.runs import UnreadableError, read_run
 from optbench.record import folder as record
@@ -11,23 +13,30 @@ from optbench.record import folder as record
 
 def main() -> None:
     """Parse the command line and write the page."""
-    parser = argparse.ArgumentParser(prog="python -m optbench.report", description=__doc__)
+    exit_with(_main, "--out FILE")
+
+
+def _main() -> int:
+    parser = Parser(prog="python -m optbench.report", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, such as results/runs/*")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write (default: report.html)")
     given = parser.parse_args()
+    if given.out.is_dir() or not given.out.parent.is_dir():
+        raise UserError(f"--out must be a file in a folder that there is, got {given.out}")
     runs = []
     for folder in given.runs:
         try:
             run = read_run(folder, any_run=True)
         except UnreadableError as why:
-            print(f"passed over {folder}: {why}", file=sys.stderr)
+            print(printable(f"passed over {folder}: {why}"), file=sys.stderr)
         else:
             assert run is not None  # any run is one
             runs.append(run)
     if not runs:
-        sys.exit("optbench: none of these is a run folder: name some of results/runs/")
+        raise UserError("none of these is a run folder: name some of results/runs/")
     record.write_whole(given.out, report_page(runs))
     print(given.out)
+    return 0
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scipy.stats import qmc
 
 from optbench import search
+from optbench.arguments import VERSION
 from optbench.errors import UserError, exit_with, nearest
 from optbench.launch import cores, launch
 from optbench.leaderboard.entrants import select
@@ -255,6 +256,9 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         return
+    if "--version" in sys.argv[1:]:
+        print(VERSION)
+        return
     exit_with(lambda: _main(sys.argv[1:]))
 
 
@@ -281,7 +285,7 @@ def _main(arguments: Sequence[str]) -> int:
     tuner.run(points)
     for line in tuner.failures:
         print(line, file=sys.stderr)
-    print(f"next: python -m optbench.leaderboard {tuner.results} suite={given['suite']}")
+    print(f"next: python -m optbench.leaderboard {tuner.results} --suite {given['suite']}")
     return 1 if tuner.failures else 0
 
 

@@ -53,6 +53,7 @@ ORDER = [
     "optbench.search",
     "optbench.seeds",
     "optbench.torchvision",
+    "optbench.arguments",
     "optbench.boundary",
     "optbench.location",
     "optbench.plugins",
@@ -62,7 +63,6 @@ ORDER = [
 ONLY_IMPORTER = {
     "hydra": {
         "optbench.cli",
-        "optbench.check.targets",
         "optbench.compose",
         "optbench.config",
         "optbench.configuration",

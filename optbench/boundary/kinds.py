@@ -18,6 +18,8 @@ Count = Annotated[int, Field(ge=1, lt=2**63)]
 CountFromZero = Annotated[int, Field(ge=0, lt=2**63)]
 Several = Annotated[int, Field(ge=2, lt=2**63)]
 """Of what a spread is estimated from."""
+Pairs = Annotated[int, Field(ge=1, le=500)]
+"""Of eigenvalues with their vectors, each as long as the model."""
 Size = Annotated[int, Field(ge=1, le=2**20)]
 """Of a side of an array: a slip of three zeros is told, not tried."""
 Depth = Annotated[int, Field(ge=1, le=1000)]

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from optbench.arguments import Parser
 from optbench.errors import UserError
 from optbench.launch import cores
 from optbench.leaderboard import tables
@@ -29,7 +30,7 @@ from optbench.suite import FINAL, Suite, known_suites, read_suite
 
 def main() -> None:
     """Parse the command line, and write the board or do what else it says."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m optbench.leaderboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="folder (default: results)")

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from optbench.boundary.kinds import Count, Positive
+from optbench.boundary.kinds import Count, Pairs, Positive
 from optbench.boundary.signature import check_fields
 from optbench.curvature import Hessian, Operator
 from optbench.dynamics.norm_sharpness import norm_sharpness
@@ -57,7 +57,7 @@ class Edge:
 
     every: int | str = "sharpness"
     examples: Count | None = None
-    k: Count = 1
+    k: Pairs = 1
     accuracy: Positive = 5e-3
     audit_every: Count = 50
     solve_every: Count = 4

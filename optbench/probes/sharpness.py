@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from optbench.boundary.kinds import Count, Positive
+from optbench.boundary.kinds import Count, Pairs, Positive
 from optbench.boundary.signature import check_fields
 from optbench.curvature import Eigenpairs
 from optbench.probes import State, Value, due
@@ -49,7 +49,7 @@ class Sharpness:
 
     every: int | str = 10
     examples: Count | None = None
-    k: Count = 1
+    k: Pairs = 1
     accuracy: Positive = 5e-3
     audit_every: Count = 50
     solve_every: Count = 4

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from optbench.arguments import VERSION
 from optbench.record.folder import CONFIG, METRICS, PROVENANCE, SUMMARY, TIMINGS, read_json, write_whole
 
 MODES = ("auto", "online", "offline", "disabled")
@@ -207,6 +208,9 @@ def log_table(project: str, name: str, columns: Sequence[str], rows: Sequence[Se
 def main() -> None:
     """Mirror the run folder named on the command line: what there is of it, or, told to, until it ends."""
     arguments = sys.argv[1:]
+    if "--version" in arguments:
+        print(VERSION)
+        return
     follow = FOLLOW in arguments
     folders = [Path(argument) for argument in arguments if argument != FOLLOW]
     if len(folders) != 1 or not (folders[0] / CONFIG).exists():
