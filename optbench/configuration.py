@@ -22,6 +22,7 @@ from optbench.boundary.signature import check_arguments, check_value, keys_of, s
 from optbench.errors import UserError
 
 Node = Annotated[dict[str, Any], Field(description="a node with _target_")]
+Part = Annotated[dict[str, Any], Field(description="a mapping")]
 Device = Annotated[
     str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$", description="auto, cpu, cuda, cuda:NUMBER or mps")
 ]
@@ -73,9 +74,9 @@ class Configuration:
     overwrite: bool
     checkpoint_seconds: Positive
     picture: bool
-    board: Node | None
+    board: Part | None
     explosion_factor: Positive
-    wandb: Node
+    wandb: Part
     model: Node
     optimizer: Node
     schedule: Node
@@ -86,7 +87,7 @@ class Configuration:
 ABOUT_IT = ("about", "search")  # keys of an optimizer's YAML that are not for the optimizer
 HYDRAS = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 GIVEN = {"model": 2, "optimizer": 1, "schedule": 1}  # arguments that we give by position
-EVERYWHERE = {  # a key's type, in whatever is called
+EVERYWHERE: dict[str, dict[str, Any]] = {  # a key's type, in whatever is called
     "optimizer": {"lr": Positive},
     "schedule": {"step_size": Count, "T_max": Count, "total_iters": Count, "gamma": Positive},
 }
@@ -98,7 +99,6 @@ def check(config: DictConfig) -> None:
     Raises:
         UserError: With key, value, and what is expected.
     """
-    _check_folders()
     _name_folder(config)
     content = _plain(config)
     for key, shape in (("wandb", Wandb), ("board", Board)):
@@ -109,13 +109,6 @@ def check(config: DictConfig) -> None:
         raise UserError("say how long to train: steps=N (updates) or epochs=N")
     for key, path, node in _nodes(content):
         _check_node(node, f"{path}.", key, lambda: known_keys(content))
-
-
-def _check_folders() -> None:
-    """Hydra passes over a folder of YAMLs that is not there."""
-    for source in HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else ():
-        if source.provider == "command-line" and source.schema == "file" and not Path(source.path).is_dir():
-            raise ShapeError(f"there is no folder {source.path}: --config-dir takes one with YAMLs")
 
 
 def _name_folder(config: DictConfig) -> None:
@@ -197,7 +190,7 @@ def _target(node: Mapping[str, Any], prefix: str) -> Callable[..., Any]:
     return imported(path, f"{prefix}_target_=")
 
 
-def imported(path: str, key: str) -> Callable[..., Any]:
+def imported(path: str, key: str = "") -> Callable[..., Any]:
     """Return what an import path names.
 
     Raises:
