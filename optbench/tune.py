@@ -18,6 +18,7 @@ then: python -m optbench.leaderboard
 
 import json
 import math
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -285,7 +286,9 @@ def _main(arguments: Sequence[str]) -> int:
     tuner.run(points)
     for line in tuner.failures:
         print(line, file=sys.stderr)
-    print(f"next: python -m optbench.leaderboard {tuner.results} --suite {given['suite']}")
+    print(
+        f"next: python -m optbench.leaderboard {shlex.quote(str(tuner.results))} --suite {shlex.quote(given['suite'])}"
+    )
     return 1 if tuner.failures else 0
 
 

@@ -5,6 +5,7 @@ RESULTS/leaderboard.md, .csv and .html for one suite, RESULTS/leaderboard-SUITE.
 """
 
 import argparse
+import shlex
 import sys
 import tempfile
 import time
@@ -119,7 +120,10 @@ def _enter(suite: Suite, runs: list[Run], ranked: list[str], given: argparse.Nam
         file.parent.mkdir(parents=True, exist_ok=True)
         record.write_whole(file, "".join(run.line() + "\n" for run in own))
         print(file)
-    print("next: python -m optbench.leaderboard --verify, then commit entries/ and the leaderboard")
+    results, named = (shlex.quote(str(word)) for word in (given.results, given.suite or suite.name))
+    print(
+        f"next: python -m optbench.leaderboard {results} --suite {named} --verify, then commit entries/ and the leaderboard"
+    )
     return 0
 
 
