@@ -122,7 +122,7 @@ def _enter(suite: Suite, runs: list[Run], ranked: list[str], given: argparse.Nam
         print(file)
     results, named = (shlex.quote(str(word)) for word in (given.results, given.suite or suite.name))
     print(
-        f"next: python -m optbench.leaderboard {results} --suite {named} --verify, then commit entries/ and the leaderboard"
+        f"next: python -m optbench.leaderboard {results} --suite {named} --verify, then commit entries/ and the board"
     )
     return 0
 
