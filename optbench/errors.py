@@ -3,6 +3,7 @@
 import difflib
 import errno
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
@@ -20,6 +21,13 @@ class MachineError(UserError):
     """The machine, not the command, is in the way: no data, no room, no permission (exit code 1)."""
 
     exit_code = 1
+
+
+def printable(text: str) -> str:
+    """Return the text on one line, with `?` for what a terminal would act on, or could not encode."""
+    return "".join(
+        "?" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in " ".join(text.split())
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -53,7 +61,7 @@ def exit_with(main: Callable[[], int], elsewhere: str = "results_dir=DIR") -> No
     try:
         sys.exit(main())
     except UserError as error:
-        print(f"optbench: {_printable(str(error))}", file=sys.stderr)
+        print(f"optbench: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         print(f"optbench: {file_trouble(error, elsewhere) or error}", file=sys.stderr)
@@ -61,9 +69,3 @@ def exit_with(main: Callable[[], int], elsewhere: str = "results_dir=DIR") -> No
     except KeyboardInterrupt:
         print("stopped: the same command goes on", file=sys.stderr)
         sys.exit(130)
-
-
-def _printable(text: str) -> str:
-    from optbench.boundary.files import printable  # which stands above, for it raises what is declared here
-
-    return printable(text)

@@ -3,11 +3,12 @@
 import json
 import os
 import stat
-import unicodedata
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from optbench.errors import printable as printable
 
 LARGEST_BYTES = 2**20
 DEEPEST = 32  # levels of lists and mappings
@@ -97,13 +98,6 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-
-
-def printable(text: str) -> str:
-    """Return the text on one line, with `?` for what a terminal would act on, or could not encode."""
-    return "".join(
-        "?" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in " ".join(text.split())
-    )
 
 
 def _check_plain(content: Any, finite: bool = True, depth: int = 0) -> None:

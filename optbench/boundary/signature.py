@@ -78,10 +78,18 @@ def _kind(parameter: inspect.Parameter | None) -> Any:
     if parameter is None:
         return None
     if parameter.annotation is not parameter.empty and not isinstance(parameter.annotation, str):
-        return _plain_part(parameter.annotation)
-    if isinstance(parameter.default, bool | str):
-        return type(parameter.default)
-    return float if isinstance(parameter.default, int | float) else None
+        said = _plain_part(parameter.annotation)
+        if said is not None:
+            return said
+    match parameter.default:
+        case bool() | str():
+            return type(parameter.default)
+        case int() | float():
+            return float
+        case tuple() | list():
+            return list[Any]
+        case _:
+            return None
 
 
 def _plain_part(annotation: Any) -> Any:

@@ -5,8 +5,6 @@ from optbench.tasks.logistic import logistic, logistic_loss, optimum
 from scipy.optimize import minimize
 from sklearn.datasets import load_breast_cancer
 
-from optbench.errors import UserError
-
 
 def test_it_is_scikit_learns_breast_cancer_with_a_constant_and_smoothed_labels() -> None:
     task = logistic(0, normalise="none")
@@ -49,9 +47,3 @@ def test_error_reads_the_sign_against_the_smoothed_label() -> None:
         1 / 3
     )
     assert float(logistic_loss(torch.zeros(3, 1), torch.full((3, 1), 0.05))) == pytest.approx(np.log(2))
-
-
-@pytest.mark.parametrize("smoothing", [0, 0.5, -1])
-def test_smoothing_without_an_optimum_is_refused(smoothing: float) -> None:
-    with pytest.raises(UserError, match=r"task\.smoothing must be between 0 and 0\.5"):
-        logistic(0, smoothing=smoothing)
