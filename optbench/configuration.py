@@ -123,7 +123,9 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     if config.get("steps") is None and config.get("epochs") is not None:
         config = config.copy()
         config.steps = 1
-    content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    for key in sorted(OmegaConf.missing_keys(config)):
+        raise UserError(f"{key} has no default: say {key}=VALUE")
+    content = OmegaConf.to_container(config, resolve=True)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
 
