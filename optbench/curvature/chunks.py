@@ -130,7 +130,7 @@ class Chunks:
         if not isinstance(self.batches, list):
             return ()
         tensors = [t for batch in self.batches for t in batch if isinstance(t, Tensor)]
-        return tuple(number for t in tensors for number in (id(t), t._version))
+        return tuple(number for t in tensors for number in (id(t), 0 if t.is_inference() else t._version))
 
     def extent(self) -> tuple[object, ...]:
         """How much data there is, as far as it can be seen without reading it."""
@@ -141,7 +141,9 @@ class Chunks:
 
     def _moved(self, tensor: Tensor) -> Tensor:
         dtype = self.dtype if tensor.is_floating_point() else None
-        return tensor.detach().to(self.device, dtype)
+        with torch.inference_mode(False):
+            own = tensor.clone() if tensor.is_inference() else tensor.detach()
+            return own.to(self.device, dtype)
 
     def _generators(self) -> list[torch.Generator]:
         batch_sampler = getattr(self.batches, "batch_sampler", None)
