@@ -142,37 +142,42 @@ def _identical(a: Tensor, b: Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[list[str]]:
+def untouched(model: nn.Module, *others: object) -> Iterator[list[str]]:
     """Bring weights, buffers and attributes of every module back, bit for bit, whatever a forward pass writes.
 
     Such as an embedding with `max_norm`, a clamp in place, a counter of calls. Yields a list that holds, at the end,
     the names of the parameters that had been written to. Costs one copy of weights and buffers, and reads them once.
+    For the others see `kept_attributes`.
     """
     written: list[str] = []
     named = [*model.named_parameters(), *model.named_buffers()]
     parameters = {name for name, _ in model.named_parameters()}
     kept = {name: _Kept(tensor) for name, tensor in named if _is_plain(tensor)}
     try:
-        with kept_attributes(model):
+        with kept_attributes(model, *others):
             yield written
     finally:
         written += [name for name, each in kept.items() if each.restore() and name in parameters]
 
 
 @contextlib.contextmanager
-def kept_attributes(model: nn.Module) -> Iterator[None]:
-    """Bring what every module holds beside weights and buffers back: numbers, tensors, lists, dicts and generators."""
-    modules = [(module, _attributes(module)) for module in model.modules()]
-    own = [(vars(module), name) for module, _ in modules for name in vars(module) if name not in USUAL]
+def kept_attributes(model: nn.Module, *others: object) -> Iterator[None]:
+    """Bring what every module holds beside weights and buffers back: numbers, tensors, lists, dicts and generators.
+
+    And what other objects hold, but for numbers in their tensors: these may be a whole data set.
+    """
+    owners = [(owner, _attributes(owner)) for owner in (*model.modules(), *others)]
+    own = [(vars(module), name) for module in model.modules() for name in vars(module) if name not in USUAL]
     values = [table[name] for table, name in own]
+    values += [x for other in others for x in vars(other).values() if not isinstance(x, Tensor)]
     for table, name in own:
         table[name] = stand_in(table[name])
     try:
         with kept_values(values):
             yield
     finally:
-        for module, attributes in modules:
-            _put_back(module, attributes)
+        for owner, attributes in owners:
+            _put_back(owner, attributes)
 
 
 def stand_in(value: Any) -> Any:
@@ -211,13 +216,13 @@ TABLES = ("_parameters", "_buffers", "_modules")
 """Dictionaries of a module that hold its tensors and parts, and are themselves kept."""
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    found = dict(vars(module))
+def _attributes(owner: object) -> dict[str, Any]:
+    found = dict(vars(owner))
     return found | {name: dict(found[name]) for name in TABLES if type(found.get(name)) is dict}
 
 
-def _put_back(module: nn.Module, attributes: dict[str, Any]) -> None:
-    now = vars(module)
+def _put_back(owner: object, attributes: dict[str, Any]) -> None:
+    now = vars(owner)
     tables = [name for name in TABLES if type(now.get(name)) is dict]  # compiled modules of torch.jit have others
     for name in tables:
         if not _same_values(now[name], attributes[name]):
