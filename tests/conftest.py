@@ -26,7 +26,7 @@ class Outcome:
 
 Call = Callable[..., Outcome]
 Command = Callable[..., Outcome]
-OFF = {"wandb.mode": "disabled"}
+OFF = {"wandb.mode": "disabled", "picture": "false"}  # neither is part of a result; a picture takes half a second
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def called(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
 
 @pytest.fixture
 def optbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: Call) -> Command:
-    """`python -m optbench ARGUMENTS` in this process, in a folder of its own, W&B off unless asked for."""
+    """`python -m optbench ARGUMENTS` in this process, in a folder of its own, W&B and picture off unless asked for."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> Outcome:
