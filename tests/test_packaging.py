@@ -54,6 +54,7 @@ ORDER = [
     "optbench.torchvision",
     "optbench.location",
     "optbench.plugins",
+    "optbench.outside",
     "optbench.errors",
     "optbench",
 ]
