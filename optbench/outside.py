@@ -59,6 +59,8 @@ def read_bytes(path: Path, limit: int) -> bytes:
         OSError: If it is missing, or may not be read.
     """
     with open_regular(path) as stream:
+        if os.fstat(stream.fileno()).st_size > limit:
+            raise _too_long(path, limit)
         return _all(stream, limit, path)
 
 
@@ -78,5 +80,9 @@ def read_gzip(path: Path, limit: int) -> bytes:
 def _all(stream: BinaryIO | gzip.GzipFile, limit: int, path: Path) -> bytes:
     content = stream.read(limit + 1)
     if len(content) > limit:
-        raise UnreadableFileError(path, f"holds more than {limit:,} bytes, the most expected of it")
+        raise _too_long(path, limit)
     return content
+
+
+def _too_long(path: Path, limit: int) -> UnreadableFileError:
+    return UnreadableFileError(path, f"holds more than {limit:,} bytes, the most expected of it")

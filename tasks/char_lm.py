@@ -11,7 +11,7 @@ import torch
 
 from optbench.errors import MachineError, UserError
 from optbench.examples import with_label_noise
-from optbench.outside import UnreadableFileError, open_regular
+from optbench.outside import open_regular, read_bytes
 from optbench.seeds import generator
 from optbench.task import Task, classification
 
@@ -98,18 +98,22 @@ def _standard_library(characters: int | None) -> str:
 
 def _read(file: Path, characters: int | None) -> str:
     """Return a file's first characters, None for all, every end of line as a newline; reads no more than they need."""
-    most = MOST_BYTES if characters is None else 4 * (characters + 1)  # UTF-8 has at most 4 bytes a character
     try:
-        with open_regular(file) as stream:
-            content = stream.read(most + 1)
-        whole = len(content) <= most
-        if characters is None and not whole:
-            raise UnreadableFileError(
-                file, f"holds more than {most:,} bytes: say task.characters=N to take the first N"
-            )
+        content, whole = _bytes(file, characters)
         decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
         return decoder.decode(content, final=whole)[:characters]
     except OSError as why:
-        raise UserError(f"cannot read {file} ({why.strerror}): say task.text=FILE") from why
+        shorter = ", or task.characters=N for its first N" if characters is None else ""
+        raise UserError(f"cannot read {file} ({why.strerror}): say task.text=FILE{shorter}") from why
     except UnicodeDecodeError as why:
         raise UserError(f"{file} is not text in UTF-8 ({why.reason} at byte {why.start}): convert it first") from why
+
+
+def _bytes(file: Path, characters: int | None) -> tuple[bytes, bool]:
+    """Return enough bytes for so many characters, and whether that is the whole file."""
+    if characters is None:
+        return read_bytes(file, MOST_BYTES), True
+    most = 4 * (characters + 1)  # UTF-8 has at most 4 bytes a character; one more for a \r whose \n is cut off
+    with open_regular(file) as stream:
+        content = stream.read(most + 1)
+    return content, len(content) <= most
