@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from optbench.record.folder import CONFIG, METRICS, PROVENANCE, SUMMARY, TIMINGS, read_json
-from optbench.record.mirror_state import State
+from optbench.record.mirror_state import STATE, State
 from optbench.record.tail import Tail
 
 MODES = ("auto", "online", "offline", "disabled")
@@ -82,10 +82,19 @@ def _start(folder: Path) -> "subprocess.Popen[bytes]":
 class _Sender:
     """Sends rows of history to a W&B run, counted on over all of the run's parts."""
 
-    def __init__(self, wandb: Any, run: Any, state: State) -> None:
-        self._wandb, self._run, self._state = wandb, run, state
+    def __init__(self, wandb: Any, run: Any, state: State, folder: Path) -> None:
+        self._wandb, self._run, self.state, self._folder = wandb, run, state, folder
         state.rows = max(state.rows, run.starting_step)
         self.refused = 0
+        self._kept = False
+        self.keep()
+
+    def keep(self) -> None:
+        """Write the state, unless the folder was cleared for a new run, whose mirror must not go on from ours."""
+        if self._kept and not (self._folder / STATE).exists():
+            sys.exit(f"{self._folder} has been cleared: the mirror of what was there ends")
+        self.state.write(self._folder)
+        self._kept = (self._folder / STATE).exists()
 
     def send(self, line: dict[str, Any]) -> None:
         """Send a line, or count it where W&B cannot take its values (a list of words, half a character)."""
@@ -97,8 +106,8 @@ class _Sender:
 
     def log(self, row: dict[str, Any]) -> None:
         # Without a number of our own, the rows of a second offline part would be counted from 0 again.
-        self._run.log(row, step=self._state.rows, commit=True)
-        self._state.rows += 1
+        self._run.log(row, step=self.state.rows, commit=True)
+        self.state.rows += 1
 
 
 def mirror(folder: Path, follow: bool) -> State:
@@ -109,21 +118,28 @@ def mirror(folder: Path, follow: bool) -> State:
     state = State.read(folder)
     state.write(folder)
     run = _init(wandb, folder, config, state, _mode(wandb, config["wandb"]["mode"]))
-    state.write(folder)
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
-    sender = _Sender(wandb, run, state)
-    _send_series(folder, state, sender, follow)
+    sender = _Sender(wandb, run, state, folder)
+    _send_series(folder, sender, follow)
     summary = read_json(folder / SUMMARY) or {}
     run.summary.update({key: value for key, value in summary.items() if key != "process"})
-    for picture in sorted(folder.glob("*.png")):
-        sender.log({picture.stem: wandb.Image(str(picture))})
-    state.write(folder)
+    _send_pictures(wandb, folder, sender)
+    sender.keep()
     run.finish(exit_code=0 if summary.get("status") in ("done", "diverged") else 1)
     return state
 
 
-def _send_series(folder: Path, state: State, sender: _Sender, follow: bool) -> None:
+def _send_pictures(wandb: Any, folder: Path, sender: _Sender) -> None:
+    for picture in sorted(file for file in folder.glob("*.png") if file.is_file()):
+        try:
+            sender.log({picture.stem: wandb.Image(str(picture))})
+        except (OSError, ValueError, SyntaxError) as why:  # Pillow's, for a damaged picture
+            print(f"{picture.name} was not sent: {why}", flush=True)
+
+
+def _send_series(folder: Path, sender: _Sender, follow: bool) -> None:
+    state = sender.state
     tails = [Tail(folder / name, state.steps.get(name, -1)) for name in SERIES]
     ended = not follow
     while True:
@@ -134,7 +150,7 @@ def _send_series(folder: Path, state: State, sender: _Sender, follow: bool) -> N
         state.steps = {tail.path.name: tail.last for tail in tails}
         state.damaged = sender.refused + sum(tail.damaged for tail in tails)
         if asdict(state) != before:
-            state.write(folder)
+            sender.keep()
         if ended:
             return
         ended = _standard_input_ended(POLL_SECONDS)

@@ -33,7 +33,7 @@ class _Run:
 
     def log(self, row: dict[str, Any], step: int, commit: bool) -> None:
         assert commit
-        if row["step"] == self.fails_at:
+        if self.fails_at is not None and row.get("step") == self.fails_at:
             raise ConnectionError("the service is dead")
         self.rows.append((step, row))
 
@@ -53,6 +53,11 @@ class _Wandb(types.ModuleType):
 
     def Histogram(self, values: Any = None, np_histogram: Any = None) -> str:  # noqa: N802
         return f"histogram of {sum(values)}" if values else "histogram"
+
+    def Image(self, file: str) -> str:  # noqa: N802
+        if not Path(file).read_bytes():
+            raise OSError(f"cannot identify image file {file}")
+        return "picture"
 
     def init(self, **options: Any) -> _Run:
         self.ids.append(options["id"])
@@ -112,6 +117,14 @@ def test_damaged_lines_are_passed_over_and_counted(fake: _Wandb, folder: Path) -
     assert state.damaged == len(odd) + 2
     assert state.where(folder).endswith(f"; {state.damaged} damaged lines were not sent")
     assert mirror(folder, follow=False).damaged == len(odd) + 1  # the word had a step, and is old news now
+
+
+def test_a_damaged_picture_does_not_end_the_mirror(fake: _Wandb, folder: Path) -> None:
+    (folder / "broken.png").touch()
+    (folder / "folder.png").mkdir()
+    (folder / "whole.png").write_bytes(b"1")
+    mirror(folder, follow=False)
+    assert [row for _, row in fake.runs[0].rows] == [{"whole": "picture"}]
 
 
 def test_a_file_cut_back_under_the_readers_eyes_loses_no_step(tmp_path: Path) -> None:
@@ -174,6 +187,23 @@ def test_what_was_sent_before_wandb_died_is_not_sent_again(
     fake.fails_at = None
     mirror(folder, follow=False)
     assert fake.steps == [[0], [1]]
+
+
+def test_the_mirror_of_a_cleared_folder_leaves_no_state_to_the_next(
+    fake: _Wandb, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overwritten(_: float) -> bool:
+        (folder / STATE).unlink()
+        _write(folder / "metrics.jsonl", {"step": 0, "a": 2}, {"step": 1, "a": 2})
+        return True
+
+    _write(folder / "metrics.jsonl", {"step": 0, "a": 1})
+    monkeypatch.setattr(mirroring, "_standard_input_ended", overwritten)
+    with pytest.raises(SystemExit, match="has been cleared"):
+        mirror(folder, follow=True)
+    assert not (folder / STATE).exists()
+    mirror(folder, follow=False)
+    assert fake.steps[1] == [0, 1] and len(set(fake.ids)) == 2
 
 
 def test_a_full_disk_costs_the_state_not_the_mirror(
