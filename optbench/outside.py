@@ -31,6 +31,11 @@ class UnreadableFileError(OSError):
         return f"{self.filename} {self.strerror}"
 
 
+def reason(error: Exception) -> str:
+    """Return what is wrong without the file's name, for a message that has it already."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file to read its bytes.
 

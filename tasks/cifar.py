@@ -15,7 +15,7 @@ from torch import Tensor
 
 from optbench.errors import MachineError, UserError
 from optbench.examples import Handling, labelled
-from optbench.outside import read_bytes
+from optbench.outside import read_bytes, reason
 from optbench.task import Split, Task
 from optbench.torchvision import fetch, import_datasets
 
@@ -194,7 +194,7 @@ def _read_file(folder: Path, file: Path) -> tuple[np.ndarray, np.ndarray]:
     except FileNotFoundError as why:
         raise MachineError(f"CIFAR-10 is not here: no {file.name}. {_ways_out(folder)}") from why
     except Exception as why:  # a corrupt pickle can raise nearly anything
-        raise MachineError(f"cannot read {file}: {why}. {_ways_out(folder)}") from why
+        raise MachineError(f"cannot read {file}: {reason(why)}. {_ways_out(folder)}") from why
     return images, labels
 
 

@@ -9,7 +9,7 @@ import torch
 
 from optbench.errors import MachineError
 from optbench.examples import Handling, balanced_split, labelled
-from optbench.outside import read_gzip
+from optbench.outside import read_gzip, reason
 from optbench.task import Split, Task
 
 CLASSES = 10
@@ -48,7 +48,9 @@ def _read() -> np.ndarray:
         if table.shape != (1797, 65) or not np.isin(table[:, 64], range(CLASSES)).all():
             raise ValueError(f"expected 1,797 rows of 64 pixels and a class 0-9, got shape {table.shape}")
     except (OSError, ValueError) as why:
-        raise MachineError(f"cannot read scikit-learn's digits at {file}: {why}. Install scikit-learn again.") from why
+        raise MachineError(
+            f"cannot read scikit-learn's digits at {file}: {reason(why)}. Install scikit-learn again."
+        ) from why
     return table
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from optbench.errors import MachineError, UserError
 from optbench.examples import Handling, balanced_split, divide
-from optbench.outside import read_bytes
+from optbench.outside import read_bytes, reason
 from optbench.task import Split, Task
 
 TEST_SIZE = 119
@@ -90,5 +90,7 @@ def _read() -> np.ndarray:
         if table.shape != (569, 31):
             raise ValueError(f"expected 569 rows of 31 numbers, got shape {table.shape}")
     except (OSError, ValueError) as why:
-        raise MachineError(f"cannot read scikit-learn's breast cancer data at {file}: {why}. Install it again") from why
+        raise MachineError(
+            f"cannot read scikit-learn's breast cancer data at {file}: {reason(why)}. Install it again"
+        ) from why
     return table

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optbench.errors import MachineError
 from optbench.examples import Handling, Statistics, labelled
-from optbench.outside import read_bytes, read_gzip
+from optbench.outside import read_bytes, read_gzip, reason
 from optbench.task import Split, Task
 from optbench.torchvision import fetch, import_datasets
 
@@ -117,5 +117,5 @@ def _read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
     except FileNotFoundError as why:
         raise MachineError(f"{folder.parent.name} is not here: no {name}. {_ways_out(folder)}") from why
     except (OSError, ValueError) as why:
-        raise MachineError(f"cannot read {file}: {why}. {_ways_out(folder)}") from why
+        raise MachineError(f"cannot read {file}: {reason(why)}. {_ways_out(folder)}") from why
     return np.frombuffer(content, np.uint8, offset=len(head)).reshape(shape).copy()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from optbench.outside import UnreadableFileError, open_regular, read_bytes, read_gzip
+from optbench.outside import UnreadableFileError, open_regular, read_bytes, read_gzip, reason
 
 
 def test_a_regular_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, monkeypatch:
             with pytest.raises(UnreadableFileError) as refused:
                 open_regular(Path(name))
             assert str(refused.value) == f"{name} is {kind}, not a regular file"
-            assert refused.value.strerror == f"is {kind}, not a regular file"
+            assert reason(refused.value) == f"is {kind}, not a regular file"
 
 
 def test_an_endless_file_is_read_no_further_than_its_limit(tmp_path: Path) -> None:

@@ -103,7 +103,9 @@ WAY_OUT = r".*Looked in .*task\.root=DIR"
 def test_a_bomb_is_not_unpacked(raw: Path) -> None:
     (raw / IMAGES).write_bytes(gzip.compress(_idx(np.zeros((100, 28, 28), np.uint8)) + bytes(2**26), 1))
     tracemalloc.start()
-    with pytest.raises(MachineError, match=rf"{IMAGES} holds more than 78,416 bytes, the most expected of it{WAY_OUT}"):
+    with pytest.raises(
+        MachineError, match=rf"{IMAGES}: holds more than 78,416 bytes, the most expected of it{WAY_OUT}"
+    ):
         _read_split(raw, "train")
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
