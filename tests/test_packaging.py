@@ -55,6 +55,7 @@ ORDER = [
     "optbench.boundary",
     "optbench.location",
     "optbench.plugins",
+    "optbench.outside",
     "optbench.errors",
     "optbench",
 ]

@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +8,7 @@ from optbench.tasks.logistic import logistic, logistic_loss, optimum
 from scipy.optimize import minimize
 from sklearn.datasets import load_breast_cancer
 
-from optbench.errors import UserError
+from optbench.errors import MachineError, UserError
 
 
 def test_it_is_scikit_learns_breast_cancer_with_a_constant_and_smoothed_labels() -> None:
@@ -55,3 +58,28 @@ def test_error_reads_the_sign_against_the_smoothed_label() -> None:
 def test_smoothing_without_an_optimum_is_refused(smoothing: float) -> None:
     with pytest.raises(UserError, match=r"task\.smoothing must be between 0 and 0\.5"):
         logistic(0, smoothing=smoothing)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is a FIFO, not a regular file"),
+        (b"head\n1,2\n", "expected 569 rows"),
+        (b"head\n1,x\n", "could not convert"),
+        (b"head\n\xff\n", "ordinal not in range"),
+        (bytes(2**21), "holds more than 1,048,576 bytes"),
+    ],
+)
+def test_a_damaged_table_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, message: str
+) -> None:
+    monkeypatch.setattr("optbench.tasks.logistic.sklearn_data", lambda: tmp_path)
+    file = tmp_path / "breast_cancer.csv"
+    if content is None:
+        os.mkfifo(file)
+    else:
+        file.write_bytes(content)
+    with pytest.raises(
+        MachineError, match=f"cannot read scikit-learn's breast cancer data at {file}: .*{message}.*nstall"
+    ):
+        logistic(0)
