@@ -2,10 +2,15 @@
 
 import difflib
 import errno
+import signal
 import sys
 from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import NoReturn
 
+from optbench.startup import begun
+
+GO_ON = "stopped: the same command goes on"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -43,6 +48,14 @@ def file_trouble(error: OSError, elsewhere: str = "results_dir=DIR") -> str | No
     return None
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal asks a command of many runs to end, as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
 def exit_with(main: Callable[[], int], elsewhere: str = "results_dir=DIR") -> NoReturn:
     """Exit with what a command of many runs returns, or with one line where it cannot go on.
 
@@ -51,6 +64,8 @@ def exit_with(main: Callable[[], int], elsewhere: str = "results_dir=DIR") -> No
         elsewhere: Its setting for another results folder.
     """
     try:
+        begun()
+        _stop_on_signals()
         sys.exit(main())
     except UserError as error:
         print(f"optbench: {error}", file=sys.stderr)
@@ -58,6 +73,22 @@ def exit_with(main: Callable[[], int], elsewhere: str = "results_dir=DIR") -> No
     except OSError as error:
         print(f"optbench: {file_trouble(error, elsewhere) or error}", file=sys.stderr)
         sys.exit(1)
+    except Stopped as stop:
+        print(GO_ON.replace("stopped", str(stop)), file=sys.stderr)
+        sys.exit(stop.exit_code)
     except KeyboardInterrupt:
-        print("stopped: the same command goes on", file=sys.stderr)
+        print(GO_ON, file=sys.stderr)
         sys.exit(130)
+
+
+def _stop_on_signals() -> None:
+    """Turn the first SIGTERM or SIGHUP into an exception; a second one acts at once, and one ignored stays so."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # no SIGHUP on Windows
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    raise Stopped(number)

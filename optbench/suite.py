@@ -12,6 +12,7 @@ import yaml
 
 from optbench.errors import UserError, nearest
 from optbench.location import conf_folder
+from optbench.overrides import quoted
 
 TUNE, FINAL = "tune", "final"
 
@@ -109,18 +110,22 @@ class Suite:
         place = {"suite": self.name, "version": self.version, "digest": self.digest[:16], "task": task}
         place |= {"phase": phase, "point": number}
         return (
-            f"optimizer={optimizer}",
+            f"optimizer={quoted(optimizer)}",
             *(override for override in (*self.common, *own.run) if override.split("=")[0] not in later),
             *probes,
             *point,
             f"seed={seed}",
-            "board={" + ",".join(f"{key}:{value}" for key, value in place.items()) + "}",
+            "board={" + ",".join(f"{key}:{_spelled(value)}" for key, value in place.items()) + "}",
         )
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of everything in it: another digest under one version is another protocol."""
         return hashlib.sha256(json.dumps(_plain(self), sort_keys=True).encode()).hexdigest()
+
+
+def _spelled(value: object) -> str:
+    return quoted(value) if isinstance(value, str) else str(value)
 
 
 def known_suites() -> list[str]:

@@ -20,6 +20,7 @@ ORDER = [
     "optbench.launch",
     "optbench.__main__",
     "optbench.cli",
+    "optbench.sweep",
     "optbench.new",
     "optbench.table",
     "optbench.check",
@@ -42,6 +43,7 @@ ORDER = [
     "optbench.record",
     "optbench.statistics",
     "optbench.suite",
+    "optbench.points",
     "optbench.tasks",
     "optbench.examples",
     "optbench.task",
@@ -57,6 +59,8 @@ ORDER = [
     "optbench.plugins",
     "optbench.outside",
     "optbench.errors",
+    "optbench.overrides",
+    "optbench.startup",
     "optbench",
 ]
 ONLY_IMPORTER = {
@@ -66,6 +70,7 @@ ONLY_IMPORTER = {
         "optbench.compose",
         "optbench.config",
         "optbench.messages",
+        "optbench.sweep",
     },
     "wandb": {"optbench.record.wandb"},
     "plotly": {"optbench.leaderboard.page"},

@@ -20,8 +20,9 @@ from optbench.launch import launch
 from optbench.leaderboard.__main__ import main as leaderboard
 from optbench.leaderboard.entrants import admit, select
 from optbench.leaderboard.runs import read_results
+from optbench.points import search_spaces, sobol_points
 from optbench.suite import read_suite
-from optbench.tune import INDEX, main, read_arguments, search_spaces, sobol_points
+from optbench.tune import INDEX, main, read_arguments
 from tests.conftest import Call, Outcome
 
 ROOT = Path(__file__).resolve().parent.parent

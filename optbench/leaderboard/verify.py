@@ -105,10 +105,10 @@ def entry_files(results: Path, suite: Suite) -> list[Path]:
 
 
 def _again(who: str, runs: Sequence[Run], jobs: int, scratch: Path) -> Mapping[str, Run]:
-    commands = [[*run.command, "wandb.mode=disabled", "picture=false", f"results_dir={scratch}"] for run in runs]
+    commands = [[*run.command, "wandb.mode=disabled", "picture=false"] for run in runs]
     by_command = {tuple(command): run.name for command, run in zip(commands, runs, strict=True)}
     found = {}
-    bar = track(launch(commands, jobs), who, total=len(commands), console=Console(stderr=True))
+    bar = track(launch(commands, jobs, results=scratch), who, total=len(commands), console=Console(stderr=True))
     for finished in bar:
         if finished.folder is not None and (again := read_run(finished.folder)) is not None:
             found[by_command[finished.overrides]] = again
