@@ -24,6 +24,12 @@ class Outcome:
         return Path(self.out.splitlines()[-1])
 
 
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marks of what was verified go to a folder of the test's own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+
+
 Command = Callable[..., Outcome]
 
 

@@ -74,7 +74,9 @@ def complain(error: ValidationError, where: str = "", prefix: str = "", known: I
     """Return pydantic's first refusal in a line: `KEY must be EXPECTED, got VALUE, in WHERE`."""
     errors = error.errors(include_url=False)
     first = errors[0]
-    if first["loc"][-1:] == ("int",) and len(errors) > 1:  # neither of `int | float`: say what is wrong as a float
+    if (
+        first["loc"] and first["loc"][-1] in ("int", "constrained-int") and len(errors) > 1
+    ):  # neither of `int | float`: say what is wrong as a float
         first = errors[1]
         first["loc"] = first["loc"][:-1]
     key = prefix + ".".join(str(part) for part in first["loc"])
