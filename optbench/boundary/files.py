@@ -14,6 +14,7 @@ import yaml
 LARGEST_BYTES = 2**20
 DEEPEST = 32  # levels of lists and mappings
 LARGEST_INT = 2**63
+HARMLESS_DEPTH = 500  # of a YAML: a loader's stack holds twenty times as many
 LARGEST_PARTS = 100_000  # of a YAML, its aliases written out
 
 
@@ -89,21 +90,31 @@ def read_yaml(path: Path, limit: int = LARGEST_BYTES, aliases: bool = False) -> 
     """
     text = read_text(path, limit)
     try:
-        if (
-            not aliases
-            and "*" in text
-            and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader))
-        ):
-            raise UnreadableError("has aliases")
+        _check_events(text, aliases)
         content = yaml.load(text, Loader=_Loader)
         if aliases and _size(content, {}) > LARGEST_PARTS:
             raise UnreadableError(f"has more than {LARGEST_PARTS} parts, its aliases written out")
+    except UnreadableError:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as why:
-        if isinstance(why, UnreadableError):
-            raise
         raise UnreadableError(f"damaged YAML ({printable(str(why))[:80]})") from why
     check_plain(content, finite=False)
     return content
+
+
+def _check_events(text: str, aliases: bool) -> None:
+    """Refuse what must not be built: aliases where there may be none, and depth, on which the loader in C crashes."""
+    indent = max((len(line) - len(line.lstrip(" ")) for line in text.splitlines()), default=0)
+    deepest_possible = indent + sum(map(text.count, "[{-?"))
+    if deepest_possible < HARMLESS_DEPTH and (aliases or "*" not in text):
+        return  # nearly always, and reading the events takes as long as all the rest
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise UnreadableError(f"nested deeper than {DEEPEST} levels")
+        if not aliases and isinstance(event, yaml.AliasEvent):
+            raise UnreadableError("has aliases")
 
 
 def _size(node: Any, known: dict[int, float]) -> float:
