@@ -25,6 +25,14 @@ class Outcome:
 
 
 Call = Callable[..., Outcome]
+
+
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marks of what was verified go to a folder of the test's own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+
+
 Command = Callable[..., Outcome]
 OFF = {"wandb.mode": "disabled", "picture": "false"}  # neither is part of a result; a picture takes half a second
 
