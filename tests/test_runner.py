@@ -19,6 +19,12 @@ from tests.conftest import Command
 from tests.processes import Forked
 
 SHORT = ("task=digits", "steps=40", "model.widths=[8]", "task.train_size=200")
+MODELS = [
+    "model=mlp",
+    "model=cnn model.channels=[8,16]",
+    "model=resnet model.depth=8 model.width=4",
+    "model=vit model.depth=1 model.width=16",
+]
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
@@ -88,7 +94,7 @@ def test_mini_batch_losses_are_averaged_between_records(optbench: Command) -> No
     assert recorded[40] == pytest.approx(sum(losses[31:]) / 9, rel=1e-12)
 
 
-@pytest.mark.parametrize("model", ["model=mlp", "model=cnn", "model=resnet model.depth=8", "model=vit model.depth=1"])
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
 def test_a_run_with_probes_is_bit_identical_to_the_run_without(optbench: Command, model: str, optimizer: str) -> None:
     small = ("task=digits", "steps=6", "batch_size=50", "task.train_size=200", f"optimizer={optimizer}", *model.split())
@@ -98,9 +104,13 @@ def test_a_run_with_probes_is_bit_identical_to_the_run_without(optbench: Command
         _assert_same(watched[part], alone[part], part)
 
 
-@pytest.mark.parametrize("model", ["model=mlp", "model=resnet model.depth=8"])
-@pytest.mark.parametrize("optimizer", ["adam", "lion", "muon"])
-@pytest.mark.parametrize("batch", ["full", "50"])
+@pytest.mark.parametrize(
+    ("model", "optimizer", "batch"),
+    [
+        *((MODELS[0], optimizer, batch) for optimizer in ("adam", "lion", "muon") for batch in ("full", "50")),
+        *((MODELS[2], *rest) for rest in (("adam", "full"), ("adam", "50"), ("lion", "50"), ("muon", "full"))),
+    ],
+)
 def test_every_probe_only_reads(optbench: Command, model: str, optimizer: str, batch: str) -> None:
     small = ("task=digits", "steps=4", f"batch_size={batch}", "task.train_size=100", f"optimizer={optimizer}")
     every = ("probes=dynamics", "probes.sharpness.every=2", "probes.layers.interval=1", "probes.direction.interval=1")
