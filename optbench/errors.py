@@ -4,7 +4,8 @@ import difflib
 import errno
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -65,8 +66,8 @@ def exit_with(main: Callable[[], int], elsewhere: str = "results_dir=DIR") -> No
     """
     try:
         begun()
-        _stop_on_signals()
-        sys.exit(main())
+        with _stopping_on_signals():
+            sys.exit(main())
     except UserError as error:
         print(f"optbench: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -81,12 +82,18 @@ def exit_with(main: Callable[[], int], elsewhere: str = "results_dir=DIR") -> No
         sys.exit(130)
 
 
-def _stop_on_signals() -> None:
+@contextmanager
+def _stopping_on_signals() -> Iterator[None]:
     """Turn the first SIGTERM or SIGHUP into an exception; a second one acts at once, and one ignored stays so."""
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # no SIGHUP on Windows
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _stop)
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # not on Windows
+    plain = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in plain:
+        signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number in plain:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _stop(number: int, _: FrameType | None) -> None:

@@ -239,17 +239,19 @@ def _without_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _main_job(overrides: Sequence[str], said: Path, threads: int, claim: Path) -> None:
+def _main_job(overrides: Sequence[str], said: Path, threads: int, claim: Path | None = None) -> None:
     """Be the main job, with what it says in files, and the claim on the run for as long as this process lives."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     secure_terminal(encoding=sys.getfilesystemencoding())
     threading.Thread(target=_stop_with_the_launcher, daemon=True).start()
-    lock = FileLock(claim, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        sys.exit(CLAIMED)
+    if claim is not None:
+        lock = FileLock(claim, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            sys.exit(CLAIMED)
     import torch
 
     from optbench.cli import main

@@ -77,10 +77,8 @@ def test_yamls_of_ones_own_are_found_in_any_folder(name: str, tmp_path: Path) ->
 
 def test_a_suite_may_be_called_like_a_number(tmp_path: Path) -> None:
     source = Path(__file__).resolve().parent.parent / "conf/suite/smoke.yaml"
-    for name in ("2026", "mine (1)"):
-        file = tmp_path / f"{name}.yaml"
-        file.write_text(source.read_text())
-        suite = read_suite(str(file))
-        task = suite.tuned[0]
-        config = compose_config(suite.command("sgd", task, "tune", 0, (), 0))
-        assert config.board.suite == name
+    file = tmp_path / "2026.yaml"
+    file.write_text(source.read_text())
+    suite = read_suite(str(file))
+    config = compose_config(suite.command("sgd", suite.tuned[0], "tune", 0, (), 0))
+    assert config.board.suite == "2026"
