@@ -93,5 +93,5 @@ def test_printable_keeps_words() -> None:
 def test_a_deep_yaml_does_not_crash_the_process(text: str, tmp_path: Path) -> None:
     (tmp_path / "deep.yaml").write_text(text)
     for aliases in (True, False):
-        with pytest.raises(UnreadableError, match="nested deeper|damaged YAML"):
+        with pytest.raises(UnreadableError, match=r"nested deeper|damaged YAML"):
             read_yaml(tmp_path / "deep.yaml", aliases=aliases)

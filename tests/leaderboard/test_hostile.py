@@ -1,6 +1,8 @@
 """One odd file takes down nobody's board: `pytest tests/leaderboard/test_hostile.py -m slow` tries every case."""
 
+import json
 import random
+import shutil
 import warnings
 from dataclasses import asdict
 from pathlib import Path
