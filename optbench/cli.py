@@ -12,8 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from optbench.arguments import VERSION
 from optbench.compose import find_plugins, with_paths
 from optbench.config import run_name
+from optbench.configuration import check
 from optbench.errors import GO_ON, UserError
 from optbench.job import run_job
 from optbench.location import conf_folder
@@ -25,6 +27,9 @@ from optbench.sweep import RunError, telling_failures
 
 def main() -> None:
     """Run what the command line says; exit code 0 is finished (a divergence too), 1 and 2 an error, 130 Ctrl-C."""
+    if "--version" in sys.argv[1:]:  # Hydra's own else
+        print(VERSION)
+        return
     wants_tracebacks = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     try:
         begun()
@@ -96,6 +101,7 @@ def _job(config: DictConfig, present: PresentData) -> str:
         if "steps" in given:
             raise UserError("steps and epochs both say how long to train: give one of them")
         config.steps = None
+    check(config)
     if choices["optimizer"] == "custom" or "optimizer._target_" in given:
         choices["optimizer"] = str(config.optimizer._target_).rsplit(".", 1)[-1]
     if hydra_config.mode == RunMode.MULTIRUN and config.wandb.group is None:

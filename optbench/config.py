@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from optbench import search
 from optbench.batches import Batches
+from optbench.configuration import ABOUT_IT, check
 from optbench.errors import UserError
 from optbench.probes import Probe, check_cadences
 from optbench.probes.generalization import evaluate, evaluating, is_mean_of_parts
@@ -38,7 +39,6 @@ NOT_IN_THE_NAME = (
     "optimizer.about",
     "optimizer.search",
 )
-ABOUT_IT = ("about", "search")  # keys of an optimizer's YAML that are not for the optimizer
 FINGERPRINT_EXAMPLES = 1000
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.float32}  # of weights and data
 
@@ -79,12 +79,10 @@ def build(config: DictConfig) -> Experiment:
     Raises:
         UserError: If something in the configuration cannot be; the message shows the value and the way out.
     """
-    _check_learning_rates(config.optimizer, "optimizer")
+    check(config)
     search.read(config.optimizer.get("search"))
     device, dtype, autocast = _numerics(config)
     seed = config.seed
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise UserError(f"seed must be a whole number, got {seed}")
     torch.manual_seed(derive(seed, "dropout"))
     task = build_task(config)
     model = build_model(config, task).to(device, dtype)
@@ -101,8 +99,8 @@ def build(config: DictConfig) -> Experiment:
         task.loss,
         optimizer,
         _schedule(config, optimizer),
-        _positive(config, "micro_batch_size"),
-        _positive(config, "clip_norm"),
+        config.micro_batch_size,
+        config.clip_norm,
         autocast,
     )
     update.check(batches.size)
@@ -117,8 +115,6 @@ def build(config: DictConfig) -> Experiment:
 
 def _numerics(config: DictConfig) -> tuple[torch.device, torch.dtype, bool]:
     device = resolve_device(config.device)
-    if config.dtype not in DTYPES:
-        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {config.dtype}")
     if config.dtype == "bf16" and device.type != "cuda":
         raise UserError(f"dtype=bf16 needs a GPU, and device is {device.type}: say dtype=float32")
     if config.dtype == "float64" and device.type == "mps":
@@ -259,13 +255,9 @@ def build_probes(config: DictConfig) -> Iterator[tuple[str, Probe]]:
 
 
 def _settings(config: DictConfig, batches: Batches) -> Settings:
-    steps = config.steps
-    if steps is None:
-        if config.epochs is None:
-            raise UserError("say how long to train: steps=N (updates) or epochs=N")
-        steps = round(_positive(config, "epochs") * batches.per_epoch)
-    if not isinstance(steps, int) or isinstance(steps, bool):
-        raise UserError(f"steps must be a whole number of updates, got {steps}")
+    steps = config.steps if config.steps is not None else round(config.epochs * batches.per_epoch)
+    if steps < 1:
+        raise UserError(f"epochs={config.epochs} is less than one update of {batches.per_epoch} an epoch: say more")
     return Settings(
         steps=steps,
         seed=config.seed,
@@ -273,18 +265,3 @@ def _settings(config: DictConfig, batches: Batches) -> Settings:
         checkpoint_seconds=config.checkpoint_seconds,
         explosion_factor=config.explosion_factor,
     )
-
-
-def _positive(config: DictConfig, key: str) -> Any:
-    value = config[key]
-    if value is not None and (isinstance(value, (str, bool)) or not value > 0):
-        raise UserError(f"{key} must be a positive number, got {value}")
-    return value
-
-
-def _check_learning_rates(node: Any, path: str) -> None:
-    if isinstance(node, DictConfig):
-        for key in node:
-            _check_learning_rates(node[key], f"{path}.{key!s}")
-    elif path.endswith(".lr") and (not isinstance(node, (int, float)) or isinstance(node, bool) or not node > 0):
-        raise UserError(f"{path} must be a positive number, got {node}")

@@ -69,7 +69,7 @@ def exit_with(main: Callable[[], int], elsewhere: str = "results_dir=DIR") -> No
         with _stopping_on_signals():
             sys.exit(main())
     except UserError as error:
-        print(f"optbench: {error}", file=sys.stderr)
+        print(f"optbench: {_printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         print(f"optbench: {file_trouble(error, elsewhere) or error}", file=sys.stderr)
@@ -99,3 +99,9 @@ def _stopping_on_signals() -> Iterator[None]:
 def _stop(number: int, _: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)
     raise Stopped(number)
+
+
+def _printable(text: str) -> str:
+    from optbench.boundary.files import printable  # which stands above, for it raises what is declared here
+
+    return printable(text)

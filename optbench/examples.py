@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass
 from itertools import count
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from optbench.boundary.kinds import Count, CountFromZero, Share, Whole
+from optbench.boundary.signature import check_fields
 from optbench.errors import UserError
 from optbench.seeds import generator
 from optbench.task import Augment, Split, Task, classification
@@ -30,20 +34,17 @@ class Handling:
             `none` leaves bytes in [0, 1] and numbers as they are.
     """
 
-    seed: int
-    loss: str = "ce"
-    train_size: int | None = None
-    val_size: int = 0
-    split_seed: int = 0
-    label_noise: float = 0.0
-    imbalance: float = 1.0
-    normalise: str = "none"
+    seed: Whole
+    loss: Literal["ce", "mse"] = "ce"
+    train_size: Count | None = None
+    val_size: CountFromZero = 0
+    split_seed: Whole = 0
+    label_noise: Share = 0.0
+    imbalance: Annotated[float, Field(ge=1)] = 1.0
+    normalise: Literal["standard", "none"] = "none"
 
     def __post_init__(self) -> None:
-        if not self.imbalance >= 1:
-            raise UserError(f"task.imbalance must be at least 1, got {self.imbalance}")
-        if self.normalise not in ("standard", "none"):
-            raise UserError(f"task.normalise must be standard or none, got {self.normalise}")
+        check_fields(self, "task.")
 
     def check_sizes(self, name: str, pool: int) -> None:
         """Raise a UserError unless validation and training fit in a pool of so many; before any download, say."""
@@ -52,6 +53,10 @@ class Handling:
         available = pool - self.val_size
         if self.train_size is not None and not 1 <= self.train_size <= available:
             raise UserError(f"task.train_size must be between 1 and {available} for {name}, got {self.train_size}")
+
+
+Labelled = Annotated[Any, Handling]
+"""Of a task's `**handling`: its keys are the fields of `Handling`."""
 
 
 def divide(

@@ -18,7 +18,7 @@ from optbench.record.picture import PICTURE, Records, draw
 from optbench.record.provenance import provenance
 from optbench.record.summary import summarise
 from optbench.record.terminal import Terminal, closing_table
-from optbench.record.wandb import MODES, Mirror
+from optbench.record.wandb import Mirror
 from optbench.reuse import PresentData
 from optbench.runner import Experiment, Runner
 
@@ -38,8 +38,6 @@ def run_job(config: DictConfig, name: str, choices: Mapping[str, str], present: 
     Raises:
         UserError: If something in the way can be mended by the user.
     """
-    if config.wandb.mode not in MODES:
-        raise UserError(f"wandb.mode must be one of {', '.join(MODES)}, got {config.wandb.mode}")
     path = Path(config.results_dir) / "runs" / name
     before = record.read_finished(path)
     if before and not config.overwrite:

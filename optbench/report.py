@@ -1,12 +1,11 @@
 """`python -m optbench.report RUN…`: one page on chosen run folders, side by side; works from disk, no network."""
 
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
+from optbench.arguments import Parser
 from optbench.boundary import ShapeError, UnreadableError, printable
-from optbench.errors import UserError, file_trouble
+from optbench.errors import UserError, exit_with
 from optbench.leaderboard.folders import read_run
 from optbench.leaderboard.page import report_page
 from optbench.leaderboard.write import write_together
@@ -14,21 +13,18 @@ from optbench.leaderboard.write import write_together
 
 def main() -> None:
     """Parse the command line and write the page."""
-    parser = argparse.ArgumentParser(prog="python -m optbench.report", description=__doc__)
+    exit_with(_main, "--out FILE")
+
+
+def _main() -> int:
+    parser = Parser(prog="python -m optbench.report", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, such as results/runs/*")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write (default: report.html)")
     given = parser.parse_args()
-    try:
-        _write_report(given.runs, given.out)
-    except UserError as error:
-        sys.exit(f"optbench: {error}")
-    except OSError as error:
-        sys.exit(f"optbench: {file_trouble(error, '--out FILE') or printable(str(error))}")
-
-
-def _write_report(folders: Sequence[Path], out: Path) -> None:
+    if given.out.is_dir() or not given.out.parent.is_dir():
+        raise UserError(f"--out must be a file in a folder that there is, got {given.out}")
     runs = []
-    for folder in folders:
+    for folder in given.runs:
         try:
             run = read_run(folder, any_run=True)
         except (UnreadableError, ShapeError) as why:
@@ -38,9 +34,9 @@ def _write_report(folders: Sequence[Path], out: Path) -> None:
             runs.append(run)
     if not runs:
         raise UserError("none of these is a run folder: name some of results/runs/")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_together({out: report_page(runs)})
-    print(printable(str(out)))
+    write_together({given.out: report_page(runs)})
+    print(printable(str(given.out)))
+    return 0
 
 
 if __name__ == "__main__":

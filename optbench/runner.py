@@ -14,7 +14,6 @@ from torch import Tensor
 
 from optbench import checkpoint
 from optbench.batches import Batches
-from optbench.errors import UserError
 from optbench.probes import Probe, State, Stateful, Value, due, measure
 from optbench.probes.shared import Shared
 from optbench.record.folder import RunFolder
@@ -40,11 +39,6 @@ class Settings:
     log_every: int = 1
     checkpoint_seconds: float = 30.0
     explosion_factor: float = 1e6
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "checkpoint_seconds", "explosion_factor"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be positive, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,11 @@
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
-from optbench.errors import UserError
+from optbench.boundary.kinds import BelowOne
 
 
-def warmup_cosine(optimizer: Optimizer, steps: int, warmup: float) -> LRScheduler:
-    """Rise in a straight line over the first `warmup`·`steps` updates, then fall along half a cosine to 0.
-
-    Raises:
-        UserError: If `warmup` is outside [0, 1).
-    """
-    if not 0 <= warmup < 1:
-        raise UserError(f"schedule.warmup is a share of all steps, at least 0 and below 1, got {warmup}")
+def warmup_cosine(optimizer: Optimizer, steps: int, warmup: BelowOne) -> LRScheduler:
+    """Rise in a straight line over the first `warmup`·`steps` updates, then fall along half a cosine to 0."""
     rising = round(warmup * steps)
     falling = CosineAnnealingLR(optimizer, T_max=max(1, steps - rising))
     if rising == 0:

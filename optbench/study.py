@@ -1,6 +1,5 @@
 """`python -m optbench.study NAME`: make the runs of a study, those that are missing, and say what they show."""
 
-import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from optbench.arguments import Parser
 from optbench.errors import exit_with
 from optbench.launch import cores, launch
 from optbench.record import folder as record
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def _main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m optbench.study", description=__doc__)
+    parser = Parser(prog="python -m optbench.study", description=__doc__)
     parser.add_argument("study", choices=["edge_atlas"], help="edge_atlas: measured/threshold of every optimizer")
     parser.add_argument("--short", action="store_true", help="one seed, half the steps: minutes on two cores")
     parser.add_argument("--choose", action="store_true", help="try every learning rate, and say which the rule takes")

@@ -5,9 +5,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from optbench.arguments import Parser
 from optbench.check.parameters import tensors
 from optbench.check.subject import Subject, Training, entries, optimizer
 from optbench.dynamics import edge
+from optbench.errors import UserError, exit_with
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "docs" / "optimizers.md"
@@ -29,10 +31,18 @@ Made by `python -m optbench.table` from the YAMLs in `conf/optimizer/`; do not e
 
 
 def main() -> None:
-    """Write the table."""
+    """Parse the command line and write the table."""
+    exit_with(_main)
+
+
+def _main() -> int:
+    Parser(prog="python -m optbench.table", description=__doc__).parse_args()
+    if not (ROOT / "pyproject.toml").is_file():
+        raise UserError("the table is docs/optimizers.md of a checkout of optbench, and this optbench is installed")
     TABLE.parent.mkdir(exist_ok=True)
     TABLE.write_text(render())
     print(TABLE)
+    return 0
 
 
 def render() -> str:

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from optbench.arguments import VERSION
 from optbench.errors import UserError, exit_with, nearest
 from optbench.launch import cores, launch
 from optbench.leaderboard.entrants import select
@@ -234,6 +235,9 @@ def main() -> None:
     """Parse the command line and tune."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
+        return
+    if "--version" in sys.argv[1:]:
+        print(VERSION)
         return
     exit_with(lambda: _main(sys.argv[1:]))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from optbench.boundary.kinds import BelowOne, Count, Share, Size, Whole
 from optbench.errors import MachineError, UserError
 from optbench.examples import with_label_noise
 from optbench.outside import open_regular, read_bytes
@@ -21,13 +22,13 @@ MOST_BYTES = 2**30  # of a text that is taken whole
 def char_lm(
     seed: int,
     text: str | None = None,
-    characters: int | None = 200_000,
-    context: int = 64,
-    train_size: int | None = None,
-    val_share: float = 0.1,
-    test_share: float = 0.1,
-    split_seed: int = 0,
-    label_noise: float = 0.0,
+    characters: Count | None = 200_000,
+    context: Size = 64,
+    train_size: Count | None = None,
+    val_share: BelowOne = 0.1,
+    test_share: BelowOne = 0.1,
+    split_seed: Whole = 0,
+    label_noise: Share = 0.0,
 ) -> Task:
     """Predict each of `context` characters from those before it; loss and error are means over characters.
 
@@ -52,8 +53,6 @@ def char_lm(
     alphabet = sorted(set(content))
     code = {character: i for i, character in enumerate(alphabet)}
     tokens = torch.tensor([code[character] for character in content])
-    if not (isinstance(context, int) and context >= 1):
-        raise UserError(f"task.context must be a positive whole number, got {context}")
     windows = (len(tokens) - 1) // context
     counts = {"val": round(val_share * windows), "test": round(test_share * windows)}
     available = windows - sum(counts.values())
@@ -82,7 +81,7 @@ def char_lm(
     return classification(splits, len(alphabet), "ce", facts=facts)
 
 
-def _standard_library(characters: int | None) -> str:
+def _standard_library(characters: Count | None) -> str:
     """The first so many characters of the library's top-level modules in alphabetical order; None for all."""
     folder = Path(sysconfig.get_path("stdlib"))
     parts, length = [], 0

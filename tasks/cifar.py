@@ -6,15 +6,17 @@ import os
 import pickle
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from optbench.errors import MachineError, UserError
-from optbench.examples import Handling, labelled
+from optbench.boundary.kinds import CountFromZero
+from optbench.errors import MachineError
+from optbench.examples import Handling, Labelled, labelled
 from optbench.outside import read_bytes, reason
 from optbench.task import Split, Task
 from optbench.torchvision import fetch, import_datasets
@@ -31,11 +33,11 @@ def cifar(
     seed: int,
     root: str,
     verify: bool = True,
-    val_size: int = 5000,
-    normalise: str = "standard",
+    val_size: CountFromZero = 5000,
+    normalise: Literal["standard", "none"] = "standard",
     augment: bool = True,
-    padding: int = 2,
-    **handling: Any,
+    padding: Annotated[int, Field(ge=0, le=32)] = 2,
+    **handling: Labelled,
 ) -> Task:
     """45,000 images to train, 5,000 class-balanced ones to choose, 10,000 to report; normalised per channel.
 
@@ -52,8 +54,6 @@ def cifar(
     """
     options = Handling(seed, val_size=val_size, normalise=normalise, **handling)
     options.check_sizes("cifar", 50_000)
-    if not 0 <= padding <= 32:
-        raise UserError(f"task.padding must be between 0 and 32 pixels, got {padding}")
     folder = Path(root).expanduser()
     if verify:
         _download_and_verify(folder)

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 import torch
 from optbench.tasks.quadratic import random_orthogonal
 
+from optbench.boundary.kinds import Positive, Size
 from optbench.errors import UserError
 from optbench.seeds import generator
 from optbench.task import Split, Task, half_mse
 
 
-def deep_linear(seed: int, inputs: int = 16, outputs: int = 4, modes: Sequence[float] = (2.0, 1.0, 0.5, 0.25)) -> Task:
+def deep_linear(
+    seed: int, inputs: Size = 16, outputs: Size = 4, modes: Sequence[Positive] = (2.0, 1.0, 0.5, 0.25)
+) -> Task:
     """Regression on y = Ax where A = Σ_i s_i u_i v_iᵀ has given singular values, and mean_i x_i x_iᵀ = I.
 
     For a product W = W_L … W_1 of matrices, the loss is exactly L = ½‖W − A‖²_F. From small, balanced weights

@@ -2,13 +2,14 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
 
+from optbench.boundary.kinds import CountFromZero
 from optbench.errors import MachineError
-from optbench.examples import Handling, balanced_split, labelled
+from optbench.examples import Handling, Labelled, balanced_split, labelled
 from optbench.outside import read_gzip, reason
 from optbench.task import Split, Task
 
@@ -17,7 +18,9 @@ TEST_SIZE, VAL_SIZE = 500, 297
 MOST_BYTES = 2**20  # the table has a quarter of that
 
 
-def digits(seed: int, loss: str = "mse", val_size: int = VAL_SIZE, **handling: Any) -> Task:
+def digits(
+    seed: int, loss: Literal["ce", "mse"] = "mse", val_size: CountFromZero = VAL_SIZE, **handling: Labelled
+) -> Task:
     """1,797 images of 8×8 pixels in [0, 1], shape (1, 8, 8): 500 to report, 297 to choose, 1,000 to train.
 
     Args:

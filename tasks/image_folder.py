@@ -3,16 +3,18 @@
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from rich.progress import track
 from torch import Tensor
 
+from optbench.boundary.kinds import BelowOne
 from optbench.errors import MachineError, UserError
-from optbench.examples import Handling, labelled
+from optbench.examples import Handling, Labelled, labelled
 from optbench.outside import UnreadableFileError, open_regular
 from optbench.task import Split, Task
 
@@ -21,17 +23,19 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
 CHANNELS = {"L": 1, "RGB": 3}
 SIXTEEN_BITS = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
+Mode = Literal["L", "RGB"]
+Side = Annotated[int, Field(ge=1, le=4096)]  # pixels
 
 
 def image_folder(
     seed: int,
     folder: str,
-    size: int | None = None,
-    mode: str | None = None,
-    test_share: float = 0.2,
-    val_share: float = 0.1,
-    normalise: str = "standard",
-    **handling: Any,
+    size: Side | None = None,
+    mode: Mode | None = None,
+    test_share: BelowOne = 0.2,
+    val_share: BelowOne = 0.1,
+    normalise: Literal["standard", "none"] = "standard",
+    **handling: Labelled,
 ) -> Task:
     """Classify the images in DIR/CLASS/, or in DIR/train/CLASS/ and DIR/test/CLASS/.
 
@@ -48,11 +52,6 @@ def image_folder(
         normalise: `standard` by mean and standard deviation of the training images' channels, or `none`.
         handling: The rest of them, but for `val_size`, which `val_share` says.
     """
-    for name, share in (("test_share", test_share), ("val_share", val_share)):
-        if not 0 <= share < 1:
-            raise UserError(f"task.{name} must be between 0 and 1, got {share}")
-    if mode not in (None, *CHANNELS):
-        raise UserError(f"task.mode must be L or RGB, or null for the images' own, got {mode}")
     where = Path(folder).expanduser()
     apart = (where / "test").is_dir() and (where / "train").is_dir()
     classes = _classes(where / "train" if apart else where)
@@ -108,7 +107,7 @@ def _named(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _read(folder: Path, classes: list[str], size: int | None, mode: str | None) -> Split:
+def _read(folder: Path, classes: list[str], size: int | None, mode: Mode | None) -> Split:
     """All images, uint8 of shape (N, C, H, W), in the order of classes and file names, and labels."""
     files = [(file, label) for label, name in enumerate(classes) for file in _files(folder / name)]
     images: list[Tensor] = []
@@ -130,7 +129,7 @@ def _files(folder: Path) -> Iterable[Path]:
     return found
 
 
-def _open(file: Path, size: int | None, mode: str | None) -> Tensor:
+def _open(file: Path, size: int | None, mode: Mode | None) -> Tensor:
     try:
         with warnings.catch_warnings(), open_regular(file) as stream:
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -1,15 +1,17 @@
 """Logistic regression on real, badly conditioned data: convex, with an optimum that is known."""
 
-from typing import Any
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from optbench.tasks.digits import sklearn_data
+from pydantic import Field
 from torch import Tensor
 
-from optbench.errors import MachineError, UserError
-from optbench.examples import Handling, balanced_split, divide
+from optbench.boundary.kinds import CountFromZero
+from optbench.errors import MachineError
+from optbench.examples import Handling, Labelled, balanced_split, divide
 from optbench.outside import read_bytes, reason
 from optbench.task import Split, Task
 
@@ -18,7 +20,11 @@ MOST_BYTES = 2**20  # the table has an eighth of that
 
 
 def logistic(
-    seed: int, smoothing: float = 0.05, val_size: int = 50, normalise: str = "standard", **handling: Any
+    seed: int,
+    smoothing: Annotated[float, Field(gt=0, lt=0.5)] = 0.05,
+    val_size: CountFromZero = 50,
+    normalise: Literal["standard", "none"] = "standard",
+    **handling: Labelled,
 ) -> Task:
     """Benign or malignant from 30 features of a cell: Wisconsin breast cancer, embedded in scikit-learn.
 
@@ -35,8 +41,6 @@ def logistic(
             feature; `none` leaves a condition number of about 1e12.
         handling: The rest of them, but for the loss.
     """
-    if not 0 < smoothing < 0.5:
-        raise UserError(f"task.smoothing must be between 0 and 0.5, neither included, got {smoothing}")
     table = torch.from_numpy(_read())
     features, labels = table[:, :-1].float(), table[:, -1].long()
     test, pool = balanced_split(labels, TEST_SIZE)

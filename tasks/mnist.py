@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from optbench.errors import MachineError
-from optbench.examples import Handling, Statistics, labelled
+from optbench.examples import Handling, Labelled, Statistics, labelled
 from optbench.outside import read_bytes, read_gzip, reason
 from optbench.task import Split, Task
 from optbench.torchvision import fetch, import_datasets
@@ -27,7 +27,7 @@ MOST_PACKED_BYTES = 2**26  # the largest of the eight published files has 26 MB
 STATISTICS: dict[str, Statistics] = {"MNIST": ((0.1307,), (0.3081,)), "FashionMNIST": ((0.2860,), (0.3530,))}
 
 
-def mnist(seed: int, root: str, verify: bool = True, **handling: Any) -> Task:
+def mnist(seed: int, root: str, verify: bool = True, **handling: Labelled) -> Task:
     """Handwritten digits (LeCun et al., 1998): 55,000 to train, 5,000 to choose, 10,000 to report.
 
     Args:
@@ -40,7 +40,7 @@ def mnist(seed: int, root: str, verify: bool = True, **handling: Any) -> Task:
     return _read_as_task("MNIST", seed, root, verify, handling)
 
 
-def fashion_mnist(seed: int, root: str, verify: bool = True, **handling: Any) -> Task:
+def fashion_mnist(seed: int, root: str, verify: bool = True, **handling: Labelled) -> Task:
     """Articles of clothing, a harder drop-in for MNIST. Xiao et al. (2017), arXiv:1708.07747.
 
     Args:

@@ -1,26 +1,26 @@
 """a + b mod p from a share of all pairs: memorised long before it is understood (grokking)."""
 
-from typing import Any
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
+from optbench.boundary.kinds import CountFromZero
 from optbench.errors import UserError
-from optbench.examples import Handling, divide
+from optbench.examples import Handling, Labelled, divide
 from optbench.seeds import generator
 from optbench.task import Split, Task, cross_entropy
-
-ENCODINGS = ("tokens", "one_hot")
 
 
 def modular_addition(
     seed: int,
-    p: int = 31,
-    train_share: float = 0.5,
-    val_size: int = 0,
-    encoding: str = "tokens",
-    **handling: Any,
+    p: Annotated[int, Field(ge=2, le=1000)] = 31,
+    train_share: Annotated[float, Field(gt=0, lt=1)] = 0.5,
+    val_size: CountFromZero = 0,
+    encoding: Literal["tokens", "one_hot"] = "tokens",
+    **handling: Labelled,
 ) -> Task:
     """Classify pairs (a, b) by a + b mod p, 0 ≤ a, b < p; a random share of the p² pairs is trained on.
 
@@ -39,10 +39,6 @@ def modular_addition(
     References:
         Power et al. (2022), arXiv:2201.02177; Nanda et al. (2023), arXiv:2301.05217.
     """
-    if not (isinstance(p, int) and p >= 2):
-        raise UserError(f"task.p must be a whole number of at least 2, got {p}")
-    if encoding not in ENCODINGS:
-        raise UserError(f"task.encoding must be tokens or one_hot, got {encoding}")
     size = round(train_share * p * p)
     if not 0 < size < p * p:
         raise UserError(f"task.train_share must leave pairs on both sides, got {train_share} of {p * p}")

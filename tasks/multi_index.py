@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from optbench.boundary.kinds import Count, CountFromZero, NotNegative, Size
 from optbench.errors import UserError, nearest
 from optbench.seeds import generator
 from optbench.task import Split, Task, half_mse
@@ -25,14 +27,14 @@ COMBINATIONS = ("sum", "staircase")
 
 def multi_index(
     seed: int,
-    dimension: int = 20,
-    directions: int = 1,
+    dimension: Size = 20,
+    directions: Size = 1,
     link: str = "he2",
-    combine: str = "sum",
-    train_size: int = 2000,
-    val_size: int = 500,
-    test_size: int = 2000,
-    noise: float = 0.0,
+    combine: Literal["sum", "staircase"] = "sum",
+    train_size: Count = 2000,
+    val_size: CountFromZero = 500,
+    test_size: Count = 2000,
+    noise: NotNegative = 0.0,
 ) -> Task:
     """Regression on a function of u_1·x, …, u_k·x, orthonormal u_j drawn at random, x ~ N(0, I_d).
 
@@ -59,15 +61,8 @@ def multi_index(
     """
     if link not in LINKS:
         raise UserError(f"task.link must be one of {', '.join(LINKS)}, got {link}.{nearest(link, LINKS)}")
-    if combine not in COMBINATIONS:
-        raise UserError(f"task.combine must be sum or staircase, got {combine}")
     if not 1 <= directions <= dimension:
         raise UserError(f"task.directions must be between 1 and task.dimension={dimension}, got {directions}")
-    if min(train_size, test_size) < 1 or val_size < 0 or not 0 <= noise < math.inf:
-        raise UserError(
-            "task.train_size and task.test_size must be positive, task.val_size and task.noise not negative, got "
-            f"{train_size}, {test_size}, {val_size}, {noise}"
-        )
     u = torch.linalg.qr(torch.randn(dimension, directions, generator=generator(seed, "teacher"))).Q
     function, exponent = LINKS[link]
 

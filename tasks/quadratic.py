@@ -6,17 +6,20 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from optbench.boundary.kinds import NotNegative, Size
 from optbench.errors import UserError
 from optbench.seeds import generator
 from optbench.task import Split, Task, half_mse
+
+LARGEST = 10_000  # eigenvalues: their basis is a matrix of this side
 
 
 def quadratic(
     seed: int,
     spectrum: Sequence[float] | Mapping[str, float],
     rotate: bool = True,
-    noise: float = 0.0,
-    copies: int = 1,
+    noise: NotNegative = 0.0,
+    copies: Size = 1,
 ) -> Task:
     """Least squares whose Hessian has the given eigenvalues: L(w) = ½ wᵀHw + ½ noise², minimum at w = 0.
 
@@ -38,10 +41,6 @@ def quadratic(
         copies: Examples of each direction.
     """
     eigenvalues = _eigenvalues(spectrum)
-    if not (isinstance(copies, int) and copies >= 1):
-        raise UserError(f"task.copies must be a positive whole number, got {copies}")
-    if not 0 <= noise < math.inf:
-        raise UserError(f"task.noise must be finite and not negative, got {noise}")
     if noise and copies % 2:
         raise UserError(f"task.noise needs as many +σ as −σ: task.copies must be even, got {copies}")
     P = len(eigenvalues)
@@ -64,8 +63,11 @@ def random_orthogonal(size: int, generator: torch.Generator) -> Tensor:
 
 def _eigenvalues(spectrum: Sequence[float] | Mapping[str, float]) -> Tensor:
     if isinstance(spectrum, Mapping):
-        if set(spectrum) != {"size", "exponent", "largest"} or not spectrum["size"] >= 1:
-            raise UserError(f"task.spectrum as a power law needs size, exponent and largest, got {dict(spectrum)}")
+        if set(spectrum) != {"size", "exponent", "largest"} or not 1 <= spectrum["size"] <= LARGEST:
+            raise UserError(
+                f"task.spectrum as a power law needs size (at most {LARGEST}), exponent and largest, got "
+                f"{dict(spectrum)}"
+            )
         ranks = torch.arange(1, int(spectrum["size"]) + 1, dtype=torch.float64)
         eigenvalues = spectrum["largest"] * ranks ** -spectrum["exponent"]
     else:

@@ -1,23 +1,22 @@
 """Parity of a few hidden bits among many: long nothing, then all at once."""
 
-from typing import Any
-
 import torch
 
+from optbench.boundary.kinds import Count, CountFromZero, Size
 from optbench.errors import UserError
-from optbench.examples import Handling, labelled
+from optbench.examples import Handling, Labelled, labelled
 from optbench.seeds import generator
 from optbench.task import Split, Task
 
 
 def sparse_parity(
     seed: int,
-    bits: int = 30,
-    hidden: int = 3,
-    train_size: int = 2000,
-    val_size: int = 500,
-    test_size: int = 2000,
-    **handling: Any,
+    bits: Size = 30,
+    hidden: Count = 3,
+    train_size: Count = 2000,
+    val_size: CountFromZero = 500,
+    test_size: Count = 2000,
+    **handling: Labelled,
 ) -> Task:
     """Whether an odd number of `hidden` bits, the same ones always, is −1; inputs uniform in {−1, 1}^bits.
 
@@ -38,8 +37,6 @@ def sparse_parity(
     """
     if not 1 <= hidden <= bits:
         raise UserError(f"task.hidden must be between 1 and task.bits={bits}, got {hidden}")
-    if min(train_size, test_size) < 1:
-        raise UserError(f"task.train_size and task.test_size must be positive, got {train_size} and {test_size}")
     chosen = torch.randperm(bits, generator=generator(seed, "teacher"))[:hidden]
 
     def draw(split: str, size: int) -> Split:

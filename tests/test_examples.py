@@ -76,7 +76,7 @@ def test_imbalance_is_geometric_in_the_class(imbalance: float, size: int | None)
 def test_impossible_imbalance_says_how_to_go_on() -> None:
     with pytest.raises(UserError, match=r"class 0 would need \d+ and has 100.*imbalance nearer 1"):
         divide("it", POOL, TEST, 10, Handling(0, imbalance=100, train_size=900))
-    with pytest.raises(UserError, match=r"imbalance must be at least 1, got 0\.5"):
+    with pytest.raises(UserError, match=r"task\.imbalance must be a finite number, at least 1, got 0\.5"):
         Handling(0, imbalance=0.5)
 
 

@@ -29,6 +29,7 @@ ORDER = [
     "optbench.config",
     "optbench.compose",
     "optbench.messages",
+    "optbench.configuration",
     "optbench.runner",
     "optbench.update",
     "optbench.batches",
@@ -54,6 +55,7 @@ ORDER = [
     "optbench.search",
     "optbench.seeds",
     "optbench.torchvision",
+    "optbench.arguments",
     "optbench.boundary",
     "optbench.location",
     "optbench.plugins",
@@ -66,9 +68,9 @@ ORDER = [
 ONLY_IMPORTER = {
     "hydra": {
         "optbench.cli",
-        "optbench.check.targets",
         "optbench.compose",
         "optbench.config",
+        "optbench.configuration",
         "optbench.messages",
         "optbench.sweep",
     },

@@ -19,7 +19,7 @@ LONGEST_VALUE = 80
 T = TypeVar("T")
 
 
-class ShapeError(UserError):
+class ShapeError(UserError, ValueError):
     """Something from outside is not what it must be; the line says key, value and what is expected."""
 
 

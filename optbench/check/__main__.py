@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from optbench.arguments import Parser
 from optbench.check import Row, run
 from optbench.check.subject import entries, one_thread
 from optbench.check.targets import Target, find
@@ -30,7 +31,7 @@ exit code: 0 nothing failed, 1 something did, 2 the command could not be underst
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check what the command line names; return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m optbench.check",
         description=__doc__,
         epilog=EPILOG,

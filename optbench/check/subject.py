@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from optbench.compose import compose_config
 from optbench.config import optimizer_factory
+from optbench.configuration import check
 from optbench.errors import UserError, nearest
 from optbench.location import conf_folder
 from optbench.task import half_mse
@@ -59,6 +60,7 @@ def optimizer(target: str, settings: Iterable[str] = (), config_dir: Path | None
         raise UserError(f"there is no optimizer called {target}.{nearest(target, known)} Known: {', '.join(known)}")
     given = [f"++optimizer.{setting}" for setting in settings]
     config = compose_config([*choice, *given, "task=quadratic", "device=cpu"], config_dir)
+    check(config)
     node = OmegaConf.to_container(config.optimizer, resolve=True)
     assert isinstance(node, dict)
     excluded = (node.get("about") or {}).get("excluded") or {}

@@ -4,9 +4,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from hydra.utils import get_class, get_method
 from omegaconf import OmegaConf
 from torch.optim import Optimizer
 
@@ -14,7 +13,9 @@ from optbench.check import Check, behaviour, parameters, probes, steps, tasks
 from optbench.check.subject import entries, optimizer
 from optbench.compose import compose_config
 from optbench.config import build_probes, build_task
+from optbench.configuration import imported
 from optbench.errors import UserError, nearest
+from optbench.probes import Probe
 
 OF_AN_OPTIMIZER = [*steps.CHECKS, *parameters.CHECKS, *behaviour.CHECKS]
 
@@ -49,16 +50,12 @@ def find(name: str, settings: Sequence[str] = (), config_dir: Path | None = None
 
 
 def _of_path(path: str, settings: Sequence[str], config_dir: Path | None) -> Target:
-    try:
-        found = get_class(path)
-    except ValueError:  # no class: a task is a function
-        get_method(path)
+    found = imported(path, "")
+    if not inspect.isclass(found):  # a task is a function
         return _task("task=digits", path, config_dir, path)
-    except Exception as error:
-        raise UserError(f"cannot import {path}: {' '.join(str(error).split())}") from error
-    if inspect.isclass(found) and issubclass(found, Optimizer):
+    if issubclass(found, Optimizer):
         return _optimizer(path, settings, config_dir)
-    return Target(path, probes.ProbeSubject(path, found), probes.CHECKS)
+    return Target(path, probes.ProbeSubject(path, cast(Callable[[], Probe], found)), probes.CHECKS)
 
 
 def _optimizer(name: str, settings: Sequence[str], config_dir: Path | None) -> Target:

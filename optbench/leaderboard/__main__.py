@@ -5,6 +5,7 @@ RESULTS/leaderboard.md, .csv and .html for one suite, RESULTS/leaderboard-SUITE.
 """
 
 import argparse
+import shlex
 import sys
 import tempfile
 import time
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from optbench.arguments import Parser
 from optbench.boundary import printable
 from optbench.errors import UserError, exit_with, nearest
 from optbench.launch import cores
@@ -33,7 +35,7 @@ from optbench.suite import FINAL, Suite, known_suites, read_suite
 
 def main() -> None:
     """Parse the command line, and write the board or do what else it says."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m optbench.leaderboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="folder (default: results)")
@@ -139,7 +141,16 @@ def _enter(suite: Suite, runs: list[Run], ranked: list[str], given: argparse.Nam
         file.parent.mkdir(parents=True, exist_ok=True)
         write_together({file: "".join(run.line() + "\n" for run in own)})
         print(printable(str(file)))
-    print("next: python -m optbench.leaderboard --verify, then commit entries/")
+    words = [
+        "python",
+        "-m",
+        "optbench.leaderboard",
+        str(given.results),
+        "--suite",
+        given.suite or suite.name,
+        "--verify",
+    ]
+    print(f"next: {shlex.join(words)}, then commit entries/")
     return 0
 
 

@@ -3,10 +3,13 @@
 Weights are drawn from torch's global generator, which the runner puts on the run's `init` stream.
 """
 
+from typing import Literal
+
 from torch import nn
 
 from optbench.errors import UserError, nearest
 
+Activation = Literal["tanh", "relu", "gelu", "silu", "elu", "softplus", "identity"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
     "relu": nn.ReLU,

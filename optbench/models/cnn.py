@@ -1,19 +1,21 @@
 """A plain convolutional network, small enough for a laptop."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import nn
 
+from optbench.boundary.kinds import Size
 from optbench.errors import UserError
-from optbench.models import activation_layer, image_shape, norm_layer
+from optbench.models import Activation, activation_layer, image_shape, norm_layer
 
 
 def cnn(
     input_shape: tuple[int, ...],
     output_width: int,
-    channels: Sequence[int] = (32, 64, 128),
-    activation: str = "relu",
-    norm: str = "none",
+    channels: Sequence[Size] = (32, 64, 128),
+    activation: Activation = "relu",
+    norm: Literal["batch", "group", "none"] = "none",
 ) -> nn.Module:
     """One 3×3 convolution, normalisation, 2×2 max-pool and activation per entry of `channels`, then linear.
 

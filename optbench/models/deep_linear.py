@@ -3,19 +3,20 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 from torch import nn
 
-from optbench.errors import UserError
+from optbench.boundary.kinds import Depth, NotNegative, Size
 
 
 def deep_linear(
     input_shape: tuple[int, ...],
-    output_width: int,
-    width: int = 16,
-    depth: int = 2,
-    init: str = "orthogonal",
-    scale: float = 0.01,
+    output_width: Size,
+    width: Size = 16,
+    depth: Depth = 2,
+    init: Literal["orthogonal", "gaussian"] = "orthogonal",
+    scale: NotNegative = 0.01,
 ) -> nn.Module:
     """f(x) = W_depth … W_1 x with `depth` − 1 hidden layers, no biases and no activation.
 
@@ -31,10 +32,6 @@ def deep_linear(
     References:
         Saxe et al. (2014), arXiv:1312.6120.
     """
-    if depth < 1:
-        raise UserError(f"model.depth must be at least 1, got {depth}")
-    if init not in ("orthogonal", "gaussian"):
-        raise UserError(f"model.init must be orthogonal or gaussian, got {init}")
     sizes: Sequence[int] = [math.prod(input_shape), *[width] * (depth - 1), output_width]
     layers = [nn.Linear(fan_in, fan_out, bias=False) for fan_in, fan_out in pairwise(sizes)]
     for layer in layers:

@@ -1,9 +1,13 @@
 """A small decoder-only transformer for sequences of tokens."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
+from optbench.boundary.kinds import Depth, Size
 from optbench.errors import UserError
+from optbench.models import Activation
 from optbench.models.transformer import Block, token_norm
 
 
@@ -25,12 +29,12 @@ class _GPT(nn.Module):
 def gpt(
     input_shape: tuple[int, ...],
     output_width: int,
-    width: int = 64,
-    depth: int = 2,
-    heads: int = 4,
-    expansion: int = 4,
-    activation: str = "gelu",
-    norm: str = "layer",
+    width: Size = 64,
+    depth: Depth = 2,
+    heads: Size = 4,
+    expansion: Size = 4,
+    activation: Activation = "gelu",
+    norm: Literal["layer", "none"] = "layer",
 ) -> nn.Module:
     """Tokens and learned positions, `depth` causal pre-norm blocks, a linear head; no dropout, nothing tied.
 

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from optbench.boundary.kinds import Size
 from optbench.errors import UserError
-from optbench.models import activation_layer
-
-SCALINGS = ("standard", "mup_sgd", "mup_adam")
+from optbench.models import Activation, activation_layer
 
 
 class _Residual(nn.Module):
@@ -32,13 +32,13 @@ class _MLP(nn.Sequential):
 def mlp(
     input_shape: tuple[int, ...],
     output_width: int,
-    widths: Sequence[int] = (64, 64),
-    activation: str = "tanh",
+    widths: Sequence[Size] = (64, 64),
+    activation: Activation = "tanh",
     bias: bool = True,
-    norm: str = "none",
+    norm: Literal["layer", "batch", "none"] = "none",
     residual: bool = False,
-    scaling: str = "standard",
-    base_width: int = 64,
+    scaling: Literal["standard", "mup_sgd", "mup_adam"] = "standard",
+    base_width: Size = 64,
 ) -> nn.Module:
     """Flatten, then linear layers of the given hidden widths with an activation between them.
 
@@ -61,8 +61,6 @@ def mlp(
     References:
         Yang et al. (2022), arXiv:2203.03466, table 3.
     """
-    if scaling not in SCALINGS:
-        raise UserError(f"model.scaling must be one of {', '.join(SCALINGS)}, got {scaling}")
     sizes = [math.prod(input_shape), *widths, output_width]
     net = _MLP(*([nn.Flatten()] if len(input_shape) > 1 else []))
     linears = [nn.Linear(fan_in, fan_out, bias=bias) for fan_in, fan_out in pairwise(sizes)]
@@ -102,8 +100,6 @@ def _mup(net: _MLP, linears: Sequence[nn.Linear], adam: bool, base_width: int) -
     and hidden biases, norms' gains and shifts as input weights, of fan_in 1: no bias's variance falls with the width.
     Table 3 of arXiv:2203.03466, relative to base_width.
     """
-    if not base_width > 0:
-        raise UserError(f"model.base_width must be positive, got {base_width}")
     factors: dict[int, float] = {}
     for i, linear in enumerate(linears):
         m = linear.in_features / base_width if i > 0 else 1.0

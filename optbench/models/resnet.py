@@ -1,8 +1,11 @@
 """The CIFAR family of residual networks: ResNet-20, 32, 44, 56, 110."""
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from optbench.boundary.kinds import Depth, Size
 from optbench.errors import UserError
 from optbench.models import image_shape, norm_layer
 
@@ -27,7 +30,11 @@ class _Block(nn.Module):
 
 
 def resnet(
-    input_shape: tuple[int, ...], output_width: int, depth: int = 20, width: int = 16, norm: str = "batch"
+    input_shape: tuple[int, ...],
+    output_width: int,
+    depth: Depth = 20,
+    width: Size = 16,
+    norm: Literal["batch", "group", "none"] = "batch",
 ) -> nn.Module:
     """ResNet-(6n+2) with stages of `width`, 2·`width` and 4·`width` feature maps, and mean pooling.
 

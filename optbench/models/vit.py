@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from optbench.boundary.kinds import Depth, Size
 from optbench.errors import UserError
 from optbench.models import image_shape
 from optbench.models.transformer import Block
@@ -35,11 +36,11 @@ class _ViT(nn.Module):
 def vit(
     input_shape: tuple[int, ...],
     output_width: int,
-    patch: int = 4,
-    width: int = 64,
-    depth: int = 4,
-    heads: int = 4,
-    expansion: int = 2,
+    patch: Size = 4,
+    width: Size = 64,
+    depth: Depth = 4,
+    heads: Size = 4,
+    expansion: Size = 2,
 ) -> nn.Module:
     """Patches, learned positions, `depth` pre-norm blocks, mean over tokens, linear head; no dropout.
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from optbench.boundary.kinds import BelowOne, NotNegative
 from optbench.errors import UserError
 from optbench.optimizers import evaluate
 from optbench.optimizers.wrapper import Closure, Factory, Wrapper
@@ -23,7 +24,9 @@ class GrokFast(Wrapper):
         Lee et al. (2024), arXiv:2405.20233, algorithm 2.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], base: Factory, alpha: float = 0.98, lamb: float = 2.0) -> None:
+    def __init__(
+        self, params: Iterable[nn.Parameter], base: Factory, alpha: BelowOne = 0.98, lamb: NotNegative = 2.0
+    ) -> None:
         if not 0 <= alpha < 1:
             raise UserError(f"optimizer.alpha must be in [0, 1), got {alpha}")
         if not lamb >= 0:

@@ -1,10 +1,13 @@
 """Lookahead: k steps of any optimizer forward, one step back."""
 
 from collections.abc import Iterable
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from optbench.boundary.kinds import Count
 from optbench.errors import UserError
 from optbench.optimizers.wrapper import Closure, Factory, Wrapper
 
@@ -24,7 +27,13 @@ class Lookahead(Wrapper):
         Zhang et al. (2019), arXiv:1907.08610, algorithm 1.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], base: Factory, k: int = 5, alpha: float = 0.5) -> None:
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        base: Factory,
+        k: Count = 5,
+        alpha: Annotated[float, Field(gt=0, le=1)] = 0.5,
+    ) -> None:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise UserError(f"optimizer.k must be a positive whole number, got {k}")
         if not 0 < alpha <= 1:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from optbench.boundary.kinds import NotNegative
 from optbench.errors import UserError
 from optbench.optimizers.wrapper import Closure, Factory, Wrapper, copy_all
 
@@ -24,7 +25,7 @@ class SAM(Wrapper):
         Foret et al. (2021), arXiv:2010.01412, without its per-device batches.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], base: Factory, rho: float = 0.05) -> None:
+    def __init__(self, params: Iterable[nn.Parameter], base: Factory, rho: NotNegative = 0.05) -> None:
         if not rho >= 0:
             raise UserError(f"optimizer.rho must not be negative, got {rho}")
         super().__init__(params, base)
@@ -75,7 +76,9 @@ class ASAM(SAM):
         Kwon et al. (2021), arXiv:2102.11600, equation (6) with element-wise normalization, biases too.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], base: Factory, rho: float = 0.5, xi: float = 0.01) -> None:
+    def __init__(
+        self, params: Iterable[nn.Parameter], base: Factory, rho: NotNegative = 0.5, xi: NotNegative = 0.01
+    ) -> None:
         if not xi >= 0:
             raise UserError(f"optimizer.xi must not be negative, got {xi}")
         super().__init__(params, base, rho)

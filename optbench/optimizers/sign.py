@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from optbench.boundary.kinds import BelowOne, NotNegative
 from optbench.errors import UserError
 from optbench.optimizers import evaluate
 
@@ -24,7 +25,11 @@ class Signum(Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float = 1e-3, momentum: float = 0.9, weight_decay: float = 0.0
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float = 1e-3,
+        momentum: BelowOne = 0.9,
+        weight_decay: NotNegative = 0.0,
     ) -> None:
         _check(momentum=momentum)
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -62,8 +67,8 @@ class Lion(Optimizer):
         self,
         params: Iterable[nn.Parameter],
         lr: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
+        betas: tuple[BelowOne, BelowOne] = (0.9, 0.99),
+        weight_decay: NotNegative = 0.0,
     ) -> None:
         _check(beta1=betas[0], beta2=betas[1])
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay})

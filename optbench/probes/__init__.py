@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 from torch.optim import Optimizer
 
+from optbench.boundary.files import printable
 from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import kept_rng
 from optbench.errors import UserError
@@ -92,12 +93,24 @@ def measure(probes: Mapping[str, Probe], state: State) -> dict[str, Value]:
         with kept_rng(state.task.train.inputs.device):
             for name, probe in probes.items():
                 try:
-                    state.found |= probe(state)
+                    state.found |= _numbers(name, probe(state))
                 except MeasurementError as why:
                     state.say(f"{name} is absent: {why}")
     finally:
         state.shared.release()
     return state.found
+
+
+def _numbers(name: str, found: Mapping[str, Any]) -> Mapping[str, Value]:
+    """What a probe returned; raises a UserError for what no series can hold."""
+    for metric, value in found.items():
+        for number in value if isinstance(value, list) else [value]:
+            if not isinstance(number, int | float):
+                raise UserError(
+                    f"probe {name} returned {metric}={printable(repr(number))[:80]} ({type(number).__name__}): a probe "
+                    "returns numbers or lists of numbers, float(x) of a tensor"
+                )
+    return found
 
 
 def check_cadences(probes: Mapping[str, Probe]) -> None:

@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from optbench.errors import UserError
+from optbench.boundary.kinds import Count
+from optbench.boundary.signature import check_fields
 from optbench.probes import State, Value
 
 
@@ -24,18 +25,14 @@ class AfterUpdate:
         interval: Steps between the updates that are measured.
     """
 
-    every: int | str = "adaptive"
-    interval: int = 10
+    every: Literal["adaptive"] = "adaptive"
+    interval: Count = 10
     next_step: int = field(default=0, init=False)
     _before: tuple[int, list[Tensor]] | None = field(default=None, init=False)  # step and weights
     _of: str | None = field(default=None, init=False)  # which parameters they are of
 
     def __post_init__(self) -> None:
-        if self.every != "adaptive" or self.interval < 1:
-            raise UserError(
-                f"{type(self).__name__} measures an update: say interval=STEPS, at least 1, and leave every=adaptive, "
-                f"got interval={self.interval}, every={self.every}"
-            )
+        check_fields(self, f"{type(self).__name__.lower()}.")
 
     def __call__(self, state: State) -> dict[str, Value]:
         """Measure the update since the step before, if that one's weights were kept; keep these if it is time."""

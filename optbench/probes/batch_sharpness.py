@@ -3,13 +3,15 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from optbench.boundary.kinds import Count, Positive, Several
+from optbench.boundary.signature import check_fields
 from optbench.curvature import Hessian, loss_and_gradient
 from optbench.dynamics.batches import Batch, Estimate, batch_sharpness, interaction, interaction_aware_sharpness
-from optbench.errors import UserError
 from optbench.probes import State, Value
 from optbench.seeds import generator
 
@@ -36,14 +38,13 @@ class BatchSharpness:
     """
 
     every: int | str = "log"
-    size: int | str = "full"
-    batches: int = 32
-    until: float | None = 0.05
-    examples: int | None = None
+    size: Count | Literal["full"] = "full"
+    batches: Several = 32
+    until: Positive | None = 0.05
+    examples: Count | None = None
 
     def __post_init__(self) -> None:
-        if self.batches < 2:
-            raise UserError(f"probes.batch_sharpness.batches must be at least 2, got {self.batches}")
+        check_fields(self, "batch_sharpness.")
 
     def __call__(self, state: State) -> dict[str, Value]:
         """Draw batches and measure on each."""

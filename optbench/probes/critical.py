@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from optbench.boundary.kinds import Count
 from optbench.curvature import mean_loss
 from optbench.dynamics.measures import critical_step
 from optbench.probes import State, Value
@@ -31,7 +32,7 @@ class Critical(AfterUpdate):
         Kalra et al. (2026), arXiv:2601.16979.
     """
 
-    examples: int | None = None
+    examples: Count | None = None
 
     def measure(self, state: State, before: Sequence[Tensor]) -> dict[str, Value]:
         """Search along the update."""

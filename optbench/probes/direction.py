@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from optbench.boundary.kinds import Count
 from optbench.curvature import loss_and_gradient, mean_loss
 from optbench.probes import State, Value
 from optbench.probes.after_update import AfterUpdate, flat, trainable, weights_at
@@ -28,7 +29,7 @@ class Direction(AfterUpdate):
         Pan and Li (2023), arXiv:2306.00204, for the directional sharpness.
     """
 
-    examples: int | None = None
+    examples: Count | None = None
 
     def measure(self, state: State, before: Sequence[Tensor]) -> dict[str, Value]:
         """Compare the change of the loss with its second-order prediction."""

@@ -3,16 +3,18 @@
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from optbench.boundary.kinds import Count, Pairs, Positive
+from optbench.boundary.signature import check_fields
 from optbench.curvature import Hessian, Operator
 from optbench.dynamics.norm_sharpness import norm_sharpness
 from optbench.dynamics.settling import unsettled
 from optbench.dynamics.stability import Edge as Theory
-from optbench.errors import UserError
 from optbench.probes import State, Value
 from optbench.probes.tracking import Tracker
 from optbench.seeds import derive
@@ -54,23 +56,19 @@ class Edge:
     """
 
     every: int | str = "sharpness"
-    examples: int | None = None
-    k: int = 1
-    accuracy: float = 5e-3
-    audit_every: int = 50
-    solve_every: int = 4
-    norm_hvps: int = 30
+    examples: Count | None = None
+    k: Pairs = 1
+    accuracy: Positive = 5e-3
+    audit_every: Count = 50
+    solve_every: Count = 4
+    norm_hvps: Annotated[int, Field(ge=1, le=60)] = 30
     _direction: Tensor | None = field(default=None, init=False)  # of the last norm sharpness, to start from
     _of: str | None = field(default=None, init=False)  # which parameters it is of
     _said: set[tuple[str, str]] = field(default_factory=set, init=False)
     _until: int = field(default=-1, init=False)  # the step that it was last said to be absent until
 
     def __post_init__(self) -> None:
-        if not 1 <= self.norm_hvps <= 60:
-            raise UserError(f"probes.edge.norm_hvps must be between 1 and 60, got {self.norm_hvps}")
-        for name in ("k", "accuracy", "audit_every", "solve_every"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"probes.edge.{name} must be positive, got {getattr(self, name)}")
+        check_fields(self, "edge.")
         self._tracker = Tracker("preconditioned sharpness", self.k, self.accuracy, self.audit_every, self.solve_every)
 
     def __call__(self, state: State) -> dict[str, Value]:

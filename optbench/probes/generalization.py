@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from optbench.boundary.kinds import Count
 from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import untouched
 from optbench.curvature.reached import kept_state, modules_of
@@ -43,8 +44,8 @@ class Generalization:
     """
 
     every: int | str = "epoch"
-    train_examples: int | None = None
-    chunk: int = 250
+    train_examples: Count | None = None
+    chunk: Count = 250
 
     def __call__(self, state: State) -> dict[str, Value]:
         """Evaluate every split that the task has."""

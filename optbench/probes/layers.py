@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from optbench.boundary.kinds import Count
 from optbench.probes import State, Value
 from optbench.probes.after_update import AfterUpdate, flat, trainable
 
@@ -27,7 +28,7 @@ class Layers(AfterUpdate):
         Kosson et al. (2023), arXiv:2305.17212.
     """
 
-    examples: int | None = None
+    examples: Count | None = None
 
     def measure(self, state: State, before: Sequence[Tensor]) -> dict[str, Value]:
         """Measure every layer."""

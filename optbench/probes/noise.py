@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 
+from optbench.boundary.kinds import Count, Several
+from optbench.boundary.signature import check_fields
 from optbench.dynamics.batches import interaction
-from optbench.errors import UserError
 from optbench.probes import State, Value
 from optbench.probes.batch_sharpness import draw
 
@@ -28,12 +29,11 @@ class Noise:
     """
 
     every: int | str = "log"
-    size: int = 16
-    batches: int = 32
+    size: Count = 16
+    batches: Several = 32
 
     def __post_init__(self) -> None:
-        if self.batches < 2 or self.size < 1:
-            raise UserError(f"probes.noise needs batches ≥ 2 and size ≥ 1, got {self.batches} and {self.size}")
+        check_fields(self, "noise.")
 
     def __call__(self, state: State) -> dict[str, Value]:
         """Draw batches and compare their gradients with the whole one."""

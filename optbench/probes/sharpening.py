@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from optbench.boundary.kinds import Count
 from optbench.dynamics.sharpening import sharpening
 from optbench.probes import State, Value
 
@@ -27,7 +28,7 @@ class Sharpening:
     """
 
     every: int | str = "sharpness"
-    examples: int | None = None
+    examples: Count | None = None
 
     def __call__(self, state: State) -> dict[str, Value]:
         """Differentiate the curvature along the top eigenvector."""

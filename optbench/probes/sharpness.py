@@ -2,10 +2,11 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from optbench.boundary.kinds import Count, Pairs, Positive
+from optbench.boundary.signature import check_fields
 from optbench.curvature import Eigenpairs
-from optbench.errors import UserError
 from optbench.probes import State, Value, due
 from optbench.probes.tracking import Tracker
 from optbench.seeds import derive
@@ -47,14 +48,14 @@ class Sharpness:
     """
 
     every: int | str = 10
-    examples: int | None = None
-    k: int = 1
-    accuracy: float = 5e-3
-    audit_every: int = 50
-    solve_every: int = 4
-    longest: int = 100
-    engine: str = "lobpcg"
-    thin: int = 10
+    examples: Count | None = None
+    k: Pairs = 1
+    accuracy: Positive = 5e-3
+    audit_every: Count = 50
+    solve_every: Count = 4
+    longest: Count = 100
+    engine: Literal["lobpcg", "pyhessian"] = "lobpcg"
+    thin: Count = 10
     next_step: int = field(default=0, init=False)
     _count: int = field(default=0, init=False)
     _left_out: int = field(default=0, init=False)  # due times since the last measurement
@@ -62,11 +63,7 @@ class Sharpness:
     _interval: int = field(default=10, init=False)
 
     def __post_init__(self) -> None:
-        if self.engine not in ("lobpcg", "pyhessian"):
-            raise UserError(f"curvature must be lobpcg or pyhessian, got {self.engine}")
-        for name in ("k", "accuracy", "audit_every", "solve_every", "longest", "thin"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"probes.sharpness.{name} must be positive, got {getattr(self, name)}")
+        check_fields(self, "sharpness.")
         self._tracker = Tracker("sharpness", self.k, self.accuracy, self.audit_every, self.solve_every)
 
     def __call__(self, state: State) -> dict[str, Value]:

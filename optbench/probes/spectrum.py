@@ -5,6 +5,8 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
+from optbench.boundary.kinds import Count, CountFromZero, Several
+from optbench.boundary.signature import check_fields
 from optbench.curvature import (
     Eigenpairs,
     Hessian,
@@ -45,19 +47,17 @@ class Spectrum:
     """
 
     every: int | str = "epoch"
-    examples: int | None = None
-    samples: int = 30
-    deflate: int = 5
-    steps: int = 64
-    probes: int = 2
-    layer_steps: int = 20
+    examples: Count | None = None
+    samples: Several = 30
+    deflate: Count = 5
+    steps: Count = 64
+    probes: Count = 2
+    layer_steps: CountFromZero = 20
     _pairs: Eigenpairs | None = field(default=None, init=False)
     _of: str | None = field(default=None, init=False)  # which parameters they are of
 
     def __post_init__(self) -> None:
-        for name, least in (("samples", 2), ("deflate", 1), ("steps", 1), ("probes", 1), ("layer_steps", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"probes.spectrum.{name} must be at least {least}, got {getattr(self, name)}")
+        check_fields(self, "spectrum.")
 
     def __call__(self, state: State) -> dict[str, Value]:
         """Estimate both."""

@@ -24,6 +24,10 @@ from optbench.errors import MachineError
 SCHEMA = 1
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
 SUMMARY, PROVENANCE, CONFIG = "summary.json", "provenance.json", "config.yaml"
+WRITTEN = (  # by a run; the lock stays, which is held
+    *(CONFIG, PROVENANCE, METRICS, TIMINGS, SUMMARY),
+    *("checkpoint.pt", "checkpoint.previous.pt", "dynamics.png", "spectrum.png", "wandb.json", "wandb.log"),
+)
 FINISHED = ("done", "diverged")
 
 
@@ -140,10 +144,10 @@ class RunFolder:
         return read_json(self.path / PROVENANCE)
 
     def clear(self) -> None:
-        """Delete what an earlier run left here, and nothing that a run does not write."""
-        for pattern in ("*.pt", "*.json", "*.jsonl", "*.yaml", "*.png", "*.part", "*.log"):
-            for file in self.path.glob(pattern):
-                file.unlink()
+        """Delete what an earlier run left here, and nothing that the user may have put here."""
+        for name in WRITTEN:
+            for file in (self.path / name, self.path / f"{name}.part"):
+                file.unlink(missing_ok=True)
 
     def open_series(self, offsets: Mapping[str, int]) -> None:
         """Open both series, cut back to where a checkpoint says they ended; from nothing without one."""

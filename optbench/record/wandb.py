@@ -18,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from optbench.arguments import VERSION
 from optbench.record.folder import CONFIG, METRICS, PROVENANCE, SUMMARY, TIMINGS, read_json
 from optbench.record.mirror_state import STATE, State
 from optbench.record.tail import Tail
@@ -280,6 +281,9 @@ def log_table(project: str, name: str, columns: Sequence[str], rows: Sequence[Se
 def main() -> None:
     """Mirror the run folder named on the command line: what there is of it, or, told to, until it ends."""
     arguments = sys.argv[1:]
+    if "--version" in arguments:
+        print(VERSION)
+        return
     follow = FOLLOW in arguments
     folders = [Path(argument) for argument in arguments if argument != FOLLOW]
     if len(folders) != 1 or not (folders[0] / CONFIG).exists():

@@ -2,8 +2,21 @@ from pathlib import Path
 
 import pytest
 
+from optbench import checkpoint
 from optbench.errors import MachineError
-from optbench.record.folder import METRICS, TIMINGS, RunFolder, read_finished, read_json, read_lines, write_whole
+from optbench.record.folder import (
+    METRICS,
+    TIMINGS,
+    WRITTEN,
+    RunFolder,
+    read_finished,
+    read_json,
+    read_lines,
+    write_whole,
+)
+from optbench.record.mirror_state import STATE
+from optbench.record.picture import PICTURE, SPECTRUM
+from optbench.record.wandb import LOG
 
 
 def test_clock_readings_go_to_a_series_of_their_own(tmp_path: Path) -> None:
@@ -74,11 +87,18 @@ def test_a_run_is_finished_once_it_is_done_or_has_diverged(tmp_path: Path, statu
 
 
 def test_clear_deletes_what_a_run_writes_and_nothing_else(tmp_path: Path) -> None:
-    mine = tmp_path / "notes.txt"
-    mine.write_text("mine")
+    mine = [tmp_path / name for name in ("notes.txt", "weights.pt", "mine.json", "figure.png", "plan.yaml", "sync.log")]
+    for file in mine:
+        file.write_text("mine")
     with RunFolder(tmp_path) as folder:
         folder.open_series({})
         folder.write_summary("done", {})
+        for name in (*WRITTEN, "checkpoint.pt.part"):
+            (tmp_path / name).write_text("a run's")
         folder.clear()
-        assert {file.name for file in tmp_path.iterdir()} <= {"notes.txt", "run.lock"}
-    assert mine.read_text() == "mine"
+        assert {file.name for file in tmp_path.iterdir()} == {"run.lock", *(file.name for file in mine)}
+    assert all(file.read_text() == "mine" for file in mine)
+
+
+def test_what_a_run_writes_is_known_by_its_names() -> None:
+    assert {checkpoint.NAME, checkpoint.PREVIOUS, PICTURE, SPECTRUM, STATE, LOG} < set(WRITTEN)

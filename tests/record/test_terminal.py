@@ -61,3 +61,18 @@ def test_one_catapult_is_singular() -> None:
     for count, text in ((0, "0 catapults"), (1, "1 catapult"), (2, "2 catapults")):
         summary["events"]["catapults"] = [{}] * count
         assert any(line.endswith(text) for line in _findings(summary))
+
+
+def _ended(status: str, sharpness: float, crossed: int | None) -> dict[str, Any]:
+    """A run at lr = 100, whose threshold is 0.02."""
+    last = {"edge/lr": 100.0, "edge/threshold": 0.02, "edge/distance": sharpness / 0.02}
+    return {"status": status, "steps": 10, "last": last, "crossed_edge_at": crossed}
+
+
+def test_no_advice_goes_beyond_the_threshold() -> None:
+    assert _try_next(_ended("diverged", 6.9, 0), 100.0).startswith("optimizer.lr=0.145, half of what")
+    assert _try_next(_ended("diverged", 0.01, None), 100.0).startswith("optimizer.lr=25, a quarter")
+    assert _try_next(_ended("done", 6.9, 0), 100.0).startswith("optimizer.lr=0.29, whose threshold is")
+    assert _try_next(_ended("done", 0.021, 0), 100.0).startswith("optimizer.lr=50, which doubles")
+    assert _try_next(_ended("done", 0.009, None), 100.0).startswith("optimizer.lr=200, which halves")
+    assert _try_next(_ended("done", 0.015, None), 100.0) == "steps=20"
