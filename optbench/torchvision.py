@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from optbench.boundary.regular import UnreadableFileError
 from optbench.errors import MachineError
-from optbench.outside import UnreadableFileError
 
 _SCHEMAS = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",

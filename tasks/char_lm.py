@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from optbench.boundary.kinds import BelowOne, Count, Share, Size, Whole
+from optbench.boundary.regular import open_regular, read_bytes
 from optbench.errors import MachineError, UserError
 from optbench.examples import with_label_noise
-from optbench.outside import open_regular, read_bytes
 from optbench.seeds import generator
 from optbench.task import Task, classification
 

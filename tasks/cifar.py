@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from optbench.boundary.kinds import CountFromZero
+from optbench.boundary.regular import read_bytes, reason
 from optbench.errors import MachineError
 from optbench.examples import Handling, Labelled, labelled
-from optbench.outside import read_bytes, reason
 from optbench.task import Split, Task
 from optbench.torchvision import fetch, import_datasets
 

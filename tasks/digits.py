@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from optbench.boundary.kinds import CountFromZero
+from optbench.boundary.regular import read_gzip, reason
 from optbench.errors import MachineError
 from optbench.examples import Handling, Labelled, balanced_split, labelled
-from optbench.outside import read_gzip, reason
 from optbench.task import Split, Task
 
 CLASSES = 10

@@ -13,9 +13,9 @@ from rich.progress import track
 from torch import Tensor
 
 from optbench.boundary.kinds import BelowOne
+from optbench.boundary.regular import UnreadableFileError, open_regular
 from optbench.errors import MachineError, UserError
 from optbench.examples import Handling, Labelled, labelled
-from optbench.outside import UnreadableFileError, open_regular
 from optbench.task import Split, Task
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})

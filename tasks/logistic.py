@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from optbench.boundary.kinds import CountFromZero
+from optbench.boundary.regular import read_bytes, reason
 from optbench.errors import MachineError
 from optbench.examples import Handling, Labelled, balanced_split, divide
-from optbench.outside import read_bytes, reason
 from optbench.task import Split, Task
 
 TEST_SIZE = 119

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optbench.boundary.regular import read_bytes, read_gzip, reason
 from optbench.errors import MachineError
 from optbench.examples import Handling, Labelled, Statistics, labelled
-from optbench.outside import read_bytes, read_gzip, reason
 from optbench.task import Split, Task
 from optbench.torchvision import fetch, import_datasets
 

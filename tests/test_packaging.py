@@ -59,7 +59,6 @@ ORDER = [
     "optbench.boundary",
     "optbench.location",
     "optbench.plugins",
-    "optbench.outside",
     "optbench.errors",
     "optbench.overrides",
     "optbench.startup",

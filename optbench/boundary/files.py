@@ -1,15 +1,14 @@
 """Files that anyone may have written, read so that none can hang, fill the memory, run code or garble a terminal."""
 
-import errno
 import json
 import math
-import os
-import stat
 import unicodedata
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from optbench.boundary.regular import UnreadableFileError, open_regular
 
 LARGEST_BYTES = 2**20
 DEEPEST = 32  # levels of lists and mappings
@@ -29,16 +28,14 @@ def read_bytes(path: Path, limit: int = LARGEST_BYTES) -> bytes:
         UnreadableError: If it is none (a folder, link, pipe or device), is larger than the limit, or cannot be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0))  # a pipe would hang
-        with os.fdopen(descriptor, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise UnreadableError("not a regular file")
+        with open_regular(path, links=False) as stream:
             content = stream.read(limit + 1)
     except FileNotFoundError as why:
         raise UnreadableError("missing") from why
+    except UnreadableFileError as why:
+        raise UnreadableError(why.strerror) from why
     except OSError as why:
-        link = why.errno == errno.ELOOP  # what O_NOFOLLOW says of any link
-        raise UnreadableError("a link" if link else f"cannot be read ({why.strerror})") from why
+        raise UnreadableError(f"cannot be read ({why.strerror})") from why
     except ValueError as why:
         raise UnreadableError("no name that a file can have") from why
     if len(content) > limit:

@@ -36,18 +36,21 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file to read its bytes.
+def open_regular(path: Path, links: bool = True) -> BinaryIO:
+    """Open a regular file to read its bytes, through a link only if `links`.
 
     Raises:
         UnreadableFileError: At once if it is a FIFO, a folder, a device or a socket.
         OSError: If it is missing, or may not be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        follow = 0 if links else getattr(os, "O_NOFOLLOW", 0)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | follow)
     except OSError as why:
         if why.errno == errno.ENXIO:
             raise UnreadableFileError(path, "is a socket, not a regular file") from why
+        if why.errno == errno.ELOOP:  # what O_NOFOLLOW says of any link
+            raise UnreadableFileError(path, "is a link, or one that leads in a circle") from why
         raise
     kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
     if kind != stat.S_IFREG:

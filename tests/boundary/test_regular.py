@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from optbench.outside import UnreadableFileError, open_regular, read_bytes, read_gzip, reason
+from optbench.boundary.regular import UnreadableFileError, open_regular, read_bytes, read_gzip, reason
 
 
 def test_a_regular_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
