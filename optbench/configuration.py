@@ -171,6 +171,8 @@ def _check_node(node: Mapping[str, Any], prefix: str, group: str, elsewhere: Els
     within = {name: value for name, value in node.items() if _is_node(value)}
     given = {name: value for name, value in node.items() if name not in (*HYDRAS, *within)}
     if prefix == "optimizer.":
+        for name in ABOUT_IT:
+            check_value(f"optimizer.{name}", node.get(name), Part | None)
         given = {name: value for name, value in given.items() if name not in ABOUT_IT}
     if prefix == "task." and "seed" in given:
         raise ShapeError("there is no key task.seed: the run's seed is given as seed=NUMBER")

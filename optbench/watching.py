@@ -78,6 +78,9 @@ class Watch:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
+        wanted = {"step", *(name for name, probe in self.probes.items() if isinstance(probe, Stateful))}
+        if not isinstance(state, Mapping) or not wanted <= state.keys():
+            raise ValueError(f"state must be what state_dict() returned, with {sorted(wanted)}, got {state!r:.80}")
         self.step = state["step"]
         for name, probe in self.probes.items():
             if isinstance(probe, Stateful):
@@ -142,6 +145,8 @@ def watch(
     """
     _check(model, optimizer, loss, every, error, examples, dtype)
     _check_rest(batches, test, probes, weight, say)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise ValueError(f"seed must be a whole number, got {seed!r}")
     like = next(model.parameters())
     train, batch_size = _read(batches, examples, like)
     own_error = error if callable(error) else None

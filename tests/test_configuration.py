@@ -80,6 +80,8 @@ BAD = {
     "optimizer=sam optimizer.base.lr=0": "optimizer.base.lr must be a finite number, above 0, got 0",
     "optimizer=sam optimizer.base=5": "optimizer.base must be a node with _target_, got 5",
     "optimizer=adam optimizer.betas=0.9": "optimizer.betas must be a list",
+    "optimizer.search=5": "optimizer.search must be a mapping or null, got 5",
+    "optimizer.about=5": "optimizer.about must be a mapping or null, got 5",
     "optimizer._target_=5": "optimizer._target_ must be an import path",
     "optimizer._target_=math.pi": "optimizer._target_=math.pi is a float, which cannot be called",
     "optimizer._target_=nowhere.Mine": "cannot import optimizer._target_=nowhere.Mine: ",
