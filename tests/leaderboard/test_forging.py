@@ -174,7 +174,7 @@ def test_all_finals_are_run_again_or_a_sample_that_nobody_can_foresee(
 def test_the_spread_that_close_is_measured_by_is_of_the_re_runs() -> None:
     """With one wild claim an entrant could widen its own."""
     claims = [run(SUITE, "a", "task0", FINAL, 1, seed, error) for seed, error in enumerate((0.0, 0.3, 0.31, 0.32))]
-    again = {own.name: replace(own, last=own.last | {"test/error": 0.3 + 0.01 * own.seed}) for own in claims}
+    again = {own.name: replace(own, last=dict(own.last) | {"test/error": 0.3 + 0.01 * own.seed}) for own in claims}
     wide = compare(SUITE, claims[0], again[claims[0].name], claims)
     real = compare(SUITE, claims[0], again[claims[0].name], verify._peers(claims[0], claims, again))
     assert (wide.verdict, real.verdict) == ("close", "test/error 0 then, 0.3 now")

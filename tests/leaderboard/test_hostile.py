@@ -6,6 +6,7 @@ import shutil
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -28,9 +29,20 @@ SEED = 0
 
 
 def _write_suite(folder: Path) -> Suite:
-    task = {"kind": "vision", "run": ["task=digits", "steps=100"], "metric": "test/error", "select": "val/loss"}
+    task: dict[str, Any] = {
+        "kind": "vision",
+        "run": ["task=digits", "steps=100"],
+        "metric": "test/error",
+        "select": "val/loss",
+    }
     task |= {"start": 1.0, "good": 0.0, "targets": [0.8, 0.5, 0.2], "floor": 0.0}
-    content = {"version": 1, "points": 2, "sobol_seed": 0, "tuning_seeds": [1000], "final_seeds": [0, 1, 2, 3]}
+    content: dict[str, Any] = {
+        "version": 1,
+        "points": 2,
+        "sobol_seed": 0,
+        "tuning_seeds": [1000],
+        "final_seeds": [0, 1, 2, 3],
+    }
     content |= {"held_out": "task1", "common": [], "tasks": {"task0": task, "task1": dict(task, run=list(task["run"]))}}
     (folder / "simulated.yaml").write_text(yaml.safe_dump(content))
     of = read_suite(str(folder / "simulated.yaml"))
