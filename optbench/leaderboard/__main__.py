@@ -139,8 +139,7 @@ def _enter(suite: Suite, runs: list[Run], ranked: list[str], given: argparse.Nam
         own.sort(key=lambda run: (run.phase == FINAL, run.task, run.point, run.seed))
         file = given.results / ENTRIES / suite.label / f"{name}.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_together({file: "".join(run.line() + "
-" for run in own)})
+        write_together({file: "".join(run.line() + "\n" for run in own)})
         print(printable(str(file)))
     results, named = (shlex.quote(str(word)) for word in (given.results, given.suite or suite.name))
     print(f"next: python -m optbench.leaderboard {results} --suite {named} --verify, then commit entries/")

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,12 @@ FORMS: dict[str, Callable[[Path], object]] = {
     "missing": lambda f: f.unlink(),
     "empty": lambda f: f.write_bytes(b""),
     "newline": lambda f: f.write_bytes(b"\n"),
-    "folder": lambda f: (f.unlink(), f.mkdir()),
-    "pipe": lambda f: (f.unlink(), os.mkfifo(f)),
-    "socket": lambda f: (f.unlink(), _socket(f)),
-    "loop": lambda f: (f.unlink(), f.symlink_to(f.name)),
-    "link to zeros": lambda f: (f.unlink(), f.symlink_to("/dev/zero")),
-    "link to itself elsewhere": lambda f: (f.rename(f.with_suffix(".away")), f.symlink_to(f.with_suffix(".away"))),
+    "folder": lambda f: _instead(f, lambda f: f.mkdir()),
+    "pipe": lambda f: _instead(f, lambda f: os.mkfifo(f)),
+    "socket": lambda f: _instead(f, lambda f: _socket(f)),
+    "loop": lambda f: _instead(f, lambda f: f.symlink_to(f.name)),
+    "link to zeros": lambda f: _instead(f, lambda f: f.symlink_to("/dev/zero")),
+    "link to itself elsewhere": lambda f: f.symlink_to(f.rename(f.with_suffix(".away"))),
     "a gibibyte": lambda f: os.truncate(f, 2**30),
     "not UTF-8": lambda f: f.write_bytes(b"\xff\xfe" + f.read_bytes()),
     "UTF-16": lambda f: f.write_bytes(f.read_text().encode("utf-16")),
@@ -106,6 +107,11 @@ FORMS: dict[str, Callable[[Path], object]] = {
     "surrogate": lambda f: f.write_bytes(b'{"a": "\\ud800"}\n'),
     "shut": lambda f: f.chmod(0),
 }
+
+
+def _instead(path: Path, make: Callable[[Path], object]) -> None:
+    path.unlink()
+    make(path)
 
 
 def _socket(path: Path) -> None:
@@ -158,6 +164,16 @@ def exchanged(node: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 Case = tuple[str, Callable[[Path], object]]  # what it is, and what makes it of a results folder
+KEYS = {
+    "summary.json": "schema status optimizer task seed step steps gradients train_seconds peak_gib last last.test/error "
+    "last.new",
+    "provenance.json": "data_hash init_hash initial_loss task task.checksum_verified versions.torch hardware "
+    "hardware.device sessions sessions.0 sessions.0.command sessions.0.command.1 git_commit",
+    "config.yaml": "optimizer optimizer.lr optimizer.new task task.size steps new board board.suite board.version "
+    "board.digest board.task board.phase board.point",
+    "metrics.jsonl": "step test/loss cost/gradients new",
+    "timings.jsonl": "step time/train_seconds new",
+}
 FILES = ("summary.json", "provenance.json", "config.yaml", "metrics.jsonl", "timings.jsonl")
 
 
@@ -176,12 +192,12 @@ def of_folders(suite: Suite) -> Iterator[Case]:
     yield "folder as it is", make(lambda folder: None)
     for name in FILES:
         for form, change in FORMS.items():
-            yield f"{name}: {form}", make(lambda f, name=name, change=change: change(f / name))
+            yield f"{name}: {form}", make(partial(_below, name=name, change=change))
         for word in YAML_WORDS if name == "config.yaml" else ():
             for key in ("odd", "board", "optimizer", "task"):
                 yield (
                     f"{name}: {key}: {word[:20]!r}",
-                    make(lambda f, key=key, word=word: _append(f / name_of, key, word)),
+                    make(partial(_append, key=key, word=word)),
                 )
     for name in FILES:
         yield from _values(name, make)
@@ -195,77 +211,40 @@ def of_folders(suite: Suite) -> Iterator[Case]:
         "comma": "a,b",
         "space": " ",
     }.items():
-        yield f"name: {form}", make(lambda f, name=name: f.rename(f.with_name(name)))
+        yield f"name: {form}", make(partial(_rename, name=name))
     for form, change in FORMS.items():
-        yield (
-            f"runs/odd: {form}",
-            lambda results, change=change: (_touch(results / "runs" / "odd"), change(results / "runs" / "odd")),
-        )
+        yield f"runs/odd: {form}", partial(_file_in_place, change=change)
 
 
-name_of = "config.yaml"
+def _below(folder: Path, name: str, change: Callable[[Path], object]) -> None:
+    change(folder / name)
 
 
-def _append(path: Path, key: str, word: str) -> None:
+def _rename(folder: Path, name: str) -> None:
+    folder.rename(folder.with_name(name))
+
+
+def _append(folder: Path, key: str, word: str) -> None:
+    path = folder / "config.yaml"
     lines = [line for line in path.read_text().splitlines() if line[:1].isspace() or not line.startswith(f"{key}:")]
     path.write_text("\n".join(lines) + f"\n{key}: {word}\n")
 
 
-def _touch(path: Path) -> None:
+def _file_in_place(results: Path, change: Callable[[Path], object]) -> None:
+    path = results / "runs" / "odd"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("{}\n")
+    change(path)
 
 
 def _values(name: str, make: Callable[[Callable[[Path], object]], Callable[[Path], object]]) -> Iterator[Case]:
-    keys = {
-        "summary.json": (
-            "schema",
-            "status",
-            "optimizer",
-            "task",
-            "seed",
-            "step",
-            "steps",
-            "gradients",
-            "train_seconds",
-            "peak_gib",
-            "last",
-            "last.test/error",
-            "last.new",
-        ),
-        "provenance.json": (
-            "data_hash",
-            "init_hash",
-            "initial_loss",
-            "task",
-            "task.checksum_verified",
-            "versions.torch",
-            "hardware",
-            "hardware.device",
-            "sessions",
-            "sessions.0",
-            "sessions.0.command",
-            "sessions.0.command.1",
-            "git_commit",
-        ),
-        "config.yaml": (
-            "optimizer",
-            "optimizer.lr",
-            "optimizer.new",
-            "task",
-            "task.size",
-            "steps",
-            "new",
-            "board",
-            *(f"board.{key}" for key in ("suite", "version", "digest", "task", "phase", "point")),
-        ),
-        "metrics.jsonl": ("step", "test/loss", "cost/gradients", "new"),
-        "timings.jsonl": ("step", "time/train_seconds", "new"),
-    }[name]
-    for key in keys:
+    for key in KEYS[name].split():
         path = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
         for what, value in VALUES.items():
-            yield f"{name}: {key}: {what}", make(lambda f, path=path, value=value: _exchange(f / name, path, value))
+            yield (
+                f"{name}: {key}: {what}",
+                make(partial(_below, name=name, change=partial(_exchange, where=path, value=value))),
+            )
 
 
 def _exchange(path: Path, where: tuple[Any, ...], value: Any) -> None:
@@ -275,6 +254,10 @@ def _exchange(path: Path, where: tuple[Any, ...], value: Any) -> None:
     if path.suffix == ".yaml":
         text = text.replace("-Infinity", "-.inf").replace("Infinity", ".inf").replace("NaN", ".nan")
     path.write_text("\n".join([text, *rest]))
+
+
+def _then(write: Callable[..., Path], lines: list[Any], change: Callable[[Path], object], results: Path) -> None:
+    change(write(results, lines))
 
 
 def of_entries(suite: Suite) -> Iterator[Case]:
@@ -289,18 +272,16 @@ def of_entries(suite: Suite) -> Iterator[Case]:
 
     yield "entry as it is", lambda results: write(results, lines)
     for form, change in FORMS.items():
-        yield f"entry: {form}", lambda results, change=change: change(write(results, lines))
+        yield f"entry: {form}", partial(_then, write, lines, change)
     for path in places(lines[-1]):
         for what, value in VALUES.items():
             yield (
                 f"entry: {'.'.join(map(str, path))}: {what}",
-                lambda results, path=path, value=value: write(
-                    results, [*lines[:-1], exchanged(lines[-1], path, value)]
-                ),
+                partial(write, content=[*lines[:-1], exchanged(lines[-1], path, value)]),
             )
     for stem in ("\x1b[31m", "=1+1", "a b", "..", os.fsdecode(b"\xff"), "x" * 200):
-        yield f"entry called {stem[:9]!r}", lambda results, stem=stem: write(results, lines, stem=stem)
-        yield f"suite called {stem[:9]!r}", lambda results, stem=stem: write(results, lines, label=f"{stem}-v1")
+        yield f"entry called {stem[:9]!r}", partial(write, content=lines, stem=stem)
+        yield f"suite called {stem[:9]!r}", partial(write, content=lines, label=f"{stem}-v1")
     yield "a million lines", lambda results: write(results, []).write_text("{}\n" * 1_000_000)
     yield "folder of entries: loop", lambda results: (results / ENTRIES / "loop-v1").symlink_to("loop-v1")
     yield "folder of entries: link", lambda results: (results / ENTRIES / "linked-v1").symlink_to(suite.label)

@@ -35,7 +35,7 @@ def _write_suite(folder: Path) -> Suite:
         "metric": "test/error",
         "select": "val/loss",
     }
-    task |= {"select": "val/loss", "start": 1.0, "good": 0.0, "targets": [0.8, 0.5, 0.2], "floor": 0.0}
+    task |= {"start": 1.0, "good": 0.0, "targets": [0.8, 0.5, 0.2], "floor": 0.0}
     content: dict[str, Any] = {
         "version": 1,
         "points": 2,
@@ -43,8 +43,7 @@ def _write_suite(folder: Path) -> Suite:
         "tuning_seeds": [1000],
         "final_seeds": [0, 1, 2, 3],
     }
-    content |= {"final_seeds": [0, 1, 2, 3], "held_out": "task1", "common": []}
-    content |= {"tasks": {"task0": task, "task1": dict(task, run=list(task["run"]))}}
+    content |= {"held_out": "task1", "common": [], "tasks": {"task0": task, "task1": dict(task, run=list(task["run"]))}}
     (folder / "simulated.yaml").write_text(yaml.safe_dump(content))
     of = read_suite(str(folder / "simulated.yaml"))
     assert of == suite(tasks=2)
