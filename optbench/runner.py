@@ -225,6 +225,7 @@ class Runner:
                 "batches": self.experiment.batches.state_dict(),
                 "probes": {k: p.state_dict() for k, p in self.experiment.probes.items() if isinstance(p, Stateful)},
                 "losses": self._losses,
+                "measured": dict(self._shared.notes),
                 "done": self._done,  # killed after this and before the summary, the last step is not done again
                 "offsets": self.folder.offsets,
                 "metrics_digest": self.folder.metrics_digest,
@@ -247,6 +248,7 @@ class Runner:
         self.step, update.gradients = state["step"], state["gradients"]
         self.train_seconds, self.probe_seconds = state["train_seconds"], state["probe_seconds"]
         self._losses, self._done = list(state["losses"]), state["done"]
+        self._shared.notes.update(state.get("measured", {}))
 
 
 @contextmanager
