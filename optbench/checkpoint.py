@@ -12,10 +12,10 @@ from optbench.boundary import printable
 from optbench.errors import UserError
 from optbench.portable import NotPortableError, digest, from_portable, to_portable
 from optbench.record.durable import sync_folder, write_part
-from optbench.record.folder import CHECKPOINT as NAME
-from optbench.record.folder import CHECKPOINT_BEFORE as PREVIOUS
+from optbench.record.folder import CHECKPOINT, CHECKPOINT_BEFORE
 from optbench.record.series import is_file
 
+NAME, PREVIOUS = CHECKPOINT, CHECKPOINT_BEFORE
 DIGEST = "digest"
 CLOCKS = ("train_seconds", "probe_seconds")  # keys whose values differ between a run and the same run killed
 LONGEST_REASON = 120  # characters

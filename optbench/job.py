@@ -14,6 +14,7 @@ from optbench.memory import keep_freed_memory, peak_gib, state_gib
 from optbench.record import folder as record
 from optbench.record.folder import RunFolder
 from optbench.record.picture import PICTURE, Records, draw, is_drawn, pictures
+from optbench.record.provenance import changed_versions, versions
 from optbench.record.sources import sources
 from optbench.record.summary import summarise
 from optbench.record.terminal import Terminal, closing_table
@@ -44,7 +45,8 @@ def run_job(config: DictConfig, name: str, choices: Mapping[str, str], present: 
     before = record.read_finished(path)
     if before and not config.overwrite:
         present.check(path, lambda: config, "overwrite=true runs it again; or ")
-        print(f"finished before ({before['status']} at step {before['step']}); overwrite=true runs it again")
+        others = _other_versions(path)
+        print(f"finished before ({before['status']} at step {before['step']}{others}); overwrite=true runs it again")
         _complete(path, config.picture)
         print(path)
         return str(before["status"])
@@ -101,6 +103,11 @@ def _run(runner: Runner) -> dict[str, Any]:
 def _memory(experiment: Experiment) -> dict[str, float]:
     update = experiment.update
     return {"peak_gib": peak_gib(update.parameters[0].device), "optimizer_gib": state_gib(update.optimizer)}
+
+
+def _other_versions(path: Path) -> str:
+    changed = changed_versions(record.read_json(path / record.PROVENANCE) or {}, {"versions": versions()})
+    return f"; {changed}" if changed else ""
 
 
 def _complete(path: Path, picture: bool) -> None:

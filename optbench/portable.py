@@ -16,7 +16,7 @@ from torch import Tensor
 
 MARK = "optbench.portable"
 PLAIN = (
-    *(type(None), bool, int, float, complex, str, bytes, bytearray),
+    *(type(None), bool, int, float, complex, str),
     *(torch.Size, torch.dtype, torch.device, torch.layout),
 )
 DICTS = (dict, OrderedDict, Counter)
@@ -41,6 +41,8 @@ def to_portable(state: Any, where: str = "") -> Any:
         return _marked_array(state, where)
     if isinstance(state, Tensor) or type(state) in PLAIN:
         return state
+    if type(state) in (bytes, bytearray):
+        return _marked_bytes(state)
     if type(state) in DICTS:
         return _same_or(state, {_key(key, where): to_portable(x, _part(where, key)) for key, x in state.items()})
     if type(state) in (list, tuple):
@@ -107,15 +109,22 @@ def _part(where: str, key: Any) -> str:
 def _marked_array(array: Any, where: str) -> dict[str, Any]:
     if array.dtype.kind not in KINDS_OF_ARRAY or type(array).__module__ != "numpy":
         raise NotPortableError(f"{where} is a {type(array).__module__}.{type(array).__qualname__} of {array.dtype}")
-    content = np.ascontiguousarray(array).tobytes()
     kind = "array" if isinstance(array, np.ndarray) else "scalar"
-    return {MARK: kind, "dtype": array.dtype.str, "shape": tuple(array.shape), "bytes": content}
+    content = _marked_bytes(np.ascontiguousarray(array).tobytes())
+    return content | {MARK: kind, "dtype": array.dtype.str, "shape": tuple(array.shape)}
+
+
+def _marked_bytes(content: bytes | bytearray) -> dict[str, Any]:
+    bits = np.frombuffer(bytearray(content), np.uint8) if content else np.zeros(0, np.uint8)
+    return {MARK: type(content).__name__, "bits": torch.from_numpy(bits)}
 
 
 def _unmarked(mark: dict[str, Any]) -> Any:
     makers: dict[str, Callable[[], Any]] = {
         "array": lambda: _array(mark).copy(),
         "scalar": lambda: _array(mark)[()],
+        "bytes": lambda: mark["bits"].numpy().tobytes(),
+        "bytearray": lambda: bytearray(mark["bits"].numpy().tobytes()),
         "set": lambda: set(from_portable(mark["items"])),
         "frozenset": lambda: frozenset(from_portable(mark["items"])),
         "deque": lambda: deque(from_portable(mark["items"]), mark["maxlen"]),
@@ -129,7 +138,7 @@ def _array(mark: dict[str, Any]) -> "np.ndarray[Any, Any]":
     dtype = np.dtype(mark["dtype"])
     if dtype.kind not in KINDS_OF_ARRAY:
         raise ValueError(f"there is no array of {dtype} that a checkpoint can hold")
-    return np.frombuffer(mark["bytes"], dtype).reshape(mark["shape"])
+    return np.ndarray(mark["shape"], dtype, mark["bits"].numpy().tobytes())
 
 
 def _pieces(state: Any) -> Iterator[bytes]:
@@ -146,8 +155,7 @@ def _pieces(state: Any) -> Iterator[bytes]:
         for x in state:
             yield from _pieces(x)
     else:
-        yield f"{type(state).__name__} ".encode()
-        yield bytes(state) if isinstance(state, (bytes, bytearray)) else repr(state).encode(errors="surrogatepass")
+        yield f"{type(state).__name__} {state!r}".encode(errors="surrogatepass")
 
 
 def _bits(tensor: Tensor) -> Any:

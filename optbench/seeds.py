@@ -45,10 +45,11 @@ def global_stream(seed: int, stream: str) -> Iterator[None]:
 
 def global_state() -> dict[str, Any]:
     """Return where the global generators stand."""
+    version, words, gauss = random.getstate()
     return {
         "random": torch.get_rng_state(),
         "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "random_python": random.getstate(),
+        "random_python": [version, torch.tensor(words), gauss],
         "random_numpy": np.random.get_state(),  # noqa: NPY002
     }
 
@@ -59,5 +60,6 @@ def set_global_state(state: Mapping[str, Any]) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["random_cuda"])
     if "random_python" in state:
-        random.setstate(state["random_python"])
+        version, words, gauss = state["random_python"]
+        random.setstate((version, tuple(words.tolist()), gauss))
         np.random.set_state(state["random_numpy"])  # noqa: NPY002

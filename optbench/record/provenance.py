@@ -72,13 +72,13 @@ def git_commit() -> str | None:
 
 
 def changed_versions(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return in words which versions and hardware differ between two provenances; empty if none does."""
+    """Return in words which versions and hardware (where told) differ between two provenances; empty if none does."""
     changes: list[str] = []
     for part in ("versions", "hardware"):
-        before = then.get(part)
+        before, after = then.get(part), now.get(part, {})
         if isinstance(before, dict):
-            differ = [key for key, value in now[part].items() if before.get(key) != value]
-            changes += [f"{key} {before.get(key)} then, {now[part][key]} now" for key in differ]
+            differ = [key for key, value in after.items() if before.get(key) != value]
+            changes += [f"{key} {before.get(key)} then, {after[key]} now" for key in differ]
     return "; ".join(changes)
 
 

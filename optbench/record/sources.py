@@ -11,15 +11,24 @@ import hashlib
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
-from importlib.machinery import BuiltinImporter, FrozenImporter, ModuleSpec, PathFinder
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder, all_suffixes
 from pathlib import Path
 from typing import Any
 
 OUR_OWN = "optbench"
 MISSING = "missing"
 MOST_MODULES = 1000  # of one target
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a module is: its file (a folder without an `__init__.py` has none), and where its submodules are."""
+
+    file: Path | None
+    folders: tuple[Path, ...]
 
 
 def targets(node: Any) -> set[str]:
@@ -39,12 +48,14 @@ def sources(config: Any) -> dict[str, str]:
 
 def source(target: str) -> str:
     """Return a target's hash if it is the user's own code, `package version` if it is installed, or `missing`."""
+    top = target.partition(".")[0]
     found = _module(target)
+    if top in sys.stdlib_module_names:
+        return f"{top} {_version(top)}"
     if found is None:
         return MISSING
-    name, spec = found
-    top = name.partition(".")[0]
-    if not _is_users(spec):
+    name, place = found
+    if not _is_users(name, place):
         return f"{top} {_version(top)}"
     digest = hashlib.sha256()
     for module, content in sorted(_closure(name).items()):
@@ -75,29 +86,29 @@ def _closure(name: str) -> dict[str, bytes]:
     waiting = [name]
     while waiting and len(found) < MOST_MODULES:
         module = waiting.pop()
-        spec = _find(module)
-        if module in found or spec is None or not _is_users(spec):
+        place = _find(module)
+        if module in found or place is None or not _is_users(module, place):
             continue
-        content, imported = _read(module, spec)
+        content, imported = _read(module, place)
         found[module] = content
         waiting += imported
         waiting += [module.rpartition(".")[0]] if "." in module else []  # a package's own code runs first
     return found
 
 
-def _read(module: str, spec: ModuleSpec) -> tuple[bytes, list[str]]:
+def _read(module: str, place: _Place) -> tuple[bytes, list[str]]:
     """Return what counts of a module, and the names that it imports."""
-    if spec.origin is None or not spec.has_location:  # a folder without an __init__.py
+    if place.file is None:
         return b"", []
     try:
-        content = Path(spec.origin).read_bytes()
+        content = place.file.read_bytes()
     except OSError:
         return MISSING.encode(), []
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError):  # compiled code
         return content, []
-    package = module if spec.submodule_search_locations is not None else module.rpartition(".")[0]
+    package = module if place.folders else module.rpartition(".")[0]
     return "".join(_pieces(tree)).encode(errors="surrogatepass"), list(_imports(tree, package))
 
 
@@ -137,49 +148,55 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def _module(target: str) -> tuple[str, ModuleSpec] | None:
+def _module(target: str) -> tuple[str, _Place] | None:
     """Return the module that holds a dotted name."""
     parts = target.split(".")
     for end in range(len(parts), 0, -1):
         name = ".".join(parts[:end])
-        if (spec := _find(name)) is not None:
-            return name, spec
+        if (place := _find(name)) is not None:
+            return name, place
     return None
 
 
-def _find(name: str) -> ModuleSpec | None:
-    """Find a module as an import would, but run nothing: not even the packages that it is in."""
-    where = [str(Path.cwd()), *sys.path]
-    spec: ModuleSpec | None = None
-    parts = name.split(".")
-    for end in range(1, len(parts) + 1):
-        module = ".".join(parts[:end])
-        if not parts[end - 1]:
-            return None
-        spec = _find_in(module, where if end == 1 else list(spec.submodule_search_locations or ()) if spec else [])
-        if spec is None:
-            return None
-    return spec
-
-
-def _find_in(name: str, where: list[str]) -> ModuleSpec | None:
-    if "." not in name:
-        if (found := BuiltinImporter.find_spec(name) or FrozenImporter.find_spec(name)) is not None:
-            return found
-        if (found := PathFinder.find_spec(name, where)) is not None:
-            return found
-        for finder in sys.meta_path:  # a package installed to be edited may have a finder of its own
-            if finder is not PathFinder and (found := finder.find_spec(name, None)) is not None:
-                return found
+def _find(name: str) -> _Place | None:
+    """Find a module where an import would, but run nothing: not even the packages that it is in."""
+    first, *rest = name.split(".")
+    if not first.isidentifier():
         return None
-    return PathFinder.find_spec(name, where)
+    place = _find_in(first, (Path.cwd(), *map(Path, sys.path))) or _find_by_finders(first)
+    for part in rest:
+        place = _find_in(part, place.folders) if place is not None else None
+    return place
 
 
-def _is_users(spec: ModuleSpec) -> bool:
-    if spec.name.partition(".")[0] == OUR_OWN:
+def _find_in(name: str, folders: tuple[Path, ...]) -> _Place | None:
+    if not name.isidentifier():
+        return None
+    for folder in folders:
+        for file in (folder / name / "__init__", folder / name):
+            for suffix in all_suffixes():
+                if (found := file.with_name(file.name + suffix)).is_file():
+                    return _Place(found, (found.parent,) if file.name == "__init__" else ())
+    without_init = tuple(folder / name for folder in folders if (folder / name).is_dir())
+    return _Place(None, without_init) if without_init else None
+
+
+def _find_by_finders(name: str) -> _Place | None:
+    """Ask the finders beside Python's own: a package installed to be edited may have one."""
+    for finder in sys.meta_path:
+        if finder in (BuiltinImporter, FrozenImporter, PathFinder):
+            continue
+        if (spec := finder.find_spec(name, None)) is not None:
+            file = Path(spec.origin) if spec.has_location and spec.origin else None
+            return _Place(file, tuple(map(Path, spec.submodule_search_locations or ())))
+    return None
+
+
+def _is_users(name: str, place: _Place) -> bool:
+    top = name.partition(".")[0]
+    if top == OUR_OWN or top in sys.stdlib_module_names:
         return False
-    places = [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or ())
-    return bool(places) and not any(_is_installed(Path(place)) for place in places)
+    return not any(_is_installed(path) for path in ([place.file] if place.file else place.folders))
 
 
 def _is_installed(path: Path) -> bool:

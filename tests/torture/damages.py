@@ -13,21 +13,21 @@ from optbench.record.folder import CHECKPOINT, CHECKPOINT_BEFORE, CONFIG, METRIC
 from optbench.record.picture import PICTURES
 
 FILES = tuple(name for name in RUN_FILES if name not in PICTURES)
-Damage = Callable[[Path], None]  # of a run folder
+Damage = Callable[[Path], object]  # of a run folder
 
 
 def to_every_file() -> dict[str, Damage]:
     """The same to each file of a run."""
     kinds: dict[str, Damage] = {
         "missing": lambda file: file.unlink(),
-        "empty": lambda file: file.write_bytes(b"") and None,
+        "empty": lambda file: file.write_bytes(b""),
         "halved": lambda file: os.truncate(file, file.stat().st_size // 2),
         "a byte flipped": lambda file: _flip(file, 0.5),
         "an early byte flipped": lambda file: _flip(file, 0.02),
-        "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)) and None,
-        "noise": lambda file: file.write_bytes(os.urandom(2000)) and None,
-        "a JSON list": lambda file: file.write_text("[1]\n") and None,
-        "an empty object": lambda file: file.write_text("{}\n") and None,
+        "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+        "noise": lambda file: file.write_bytes(os.urandom(2000)),
+        "a JSON list": lambda file: file.write_text("[1]\n"),
+        "an empty object": lambda file: file.write_text("{}\n"),
         "a folder": _folder_instead,
         "a link": _link_instead,
         "a pipe": _pipe_instead,
@@ -66,7 +66,7 @@ def to_checkpoints(executed: Path) -> dict[str, Damage]:
         return act
 
     def saved(content: Any, *names: str) -> Damage:
-        return lambda folder: [torch.save(content, folder / name) for name in names] and None
+        return lambda folder: [torch.save(content, folder / name) for name in names]
 
     class Hostile:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -78,10 +78,10 @@ def to_checkpoints(executed: Path) -> dict[str, Damage]:
         "checkpoint empty mapping": saved({}, CHECKPOINT),
         "checkpoint that runs code": saved({"model": Hostile()}, CHECKPOINT),
         "both checkpoints that run code": saved(Hostile(), CHECKPOINT, CHECKPOINT_BEFORE),
-        "checkpoint a raw pickle": lambda folder: (folder / CHECKPOINT).write_bytes(pickle.dumps(Hostile())) and None,
+        "checkpoint a raw pickle": lambda folder: (folder / CHECKPOINT).write_bytes(pickle.dumps(Hostile())),
         "both checkpoints a list": saved([1], CHECKPOINT, CHECKPOINT_BEFORE),
         "both checkpoints missing": lambda folder: (
-            [(folder / name).unlink(missing_ok=True) for name in (CHECKPOINT, CHECKPOINT_BEFORE)] and None
+            [(folder / name).unlink(missing_ok=True) for name in (CHECKPOINT, CHECKPOINT_BEFORE)]
         ),
     }
 
@@ -111,11 +111,11 @@ def to_contents() -> dict[str, Damage]:
         "metrics longer": more,
         "provenance without sessions": edited(PROVENANCE, lambda c: c.pop("sessions")),
         "provenance sessions a text": edited(PROVENANCE, lambda c: c.update(sessions="x")),
-        "summary says done": lambda folder: (folder / SUMMARY).write_text('{"status": "done"}') and None,
-        "summary status a list": lambda folder: (folder / SUMMARY).write_text('{"status": ["done"]}') and None,
-        "config says something else": lambda folder: (folder / CONFIG).write_text("steps: 3\n") and None,
-        "everything missing": lambda folder: [file.unlink() for file in folder.iterdir()] and None,
-        "stale parts": lambda folder: [(folder / f"{name}.part").write_bytes(b"x") for name in RUN_FILES] and None,
+        "summary says done": lambda folder: (folder / SUMMARY).write_text('{"status": "done"}'),
+        "summary status a list": lambda folder: (folder / SUMMARY).write_text('{"status": ["done"]}'),
+        "config says something else": lambda folder: (folder / CONFIG).write_text("steps: 3\n"),
+        "everything missing": lambda folder: [file.unlink() for file in folder.iterdir()],
+        "stale parts": lambda folder: [(folder / f"{name}.part").write_bytes(b"x") for name in RUN_FILES],
     }
 
 

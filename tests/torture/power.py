@@ -1,4 +1,4 @@
-"""A power cut without a machine to spare: what a disk may hold at the moment is made beside, as strictly as POSIX allows.
+"""A power cut without a machine to spare: what a disk holds at the moment is made beside, as strictly as POSIX allows.
 
 What counts of a file is what it held at its last fsync, and of a folder the names that it held at its own. A rename,
 a new file or a line that no fsync has followed is lost. Real disks keep more, and any of it: this is the least.
@@ -29,7 +29,7 @@ class StrictDisk:
 
     def _noted(self, descriptor: int) -> None:
         self._fsync(descriptor)
-        place = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        place = Path(f"/proc/self/fd/{descriptor}").readlink()
         if not place.is_relative_to(self.root):
             return
         if place.is_dir():
