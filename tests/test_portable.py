@@ -66,7 +66,7 @@ def test_arrays_come_back_bit_for_bit_and_can_be_written_to(dtype: str, shape: t
 
 
 def test_numpys_generator_and_a_deque_go_on_where_they_were() -> None:
-    state = np.random.RandomState(3).get_state()
+    state: Any = np.random.RandomState(3).get_state()
     back = _through_a_file(state)
     assert back[0] == state[0] and np.array_equal(back[1], state[1]) and back[2:] == state[2:]
     queue = _through_a_file(deque([torch.ones(2), 3], maxlen=2))

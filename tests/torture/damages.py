@@ -66,7 +66,11 @@ def to_checkpoints(executed: Path) -> dict[str, Damage]:
         return act
 
     def saved(content: Any, *names: str) -> Damage:
-        return lambda folder: [torch.save(content, folder / name) for name in names]
+        def act(folder: Path) -> None:
+            for name in names:
+                torch.save(content, folder / name)
+
+        return act
 
     class Hostile:
         def __reduce__(self) -> tuple[Any, ...]:
