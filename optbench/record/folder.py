@@ -4,7 +4,8 @@ config.yaml        the resolved configuration
 provenance.json    versions, hardware, git commit, sources, data hash, init hash, initial loss
 metrics.jsonl      what was measured, a line a step; bit-identical however often the run was killed
 timings.jsonl      what the clock said, a line a step; so it is not
-summary.json       status, last and best values; of a finished run, the digests of the other files
+summary.json       status, last and best values
+digests.json       SHA-256 of the other files, once the run has finished
 checkpoint.pt      the state to resume from
 dynamics.png       the picture
 set-aside-1/       what could not be gone on from, as it was found
@@ -16,7 +17,6 @@ import math
 import os
 import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,10 +35,11 @@ from optbench.record.series import read_lines as read_lines
 SCHEMA = 1
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
 SUMMARY, PROVENANCE, CONFIG = "summary.json", "provenance.json", "config.yaml"
+DIGESTS = "digests.json"
 CHECKPOINT, CHECKPOINT_BEFORE = "checkpoint.pt", "checkpoint.previous.pt"
-RUN_FILES = (CONFIG, PROVENANCE, METRICS, TIMINGS, SUMMARY, CHECKPOINT, CHECKPOINT_BEFORE, *PICTURES)
+RUN_FILES = (CONFIG, PROVENANCE, METRICS, TIMINGS, SUMMARY, DIGESTS, CHECKPOINT, CHECKPOINT_BEFORE, *PICTURES)
 MIRROR_FILES = ("wandb.json", "wandb.log")
-CLOSED = (CONFIG, PROVENANCE, METRICS)  # files that a finished run's summary has the digests of; see `_closed`
+CLOSED = (CONFIG, PROVENANCE, METRICS)  # what the digests of a finished run are of; see `_closed`
 LARGEST_JSON = 2**24
 FINISHED = ("done", "diverged")
 
@@ -49,7 +50,7 @@ class _Finished:
 
     status: Literal["done", "diverged"]
     step: int
-    digests: dict[str, str] = field(default_factory=dict)
+    digests: str = ""
 
 
 def is_timing(metric: str) -> bool:
@@ -89,8 +90,11 @@ def check_digests(path: Path, weights: bool = True) -> str:
     summary = read_finished(path)
     if summary is None:
         return f"{SUMMARY} is missing or damaged"
-    closed: dict[str, str] | None = summary.get("digests")
-    names = CLOSED if closed is None else _closed(summary["status"])  # None: written before there were digests
+    written_with_digests = "digests" in summary  # an earlier version's was not
+    closed = read_json(path / DIGESTS) if written_with_digests else None
+    if written_with_digests and closed is None:
+        return f"{DIGESTS} is missing or damaged"
+    names = CLOSED if closed is None else _closed(summary["status"])
     for name in names:
         if name == CHECKPOINT and not weights:
             continue
@@ -98,7 +102,7 @@ def check_digests(path: Path, weights: bool = True) -> str:
             return f"{name} is missing"
         if closed is not None and closed.get(name) != sha256(path / name):
             return f"{name} is not as the run left it"
-    if closed is not None and closed.get(SUMMARY) != _own_digest(summary):
+    if closed is not None and closed.get(SUMMARY) != _content_digest(summary):
         return f"{SUMMARY} is not as the run left it"
     return ""
 
@@ -108,9 +112,8 @@ def _closed(status: str) -> tuple[str, ...]:
     return (*CLOSED, CHECKPOINT) if status == "done" else CLOSED
 
 
-def _own_digest(summary: Mapping[str, Any]) -> str:
-    content = {key: value for key, value in summary.items() if key != "digests"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _content_digest(summary: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(summary, sort_keys=True).encode()).hexdigest()
 
 
 def leftovers(path: Path) -> list[Path]:
@@ -239,14 +242,15 @@ class RunFolder:
                 self._series[name].write(step, values)
 
     def write_summary(self, status: str, values: Mapping[str, Any]) -> None:
-        """Write the summary whole; one that says the run has finished closes the other files by their digests."""
+        """Write the summary whole; if the run has finished, after the digests that close the folder."""
         head = {"schema": SCHEMA, "status": status, "process": f"{socket.gethostname()}:{os.getpid()}"}
         summary = head | dict(values)
         if status in FINISHED:
             self.sync()
+            summary["digests"] = DIGESTS  # a file of their own: they differ between a run and the same run killed
             digests = {name: sha256(self.path / name) for name in _closed(status)}
             as_read = json.loads(json.dumps(summary, allow_nan=False))
-            summary["digests"] = digests | {SUMMARY: _own_digest(as_read)}
+            self.write_json(DIGESTS, digests | {SUMMARY: _content_digest(as_read)})
         self.write_json(SUMMARY, summary)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:

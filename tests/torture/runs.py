@@ -30,7 +30,7 @@ WORDS = (
 )
 WITHOUT_PICTURE = (*WORDS, "picture=false")
 PATIENCE_SECONDS = 120
-TIMED = ("seconds", "process", "peak_gib", "optimizer_gib", "digests")
+TIMED = ("seconds", "process", "peak_gib", "optimizer_gib")
 
 
 @dataclass(frozen=True)
