@@ -24,7 +24,7 @@ from optbench.errors import UserError
 from optbench.probes import Probe, check_cadences
 from optbench.probes.generalization import evaluate, evaluating, is_mean_of_parts
 from optbench.runner import Experiment, Settings
-from optbench.seeds import derive, global_stream
+from optbench.seeds import global_stream, start_global_streams
 from optbench.task import Task
 from optbench.update import Update
 
@@ -83,7 +83,7 @@ def build(config: DictConfig) -> Experiment:
     search.read(config.optimizer.get("search"))
     device, dtype, autocast = _numerics(config)
     seed = config.seed
-    torch.manual_seed(derive(seed, "dropout"))
+    start_global_streams(seed, "dropout")
     task = build_task(config)
     model = build_model(config, task).to(device, dtype)
     channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())

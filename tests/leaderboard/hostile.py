@@ -165,8 +165,8 @@ def exchanged(node: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 Case = tuple[str, Callable[[Path], object]]  # what it is, and what makes it of a results folder
 KEYS = {
-    "summary.json": "schema status optimizer task seed step steps gradients train_seconds peak_gib last last.test/error "
-    "last.new",
+    "summary.json": "schema status optimizer task seed step steps gradients train_seconds peak_gib last "
+    "last.test/error last.new",
     "provenance.json": "data_hash init_hash initial_loss task task.checksum_verified versions.torch hardware "
     "hardware.device sessions sessions.0 sessions.0.command sessions.0.command.1 git_commit",
     "config.yaml": "optimizer optimizer.lr optimizer.new task task.size steps new board board.suite board.version "
