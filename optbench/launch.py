@@ -86,11 +86,11 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="optbench-") as scratch:
         claims = claims or Path(scratch) / "claims"
         claims.mkdir(parents=True, exist_ok=True)
-        launcher = _Launcher(Path(scratch), results, claims, threads, tuple(where), seconds, say)
+        launcher = _Launcher(Path(scratch), results, claims, jobs, threads, tuple(where), seconds, say)
         launcher.waiting = [_Waiting(tuple(command)) for command in commands]
         try:
             while launcher.waiting or launcher.running:
-                launcher.start(jobs)
+                launcher.start()
                 yield from launcher.ended()
         finally:
             _end([run.process for run in launcher.running])
@@ -124,6 +124,7 @@ class _Launcher:
     scratch: Path
     results: Path | None
     claims: Path
+    jobs: int
     threads: int
     where: tuple[str, ...]
     seconds: float
@@ -132,11 +133,11 @@ class _Launcher:
     running: list[_Running] = field(default_factory=list)
     _said: set[str] = field(default_factory=set)
 
-    def start(self, jobs: int) -> None:
+    def start(self) -> None:
         """Start what may be started now."""
         now = time.monotonic()
         ready = [run for run in self.waiting if run.not_before <= now]
-        for run in ready[: jobs - len(self.running)]:
+        for run in ready[: self.jobs - len(self.running)]:
             self.waiting.remove(run)
             said = Path(tempfile.mkdtemp(dir=self.scratch))
             overrides = (*run.command, *self.where, *_results_dir(self.results))
@@ -158,7 +159,9 @@ class _Launcher:
 
     def _patience(self) -> float | None:
         """Seconds until a claimed run is to be tried again, or a run has had its time; None for ever."""
-        times = [run.deadline for run in self.running] + [w.not_before for w in self.waiting if w.not_before]
+        times = [run.deadline for run in self.running]
+        if len(self.running) < self.jobs:
+            times += [run.not_before for run in self.waiting]
         soonest = min(times, default=math.inf)
         return max(0.0, soonest - time.monotonic()) if soonest < math.inf else None
 

@@ -1,13 +1,14 @@
 """Many runs at once: launchers share them, a server that dies is started anew, and a run that hangs is stopped."""
 
 import json
+import math
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from multiprocessing import forkserver
+from multiprocessing import forkserver, get_context
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,16 @@ def test_a_run_that_somebody_else_is_at_work_on_is_waited_for(tmp_path: Path, mo
     assert set(said) == {"another process is at work on some of these runs: waiting for it"}
     assert set(_folders(ended[0])) == set(_folders(ended[1])) == set((tmp_path / "runs").iterdir())
     assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_a_run_whose_claim_is_to_be_tried_again_waits_for_a_free_place(tmp_path: Path) -> None:
+    """Not in a loop that keeps a core busy."""
+    launcher = launching._Launcher(tmp_path, None, tmp_path, 1, 1, (), math.inf, print)
+    launcher.waiting = [launching._Waiting(QUICK, not_before=time.monotonic() - 1)]
+    assert launcher._patience() == 0
+    process = get_context("spawn").Process()
+    launcher.running = [launching._Running(launching._Waiting(QUICK), process, tmp_path, math.inf)]
+    assert launcher._patience() is None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is a fork server on POSIX only")
