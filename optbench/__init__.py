@@ -1,9 +1,13 @@
 """Benchmark optimizers, and measure while they train: sharpness, edge of stability, generalization gap."""
 
+import sys
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
+
+if sys.argv[:1] == ["-m"]:  # Python is still looking for the module that it has been told to run
+    import_module("optbench.startup").begin_command()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,10 @@
 """`python -m optbench`: command line → configuration → run."""
 
 import os
+import socket
 import sys
 import traceback
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import hydra
@@ -11,14 +13,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from optbench.arguments import VERSION
-from optbench.compose import find_plugins
+from optbench.compose import find_plugins, with_paths
 from optbench.config import run_name
 from optbench.configuration import check
-from optbench.errors import UserError
+from optbench.errors import GO_ON, UserError
 from optbench.job import run_job
 from optbench.location import conf_folder
 from optbench.messages import explain
 from optbench.reuse import PresentData
+from optbench.startup import begun, secure_terminal
+from optbench.sweep import RunError, telling_failures
 
 
 def main() -> None:
@@ -27,33 +31,69 @@ def main() -> None:
         print(VERSION)
         return
     wants_tracebacks = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
-    if str(Path.cwd()) not in sys.path:  # `optbench` the script, unlike `python -m optbench`, would not find my_file.py
-        sys.path.insert(0, str(Path.cwd()))
+    try:
+        begun()
+        sys.exit(_main(wants_tracebacks))
+    except KeyboardInterrupt:
+        print(GO_ON, file=sys.stderr)
+        sys.exit(130)
+    except RunError as error:  # told already; a sweeper other than Hydra's own may end with the first
+        sys.exit(error.code)
+    except Exception as error:
+        text, code = _explained(error, wants_tracebacks)
+        print(text, file=sys.stderr)
+        sys.exit(code)
+
+
+def _main(wants_tracebacks: bool) -> int:
+    _find_own_files()
     for problem in find_plugins():
         print(f"optbench: {problem}", file=sys.stderr)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits by itself; we say it in one line
-    failures: list[int] = []
-    present = PresentData()
-
-    def job(config: DictConfig) -> None:
-        try:
-            _job(config, present)
-        except Exception as error:
-            failures.append(_report(error, wants_tracebacks))
-            if HydraConfig.get().mode != RunMode.MULTIRUN:
-                sys.exit(failures[-1])
-
-    try:
+    sys.argv[1:] = with_paths(sys.argv[1:])
+    job = Job(wants_tracebacks, _here())
+    with telling_failures(_here()) as codes:
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        sys.exit(_report(error, wants_tracebacks))
-    sys.exit(max(failures, default=0))
+    return max(codes, default=0)
 
 
-def _job(config: DictConfig, present: PresentData) -> None:
-    """Run one point of the configuration space; Ctrl-C during it ends a sweep too."""
+@dataclass(frozen=True)
+class Job:
+    """What Hydra calls with each configuration; it may be sent to another process.
+
+    Attributes:
+        wants_tracebacks: Whether to print them for errors that one line explains, too.
+        began_in: The process of the command.
+        present: What is known of the data as they are now.
+    """
+
+    wants_tracebacks: bool
+    began_in: str
+    present: PresentData = field(default_factory=PresentData)
+
+    def __call__(self, config: DictConfig) -> str:
+        """Run, and return the status. Ctrl-C ends a sweep too; an error does not."""
+        if _here() != self.began_in:
+            _find_own_files()
+            secure_terminal()
+        try:
+            return _job(config, self.present)
+        except SystemExit as ended:
+            error: Exception = UserError(_who_ended(ended))
+            error.__cause__ = ended
+        except Exception as why:
+            error = why
+        text, code = _explained(error, self.wants_tracebacks, _which())
+        here = _here()
+        if here == self.began_in:
+            print(text, file=sys.stderr)
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            sys.exit(code)
+        raise RunError(text, code, here)
+
+
+def _job(config: DictConfig, present: PresentData) -> str:
+    """Run one point of the configuration space."""
     hydra_config = HydraConfig.get()
     choices = {key: value for key, value in hydra_config.runtime.choices.items() if not key.startswith("hydra/")}
     given = {override.lstrip("+").split("=")[0] for override in hydra_config.overrides.task}
@@ -70,13 +110,39 @@ def _job(config: DictConfig, present: PresentData) -> None:
     status = run_job(config, name, choices, present)
     if status == "interrupted":
         raise KeyboardInterrupt
+    return status
 
 
-def _report(error: BaseException, wants_traceback: bool) -> int:
-    """Print an error, in one line where it is one that the user can mend, and return the exit code."""
+def _find_own_files() -> None:
+    """Let `my_file.py` of this folder be imported, as `python -m optbench` does and the script `optbench` does not."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
+def _here() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _which() -> str:
+    """Which run of a sweep failed; of one alone there is nothing to say."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode != RunMode.MULTIRUN:
+        return ""
+    return f"failed: {' '.join(hydra_config.overrides.task)}: "
+
+
+def _who_ended(ended: SystemExit) -> str:
+    """Name the line that wanted to end the process; a run that ends so has trained nothing, whatever the code."""
+    last = traceback.extract_tb(ended.__traceback__)[-1]
+    return f"{last.filename}, line {last.lineno}, calls for the end of the process ({last.line}): take that out"
+
+
+def _explained(error: BaseException, wants_traceback: bool, which: str = "") -> tuple[str, int]:
+    """Return what to print, in one line where it is an error that the user can mend, and the exit code."""
     message, code = explain(error)
+    lines = []
     if message is None or wants_traceback:
-        traceback.print_exception(error)
-    if message is not None:
-        print(f"optbench: {message}", file=sys.stderr)
-    return code
+        lines.append("".join(traceback.format_exception(error)).rstrip())
+    if message is not None or which:
+        lines.append(f"optbench: {which}{message or f'{type(error).__name__}: {error}'}")
+    return "\n".join(lines), code

@@ -24,7 +24,7 @@ from optbench.errors import UserError
 from optbench.probes import Probe, check_cadences
 from optbench.probes.generalization import evaluate, evaluating, is_mean_of_parts
 from optbench.runner import Experiment, Settings
-from optbench.seeds import derive, global_stream
+from optbench.seeds import global_stream, start_global_streams
 from optbench.task import Task
 from optbench.update import Update
 
@@ -83,7 +83,7 @@ def build(config: DictConfig) -> Experiment:
     search.read(config.optimizer.get("search"))
     device, dtype, autocast = _numerics(config)
     seed = config.seed
-    torch.manual_seed(derive(seed, "dropout"))
+    start_global_streams(seed, "dropout")
     task = build_task(config)
     model = build_model(config, task).to(device, dtype)
     channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
@@ -108,7 +108,7 @@ def build(config: DictConfig) -> Experiment:
     check_cadences(probes)
     _check_fit(task, model, optimizer)
     _check_micro_batches(task, model, optimizer, update.micro_batch_size, batches.size)
-    with evaluating(model, optimizer):
+    with evaluating(model, optimizer, task):
         initial_loss = evaluate(task, model, task.train.first(FINGERPRINT_EXAMPLES))["loss"]
     return Experiment(task, batches, update, probes, settings, initial_loss)
 
@@ -212,7 +212,7 @@ def _check_fit(task: Task, model: nn.Module, optimizer: Optimizer) -> None:
     """Raise a UserError if the model cannot take the task's inputs, or the loss its outputs."""
     example = task.train.first(2)
     try:
-        with evaluating(model, optimizer), torch.no_grad():
+        with evaluating(model, optimizer, task), torch.no_grad():
             task.loss(model(example.inputs), example.targets)
     except (RuntimeError, ValueError, TypeError, IndexError) as why:
         kind = "numbers" if example.inputs.is_floating_point() else "tokens"
@@ -228,7 +228,7 @@ def _check_micro_batches(task: Task, model: nn.Module, optimizer: Optimizer, siz
     """Raise a UserError if the mean of the micro-batches' losses is not the loss of the batch."""
     if size is None or size >= batch_size:
         return
-    with evaluating(model, optimizer), torch.no_grad():
+    with evaluating(model, optimizer, task), torch.no_grad():
         unweighted = replace(task, weight=None)
         if not is_mean_of_parts(unweighted, task.loss, model, task.train.first(batch_size), size):
             raise UserError(

@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 from optbench.arguments import Parser
-from optbench.boundary import printable
+from optbench.boundary import ShapeError, UnreadableError, printable
 from optbench.errors import UserError, exit_with
+from optbench.leaderboard.folders import read_run
 from optbench.leaderboard.page import report_page
-from optbench.leaderboard.runs import UnreadableError, read_run
-from optbench.record import folder as record
+from optbench.leaderboard.write import write_together
 
 
 def main() -> None:
@@ -27,15 +27,15 @@ def _main() -> int:
     for folder in given.runs:
         try:
             run = read_run(folder, any_run=True)
-        except UnreadableError as why:
+        except (UnreadableError, ShapeError) as why:
             print(printable(f"passed over {folder}: {why}"), file=sys.stderr)
         else:
             assert run is not None  # any run is one
             runs.append(run)
     if not runs:
         raise UserError("none of these is a run folder: name some of results/runs/")
-    record.write_whole(given.out, report_page(runs))
-    print(given.out)
+    write_together({given.out: report_page(runs)})
+    print(printable(str(given.out)))
     return 0
 
 

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from optbench import checkpoint
 from optbench.batches import Batches
+from optbench.optimizer_state import load_optimizer
 from optbench.probes import Probe, State, Stateful, Value, due, measure
 from optbench.probes.shared import Shared
 from optbench.record.folder import RunFolder
 from optbench.record.terminal import Terminal
+from optbench.seeds import global_state, set_global_state
 from optbench.task import Task
 from optbench.update import Update
 
@@ -66,6 +68,7 @@ class Runner:
     folder: RunFolder
     terminal: Terminal
     about: Mapping[str, Any] = field(default_factory=dict)  # what the summary says first
+    origin: Mapping[str, Any] = field(default_factory=dict)  # of its provenance, what a checkpoint is held against
     step: int = 0
     train_seconds: float = 0.0
     probe_seconds: float = 0.0
@@ -73,6 +76,7 @@ class Runner:
     _losses: list[float] = field(default_factory=list)  # batch losses since the last record
     _done: bool = False
     _stop: bool = False
+    _readable: bool = False  # whether a checkpoint of this session has been read back
     _shared: Shared = field(default_factory=Shared)
 
     def run(self) -> dict[str, Any]:
@@ -186,46 +190,59 @@ class Runner:
         self._segment = now
 
     def save(self) -> None:
-        """Write a checkpoint of everything that the rest of the run depends on."""
+        """Write a checkpoint of everything that the rest of the run depends on.
+
+        The series reach the disk before it: one that counts bytes that a power cut has taken is worth nothing.
+        The first of a session is read back at once.
+        """
         self._read_losses()
         self._count_training()
+        self.folder.sync()
+        state = checkpoint.sealed(self.state())
+        checkpoint.save(self.folder.path, state)
+        if not self._readable:
+            checkpoint.check_readable(self.folder.path, state)
+            self._readable = True
+        self.folder.write_summary("running", self.progress())
+        self._segment = self._last_save = time.monotonic()
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that the rest of the run depends on."""
         update = self.experiment.update
-        checkpoint.save(
-            self.folder.path,
+        return (
             self.progress()
+            | global_state()
             | {
                 "model": update.model.state_dict(),
                 "optimizer": update.optimizer.state_dict(),
                 "schedule": update.schedule.state_dict() if update.schedule else {},
                 "batches": self.experiment.batches.state_dict(),
                 "probes": {k: p.state_dict() for k, p in self.experiment.probes.items() if isinstance(p, Stateful)},
-                "random": torch.get_rng_state(),
-                "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
                 "losses": self._losses,
+                "measured": dict(self._shared.notes),
                 "done": self._done,  # killed after this and before the summary, the last step is not done again
                 "offsets": self.folder.offsets,
-            },
+                "metrics_digest": self.folder.metrics_digest,
+                "origin": dict(self.origin),
+            }
         )
-        self.folder.write_summary("running", self.progress())
-        self._segment = self._last_save = time.monotonic()
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint; the series are opened by whoever holds the folder."""
         update = self.experiment.update
         update.model.load_state_dict(state["model"])
-        update.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(update.optimizer, state["optimizer"])
         if update.schedule:
             update.schedule.load_state_dict(state["schedule"])
         self.experiment.batches.load_state_dict(state["batches"])
         for name, probe in self.experiment.probes.items():
             if isinstance(probe, Stateful):
                 probe.load_state_dict(state["probes"][name])
-        torch.set_rng_state(state["random"])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["random_cuda"])
+        set_global_state(state)
         self.step, update.gradients = state["step"], state["gradients"]
         self.train_seconds, self.probe_seconds = state["train_seconds"], state["probe_seconds"]
         self._losses, self._done = list(state["losses"]), state["done"]
+        self._shared.notes.update(state.get("measured", {}))
 
 
 @contextmanager

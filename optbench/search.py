@@ -5,11 +5,14 @@ Keys are paths below `optimizer`, so that a point of the space is a list of ordi
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
-from optbench.errors import UserError, nearest
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from optbench.boundary import STRICT, printable, shaped
+from optbench.errors import UserError
 
 
 class Dimension(Protocol):
@@ -38,13 +41,27 @@ SCALES: dict[str, Callable[[float, float, float], float]] = {
 }
 
 
+def _number(value: Any) -> Any:
+    """YAML takes 1e-4 for a word."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Choice = bool | int | float | Annotated[str, Field(max_length=255)] | None
+
+
 @dataclass(frozen=True)
 class Range:
     """The numbers from `low` to `high`, uniform in x (`linear`), log x (`log`) or log(1 − x) (`one_minus_log`)."""
 
-    low: float
-    high: float
-    scale: str
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    low: Number
+    high: Number
+    scale: Literal["linear", "log", "one_minus_log"]
 
     def at(self, u: float) -> float:
         """Return the value at the share u, `low` at 0 and `high` at 1, never beyond."""
@@ -55,7 +72,9 @@ class Range:
 class Choices:
     """One of a few values, each as likely."""
 
-    choices: tuple[Any, ...]
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    choices: Annotated[tuple[Choice, ...], Field(min_length=1, max_length=1000)]
 
     def at(self, u: float) -> Any:
         """Return the value at the share u: the ⌊nu⌋-th of n, the last one at 1."""
@@ -68,28 +87,36 @@ def read(node: Mapping[Any, Any] | None) -> dict[str, Dimension]:
     Raises:
         UserError: If one is neither {low, high, scale} nor {choices}, or its numbers fit no such axis.
     """
-    return {str(key): _dimension(str(key), value) for key, value in (node or {}).items()}
+    if node is not None and not isinstance(node, Mapping):
+        raise UserError(f"search must be a mapping, a line an axis, got {printable(repr(node))[:80]}")
+    return {str(key): _dimension(printable(str(key)), value) for key, value in (node or {}).items()}
 
 
 def _dimension(key: str, node: Any) -> Dimension:
-    if not isinstance(node, Mapping) or node.keys() not in ({"low", "high", "scale"}, {"choices"}):
-        raise UserError(f"search.{key} must be {{low, high, scale}} or {{choices}}, got {node}")
+    if not isinstance(node, Mapping) or not node.keys() & {"low", "high", "scale", "choices"}:
+        said = printable(repr(node))[:80]
+        raise UserError(f"search.{key} must be {{low, high, scale}} or {{choices}}, got {said}")
     if "choices" in node:
-        if not node["choices"]:
-            raise UserError(f"search.{key}.choices is empty: give the values to choose from")
-        return Choices(tuple(node["choices"]))
-    scale = str(node["scale"])
-    if scale not in SCALES:
-        raise UserError(f"search.{key}.scale must be one of {', '.join(SCALES)}, got {scale}.{nearest(scale, SCALES)}")
-    try:
-        low, high = float(node["low"]), float(node["high"])
-    except (TypeError, ValueError):
-        raise UserError(f"search.{key} must have numbers for low and high, got {dict(node)}") from None
-    outside = (scale == "log" and low <= 0) or (scale == "one_minus_log" and high >= 1)
-    if outside or not low < high < math.inf:
-        bound = {"log": ", above 0", "one_minus_log": ", below 1"}.get(scale, "")
-        raise UserError(f"search.{key} must have low < high{bound}, got low={low:g} and high={high:g}")
-    return Range(low, high, scale)
+        return shaped(Choices, _plain(node), prefix=f"search.{key}.")
+    axis = shaped(Range, _plain(node), prefix=f"search.{key}.")
+    _check(key, axis)
+    return axis
+
+
+def _check(key: str, axis: Range) -> None:
+    outside = (axis.scale == "log" and axis.low <= 0) or (axis.scale == "one_minus_log" and axis.high >= 1)
+    if outside or not axis.low < axis.high:
+        bound = {"log": ", above 0", "one_minus_log": ", below 1"}.get(axis.scale, "")
+        raise UserError(f"search.{key} must have low < high{bound}, got low={axis.low:g} and high={axis.high:g}")
+
+
+def _plain(node: Any) -> Any:
+    """A configuration's own mappings and lists as Python's."""
+    if isinstance(node, Mapping):
+        return {str(key): _plain(value) for key, value in node.items()}
+    if isinstance(node, Sequence) and not isinstance(node, str):
+        return [_plain(value) for value in node]
+    return node if isinstance(node, bool | int | float | str | None) else str(node)
 
 
 def _share(u: float) -> float:

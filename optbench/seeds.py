@@ -5,9 +5,12 @@ and two optimizers at one seed share initial weights and data order.
 """
 
 import hashlib
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -22,9 +25,41 @@ def generator(seed: int, stream: str) -> torch.Generator:
     return torch.Generator().manual_seed(derive(seed, stream))
 
 
+def start_global_streams(seed: int, stream: str) -> None:
+    """Put torch's, Python's and NumPy's global generators at the start of a named stream, each of its own."""
+    torch.manual_seed(derive(seed, stream))
+    random.seed(derive(seed, f"{stream}/python"))
+    np.random.seed(derive(seed, f"{stream}/numpy") % 2**32)  # noqa: NPY002  the one that users' code draws from
+
+
 @contextmanager
 def global_stream(seed: int, stream: str) -> Iterator[None]:
-    """Put torch's global generators on a named stream, and back where they were on leaving."""
-    with torch.random.fork_rng():
-        torch.manual_seed(derive(seed, stream))
+    """Put the global generators on a named stream, and back where they were on leaving."""
+    before = global_state()
+    try:
+        start_global_streams(seed, stream)
         yield
+    finally:
+        set_global_state(before)
+
+
+def global_state() -> dict[str, Any]:
+    """Return where the global generators stand."""
+    version, words, gauss = random.getstate()
+    return {
+        "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "random_python": [version, torch.tensor(words), gauss],
+        "random_numpy": np.random.get_state(),  # noqa: NPY002
+    }
+
+
+def set_global_state(state: Mapping[str, Any]) -> None:
+    """Put the global generators where they stood; a checkpoint of an earlier version knows torch's alone."""
+    torch.set_rng_state(state["random"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["random_cuda"])
+    if "random_python" in state:
+        version, words, gauss = state["random_python"]
+        random.setstate((version, tuple(words.tolist()), gauss))
+        np.random.set_state(state["random_numpy"])  # noqa: NPY002

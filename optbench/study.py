@@ -7,17 +7,18 @@ from contextlib import closing
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from optbench.arguments import Parser
 from optbench.errors import exit_with
 from optbench.launch import cores, launch
 from optbench.record import folder as record
+from optbench.record.terminal import ManyRuns
 from optbench.reuse import PresentData
 from optbench.studies import choice, edge_atlas, picture
 from optbench.studies.atlas import ATLAS, CHOICE_SEED, SEEDS, Entry
 
+RUN_SECONDS = 86400.0
 RUNS = "runs.json"  # the folder of every command that has been given: finished ones are not given again
 
 
@@ -34,6 +35,7 @@ def _main() -> int:
     parser.add_argument("--seeds", type=int, default=None, help=f"number of seeds ({len(SEEDS)}; short form 1)")
     parser.add_argument("--only", default="", help="names of the table to keep, separated by commas")
     parser.add_argument("--jobs", type=int, default=cores(), help="runs at a time, a thread each")
+    parser.add_argument("--run-seconds", type=float, default=RUN_SECONDS, help="a run that takes longer is stopped")
     parser.add_argument("--results-dir", type=Path, default=Path("results"), help="where runs and tables go")
     given = parser.parse_args()
     wanted = [name.strip() for name in given.only.split(",") if name.strip()]
@@ -41,6 +43,8 @@ def _main() -> int:
         parser.error(f"no entry called {', '.join(sorted(unknown))}. Known: {', '.join(e.name for e in ATLAS)}")
     entries = [e for e in ATLAS if not wanted or e.name in wanted]
     count = given.seeds if given.seeds is not None else 1 if given.short else len(SEEDS)
+    if not given.run_seconds > 0:
+        parser.error(f"--run-seconds must be positive, got {given.run_seconds:g}")
     if count < 1 or given.jobs < 1:
         parser.error(f"--seeds and --jobs must be positive, got {count} and {given.jobs}")
     for entry in entries:
@@ -48,22 +52,29 @@ def _main() -> int:
             print(f"left out: {entry.name} needs {entry.needs}: pip install {entry.needs}", file=sys.stderr)
     entries = [e for e in entries if e.available]
     if given.choose:
-        failures = do_choice(entries, given.jobs, given.results_dir, "edge_atlas_rates")
+        failures = do_choice(entries, given.jobs, given.results_dir, "edge_atlas_rates", given.run_seconds)
     else:
         name = "edge_atlas_short" if given.short else "edge_atlas"
-        failures = do_atlas(entries, range(1, count + 1), given.short, given.jobs, given.results_dir, name)
+        seeds = range(1, count + 1)
+        failures = do_atlas(entries, seeds, given.short, given.jobs, given.results_dir, name, given.run_seconds)
     for line in failures:
         print(line, file=sys.stderr)
     return 1 if failures else 0
 
 
 def do_atlas(
-    entries: Sequence[Entry], seeds: Iterable[int], short: bool, jobs: int, results: Path, name: str
+    entries: Sequence[Entry],
+    seeds: Iterable[int],
+    short: bool,
+    jobs: int,
+    results: Path,
+    name: str,
+    run_seconds: float = RUN_SECONDS,
 ) -> list[str]:
     """Make the runs, write and print the table, and return what went wrong, a line each."""
     commands = {e.name: [e.command(e.lr, seed, short) for seed in seeds] for e in entries}
     folder = results / "studies" / name
-    folders, failures = make_runs([c for own in commands.values() for c in own], jobs, results, folder)
+    folders, failures = make_runs([c for own in commands.values() for c in own], jobs, results, folder, run_seconds)
     rows = []
     for entry in entries:
         own = (folders.get(" ".join(command)) for command in commands[entry.name])
@@ -74,11 +85,13 @@ def do_atlas(
     return failures
 
 
-def do_choice(entries: Sequence[Entry], jobs: int, results: Path, name: str) -> list[str]:
+def do_choice(
+    entries: Sequence[Entry], jobs: int, results: Path, name: str, run_seconds: float = RUN_SECONDS
+) -> list[str]:
     """Try every learning rate of every entry on the seed for that, write and print what the rule takes."""
     commands = {(e.name, lr): e.command(lr, CHOICE_SEED) for e in entries for lr in e.lrs}
     folder = results / "studies" / name
-    folders, failures = make_runs(list(commands.values()), jobs, results, folder)
+    folders, failures = make_runs(list(commands.values()), jobs, results, folder, run_seconds)
     known = {key: folders[" ".join(c)] for key, c in commands.items() if " ".join(c) in folders}
     tried = {
         e.name: [choice.read_tried(e, lr, known[e.name, lr]) for lr in e.lrs if (e.name, lr) in known] for e in entries
@@ -94,7 +107,7 @@ def do_choice(entries: Sequence[Entry], jobs: int, results: Path, name: str) -> 
 
 
 def make_runs(
-    commands: Sequence[list[str]], jobs: int, results: Path, folder: Path
+    commands: Sequence[list[str]], jobs: int, results: Path, folder: Path, run_seconds: float = RUN_SECONDS
 ) -> tuple[dict[str, Path], list[str]]:
     """Run the main job with each list of overrides that has no finished run yet.
 
@@ -106,7 +119,6 @@ def make_runs(
     """
     folder.mkdir(parents=True, exist_ok=True)
     known = {command: Path(path) for command, path in (record.read_json(folder / RUNS) or {}).items()}
-    where = [f"results_dir={results}", "device=cpu"]
     present, missing = PresentData(), []
     for command in commands:
         path = known.get(" ".join(command))
@@ -115,21 +127,28 @@ def make_runs(
         else:
             missing.append(command)
     failures: list[str] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with (
-        Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True)) as progress,
-        closing(launch([[*command, *where] for command in missing], jobs, threads=1)) as runs,
-    ):
-        bar = progress.add_task("runs", total=len(commands), completed=len(commands) - len(missing))
-        for done in runs:
-            line = " ".join(done.overrides[: -len(where)])
-            if done.folder is None:
-                failures.append(f"failed: python -m optbench {line}: {done.why}")
-            else:
-                known[line] = done.folder
-                content = json.dumps({k: str(p) for k, p in known.items()}, indent=2)
-                record.write_whole(folder / RUNS, content + "\n")
-            progress.advance(bar)
+    with ManyRuns(len(commands), done=len(commands) - len(missing)) as shown:
+        shown.begin(folder.name)
+        runs = launch(
+            missing,
+            jobs,
+            threads=1,
+            results=results,
+            where=["device=cpu"],
+            claims=folder / "claims",
+            seconds=run_seconds,
+            say=shown.say,
+        )
+        with closing(runs):
+            for done in runs:
+                line = " ".join(done.overrides)
+                if done.folder is None:
+                    failures.append(f"failed: python -m optbench {line}: {done.why}")
+                else:
+                    known[line] = done.folder
+                    content = json.dumps({k: str(p) for k, p in known.items()}, indent=2)
+                    record.write_whole(folder / RUNS, content + "\n")
+                shown.advance()
     return known, failures
 
 

@@ -2,18 +2,25 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, ClassVar
 
-import yaml
+from pydantic import ConfigDict, Field
 
+from optbench.boundary import STRICT, Name, ShapeError, Text, UnreadableError, printable, read_yaml, shaped
 from optbench.errors import UserError, nearest
 from optbench.location import conf_folder
+from optbench.overrides import quoted
 
 TUNE, FINAL = "tune", "final"
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Number = int | float  # as it is written: the digest is of that
+Word = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
 @dataclass(frozen=True)
@@ -33,16 +40,18 @@ class SuiteTask:
         floor_slack: By how much a finite test set may undercut it: several of its standard errors.
     """
 
-    kind: str
-    run: tuple[str, ...]
-    metric: str
-    select: str
-    start: float
-    good: float
-    targets: tuple[float, ...]
-    final: tuple[str, ...] = ()
-    floor: float | None = None
-    floor_slack: float = 0.0
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    kind: Text
+    run: tuple[Word, ...]
+    metric: Text
+    select: Text
+    start: Number
+    good: Number
+    targets: Annotated[tuple[Number, ...], Field(min_length=1, max_length=100)]
+    final: tuple[Word, ...] = ()
+    floor: Number | None = None
+    floor_slack: Number = 0.0
 
     @property
     def target(self) -> float:
@@ -70,15 +79,17 @@ class Suite:
         tasks: By name.
     """
 
-    name: str
-    version: int
-    points: int
-    sobol_seed: int
-    tuning_seeds: tuple[int, ...]
-    final_seeds: tuple[int, ...]
-    held_out: str
-    common: tuple[str, ...]
-    tasks: Mapping[str, SuiteTask]
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    name: Name
+    version: Annotated[int, Field(ge=0, lt=2**31)]
+    points: Annotated[int, Field(ge=1, le=4096)]
+    sobol_seed: Seed
+    tuning_seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000)]
+    final_seeds: Annotated[tuple[Seed, ...], Field(min_length=2, max_length=1000)]
+    held_out: Name
+    common: tuple[Word, ...]
+    tasks: Annotated[Mapping[Name, SuiteTask], Field(max_length=200)]
 
     @property
     def label(self) -> str:
@@ -109,18 +120,22 @@ class Suite:
         place = {"suite": self.name, "version": self.version, "digest": self.digest[:16], "task": task}
         place |= {"phase": phase, "point": number}
         return (
-            f"optimizer={optimizer}",
+            f"optimizer={quoted(optimizer)}",
             *(override for override in (*self.common, *own.run) if override.split("=")[0] not in later),
             *probes,
             *point,
             f"seed={seed}",
-            "board={" + ",".join(f"{key}:{value}" for key, value in place.items()) + "}",
+            "board={" + ",".join(f"{key}:{_spelled(value)}" for key, value in place.items()) + "}",
         )
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of everything in it: another digest under one version is another protocol."""
         return hashlib.sha256(json.dumps(_plain(self), sort_keys=True).encode()).hexdigest()
+
+
+def _spelled(value: object) -> str:
+    return quoted(value) if isinstance(value, str) else str(value)
 
 
 def known_suites() -> list[str]:
@@ -135,65 +150,46 @@ def read_suite(name: str) -> Suite:
         UserError: If there is none, or it says something that no protocol can.
     """
     path = Path(name) if name.endswith(".yaml") else conf_folder() / "suite" / f"{name}.yaml"
+    said = printable(name)
     try:
-        node = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as why:
-        known = known_suites()
-        if not path.exists():
-            hint = f"{nearest(name, known)} Known: {', '.join(known)}, or a path to a .yaml"
-            raise UserError(f"there is no suite called {name}.{hint}") from why
-        raise UserError(f"cannot read the suite {path}: {' '.join(str(why).split())}") from why
-    node = _object(node, f"the suite {path}", Suite, without=("name",))
-    tasks = {
-        str(task): SuiteTask(**_tuples(_object(content, f"tasks.{task} of {path}", SuiteTask)))
-        for task, content in _mapping(node["tasks"], f"tasks of {path}").items()
-    }
-    suite = Suite(**(_tuples(node) | {"tasks": tasks, "name": path.stem}))
+        if not name.endswith(".yaml") and name not in known_suites():
+            raise UnreadableError("missing")
+        content = read_yaml(Path(os.path.realpath(path)), aliases=True)
+    except (UnreadableError, ValueError) as why:
+        if str(why) == "missing":
+            known = known_suites()
+            hint = f"{nearest(said, known)} Known: {', '.join(known)}, or a path to a .yaml"
+            raise UserError(f"there is no suite called {said}.{hint}") from why
+        raise UserError(f"cannot read the suite {said}: {printable(str(why))}") from why
+    if isinstance(content, dict):
+        if "name" in content:
+            raise ShapeError(f"there is no key name, in {said}: a suite is called as its file is")
+        content = content | {"name": path.stem}
+    suite = shaped(Suite, content, said)
     _check(suite)
     return suite
 
 
 def _check(suite: Suite) -> None:
+    """Hold the parts of a suite against each other, which no shape can."""
+
     def refuse(what: str) -> None:
         raise UserError(f"suite {suite.name}: {what}")
 
     if both := set(suite.tuning_seeds) & set(suite.final_seeds):
         refuse(f"seed {min(both)} both selects and reports: tuning_seeds and final_seeds must be disjoint")
-    if len(set(suite.final_seeds)) < 2 or not suite.tuning_seeds:
-        refuse("final_seeds must be two or more different numbers, and tuning_seeds one or more")
-    if suite.points < 1:
-        refuse(f"points must be positive, got {suite.points}")
+    for seeds in (suite.tuning_seeds, suite.final_seeds):
+        if len(set(seeds)) < len(seeds):
+            refuse(f"seeds must differ from each other, got {list(seeds)}")
     if suite.held_out not in suite.tasks or len(suite.tasks) < 2:
         refuse(f"held_out must be one of two or more tasks, got {suite.held_out}")
     for name, task in suite.tasks.items():
         if not task.good < task.start:
             refuse(f"tasks.{name}.good must be below start, got {task.good} and {task.start}")
-        if list(task.targets) != sorted(set(task.targets), reverse=True) or not task.targets:
+        if list(task.targets) != sorted(set(task.targets), reverse=True):
             refuse(f"tasks.{name}.targets must fall from easy to hard, got {list(task.targets)}")
         if task.select.startswith("test/"):
             refuse(f"tasks.{name}.select is {task.select}: the test set reports, it never selects")
-
-
-def _object(node: Any, what: str, kind: type, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    content = _mapping(node, what)
-    known = {field.name for field in fields(kind)} - set(without)
-    needed = {field.name for field in fields(kind) if field.default is MISSING} - set(without)
-    for key in content:
-        if key not in known:
-            raise UserError(f"{what} has no key {key}.{nearest(str(key), known)}")
-    if absent := sorted(needed - content.keys()):
-        raise UserError(f"{what} lacks {', '.join(absent)}")
-    return content
-
-
-def _mapping(node: Any, what: str) -> dict[str, Any]:
-    if not isinstance(node, dict):
-        raise UserError(f"{what} must be a mapping, got {type(node).__name__}")
-    return cast(dict[str, Any], node)
-
-
-def _tuples(node: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in node.items()}
 
 
 def _plain(node: Any) -> Any:

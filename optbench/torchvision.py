@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from optbench.boundary.regular import UnreadableFileError
 from optbench.errors import MachineError
 
 _SCHEMAS = {
@@ -51,6 +52,8 @@ def fetch(name: str, way_out: str, check: Callable[[], Any]) -> None:
     try:
         with _impatient_sockets():
             check()
+    except UnreadableFileError as why:
+        raise MachineError(f"cannot read {name}: {why}. {way_out}") from why
     except OSError as why:  # includes URLError: no network, no name server, no answer in time
         raise MachineError(f"{name} is not here and cannot be fetched ({why}). {way_out}") from why
     except RuntimeError as why:

@@ -2,7 +2,8 @@
 
 Every optimizer gets the same number of scrambled-Sobol points of its own search space on every task, the best by
 validation is run anew with fresh seeds, and the held-out task is run at the point with the best mean rank on the
-others. What has run is found and not run again: give the same command to go on.
+others. What has run is found and not run again: give the same command to go on. Given twice at once, on one results
+folder, the two share the runs.
 
 keys:
   suite=smoke         smoke (minutes on 2 cores), small (under an hour), full (a GPU), or a path to a .yaml
@@ -10,6 +11,7 @@ keys:
   results_dir=results where the run folders go
   jobs=N              runs at a time, cores/N threads each (default: as many as cores; on a GPU, 4 pay)
   device=cpu          auto, cpu, cuda, mps
+  run_seconds=86400   a run that takes longer is stopped and has failed; the others go on
   wandb.mode=disabled auto, online, offline: mirror every run, grouped by optimizer, typed tune and final
   config_dir=DIR      your own YAMLs: DIR/optimizer/mine.yaml, with its `search`
 
@@ -20,24 +22,20 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from scipy.stats import qmc
-
-from optbench import search
 from optbench.arguments import VERSION
 from optbench.errors import UserError, exit_with, nearest
 from optbench.launch import cores, launch
 from optbench.leaderboard.entrants import select
-from optbench.location import conf_folder
+from optbench.overrides import quoted
+from optbench.points import search_spaces, sobol_points
 from optbench.record import folder as record
+from optbench.record.terminal import ManyRuns
 from optbench.reuse import PresentData
 from optbench.suite import FINAL, TUNE, Suite, read_suite
 
@@ -61,9 +59,9 @@ class Place:
         return [
             *suite.command(self.optimizer, self.task, self.phase, self.point, point, self.seed),
             "picture=false",
-            f"wandb.group={suite.label}-{self.optimizer}",
+            f"wandb.group={quoted(f'{suite.label}-{self.optimizer}')}",
             f"wandb.job_type={self.phase}",
-            f"wandb.tags=[{suite.label},{self.task},{self.optimizer}]",
+            f"wandb.tags=[{','.join(quoted(tag) for tag in (suite.label, self.task, self.optimizer))}]",
         ]
 
 
@@ -77,6 +75,7 @@ class Tuner:
         jobs: Runs at a time.
         extra: Overrides that say where and how to run, and move no result.
         config_dir: The user's own YAMLs.
+        run_seconds: Time limit of a run.
         failures: A line for every run that failed.
     """
 
@@ -85,6 +84,7 @@ class Tuner:
     jobs: int
     extra: Sequence[str] = ()
     config_dir: Path | None = None
+    run_seconds: float = math.inf
     failures: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -96,18 +96,15 @@ class Tuner:
         """Run what is missing of the protocol, for each optimizer (with its points)."""
         per_optimizer = len(self.suite.tuned) * self.suite.points * len(self.suite.tuning_seeds)
         per_optimizer += len(self.suite.tasks) * len(self.suite.final_seeds)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        console = Console(stderr=True)
-        with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as progress:
-            bar = progress.add_task("runs", total=per_optimizer * len(optimizers))
+        with ManyRuns(per_optimizer * len(optimizers)) as shown:
             for optimizer, points in optimizers.items():
                 for phase, plan in ((TUNE, self._tuning), (FINAL, self._finals)):
                     places = plan(optimizer, points)
-                    progress.update(bar, description=f"{optimizer} {phase}")
-                    for line in self._make(places, points):
-                        progress.advance(bar)
+                    shown.begin(f"{optimizer} {phase}")
+                    for line in self._make(places, points, shown.say):
+                        shown.advance()
                         if line:
-                            progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+                            shown.say(line)
 
     def _tuning(self, optimizer: str, points: Sequence[Sequence[str]]) -> list[Place]:
         return [
@@ -157,7 +154,9 @@ class Tuner:
         folder = self._folders.get(" ".join(place.overrides(point)))
         return record.read_finished(self.results / "runs" / folder) if folder else None
 
-    def _make(self, places: Sequence[Place], points: Sequence[Sequence[str]]) -> Iterator[str]:
+    def _make(
+        self, places: Sequence[Place], points: Sequence[Sequence[str]], say: Callable[[str], None]
+    ) -> Iterator[str]:
         """Yield a line for each place when it is filled: empty, or why it is not."""
         missing = []
         for place in places:
@@ -168,12 +167,21 @@ class Tuner:
                 yield ""
             else:
                 missing.append(overrides)
-        where = [*self.extra, f"results_dir={self.results}"]
+        where = [*self.extra]
         if self.config_dir is not None:
             where += ["--config-dir", str(self.config_dir.resolve())]
-        with closing(launch([[*command, *where] for command in missing], self.jobs)) as runs:
+        runs = launch(
+            missing,
+            self.jobs,
+            results=self.results,
+            where=where,
+            claims=self._index.parent / "claims",
+            seconds=self.run_seconds,
+            say=say,
+        )
+        with closing(runs):
             for run in runs:
-                command = " ".join(run.overrides[: len(run.overrides) - len(where)])
+                command = " ".join(run.overrides)
                 if run.folder is None:
                     self.failures.append(f"failed: python -m optbench {command}: {run.why}")
                     yield self.failures[-1]
@@ -182,50 +190,6 @@ class Tuner:
                 with self._index.open("a") as stream:
                     stream.write(json.dumps({"command": command, "folder": run.folder.name}) + "\n")
                 yield ""
-
-
-def sobol_points(space: Mapping[str, search.Dimension], count: int, seed: int) -> list[list[str]]:
-    """Return overrides for the first `count` points of a scrambled Sobol sequence in a search space.
-
-    Owen-scrambled: each point is uniform on the space, and together they fill it evenly.
-
-    References:
-        Owen (1998), doi:10.1006/jcom.1998.0487; scipy.stats.qmc.Sobol.
-    """
-    whole = 1 << max(0, count - 1).bit_length()  # its balance is that of powers of 2: draw so many, take the first
-    shares = qmc.Sobol(len(space), scramble=True, seed=seed).random(whole)[:count]
-    return [
-        [f"optimizer.{key}={_spelled(axis.at(float(u)))}" for (key, axis), u in zip(space.items(), row, strict=True)]
-        for row in shares
-    ]
-
-
-def _spelled(value: Any) -> str:
-    """Spell a value for Hydra; six digits say all that a random point has to say."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def search_spaces(names: str, config_dir: Path | None = None) -> dict[str, dict[str, search.Dimension]]:
-    """Return the search space of each optimizer named (or of all that have one), from its YAML.
-
-    Raises:
-        UserError: If there is no such optimizer, or it declares no search space.
-    """
-    folders = [folder / "optimizer" for folder in (config_dir, conf_folder()) if folder is not None]
-    files = {file.stem: file for folder in reversed(folders) for file in sorted(folder.glob("*.yaml"))}
-    wanted = sorted(files) if names == "all" else [name.strip() for name in names.split(",") if name.strip()]
-    spaces = {}
-    for name in wanted:
-        if name not in files:
-            raise UserError(f"there is no optimizer called {name}.{nearest(name, files)} Known: {', '.join(files)}")
-        space = search.read(yaml.safe_load(files[name].read_text()).get("search"))
-        if space:
-            spaces[name] = space
-        elif names != "all":
-            raise UserError(f"optimizer {name} declares no search space: add `search:` to {files[name].name}")
-    return spaces
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -252,6 +216,21 @@ def read_arguments(arguments: Sequence[str], defaults: Mapping[str, str]) -> dic
     return given
 
 
+def positive_seconds(text: str) -> float:
+    """Read a time limit.
+
+    Raises:
+        UserError: If it is none.
+    """
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        raise UserError(f"the time limit of a run must be a positive number of seconds, got {text}")
+    return seconds
+
+
 def main() -> None:
     """Parse the command line and tune."""
     if {"-h", "--help"} & set(sys.argv[1:]):
@@ -270,6 +249,7 @@ def _main(arguments: Sequence[str]) -> int:
         "results_dir": "results",
         "jobs": "",
         "device": "cpu",
+        "run_seconds": "86400",
         "wandb.mode": "disabled",
         "config_dir": "",
     }
@@ -281,14 +261,14 @@ def _main(arguments: Sequence[str]) -> int:
     jobs = given["jobs"] or str(cores() if given["device"] == "cpu" else min(4, cores()))
     if not jobs.isdigit() or int(jobs) < 1:
         raise UserError(f"jobs must be a positive number of runs at a time, got {jobs}")
-    extra = [f"device={given['device']}", f"wandb.mode={given['wandb.mode']}"]
-    tuner = Tuner(suite, Path(given["results_dir"]), int(jobs), extra, config_dir)
+    extra = [f"{key}={quoted(given[key])}" for key in ("device", "wandb.mode")]
+    seconds = positive_seconds(given["run_seconds"])
+    tuner = Tuner(suite, Path(given["results_dir"]), int(jobs), extra, config_dir, seconds)
     tuner.run(points)
     for line in tuner.failures:
         print(line, file=sys.stderr)
-    print(
-        f"next: python -m optbench.leaderboard {shlex.quote(str(tuner.results))} --suite {shlex.quote(given['suite'])}"
-    )
+    board = ["python", "-m", "optbench.leaderboard", str(tuner.results), "--suite", given["suite"]]
+    print(f"next: {shlex.join(board)}")
     return 1 if tuner.failures else 0
 
 

@@ -1,6 +1,8 @@
 """The next character of a text: a small language model on Python's own standard library, or on any text."""
 
+import codecs
 import hashlib
+import io
 import platform
 import sysconfig
 from pathlib import Path
@@ -8,10 +10,13 @@ from pathlib import Path
 import torch
 
 from optbench.boundary.kinds import BelowOne, Count, Share, Size, Whole
+from optbench.boundary.regular import open_regular, read_bytes
 from optbench.errors import MachineError, UserError
 from optbench.examples import with_label_noise
 from optbench.seeds import generator
 from optbench.task import Task, classification
+
+MOST_BYTES = 2**30  # of a text that is taken whole
 
 
 def char_lm(
@@ -34,7 +39,7 @@ def char_lm(
         seed: Seed of the run; only the label noise depends on it.
         text: A file in UTF-8; None for the modules of Python's standard library, in alphabetical order. They differ
             from one Python to the next: the record has the version and the SHA-256 of the text.
-        characters: How much of the text; None for all.
+        characters: How much of the text, and no more of the file is read; None for all, up to 1 GiB.
         context: Characters a window.
         train_size: Windows to train on; None for all that are left.
         val_share: Share of the windows to choose with.
@@ -42,7 +47,9 @@ def char_lm(
         split_seed: Seed of that division, the same for every run.
         label_noise: Share of the training targets replaced by another character.
     """
-    content = (_standard_library(characters) if text is None else _read(Path(text).expanduser()))[:characters]
+    if characters is not None and not (isinstance(characters, int) and characters >= 1):
+        raise UserError(f"task.characters must be a positive whole number, or null for all, got {characters}")
+    content = _standard_library(characters) if text is None else _read(Path(text).expanduser(), characters)
     alphabet = sorted(set(content))
     code = {character: i for i, character in enumerate(alphabet)}
     tokens = torch.tensor([code[character] for character in content])
@@ -75,23 +82,37 @@ def char_lm(
 
 
 def _standard_library(characters: Count | None) -> str:
-    """The first so many characters of the library's top-level modules, whole files in alphabetical order."""
+    """The first so many characters of the library's top-level modules in alphabetical order; None for all."""
     folder = Path(sysconfig.get_path("stdlib"))
     parts, length = [], 0
     for file in sorted(folder.glob("*.py")):
         if characters is not None and length >= characters:
             break
-        parts.append(_read(file))
+        parts.append(_read(file, None if characters is None else characters - length))
         length += len(parts[-1])
     if not parts:
         raise MachineError(f"this Python has no sources in {folder}: say task.text=FILE")
     return "".join(parts)
 
 
-def _read(file: Path) -> str:
+def _read(file: Path, characters: int | None) -> str:
+    """Return a file's first characters, None for all, every end of line as a newline; reads no more than they need."""
     try:
-        return file.read_text(encoding="utf-8")
+        content, whole = _bytes(file, characters)
+        decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
+        return decoder.decode(content, final=whole)[:characters]
     except OSError as why:
-        raise UserError(f"cannot read {file} ({why.strerror}): say task.text=FILE") from why
+        shorter = ", or task.characters=N for its first N" if characters is None else ""
+        raise UserError(f"cannot read {file} ({why.strerror}): say task.text=FILE{shorter}") from why
     except UnicodeDecodeError as why:
         raise UserError(f"{file} is not text in UTF-8 ({why.reason} at byte {why.start}): convert it first") from why
+
+
+def _bytes(file: Path, characters: int | None) -> tuple[bytes, bool]:
+    """Return enough bytes for so many characters, and whether that is the whole file."""
+    if characters is None:
+        return read_bytes(file, MOST_BYTES), True
+    most = 4 * (characters + 1)  # UTF-8 has at most 4 bytes a character; one more for a \r whose \n is cut off
+    with open_regular(file) as stream:
+        content = stream.read(most + 1)
+    return content, len(content) <= most

@@ -1,6 +1,5 @@
 """Handwritten digits, embedded in scikit-learn: real images with no download. For dynamics in seconds."""
 
-import gzip
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -9,12 +8,14 @@ import numpy as np
 import torch
 
 from optbench.boundary.kinds import CountFromZero
+from optbench.boundary.regular import read_gzip, reason
 from optbench.errors import MachineError
 from optbench.examples import Handling, Labelled, balanced_split, labelled
 from optbench.task import Split, Task
 
 CLASSES = 10
 TEST_SIZE, VAL_SIZE = 500, 297
+MOST_BYTES = 2**20  # the table has a quarter of that
 
 
 def digits(
@@ -45,10 +46,15 @@ def _read() -> np.ndarray:
     # Importing sklearn.datasets takes longer than training's first hundred steps; its data file is all we need.
     file = sklearn_data() / "digits.csv.gz"
     try:
-        with gzip.open(file, "rt") as lines:
-            return np.loadtxt(lines, delimiter=",", dtype=np.float64)
-    except (OSError, ValueError, EOFError) as why:
-        raise MachineError(f"cannot read scikit-learn's digits at {file}: {why}. Install scikit-learn again.") from why
+        lines = read_gzip(file, MOST_BYTES).decode("ascii").splitlines()
+        table = np.loadtxt(lines, delimiter=",", dtype=np.float64)
+        if table.shape != (1797, 65) or not np.isin(table[:, 64], range(CLASSES)).all():
+            raise ValueError(f"expected 1,797 rows of 64 pixels and a class 0-9, got shape {table.shape}")
+    except (OSError, ValueError) as why:
+        raise MachineError(
+            f"cannot read scikit-learn's digits at {file}: {reason(why)}. Install scikit-learn again."
+        ) from why
+    return table
 
 
 def sklearn_data() -> Path:

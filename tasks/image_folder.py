@@ -1,23 +1,28 @@
 """Your own images: a folder with one folder a class."""
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import Field
 from rich.progress import track
 from torch import Tensor
 
 from optbench.boundary.kinds import BelowOne
+from optbench.boundary.regular import UnreadableFileError, open_regular
 from optbench.errors import MachineError, UserError
 from optbench.examples import Handling, Labelled, labelled
 from optbench.task import Split, Task
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+# Pillow's names of the formats of these suffixes; it would try all it knows, PostScript's interpreter among them.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
 CHANNELS = {"L": 1, "RGB": 3}
+SIXTEEN_BITS = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
 Mode = Literal["L", "RGB"]
 Side = Annotated[int, Field(ge=1, le=4096)]  # pixels
 
@@ -35,6 +40,7 @@ def image_folder(
     """Classify the images in DIR/CLASS/, or in DIR/train/CLASS/ and DIR/test/CLASS/.
 
     Nothing is resized, cropped or recoloured unless you say so: images of unequal size or colour mode are an error.
+    Of 16 bits a channel the upper eight are kept, of grey only where `mode` asks for a conversion.
 
     Args:
         seed: See `optbench.examples.Handling`, as for the others.
@@ -49,6 +55,8 @@ def image_folder(
     where = Path(folder).expanduser()
     apart = (where / "test").is_dir() and (where / "train").is_dir()
     classes = _classes(where / "train" if apart else where)
+    if apart:
+        _check_apart(where, classes)
     everything = _read(where / "train" if apart else where, classes, size, mode)
     if apart:
         pool, test = everything, _read(where / "test", classes, size, mode)
@@ -65,13 +73,38 @@ def image_folder(
 
 
 def _classes(folder: Path) -> list[str]:
-    try:
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    except OSError as why:
-        raise MachineError(f"cannot read {folder.absolute()} ({why.strerror}): say task.folder=DIR") from why
+    names = _folders(folder)
     if len(names) < 2:
         raise UserError(f"{folder.absolute()} must hold one folder a class, at least two, got {names}")
     return names
+
+
+def _folders(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    except OSError as why:
+        raise MachineError(f"cannot read {folder.absolute()} ({why.strerror}): say task.folder=DIR") from why
+
+
+def _check_apart(where: Path, classes: list[str]) -> None:
+    """Raise a UserError if a folder in DIR would not be read, or is there for one of the two only."""
+    others = [name for name in _folders(where) if name not in ("train", "test") and not name.startswith(".")]
+    if others:
+        raise UserError(
+            f"{where.absolute()} holds train/ and test/, and {_named(others)} would not be read: move it away, or "
+            "its classes into train/"
+        )
+    in_test = set(_folders(where / "test"))
+    for name, here, there in (("test", in_test, set(classes)), ("train", set(classes), in_test)):
+        if here - there:
+            raise UserError(
+                f"{_named(sorted(here - there))} is a class in {where.absolute() / name} only: "
+                "train/ and test/ must hold the same classes"
+            )
+
+
+def _named(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _read(folder: Path, classes: list[str], size: int | None, mode: Mode | None) -> Split:
@@ -98,16 +131,44 @@ def _files(folder: Path) -> Iterable[Path]:
 
 def _open(file: Path, size: int | None, mode: Mode | None) -> Tensor:
     try:
-        with Image.open(file) as image:
-            if mode is None and image.mode not in CHANNELS:
-                raise UserError(f"{file} is in mode {image.mode}: say task.mode=RGB or task.mode=L to convert all")
-            picture = image if mode is None else image.convert(mode)
-            if size is not None:
-                picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-            pixels = np.asarray(picture)
-    except (OSError, UnidentifiedImageError) as why:
-        raise MachineError(f"cannot read {file}: {why}") from why
+        with warnings.catch_warnings(), open_regular(file) as stream:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(stream, formats=FORMATS) as image:
+                picture = _converted(file, image, mode)
+                if size is not None:
+                    picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+                pixels = np.asarray(picture)
+    except UserError:
+        raise
+    except UnreadableFileError as why:
+        raise MachineError(f"cannot read {why}: take it out of the folder") from why
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as why:
+        raise MachineError(
+            f"cannot read {file}: it unpacks to more than {Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller first"
+        ) from why
+    except Exception as why:  # a corrupt image can raise nearly anything
+        said = "not an image in one of the formats " + ", ".join(FORMATS) if "cannot identify" in str(why) else str(why)
+        raise MachineError(f"cannot read {file}: {said}. Mend it, or take it out of the folder") from why
     return torch.from_numpy(pixels.copy()).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
+
+
+def _converted(file: Path, image: Image.Image, mode: str | None) -> Image.Image:
+    """Return the image as it is, or in another mode.
+
+    Pillow's conversion of integers wider than a byte cuts them off at 255, which leaves a white image. Of 16 bits
+    the upper eight are kept, as Pillow does for colour; the range of 32 bits and of floats is not known.
+    """
+    deep = image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format == "PPM")  # Pillow scales PPM to 16 bits
+    if image.mode in ("I", "F") and not deep:
+        raise UserError(f"{file} is in mode {image.mode}, 32 bits of unknown range: convert it to 8 or 16 bits first")
+    if mode is None:
+        if image.mode not in CHANNELS:
+            kept = ", which keeps the upper 8 of its 16 bits" if deep else ""
+            raise UserError(f"{file} is in mode {image.mode}: say task.mode=RGB or task.mode=L to convert all{kept}")
+        return image
+    if deep:
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
+    return image.convert(mode)
 
 
 def _unequal(what: str, images: Tensor, others: Tensor) -> str:

@@ -10,11 +10,13 @@ from pydantic import Field
 from torch import Tensor
 
 from optbench.boundary.kinds import CountFromZero
+from optbench.boundary.regular import read_bytes, reason
 from optbench.errors import MachineError
 from optbench.examples import Handling, Labelled, balanced_split, divide
 from optbench.task import Split, Task
 
 TEST_SIZE = 119
+MOST_BYTES = 2**20  # the table has an eighth of that
 
 
 def logistic(
@@ -87,9 +89,12 @@ def _read() -> np.ndarray:
     """Thirty features and the class of 569 cases, shape (569, 31)."""
     file = sklearn_data() / "breast_cancer.csv"
     try:
-        table = np.loadtxt(file, delimiter=",", skiprows=1)
+        lines = read_bytes(file, MOST_BYTES).decode("ascii").splitlines()
+        table = np.loadtxt(lines, delimiter=",", skiprows=1)
         if table.shape != (569, 31):
             raise ValueError(f"expected 569 rows of 31 numbers, got shape {table.shape}")
     except (OSError, ValueError) as why:
-        raise MachineError(f"cannot read scikit-learn's breast cancer data at {file}: {why}. Install it again") from why
+        raise MachineError(
+            f"cannot read scikit-learn's breast cancer data at {file}: {reason(why)}. Install it again"
+        ) from why
     return table

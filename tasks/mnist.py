@@ -1,7 +1,7 @@
 """MNIST and Fashion-MNIST: 60,000 training and 10,000 test images of 28×28 grey pixels in ten classes."""
 
-import gzip
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optbench.boundary.regular import read_bytes, read_gzip, reason
 from optbench.errors import MachineError
 from optbench.examples import Handling, Labelled, Statistics, labelled
 from optbench.task import Split, Task
@@ -21,6 +22,7 @@ FILES = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 SIZES = {"train": 60_000, "test": 10_000}
+MOST_PACKED_BYTES = 2**26  # the largest of the eight published files has 26 MB
 # Mean and standard deviation of the published training pixels in [0, 1].
 STATISTICS: dict[str, Statistics] = {"MNIST": ((0.1307,), (0.3081,)), "FashionMNIST": ((0.2860,), (0.3530,))}
 
@@ -74,12 +76,10 @@ def _ways_out(folder: Path) -> str:
 def _check(dataset: str, root: Path, folder: Path) -> None:
     """Compare the .gz files with the published checksums, after a download if nothing is there."""
     published = getattr(import_datasets(), dataset)
-    if not any(
-        (folder / name).is_file() or (folder / f"{name}.gz").is_file() for pair in FILES.values() for name in pair
-    ):
+    if not any(os.path.lexists(_file(folder, name)) for pair in FILES.values() for name in pair):
         published(root, download=True)
     for name, md5 in published.resources:
-        content = (folder / name).read_bytes()  # OSError where there is only an unpacked file
+        content = read_bytes(folder / name, MOST_PACKED_BYTES)  # OSError where there is only an unpacked file
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
             raise RuntimeError(name)
 
@@ -95,21 +95,27 @@ def _read_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
     pixels = _read_idx(folder, images, (N, 28, 28))
     classes = _read_idx(folder, labels, (N,)).astype(np.int64)
     if classes.max() >= CLASSES:
-        raise MachineError(f"{folder / labels} must hold classes 0-9, got {classes.max()}. {_ways_out(folder)}")
+        raise MachineError(f"{_file(folder, labels)} must hold classes 0-9, got {classes.max()}. {_ways_out(folder)}")
     return torch.from_numpy(pixels).reshape(N, 1, 28, 28), torch.from_numpy(classes)
+
+
+def _file(folder: Path, name: str) -> Path:
+    """Return where a file is, or would be: packed, if anything of that name is there."""
+    packed = folder / f"{name}.gz"
+    return packed if os.path.lexists(packed) else folder / name
 
 
 def _read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Read an IDX file of bytes: two zeros, 8, the number of dimensions, each dimension as big-endian uint32, data."""
-    packed = folder / f"{name}.gz"
-    file = packed if packed.is_file() else folder / name
+    file = _file(folder, name)
     head = bytes([0, 0, 8, len(shape)]) + np.array(shape, dtype=">u4").tobytes()
     try:
-        content = gzip.decompress(file.read_bytes()) if file == packed else file.read_bytes()
-        if content[: len(head)] != head or len(content) != len(head) + int(np.prod(shape)):
-            raise ValueError(f"expected {shape} bytes in the IDX format")
+        size = len(head) + int(np.prod(shape))
+        content = (read_gzip if file.suffix == ".gz" else read_bytes)(file, size)
+        if content[: len(head)] != head or len(content) != size:
+            raise ValueError(f"expected {shape} bytes in the IDX format, {size:,} in all, got {len(content):,}")
     except FileNotFoundError as why:
         raise MachineError(f"{folder.parent.name} is not here: no {name}. {_ways_out(folder)}") from why
-    except (OSError, ValueError, EOFError) as why:
-        raise MachineError(f"cannot read {file}: {why}. {_ways_out(folder)}") from why
+    except (OSError, ValueError) as why:
+        raise MachineError(f"cannot read {file}: {reason(why)}. {_ways_out(folder)}") from why
     return np.frombuffer(content, np.uint8, offset=len(head)).reshape(shape).copy()

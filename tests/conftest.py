@@ -24,23 +24,43 @@ class Outcome:
         return Path(self.out.splitlines()[-1])
 
 
+Call = Callable[..., Outcome]
+
+
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marks of what was verified go to a folder of the test's own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+
+
 Command = Callable[..., Outcome]
+OFF = {"wandb.mode": "disabled", "picture": "false"}  # neither is part of a result; a picture takes half a second
 
 
 @pytest.fixture
-def optbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """`python -m optbench ARGUMENTS` in this process, in a folder of its own, W&B off unless asked for."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+def called(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+    """The `main` of a command, called in this process, in a folder, with the arguments of a command line."""
 
-    def run(*arguments: str) -> Outcome:
-        wandb = () if any("wandb.mode" in argument for argument in arguments) else ("wandb.mode=disabled",)
-        monkeypatch.setattr(sys, "argv", ["optbench", *arguments, *wandb])
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    def run(main: Callable[[], object], folder: Path, *arguments: str) -> Outcome:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["command", *arguments])
         capfd.readouterr()
         with pytest.raises(SystemExit) as stop:
             main()
         out, err = capfd.readouterr()
         return Outcome(int(stop.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture
+def optbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: Call) -> Command:
+    """`python -m optbench ARGUMENTS` in this process, in a folder of its own, W&B and picture off unless asked for."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Outcome:
+        off = [f"{key}={value}" for key, value in OFF.items() if not any(a.startswith(key) for a in arguments)]
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        return called(main, Path.cwd(), *arguments, *off)
 
     return run

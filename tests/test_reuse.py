@@ -1,9 +1,6 @@
 """A finished run is used again only while its data are those that it was trained on."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +13,9 @@ from optbench.compose import compose_config
 from optbench.errors import UserError
 from optbench.reuse import PresentData, data_hash
 from optbench.study import make_runs
-from tests.conftest import Command
+from optbench.tune import main
+from tests.conftest import Call, Command, Outcome
 
-ROOT = Path(__file__).resolve().parent.parent
 SENTENCES = ("the cat sat on the mat. " * 40, "the dog sat on the rug. " * 40)
 ON_TEXT = ("task=char_lm_small", "task.text=text.txt", "task.context=8", "steps=2", "probes=none")
 
@@ -100,7 +97,7 @@ def test_a_study_refuses_runs_on_other_data(tmp_path: Path, monkeypatch: pytest.
         make_runs(commands, 2, Path("results"), Path("study"))
 
 
-def test_the_tuner_refuses_runs_on_other_data(tmp_path: Path) -> None:
+def test_the_tuner_refuses_runs_on_other_data(tmp_path: Path, called: Call) -> None:
     on_text = {
         "kind": "language",
         "run": list(ON_TEXT[:-1]),
@@ -124,22 +121,15 @@ def test_the_tuner_refuses_runs_on_other_data(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(suite))
     (tmp_path / "text.txt").write_text(SENTENCES[0])
 
-    def tune() -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "optbench.tune", "suite=mine.yaml", "optimizer=sgd", "jobs=2"],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+    def tune() -> Outcome:
+        return called(main, tmp_path, "suite=mine.yaml", "optimizer=sgd", "jobs=2")
 
     first = tune()
-    assert first.returncode == 0, first.stderr
-    assert tune().returncode == 0
+    assert first.code == 0, first.err
+    assert tune().code == 0
     before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("results/runs/*/*")}
     (tmp_path / "text.txt").write_text(SENTENCES[1])
     refused = tune()
-    assert refused.returncode == 2 and "its data have changed since" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    assert refused.code == 2 and "its data have changed since" in refused.err
+    assert "Traceback" not in refused.err
     assert before == {file: file.stat().st_mtime_ns for file in tmp_path.glob("results/runs/*/*")}

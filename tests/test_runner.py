@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,15 @@ import torch
 
 from optbench import checkpoint
 from tests.conftest import Command
+from tests.processes import Forked
 
 SHORT = ("task=digits", "steps=40", "model.widths=[8]", "task.train_size=200")
+MODELS = [
+    "model=mlp",
+    "model=cnn model.channels=[8,16]",
+    "model=resnet model.depth=8 model.width=4",
+    "model=vit model.depth=1 model.width=16",
+]
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
@@ -50,7 +58,7 @@ def _assert_same(a: Any, b: Any, path: str = "") -> None:
 
 
 def test_the_record_has_every_step_of_the_full_batch_and_probes_at_their_cadence(optbench: Command) -> None:
-    folder = optbench(*SHORT).folder
+    folder = optbench(*SHORT, "picture=true").folder
     lines = _lines(folder)
     assert [line["step"] for line in lines] == list(range(41))
     assert all("batch/loss" in line for line in lines[:-1]) and "batch/loss" not in lines[-1]
@@ -86,7 +94,7 @@ def test_mini_batch_losses_are_averaged_between_records(optbench: Command) -> No
     assert recorded[40] == pytest.approx(sum(losses[31:]) / 9, rel=1e-12)
 
 
-@pytest.mark.parametrize("model", ["model=mlp", "model=cnn", "model=resnet model.depth=8", "model=vit model.depth=1"])
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
 def test_a_run_with_probes_is_bit_identical_to_the_run_without(optbench: Command, model: str, optimizer: str) -> None:
     small = ("task=digits", "steps=6", "batch_size=50", "task.train_size=200", f"optimizer={optimizer}", *model.split())
@@ -96,9 +104,13 @@ def test_a_run_with_probes_is_bit_identical_to_the_run_without(optbench: Command
         _assert_same(watched[part], alone[part], part)
 
 
-@pytest.mark.parametrize("model", ["model=mlp", "model=resnet model.depth=8"])
-@pytest.mark.parametrize("optimizer", ["adam", "lion", "muon"])
-@pytest.mark.parametrize("batch", ["full", "50"])
+@pytest.mark.parametrize(
+    ("model", "optimizer", "batch"),
+    [
+        *((MODELS[0], optimizer, batch) for optimizer in ("adam", "lion", "muon") for batch in ("full", "50")),
+        *((MODELS[2], *rest) for rest in (("adam", "full"), ("adam", "50"), ("lion", "50"), ("muon", "full"))),
+    ],
+)
 def test_every_probe_only_reads(optbench: Command, model: str, optimizer: str, batch: str) -> None:
     small = ("task=digits", "steps=4", f"batch_size={batch}", "task.train_size=100", f"optimizer={optimizer}")
     every = ("probes=dynamics", "probes.sharpness.every=2", "probes.layers.interval=1", "probes.direction.interval=1")
@@ -134,12 +146,6 @@ def test_weights_that_overflow_between_two_losses_are_a_divergence(optbench: Com
     assert _summary(outcome.folder)["status"] == "diverged"
 
 
-def _start(folder: Path, *arguments: str) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "optbench", f"results_dir={folder}", "wandb.mode=disabled", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
 def _run_folder(results: Path) -> Path:
     return next((results / "runs").iterdir())
 
@@ -149,7 +155,7 @@ KILLED = (
     "optimizer=adam",
     "schedule=cosine",
     "batch_size=64",
-    "steps=1500",
+    "steps=800",
     "probes.sharpness.every=50",
     "checkpoint_seconds=0.2",
 )
@@ -158,28 +164,39 @@ KILLED = (
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted")
-    process = _start(folder, *KILLED)
-    assert process.wait(120) == 0, process.stderr
+    process = Forked(folder, *KILLED)
+    assert process.end() == 0, process.err
     return _run_folder(folder)
 
 
-def _wait_for_progress(results: Path, process: "subprocess.Popen[bytes]") -> None:
-    """Wait until there is a checkpoint, then for a random moment more."""
+def _wait_for(found: Callable[[], object], process: Forked) -> None:
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None and not list(results.glob("runs/*/checkpoint.pt")):
+    while time.monotonic() < deadline and process.works() and not found():
         time.sleep(0.02)
+
+
+def _wait_for_progress(results: Path, process: Forked) -> None:
+    """Wait until there is a checkpoint that was not there when this was called, then for a random moment more."""
+
+    def written() -> set[int]:
+        return {file.stat().st_mtime_ns for file in results.glob("runs/*/checkpoint.pt")}
+
+    before = written()
+    _wait_for(lambda: written() - before, process)
     time.sleep(random.uniform(0, 0.6))
 
 
 def test_killed_at_random_moments_and_resumed_it_ends_bit_identical(uninterrupted: Path, tmp_path: Path) -> None:
     kills = 0
     for _ in range(3):
-        process = _start(tmp_path, *KILLED)
+        process = Forked(tmp_path, *KILLED)
         _wait_for_progress(tmp_path, process)
-        process.kill()
-        kills += process.wait() == -signal.SIGKILL
+        process.send(signal.SIGKILL)
+        kills += process.end() == -signal.SIGKILL
     assert kills > 0
-    assert _start(tmp_path, *KILLED).wait(120) == 0
+    command = [sys.executable, "-m", "optbench", f"results_dir={tmp_path}", "wandb.mode=disabled", *KILLED]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert done.returncode == 0, done.stderr
     folder = _run_folder(tmp_path)
     assert (folder / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
     _assert_same(_state(folder), _state(uninterrupted))
@@ -187,20 +204,16 @@ def test_killed_at_random_moments_and_resumed_it_ends_bit_identical(uninterrupte
 
 
 def test_a_truncated_checkpoint_is_passed_over_for_the_one_before(uninterrupted: Path, tmp_path: Path) -> None:
-    process = _start(tmp_path, *KILLED)
-    folder = tmp_path
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list(tmp_path.glob("runs/*/checkpoint.previous.pt")):
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
+    process = Forked(tmp_path, *KILLED)
+    _wait_for(lambda: list(tmp_path.glob("runs/*/checkpoint.previous.pt")), process)
+    process.send(signal.SIGKILL)
+    process.end()
     folder = _run_folder(tmp_path)
     newest = folder / "checkpoint.pt"
     os.truncate(newest, newest.stat().st_size // 2)
-    process = _start(tmp_path, *KILLED)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert b"checkpoint.pt is damaged" in err and b"going on from step" in err
+    process = Forked(tmp_path, *KILLED)
+    assert process.end() == 0
+    assert "checkpoint.pt is damaged" in process.err and "going on from step" in process.err
     assert (folder / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
     _assert_same(_state(folder), _state(uninterrupted))
 
@@ -209,15 +222,15 @@ def test_a_truncated_checkpoint_is_passed_over_for_the_one_before(uninterrupted:
 def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(
     uninterrupted: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    process = _start(tmp_path, *KILLED)
+    process = Forked(tmp_path, *KILLED)
     _wait_for_progress(tmp_path, process)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    process.send(number)
+    code = process.end()
     folder = _run_folder(tmp_path)
-    if process.returncode == 130:
-        assert _summary(folder)["status"] == "interrupted" and b"Traceback" not in err
+    if code == 130:
+        assert _summary(folder)["status"] == "interrupted" and "Traceback" not in process.err
         assert (folder / "dynamics.png").exists()
-        assert _start(tmp_path, *KILLED).wait(120) == 0
+        assert Forked(tmp_path, *KILLED).end() == 0
     assert _summary(folder)["status"] == "done"
     assert (folder / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,13 @@ from optbench.launch import launch
 from optbench.leaderboard.__main__ import main as leaderboard
 from optbench.leaderboard.entrants import admit, select
 from optbench.leaderboard.runs import read_results
+from optbench.points import search_spaces, sobol_points
 from optbench.suite import read_suite
-from optbench.tune import INDEX, read_arguments, search_spaces, sobol_points
+from optbench.tune import INDEX, main, read_arguments
+from tests.conftest import Call, Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
+COMMAND = ("suite=tiny.yaml", "optimizer=adam,sgd", "jobs=2")
 QUICK = ("task=quadratic", "steps=5", "wandb.mode=disabled", "picture=false")
 SPACE = search.read({"lr": {"low": 1e-4, "high": 1.0, "scale": "log"}, "nesterov": {"choices": [True, False]}})
 
@@ -51,16 +54,18 @@ TINY = {
 }
 
 
-def _tune(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    return subprocess.run(
-        [sys.executable, "-m", "optbench.tune", "suite=tiny.yaml", "optimizer=adam,sgd", "jobs=2", *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+Tune = Callable[..., Outcome]
+
+
+@pytest.fixture
+def tune(called: Call) -> Tune:
+    """The tuner in this process, on the tiny suite, in a folder."""
+
+    def run(folder: Path, *arguments: str) -> Outcome:
+        (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+        return called(main, folder, *COMMAND, *arguments)
+
+    return run
 
 
 def test_sobol_points_are_uniform_and_the_same_each_time() -> None:
@@ -121,18 +126,16 @@ def _finals(results: Path) -> dict[str, float]:
     return {run.name: run.last["test/error"] for run in runs}
 
 
-def test_a_suite_killed_in_the_middle_is_finished_by_the_same_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_suite_killed_in_the_middle_is_finished_by_the_same_command(tmp_path: Path, tune: Tune, called: Call) -> None:
     """Kill the tuner, and a worker with it, then give the command again: the runs are those of an undisturbed one."""
     (tmp_path / "whole").mkdir()
-    undisturbed = _tune(tmp_path / "whole")
-    assert undisturbed.returncode == 0, undisturbed.stderr
+    undisturbed = tune(tmp_path / "whole")
+    assert undisturbed.code == 0, undisturbed.err
 
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    command = [sys.executable, "-m", "optbench.tune", "suite=tiny.yaml", "optimizer=adam,sgd", "jobs=2"]
+    command = [sys.executable, "-m", "optbench.tune", *COMMAND]
     process = subprocess.Popen(command, cwd=broken, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
     _wait_for(broken / "results" / "suites" / "tiny-v1" / INDEX, lines=3)
     process.kill()
@@ -141,27 +144,24 @@ def test_a_suite_killed_in_the_middle_is_finished_by_the_same_command(
     index = broken / "results/suites/tiny-v1" / INDEX
     assert 3 <= index.read_bytes().count(b"\n") < 12
     index.write_bytes(index.read_bytes()[:-9])  # as if killed while it wrote its last line
-    again = _tune(broken)
-    assert again.returncode == 0, again.stderr
+    again = tune(broken)
+    assert again.code == 0, again.err
     assert _finals(broken / "results") == _finals(tmp_path / "whole/results")
     before = _mtimes(broken)
-    assert _tune(broken).returncode == 0 and _mtimes(broken) == before  # nothing is run again
+    assert tune(broken).code == 0 and _mtimes(broken) == before  # nothing is run again
 
     suite = read_suite(str(broken / "tiny.yaml"))
     admitted = admit(suite, read_results(broken / "results")[0])
     assert [e.name for e in admitted.entrants] == ["adam", "sgd"] and not admitted.refused
-    _contribute(broken, monkeypatch, capsys)
+    _contribute(broken, called)
 
 
-def _contribute(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def _contribute(folder: Path, called: Call) -> None:
     """Enter, take the run folders away, verify by running again, and rank from the committed files alone."""
 
     def board(*arguments: str) -> tuple[int, str]:
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["leaderboard", "results", "--suite", "tiny.yaml", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            leaderboard()
-        return int(stop.value.code or 0), capsys.readouterr().out
+        outcome = called(leaderboard, folder, "results", "--suite", "tiny.yaml", *arguments)
+        return outcome.code, outcome.out
 
     assert board("--enter", "all")[0] == 0
     local = board()[1]
@@ -195,11 +195,11 @@ def _wait_for(path: Path, lines: int) -> None:
     raise AssertionError(f"{path} has not got {lines} lines")
 
 
-def test_results_that_cannot_be_written_take_one_line(tmp_path: Path) -> None:
+def test_results_that_cannot_be_written_take_one_line(tmp_path: Path, tune: Tune) -> None:
     (tmp_path / "taken").write_text("")
-    done = _tune(tmp_path, "results_dir=taken")
-    assert done.returncode == 1 and done.stderr.startswith("optbench: a file is in the way at taken/")
-    assert "say results_dir=DIR with a folder" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    wrong = _tune(tmp_path, "jobs=none")
-    assert wrong.returncode == 2 and "jobs must be a positive number of runs at a time, got none" in wrong.stderr
+    done = tune(tmp_path, "results_dir=taken")
+    assert done.code == 1 and done.err.startswith("optbench: a file is in the way at taken/")
+    assert "say results_dir=DIR with a folder" in done.err
+    assert len(done.err.strip().splitlines()) == 1
+    wrong = tune(tmp_path, "jobs=none")
+    assert wrong.code == 2 and "jobs must be a positive number of runs at a time, got none" in wrong.err

@@ -261,3 +261,33 @@ def test_constants_of_a_loss_in_another_precision_are_said(weights: torch.dtype,
     assert any(
         line.startswith(f"sharpness is absent: the model or its loss does not run in {precision}") for line in said
     )
+
+
+class _Counting:
+    """A loss whose scale grows with its calls, as one with a warm-up does."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        self.calls += 1
+        return F.cross_entropy(outputs, targets) * (1 + self.calls / 100)
+
+
+def test_a_loss_that_counts_is_left_as_it_was_and_training_with_it() -> None:
+    weights = []
+    for watched in (True, False):
+        model, loss, (x, y) = _mlp(), _Counting(), _data()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        probes = _watch(model, loss, (x, y), optimizer=optimizer, test=_data(20))
+        for step in range(5):
+            if watched:
+                found = probes()
+                assert loss.calls == step
+                scale = 1 + (step + 1) / 100  # of the next call
+                assert found["train/loss"] == pytest.approx(F.cross_entropy(model(x), y).item() * scale, rel=SUMS)
+            optimizer.zero_grad()
+            loss(model(x), y).backward()
+            optimizer.step()
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*weights)

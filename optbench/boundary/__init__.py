@@ -3,19 +3,35 @@
 Whoever declares a shape here can use its values without a check of its own.
 """
 
-from optbench.boundary.files import UnreadableError, parse_json, printable, read_json, read_text, read_yaml
-from optbench.boundary.shape import LAX, STRICT, ShapeError, complain, shaped
+from optbench.boundary.files import (
+    UnreadableError,
+    parse_json,
+    printable,
+    read_bytes,
+    read_json,
+    read_text,
+    read_yaml,
+    visible,
+)
+from optbench.boundary.shape import LAX, STRICT, ShapeError, complain, shaped, shaped_text
+from optbench.boundary.text import Name, Plain, Text
 
 __all__ = [
     "LAX",
     "STRICT",
+    "Name",
+    "Plain",
     "ShapeError",
+    "Text",
     "UnreadableError",
     "complain",
     "parse_json",
     "printable",
+    "read_bytes",
     "read_json",
     "read_text",
     "read_yaml",
     "shaped",
+    "shaped_text",
+    "visible",
 ]

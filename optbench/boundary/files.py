@@ -1,18 +1,21 @@
 """Files that anyone may have written, read so that none can hang, fill the memory, run code or garble a terminal."""
 
 import json
-import os
-import stat
+import math
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from optbench.boundary.regular import UnreadableFileError, open_regular
 from optbench.errors import printable as printable
+from optbench.errors import visible as visible
 
 LARGEST_BYTES = 2**20
 DEEPEST = 32  # levels of lists and mappings
 LARGEST_INT = 2**63
+HARMLESS_DEPTH = 500  # of a YAML: a loader's stack holds twenty times as many
+LARGEST_PARTS = 100_000  # of a YAML, its aliases written out
 
 
 class UnreadableError(ValueError):
@@ -26,16 +29,16 @@ def read_bytes(path: Path, limit: int = LARGEST_BYTES) -> bytes:
         UnreadableError: If it is none (a folder, link, pipe or device), is larger than the limit, or cannot be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0))  # a pipe would hang
-        with os.fdopen(descriptor, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise UnreadableError("not a regular file")
+        with open_regular(path, links=False) as stream:
             content = stream.read(limit + 1)
     except FileNotFoundError as why:
         raise UnreadableError("missing") from why
+    except UnreadableFileError as why:
+        raise UnreadableError(why.strerror) from why
     except OSError as why:
-        link = path.is_symlink()
-        raise UnreadableError("a link" if link else f"cannot be read ({why.strerror})") from why
+        raise UnreadableError(f"cannot be read ({why.strerror})") from why
+    except ValueError as why:
+        raise UnreadableError("no name that a file can have") from why
     if len(content) > limit:
         raise UnreadableError(f"larger than {limit / 2**20:g} MiB")
     return content
@@ -68,27 +71,58 @@ def parse_json(text: str) -> Any:
         content = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as why:
         raise UnreadableError(f"damaged JSON ({printable(str(why))[:80]})") from why
-    _check_plain(content)
+    check_plain(content)
     return content
 
 
-def read_yaml(path: Path, limit: int = LARGEST_BYTES) -> Any:
-    """Return what a YAML file holds, without aliases, which make a small file a huge object; a date stays text.
+def read_yaml(path: Path, limit: int = LARGEST_BYTES, aliases: bool = False) -> Any:
+    """Return what a YAML file holds; a date stays text.
+
+    Args:
+        path: The file.
+        limit: How large it may be, in bytes.
+        aliases: Whether it may have some, as what people write has; written out, they make a small file a huge object.
 
     Raises:
         UnreadableError: If it cannot be read, is no YAML, or holds what JSON could not but for infinity.
     """
     text = read_text(path, limit)
     try:
-        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
-            raise UnreadableError("has aliases")
+        _check_events(text, aliases)
         content = yaml.load(text, Loader=_Loader)
+        if aliases and _size(content, {}) > LARGEST_PARTS:
+            raise UnreadableError(f"has more than {LARGEST_PARTS} parts, its aliases written out")
+    except UnreadableError:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as why:
-        if isinstance(why, UnreadableError):
-            raise
         raise UnreadableError(f"damaged YAML ({printable(str(why))[:80]})") from why
-    _check_plain(content, finite=False)
+    check_plain(content, finite=False)
     return content
+
+
+def _check_events(text: str, aliases: bool) -> None:
+    """Refuse what must not be built: aliases where there may be none, and depth, on which the loader in C crashes."""
+    indent = max((len(line) - len(line.lstrip(" ")) for line in text.splitlines()), default=0)
+    deepest_possible = indent + sum(map(text.count, "[{-?"))
+    if deepest_possible < HARMLESS_DEPTH and (aliases or "*" not in text):
+        return  # nearly always, and reading the events takes as long as all the rest
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise UnreadableError(f"nested deeper than {DEEPEST} levels")
+        if not aliases and isinstance(event, yaml.AliasEvent):
+            raise UnreadableError("has aliases")
+
+
+def _size(node: Any, known: dict[int, float]) -> float:
+    """How many parts a node has with all aliases written out; one that holds itself has no end."""
+    if not isinstance(node, (dict, list)):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until it is known: what is met again within itself has no end
+        known[id(node)] = 1 + sum(_size(part, known) for part in (node.values() if isinstance(node, dict) else node))
+    return known[id(node)]
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the former is ten times as fast
@@ -100,18 +134,19 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     }
 
 
-def _check_plain(content: Any, finite: bool = True, depth: int = 0) -> None:
+def check_plain(content: Any, finite: bool = True, depth: int = 0) -> None:
+    """Raise UnreadableError unless data are lists, mappings, text, numbers and null, as JSON can write them again."""
     if depth > DEEPEST:
         raise UnreadableError(f"nested deeper than {DEEPEST} levels")
     if isinstance(content, dict):
         for key, value in content.items():
             if not isinstance(key, str):
                 raise UnreadableError(f"a key is {type(key).__name__}, not text")
-            _check_plain(key)
-            _check_plain(value, finite, depth + 1)
+            check_plain(key)
+            check_plain(value, finite, depth + 1)
     elif isinstance(content, list):
         for value in content:
-            _check_plain(value, finite, depth + 1)
+            check_plain(value, finite, depth + 1)
     elif isinstance(content, str):
         if any("\ud800" <= c <= "\udfff" for c in content):
             raise UnreadableError("holds half of a character (a lone surrogate)")

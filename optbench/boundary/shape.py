@@ -35,9 +35,17 @@ def shaped(kind: type[T], content: Any, where: str = "", prefix: str = "") -> T:
     Raises:
         ShapeError: If they do not fit.
     """
+    return shaped_text(kind, json.dumps(content), where, prefix)  # not as Python objects: there a list is no tuple
+
+
+def shaped_text(kind: type[T], text: str, where: str = "", prefix: str = "") -> T:
+    """Return a JSON text as an object of a declared kind, in one pass: for long texts, all of whose parts are declared.
+
+    What a shape leaves open (`Any`) is `Plain` there. Args and errors are those of `shaped`.
+    """
     adapter = _adapter(cast(Any, kind))
     try:
-        return cast(T, adapter.validate_json(json.dumps(content)))  # not as Python objects: there a list is no tuple
+        return cast(T, adapter.validate_json(text))
     except ValidationError as why:
         raise ShapeError(complain(why, where, prefix, _names(adapter))) from None
 
@@ -47,6 +55,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
+@lru_cache(maxsize=256)
 def _names(adapter: TypeAdapter[Any]) -> set[str]:
     """All keys that the shape and its parts declare."""
     found: set[str] = set()
@@ -63,11 +72,19 @@ def _names(adapter: TypeAdapter[Any]) -> set[str]:
 
 def complain(error: ValidationError, where: str = "", prefix: str = "", known: Iterable[str] = ()) -> str:
     """Return pydantic's first refusal in a line: `KEY must be EXPECTED, got VALUE, in WHERE`."""
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    if (
+        first["loc"] and first["loc"][-1] in ("int", "constrained-int") and len(errors) > 1
+    ):  # neither of `int | float`: say what is wrong as a float
+        first = errors[1]
+        first["loc"] = first["loc"][:-1]
     key = prefix + ".".join(str(part) for part in first["loc"])
     source = f", in {where}" if where else ""
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"there is no key {printable(key)}{source}.{nearest(str(first['loc'][-1]), known)}"
+    if first["type"] == "json_invalid":
+        return f"damaged JSON ({printable(first['ctx']['error'])[:80]}){source}"
     if first["type"] in ("missing", "missing_argument"):
         return f"{printable(key)} is missing{source}"
     said = printable(repr(first["input"]))

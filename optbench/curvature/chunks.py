@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import kept_rng, seed_globals
@@ -75,7 +77,7 @@ class Chunks:
         """The batches as they were given."""
         seed_globals(self.device, 0)
         self._rewind()
-        for batch in self.batches:
+        for batch in with_own_workers(self.batches):
             yield _checked(batch)
 
     def weighted(self) -> Iterator[tuple[float, Pair]]:
@@ -130,7 +132,7 @@ class Chunks:
         if not isinstance(self.batches, list):
             return ()
         tensors = [t for batch in self.batches for t in batch if isinstance(t, Tensor)]
-        return tuple(number for t in tensors for number in (id(t), t._version))
+        return tuple(number for t in tensors for number in (id(t), 0 if t.is_inference() else t._version))
 
     def extent(self) -> tuple[object, ...]:
         """How much data there is, as far as it can be seen without reading it."""
@@ -141,7 +143,9 @@ class Chunks:
 
     def _moved(self, tensor: Tensor) -> Tensor:
         dtype = self.dtype if tensor.is_floating_point() else None
-        return tensor.detach().to(self.device, dtype)
+        with torch.inference_mode(False):
+            own = tensor.clone() if tensor.is_inference() else tensor.detach()
+            return own.to(self.device, dtype)
 
     def _generators(self) -> list[torch.Generator]:
         batch_sampler = getattr(self.batches, "batch_sampler", None)
@@ -149,6 +153,19 @@ class Chunks:
         owners = (self.batches, own, batch_sampler, inner)
         found = {id(g): g for o in owners if isinstance(g := getattr(o, "generator", None), torch.Generator)}
         return list(found.values())
+
+
+def with_own_workers(batches: Iterable[Any]) -> Iterable[Any]:
+    """The same batches; of a DataLoader with persistent workers, a copy that has not started its own.
+
+    Its one iterator may be the one that training reads from, and would be set back; and its workers draw on where they
+    were, so that each pass would see other random numbers.
+    """
+    if not (isinstance(batches, DataLoader) and batches.persistent_workers):
+        return batches
+    fresh = copy.copy(batches)
+    fresh._iterator = None
+    return fresh
 
 
 def _is_pair(batches: object) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -87,6 +89,26 @@ def top_eigenpairs(
             if number < 0:
                 raise ValueError(f"{name} must not be negative, got {number}")
     pairs = start if isinstance(start, Eigenpairs) else None
+
+    def search_scaled(factor: float, start: Eigenpairs, max_hvps: int) -> Eigenpairs:
+        found = top_eigenpairs(
+            operator * factor,
+            k,
+            tol=tol,
+            accuracy=accuracy,
+            start=start.times(factor),
+            trust=trust,
+            guards=guards,
+            above=None if above is None else above * factor,
+            max_hvps=max_hvps,
+            window=window,
+            recycle=recycle,
+            seed=seed,
+        )
+        return found.times(1 / factor)
+
+    if pairs is not None and (factor := _factor(pairs.values)) != 1:
+        return search_scaled(factor, pairs, max_hvps)
     rows = _start_rows(operator, start, min(k + guards, operator.size), seed)
     solver = Solver(operator, k, guards, tol, accuracy, window, pairs)
     before = operator.hvps
@@ -105,9 +127,20 @@ def top_eigenpairs(
         if not (solver.improve(pending) if pending else solver.widen(seed)):
             break
     found = solver.result(operator.hvps - before, above, recycle)
+    if (factor := _factor(found.values)) != 1:
+        again = search_scaled(factor, found, max(max_hvps - found.hvps, k + guards))
+        return replace(again, hvps=found.hvps + again.hvps)
     if not found.converged:
         warnings.warn(not_converged(found, max_hvps), NotConvergedWarning, stacklevel=2)
     return found
+
+
+def _factor(values: Tensor) -> float:
+    """A power of two that brings eigenvalues near 1, where squares of their residuals would over- or underflow."""
+    size, limits = float(values.abs().max()), torch.finfo(values.dtype)
+    if not 0 < size < math.inf or limits.tiny**0.5 / limits.eps < size < limits.max**0.5 * limits.eps:
+        return 1.0
+    return 2.0 ** -min(max(math.frexp(size)[1], -120), 120)
 
 
 def not_converged(pairs: Eigenpairs, max_hvps: int) -> str:

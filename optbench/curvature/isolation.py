@@ -6,7 +6,7 @@ import contextlib
 import random
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 from unittest.mock import patch
 
@@ -100,26 +100,6 @@ def without_parametrization_cache() -> contextlib.AbstractContextManager[Any]:
     return patch.multiple(parametrize, _cache_enabled=0, _cache={})
 
 
-def modules_of(loss: object, model: nn.Module) -> list[nn.Module]:
-    """Modules that a loss reaches beside the model: in its closure, its globals, as an argument, or as its owner."""
-    function: Any = getattr(loss, "func", loss)  # of a partial
-    held: list[object] = [getattr(loss, "__self__", None), *getattr(loss, "args", ())]
-    held += list((getattr(loss, "keywords", None) or {}).values())
-    held += [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _is_filled(cell)]
-    code = getattr(function, "__code__", None)
-    held += [function.__globals__.get(name) for name in code.co_names] if code is not None else []
-    own = {id(module) for module in model.modules()}
-    found = {id(x): x for x in held if isinstance(x, nn.Module) and id(x) not in own}
-    return [x for x in found.values() if not any(module is model for module in x.modules())]
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
-
-
 def eager() -> contextlib.AbstractContextManager[Any]:
     """Compiled models, parts of models and losses run as they were written: compiled graphs have one derivative.
 
@@ -162,46 +142,69 @@ def _identical(a: Tensor, b: Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[list[str]]:
+def untouched(model: nn.Module, *others: object) -> Iterator[list[str]]:
     """Bring weights, buffers and attributes of every module back, bit for bit, whatever a forward pass writes.
 
     Such as an embedding with `max_norm`, a clamp in place, a counter of calls. Yields a list that holds, at the end,
     the names of the parameters that had been written to. Costs one copy of weights and buffers, and reads them once.
+    For the others see `kept_attributes`.
     """
     written: list[str] = []
     named = [*model.named_parameters(), *model.named_buffers()]
     parameters = {name for name, _ in model.named_parameters()}
     kept = {name: _Kept(tensor) for name, tensor in named if _is_plain(tensor)}
     try:
-        with kept_attributes(model):
+        with kept_attributes(model, *others):
             yield written
     finally:
         written += [name for name, each in kept.items() if each.restore() and name in parameters]
 
 
 @contextlib.contextmanager
-def kept_attributes(model: nn.Module) -> Iterator[None]:
-    """Bring what every module holds beside weights and buffers back: numbers, tensors, lists, dicts and generators."""
-    modules = [(module, _attributes(module)) for module in model.modules()]
-    own = [(n, x) for module, _ in modules for n, x in vars(module).items() if n not in USUAL]
-    plain = [_Kept(x) for _, x in own if isinstance(x, Tensor) and _is_plain(x)]
-    generators = [(x, x.get_state()) for _, x in own if isinstance(x, torch.Generator)]
-    numpys = [(x, x.bit_generator.state) for _, x in own if isinstance(x, np.random.Generator)]
-    lists = [(x, list(x)) for _, x in own if type(x) is list]
-    tables = [(x, dict(x)) for _, x in own if type(x) is dict]
+def kept_attributes(model: nn.Module, *others: object) -> Iterator[None]:
+    """Bring what every module holds beside weights and buffers back: numbers, tensors, lists, dicts and generators.
+
+    And what other objects hold, but for numbers in their tensors: these may be a whole data set.
+    """
+    owners = [(owner, _attributes(owner)) for owner in (*model.modules(), *others)]
+    own = [(vars(module), name) for module in model.modules() for name in vars(module) if name not in USUAL]
+    values = [table[name] for table, name in own]
+    values += [x for other in others for x in vars(other).values() if not isinstance(x, Tensor)]
+    for table, name in own:
+        table[name] = stand_in(table[name])
+    try:
+        with kept_values(values):
+            yield
+    finally:
+        for owner, attributes in owners:
+            _put_back(owner, attributes)
+
+
+def stand_in(value: Any) -> Any:
+    """A copy of a tensor that takes what is written to it: writing numbers back would spoil a graph that needs them."""
+    return value.clone() if isinstance(value, Tensor) and _is_plain(value) and not value.requires_grad else value
+
+
+@contextlib.contextmanager
+def kept_values(values: Iterable[object]) -> Iterator[None]:
+    """Bring what is in them back: numbers in tensors, entries of lists and dicts, states of generators."""
+    held = list(values)
+    plain = [_Kept(x) for x in held if isinstance(x, Tensor) and _is_plain(x)]
+    generators = [(x, x.get_state()) for x in held if isinstance(x, torch.Generator)]
+    numpys = [(x, x.bit_generator.state) for x in held if isinstance(x, np.random.Generator)]
+    lists = [(x, list(x)) for x in held if type(x) is list]
+    tables = [(x, dict(x)) for x in held if type(x) is dict]
     try:
         yield
     finally:
-        for module, attributes in modules:
-            _put_back(module, attributes)
         for each in plain:
             each.restore()
         for generator, state in generators:
             generator.set_state(state)
         for numpy_generator, numpy_state in numpys:
             numpy_generator.bit_generator.state = numpy_state
-        for held, items in lists:
-            held[:] = items
+        for sequence, items in lists:
+            sequence[:] = items
         for table, entries in tables:
             table.clear()
             table.update(entries)
@@ -213,13 +216,13 @@ TABLES = ("_parameters", "_buffers", "_modules")
 """Dictionaries of a module that hold its tensors and parts, and are themselves kept."""
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    found = dict(vars(module))
+def _attributes(owner: object) -> dict[str, Any]:
+    found = dict(vars(owner))
     return found | {name: dict(found[name]) for name in TABLES if type(found.get(name)) is dict}
 
 
-def _put_back(module: nn.Module, attributes: dict[str, Any]) -> None:
-    now = vars(module)
+def _put_back(owner: object, attributes: dict[str, Any]) -> None:
+    now = vars(owner)
     tables = [name for name in TABLES if type(now.get(name)) is dict]  # compiled modules of torch.jit have others
     for name in tables:
         if not _same_values(now[name], attributes[name]):

@@ -18,12 +18,12 @@ from optbench.curvature.isolation import (
     in_mode,
     kept_attributes,
     kept_buffers,
-    modules_of,
     seed_globals,
     untouched,
     without_parametrization_cache,
 )
 from optbench.curvature.layers.graph import calling
+from optbench.curvature.reached import kept_state, modules_of, state_of
 from optbench.curvature.repairs import Measured
 from optbench.curvature.selection import Selection, select
 
@@ -144,7 +144,8 @@ class Objective:
             if name not in state:
                 state[name] = self._cast(self._own(p))
         state |= {name: self._cast(b.detach().clone()) for name, b in self.both.named_buffers()}
-        with calling("model"), kept_attributes(self.both), without_parametrization_cache():
+        kept = kept_attributes(self.both), kept_state(self.both.loss)
+        with calling("model"), kept[0], kept[1], without_parametrization_cache():
             result: Tensor = functional_call(self.both, state, (part, *arguments))
         return result
 
@@ -203,7 +204,8 @@ class Objective:
     def fingerprint(self) -> tuple[object, ...]:
         """Changes when weights, buffers, modules, their modes or settings change.
 
-        Writes through `.data` and what the loss holds outside of modules escape it; call `refresh()` after those.
+        Writes through `.data`, to lists and dicts, and what the loss reads from globals escape it; call `refresh()`
+        after those.
         """
         seen: list[object] = []  # one walk through the modules: this is done at every product
         others = (module for root in self.others for module in root.modules())
@@ -214,10 +216,9 @@ class Objective:
                     seen += _place(tensor), tensor._version, tensor.requires_grad
             for name in vars(module).keys() - USUAL:
                 value = vars(module)[name]
-                if isinstance(value, Tensor):
-                    seen += _place(value), value._version
-                else:
-                    seen.append(value if isinstance(value, (bool, int, float, str, type(None))) else id(value))
+                seen += _mark(value)
+        for value in state_of(self.both.loss):
+            seen += _mark(value)
         return tuple(seen)
 
     def modes(self) -> tuple[bool, ...]:
@@ -271,6 +272,12 @@ class _Both(nn.Module):
                 "precision is not trusted, switch casts off inside the model"
             )
         return outputs if part == "outputs" else self.loss(outputs, arguments[1])
+
+
+def _mark(value: object) -> tuple[object, ...]:
+    if isinstance(value, Tensor):
+        return _place(value), value._version
+    return (value if isinstance(value, (bool, int, float, str, type(None))) else id(value),)
 
 
 def _place(tensor: Tensor) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,6 +47,17 @@ class Eigenpairs:
     rest: float = math.inf
     held: bool = False
     estimates: Tensor | None = None
+
+    def times(self, factor: float) -> Eigenpairs:
+        """The same pairs of A times a positive number."""
+        return replace(
+            self,
+            values=self.values * factor,
+            residuals=self.residuals * factor,
+            bounds=self.bounds * factor,
+            rest=self.rest * factor,
+            estimates=None if self.estimates is None else self.estimates * factor,
+        )
 
 
 def seeded(seed: Seed) -> torch.Generator:

@@ -37,6 +37,10 @@ def select(model: nn.Module, params: Selection = None) -> list[str]:
         chosen = [name for name, p in trained.items() if params(name, p)]
     else:
         chosen = _by_name(model, trained, [params] if isinstance(params, str) else params)
+    if not trained:
+        raise MeasurementError("the model has no parameter that trains: set requires_grad of those to be measured")
+    if any(trained[name].is_inference() for name in chosen):
+        raise MeasurementError("parameters were made in torch.inference_mode(), where nothing can be differentiated")
     if not chosen:
         raise MeasurementError(f"params must leave at least one parameter that trains, got none of {len(trained)}")
     return chosen

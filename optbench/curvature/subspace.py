@@ -62,7 +62,7 @@ class Subspace:
         self._append(fresh, (self.operator @ fresh.T).T)
         edge = inner(self.images[before:], self.basis).T
         skew = float(np.abs(edge[before:] - edge[before:].T).max())
-        if skew > WRONG * float(self.images[before:].norm(dim=1).max()):
+        if skew > WRONG * float(torch.linalg.vector_norm(self.images[before:], dim=1, dtype=torch.float64).max()):
             raise not_symmetric(f"two vectors of the search differ by {skew:.3g}")
         grown = np.empty((len(self), len(self)))
         grown[:before, :before] = self.projected

@@ -1,9 +1,15 @@
 """`WatchCallback` for Lightning: `Trainer(callbacks=[WatchCallback(loss)])`."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import RunningStage
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
 
+from optbench.curvature.chunks import with_own_workers
+from optbench.curvature.isolation import in_mode, untouched
 from optbench.errors import UserError
 from optbench.task import Loss
 from optbench.watching import Data, Watch, watch
@@ -11,6 +17,9 @@ from optbench.watching import Data, Watch, watch
 
 class WatchCallback(Callback):
     """Send sharpness, distance to the edge and generalization gap to the trainer's own loggers.
+
+    All data go through the transfer hooks of the module or data module, such as `on_after_batch_transfer`: `test` as
+    in validation, the rest as in training. What the hooks draw at random is drawn once.
 
     Args:
         loss: (outputs of the module's forward, targets) → the mean over the batch's examples.
@@ -32,7 +41,13 @@ class WatchCallback(Callback):
         if len(trainer.optimizers) != 1:
             raise UserError(f"WatchCallback needs one optimizer, and this module has {len(trainer.optimizers)}")
         batches = trainer.train_dataloader if self.batches is None else self.batches
-        self._watch = watch(pl_module, trainer.optimizers[0], self.loss, batches, self.every, **self.options)
+        if self.batches is None and isinstance(batches, (list, tuple, dict)):
+            raise UserError("WatchCallback needs one training loader, and this trainer has several: pass batches=")
+        options = self.options | {"test": _transferred(self.options.get("test"), trainer, held_out=True)}
+        batches = _transferred(batches, trainer)
+        data_module = [] if trainer.datamodule is None else [trainer.datamodule]
+        with untouched(pl_module, *data_module):  # whatever the hooks write
+            self._watch = watch(pl_module, trainer.optimizers[0], self.loss, batches, self.every, **options)
         self._updates = trainer.global_step
         if self._restored is not None:
             self._watch.load_state_dict(self._restored)
@@ -53,3 +68,40 @@ class WatchCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Come back from them."""
         self._restored = state_dict or None
+
+
+def _transferred(data: Any, trainer: Trainer, held_out: bool = False) -> Any:
+    """The data as the trainer hands them to the model; what cannot be read again and again is for `watch` to refuse."""
+    if isinstance(data, Iterator) or not isinstance(data, Iterable):
+        return data
+    pair = isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Tensor)
+    return _Transferred([list(data)] if pair else data, trainer, held_out)  # a list, as a DataLoader makes
+
+
+class _Transferred:
+    """Batches through the transfer hooks, in the stage and mode of training or, if held out, of validation."""
+
+    def __init__(self, batches: Iterable[Any], trainer: Trainer, held_out: bool) -> None:
+        self._batches, self._trainer, self._held_out = batches, trainer, held_out
+        # Where `watch` looks for generators, to put them back once it has read.
+        self.generator = getattr(batches, "generator", None)
+        self.sampler = getattr(batches, "sampler", None)
+        self.batch_sampler = getattr(batches, "batch_sampler", None)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in with_own_workers(self._batches):
+            yield self._transfer(batch)
+
+    def _transfer(self, batch: Any) -> Any:
+        trainer, module = self._trainer, self._trainer.lightning_module
+        stage = trainer.state.stage
+        trainer.state.stage = RunningStage.VALIDATING if self._held_out else stage
+        try:
+            with in_mode(module, "eval" if self._held_out else None):
+                # As the training loop does, on a copy: a hook may write to the batch, which may be the data set itself.
+                batch = apply_to_collection(batch, Tensor, Tensor.clone)
+                batch = trainer.precision_plugin.convert_input(batch)
+                batch = module._on_before_batch_transfer(batch)
+                return trainer.strategy.batch_to_device(batch)
+        finally:
+            trainer.state.stage = stage

@@ -9,7 +9,7 @@ import numpy as np
 
 from optbench.leaderboard.entrants import Entrant, Field, selecting_value
 from optbench.leaderboard.measures import Row, costs, row, scores
-from optbench.leaderboard.runs import Run
+from optbench.leaderboard.run import Run
 from optbench.statistics import (
     LEVEL,
     Array,

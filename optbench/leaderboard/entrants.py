@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from optbench.leaderboard.runs import Run
+from optbench.leaderboard.run import Run
 from optbench.record.folder import FINISHED
 from optbench.statistics import average_ranks
 from optbench.suite import TUNE, Suite
@@ -55,10 +55,13 @@ def admit(suite: Suite, runs: Iterable[Run], unverified: Mapping[str, str] | Non
         runs: Of any suite; those of another name are passed over.
         unverified: Why a contributed optimizer is not verified, by name.
     """
+    unverified = unverified or {}
     own = [run for run in runs if run.suite == suite.name]
     by_optimizer: dict[str, list[Run]] = defaultdict(list)
     reasons: dict[str, list[str]] = defaultdict(list)
-    usual = _usual_fingerprints(suite, own)
+    # A file that nobody has verified has no vote on what is usual: a few of them could outvote all others.
+    trusted = [run for run in own if run.local or run.optimizer not in unverified]
+    usual = _usual_fingerprints(suite, own) | _usual_fingerprints(suite, trusted)
     for run in own:
         why = _against(suite, run, usual)
         if why:
@@ -68,7 +71,7 @@ def admit(suite: Suite, runs: Iterable[Run], unverified: Mapping[str, str] | Non
     found = Field()
     for name in sorted({run.optimizer for run in own}):
         entrant, why_not = _entrant(suite, name, by_optimizer[name])
-        if unverified and name in unverified and all(not run.local for run in by_optimizer[name]):
+        if name in unverified and any(not run.local for run in by_optimizer[name]):
             why_not.append(unverified[name])
         if entrant is not None and not why_not:
             found.entrants.append(entrant)
@@ -115,8 +118,7 @@ def of_protocol(suite: Suite, run: Run) -> bool:
     """
     point = [word for word in run.command if word.startswith("optimizer.")]
     own = suite.command(run.optimizer, run.task, run.phase, run.point, point, run.seed)
-    name = re.fullmatch(r"\w+", run.optimizer) is not None
-    return name and tuple(run.command) == own and all(_PLAIN.fullmatch(word) for word in point)
+    return tuple(run.command) == own and all(_PLAIN.fullmatch(word) for word in point)
 
 
 def unlike(run: Run, other: Run) -> str:

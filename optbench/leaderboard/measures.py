@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from optbench.leaderboard.entrants import Entrant
-from optbench.leaderboard.runs import Run
+from optbench.leaderboard.run import Run
 from optbench.statistics import Array, censored_median
 from optbench.suite import Suite
 

@@ -3,13 +3,14 @@
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
+from optbench.boundary import visible
 from optbench.leaderboard import tables
 from optbench.leaderboard.board import FACTORS, Board, runs_of
-from optbench.leaderboard.runs import Run
+from optbench.leaderboard.run import Run
 
 Cell = tuple[str, float | str]  # what is shown, and what it is sorted by
 LARGEST = 1e308  # stands for infinity, which JSON does not have
@@ -69,7 +70,7 @@ def _page(content: dict[str, Any]) -> str:
     here = files("optbench.leaderboard")
     text = (here / "page.html").read_text(encoding="utf-8")
     # In a script element nothing is markup but `<`: escaped, no name can end it.
-    data = json.dumps(content, allow_nan=False, ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
+    data = json.dumps(_visible(content), allow_nan=False, ensure_ascii=False).replace("<", "\\u003c")
     parts = {
         "STYLE": (here / "page.css").read_text(encoding="utf-8"),
         "PLOTLY": get_plotlyjs(),
@@ -134,6 +135,15 @@ def _run(run: Run, group: str) -> dict[str, Any]:
             "commit": run.git_commit or "unknown",
         },
     }
+
+
+def _visible(node: Any) -> Any:
+    """All that is shown, without control characters, which a browser would draw or a reader's terminal act on."""
+    if isinstance(node, str):
+        return visible(node)
+    if isinstance(node, Mapping):
+        return {visible(key): _visible(value) for key, value in node.items()}
+    return [_visible(value) for value in node] if isinstance(node, (list, tuple)) else node
 
 
 def _finite(value: float) -> float | None:

@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 
+from optbench.boundary import visible
 from optbench.leaderboard.board import Board
 from optbench.leaderboard.measures import DISTANCE, SHARPNESS, Row, Spread
 from optbench.statistics import Interval
@@ -126,16 +127,17 @@ def comma_separated(board: Board) -> str:
     writer.writerow([*head, "task", "seeds", *names, *costs])
     for r in board.rows:
         s = ranks[r.optimizer]
-        own = [board.suite.name, board.suite.version, plain(r.optimizer), s.rank, *s.ranks]
+        own = [plain(board.suite.name), board.suite.version, plain(r.optimizer), s.rank, *s.ranks]
         own += [_csv(x) for x in (s.score.value, s.score.low, s.score.high)]
         metrics = [_csv(r.metrics[name].median) for name in names]
-        writer.writerow([*own, r.task, len(r.score), *metrics, *[_csv(getattr(r, key)) for key in costs]])
+        writer.writerow([*own, plain(r.task), len(r.score), *metrics, *[_csv(getattr(r, key)) for key in costs]])
     return stream.getvalue()
 
 
 def plain(text: str) -> str:
     """Keep a spreadsheet from taking a name for a formula."""
-    return f"'{text}" if text[:1] in "=+-@\t\r" else text
+    text = visible(text)
+    return f"'{text}" if text[:1] in "=+-@" else text
 
 
 def _csv(value: float) -> str:
@@ -168,7 +170,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def escape(text: str) -> str:
     """Escape what Markdown and the HTML in it would take for themselves."""
-    signs = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "\n": " ", "`": "'", "](": "]\\("}
+    text = visible(text)
+    signs = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "`": "'", "](": "]\\("}
     for sign, escaped in signs.items():
         text = text.replace(sign, escaped)
     return text

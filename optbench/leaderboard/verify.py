@@ -1,24 +1,23 @@
-"""Re-run a sample of what was contributed, and compare: trust, but look."""
+"""Re-run what was contributed, and compare: trust, but look."""
 
-import hashlib
-import json
+import contextlib
 import math
-import random
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
+from optbench.boundary import ShapeError, UnreadableError
 from optbench.launch import launch
 from optbench.leaderboard.entrants import of_protocol, unlike
-from optbench.leaderboard.runs import ENTRIES, Run, entries, read_run
-from optbench.record import folder as record
+from optbench.leaderboard.entries import Entry, read_entries
+from optbench.leaderboard.folders import read_run
+from optbench.leaderboard.marks import Mark, add_mark, read_marks
+from optbench.leaderboard.run import Run
 from optbench.suite import FINAL, Suite
-
-MARKS = "verified.json"  # beside the entries: what was re-run of which file, and how it compared
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Check:
     """One run that was done again.
 
     Attributes:
-        verdict: "same" (to the digits kept), "close" (within the spread of the entrant's own seeds, as another
+        verdict: "same" (to the digits kept), "close" (within the spread of the seeds, as another
             processor's rounding makes it), or what differs.
     """
 
@@ -41,25 +40,41 @@ class Check:
         return self.verdict in ("same", "close")
 
 
-def verify(suite: Suite, results: Path, sample: int, jobs: int, scratch: Path) -> dict[str, list[Check]]:
-    """Re-run `sample` final runs of every contributed optimizer, write the marks, and return the comparisons.
+def verify(
+    suite: Suite, entries: Sequence[Entry], sample: int | None, jobs: int, scratch: Path, marks: Path
+) -> dict[str, list[Check]]:
+    """Re-run final runs of contributed files, mark each file, and return the comparisons by optimizer.
 
-    Which runs is drawn from the file's own hash, so that a contributor cannot know it before the file is final,
-    and everyone checks the same ones.
+    Args:
+        suite: The protocol.
+        entries: The files.
+        sample: How many finals of each, drawn from the machine's own randomness, which no contributor can foresee;
+            None for all.
+        jobs: Runs at a time.
+        scratch: Folder to run in.
+        marks: File to add the marks to.
     """
     found: dict[str, list[Check]] = {}
-    marks = read_marks(results, suite)
-    for file in entry_files(results, suite):
-        runs = [run for run in entries(file) if isinstance(run, Run) and run.phase == FINAL]
-        runs = [run for run in runs if run.task in suite.tasks and of_protocol(suite, run)]
-        own = random.Random(_digest(file)).sample(sorted(runs, key=lambda run: run.name), min(sample, len(runs)))
-        again = _again(file.stem, own, jobs, scratch)
-        checks = [compare(suite, run, again.get(run.name), runs) for run in own]
-        found[file.stem] = checks
+    for entry in entries:
+        finals = [
+            run for run in entry.runs if run.phase == FINAL and run.task in suite.tasks and of_protocol(suite, run)
+        ]
+        own = finals if sample is None else secrets.SystemRandom().sample(finals, min(sample, len(finals)))
+        again = _again(entry.optimizer, own, jobs, scratch)
+        checks = [compare(suite, run, again.get(run.name), _peers(run, finals, again)) for run in own]
+        found[entry.optimizer] = checks
         agreed = bool(checks) and all(check.agrees for check in checks)
-        marks[file.stem] = {"file": _digest(file), "agreed": agreed, "runs": {c.name: c.verdict for c in checks}}
-        record.write_whole(results / ENTRIES / suite.label / MARKS, json.dumps(marks, indent=2, sort_keys=True) + "\n")
+        verdicts = {check.name: check.verdict for check in checks}
+        mark = Mark(f"{entry.label}/{entry.optimizer}", agreed, len(finals), verdicts)
+        if entry.digest:
+            add_mark(marks, entry.digest, mark)
     return found
+
+
+def _peers(run: Run, finals: Sequence[Run], again: Mapping[str, Run]) -> Sequence[Run]:
+    """The seeds whose spread "close" is measured by: those that were run here, unless that is but one."""
+    own = [other for other in again.values() if other.task == run.task]
+    return own if len(own) > 1 else finals
 
 
 def compare(suite: Suite, run: Run, again: Run | None, peers: Sequence[Run]) -> Check:
@@ -77,43 +92,32 @@ def compare(suite: Suite, run: Run, again: Run | None, peers: Sequence[Run]) -> 
     if then == now or run.status == "diverged":
         return Check(run.name, "same", then, now)
     values = [r.last[metric] for r in peers if r.task == run.task and metric in r.last]
-    close = abs(then - now) <= max(values) - min(values)
+    close = bool(values) and abs(then - now) <= max(values) - min(values)
     return Check(run.name, "close" if close else f"{metric} {then:g} then, {now:g} now", then, now)
 
 
 def unverified(results: Path, suite: Suite) -> dict[str, str]:
     """Say why a contributed optimizer is not verified, by name; those that are, are left out."""
-    marks = read_marks(results, suite)
+    marks = read_marks()
     found = {}
-    for file in entry_files(results, suite):
-        mark = marks.get(file.stem)
-        if not isinstance(mark, dict) or mark.get("file") != _digest(file):
-            found[file.stem] = "unverified: python -m optbench.leaderboard --verify re-runs a sample of it"
-        elif mark.get("agreed") is not True:
-            found[file.stem] = "re-run, and found to differ"
+    for entry in read_entries(results, suite.label):
+        mark = marks.get(entry.digest)
+        if mark is None:
+            found[entry.optimizer] = "unverified: python -m optbench.leaderboard --verify re-runs it"
+        elif not mark.agreed:
+            found[entry.optimizer] = "re-run, and found to differ"
     return found
-
-
-def read_marks(results: Path, suite: Suite) -> dict[str, Any]:
-    """Return the marks of earlier verifications."""
-    return record.read_json(results / ENTRIES / suite.label / MARKS) or {}
-
-
-def entry_files(results: Path, suite: Suite) -> list[Path]:
-    """Return the committed files of a suite, one an optimizer."""
-    return sorted(path for path in (results / ENTRIES / suite.label).glob("*.jsonl") if not path.is_symlink())
 
 
 def _again(who: str, runs: Sequence[Run], jobs: int, scratch: Path) -> Mapping[str, Run]:
-    commands = [[*run.command, "wandb.mode=disabled", "picture=false", f"results_dir={scratch}"] for run in runs]
+    commands = [[*run.command, "wandb.mode=disabled", "picture=false"] for run in runs]
     by_command = {tuple(command): run.name for command, run in zip(commands, runs, strict=True)}
     found = {}
-    bar = track(launch(commands, jobs), who, total=len(commands), console=Console(stderr=True))
+    bar = track(launch(commands, jobs, results=scratch), who, total=len(commands), console=Console(stderr=True))
     for finished in bar:
-        if finished.folder is not None and (again := read_run(finished.folder)) is not None:
-            found[by_command[finished.overrides]] = again
+        if finished.folder is None:
+            continue
+        with contextlib.suppress(UnreadableError, ShapeError):  # then it "could not be run again"
+            if (again := read_run(finished.folder)) is not None:
+                found[by_command[finished.overrides]] = again
     return found
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

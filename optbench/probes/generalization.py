@@ -1,8 +1,9 @@
 """Loss and error on each split, and the generalization gap."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +13,9 @@ from torch.optim import Optimizer
 from optbench.boundary.kinds import Count
 from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import untouched
+from optbench.curvature.reached import kept_state, modules_of
 from optbench.probes import State, Value
+from optbench.probes.shared import HALF
 from optbench.task import Split, Task
 
 Mean = Callable[[Tensor, Tensor], Tensor]
@@ -47,7 +50,7 @@ class Generalization:
     def __call__(self, state: State) -> dict[str, Value]:
         """Evaluate every split that the task has."""
         found: dict[str, Value] = {}
-        with evaluating(state.model, state.optimizer):
+        with evaluating(state.model, state.optimizer, state.task):
             for name, split in state.task.splits.items():
                 examples = split.first(self.train_examples) if name == "train" else split
                 means = self._means(state, examples)
@@ -60,15 +63,19 @@ class Generalization:
 
     def _means(self, state: State, split: Split) -> dict[str, float]:
         try:
-            return evaluate(state.task, state.model, split, self.chunk)
+            return evaluate(state.task, state.model, split, self.chunk, state.say)
         except NoErrorError as why:
             state.say(f"error is absent: {why}")
-            return evaluate(replace(state.task, error=None), state.model, split, self.chunk)
+            return evaluate(replace(state.task, error=None), state.model, split, self.chunk, state.say)
 
 
 @torch.no_grad()
-def evaluate(task: Task, model: nn.Module, split: Split, chunk: int = 250) -> dict[str, float]:
+def evaluate(
+    task: Task, model: nn.Module, split: Split, chunk: int = 250, say: Callable[[str], None] = lambda _: None
+) -> dict[str, float]:
     """Return the loss and, where the task has one, the error over a split, in the model's mode.
+
+    Outputs in half precision are put in single before a loss is taken of them; where that cannot be, it is said.
 
     1. The model is called on `chunk` examples at a time, if their outputs do not depend on each other: a few of the
        first chunk's are compared with those of the same examples alone. Else it is called once on all.
@@ -81,7 +88,8 @@ def evaluate(task: Task, model: nn.Module, split: Split, chunk: int = 250) -> di
         MeasurementError: If a quantity is not a real scalar.
         NoErrorError: If it is the error that there is none of.
     """
-    measures = {name: mean for name, mean in (("loss", task.loss), ("error", task.error)) if mean is not None}
+    given = {"loss": task.loss, "error": task.error}
+    measures = {name: _in_single(name, mean, say) for name, mean in given.items() if mean is not None}
     if len(split) <= chunk:
         return {name: len(split) * value / len(split) for name, value in _at_once(measures, model, split).items()}
     outputs: list[Tensor] | None = []
@@ -115,6 +123,26 @@ def _at_once(measures: dict[str, Mean], model: nn.Module, split: Split) -> dict[
 
 def _values(measures: dict[str, Mean], outputs: Tensor, targets: Tensor) -> dict[str, float]:
     return {name: _number(name, mean(outputs, targets)) for name, mean in measures.items()}
+
+
+def _in_single(name: str, mean: Mean, say: Callable[[str], None]) -> Mean:
+    """A quantity of outputs put in single precision; it is said where it is in half all the same."""
+
+    def taken(outputs: Tensor, targets: Tensor) -> Tensor:
+        value = _of_single(mean, outputs, targets)
+        if isinstance(value, Tensor) and value.dtype in HALF:
+            rounding = torch.finfo(value.dtype).eps / 2
+            say(f"{name} is rounded to {value.dtype} by the model or its loss: a relative error of {rounding:.0e}")
+        return value
+
+    return taken
+
+
+def _of_single(mean: Mean, outputs: Tensor, targets: Tensor) -> Tensor:
+    if isinstance(outputs, Tensor) and outputs.ndim and outputs.dtype in HALF:  # a scalar is a loss, rounded already
+        with contextlib.suppress(RuntimeError):  # such as constants in half precision in the loss
+            return mean(outputs.float(), targets.float() if targets.dtype in HALF else targets)
+    return mean(outputs, targets)
 
 
 def _number(name: str, value: object) -> float:
@@ -163,15 +191,21 @@ def _same(a: float, b: float) -> bool:
 
 
 @contextmanager
-def evaluating(model: nn.Module, optimizer: Optimizer | None = None) -> Iterator[None]:
-    """Put model and optimizer in eval mode, and every bit of them back afterwards.
+def evaluating(model: nn.Module, optimizer: Optimizer | None = None, task: Task | None = None) -> Iterator[None]:
+    """Put model and optimizer in eval mode, and every bit of them, and of what the task's loss holds, back afterwards.
 
     Optimizers with train() and eval() (Schedule-Free) move the weights between two points and back, which rounding does
     not undo, and a forward pass may write to the model.
     """
     modes = {module: module.training for module in model.modules()}
     swaps = callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None))
-    with untouched(model):
+    quantities = [] if task is None else [task.loss, task.error]
+    with ExitStack() as stack:
+        stack.enter_context(untouched(model))
+        for quantity in quantities:
+            stack.enter_context(kept_state(quantity))
+            for module in modules_of(quantity, model):
+                stack.enter_context(untouched(module))
         model.eval()
         if swaps:
             optimizer.eval()  # type: ignore[union-attr]

@@ -1,34 +1,56 @@
 """The run folder: every file of it is written whole or flushed line by line, by one process at a time.
 
 config.yaml        the resolved configuration
-provenance.json    versions, hardware, git commit, data hash, init hash, initial loss
+provenance.json    versions, hardware, git commit, sources, data hash, init hash, initial loss
 metrics.jsonl      what was measured, a line a step; bit-identical however often the run was killed
 timings.jsonl      what the clock said, a line a step; so it is not
 summary.json       status, last and best values
+digests.json       SHA-256 of the other files, once the run has finished
 checkpoint.pt      the state to resume from
 dynamics.png       the picture
+set-aside-1/       what could not be gone on from, as it was found
 """
 
+import hashlib
 import json
 import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
+from pydantic.dataclasses import dataclass
 
+from optbench.boundary import LAX, ShapeError, UnreadableError, shaped
+from optbench.boundary import read_json as read_plain_json
 from optbench.errors import MachineError
+from optbench.record.durable import PART, sync_folder, sync_upwards
+from optbench.record.durable import write_whole as write_whole
+from optbench.record.picture import PICTURES
+from optbench.record.series import Series, is_file, sha256
+from optbench.record.series import read_lines as read_lines
 
 SCHEMA = 1
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
 SUMMARY, PROVENANCE, CONFIG = "summary.json", "provenance.json", "config.yaml"
-WRITTEN = (  # by a run; the lock stays, which is held
-    *(CONFIG, PROVENANCE, METRICS, TIMINGS, SUMMARY),
-    *("checkpoint.pt", "checkpoint.previous.pt", "dynamics.png", "spectrum.png", "wandb.json", "wandb.log"),
-)
+DIGESTS = "digests.json"
+CHECKPOINT, CHECKPOINT_BEFORE = "checkpoint.pt", "checkpoint.previous.pt"
+RUN_FILES = (CONFIG, PROVENANCE, METRICS, TIMINGS, SUMMARY, DIGESTS, CHECKPOINT, CHECKPOINT_BEFORE, *PICTURES)
+MIRROR_FILES = ("wandb.json", "wandb.log")
+CLOSED = (CONFIG, PROVENANCE, METRICS)  # what the digests of a finished run are of; see `_closed`
+LARGEST_JSON = 2**24
 FINISHED = ("done", "diverged")
+
+
+@dataclass(config=LAX)
+class _Finished:
+    """What the summary of a finished run must have."""
+
+    status: Literal["done", "diverged"]
+    step: int
+    digests: str = ""
 
 
 def is_timing(metric: str) -> bool:
@@ -39,23 +61,64 @@ def is_timing(metric: str) -> bool:
 def read_json(path: Path) -> dict[str, Any] | None:
     """Return a JSON file's object, or None where it is missing or damaged."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = read_plain_json(path, LARGEST_JSON)
+    except UnreadableError:
         return None
     return content if isinstance(content, dict) else None
 
 
 def read_finished(path: Path) -> dict[str, Any] | None:
-    """Return the summary of a run folder, or None where there is no run, or one that has not come to its end."""
+    """Return the summary of a run folder, or None where there is no run, or one that has not come to its end.
+
+    It does not look at the other files: `check_digests` does.
+    """
     summary = read_json(path / SUMMARY)
-    return summary if summary and summary.get("status") in FINISHED else None
+    try:
+        shaped(_Finished, summary)
+    except ShapeError:
+        return None
+    return summary
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a `.jsonl` file; a last line without its end is still being written."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+def check_digests(path: Path, weights: bool = True) -> str:
+    """Say what of a finished run is missing or not as the run left it; empty if all is.
+
+    Args:
+        path: The run folder.
+        weights: Whether the last checkpoint counts; whoever reads numbers alone does not need it.
+    """
+    summary = read_finished(path)
+    if summary is None:
+        return f"{SUMMARY} is missing or damaged"
+    written_with_digests = "digests" in summary  # an earlier version's was not
+    closed = read_json(path / DIGESTS) if written_with_digests else None
+    if written_with_digests and closed is None:
+        return f"{DIGESTS} is missing or damaged"
+    names = CLOSED if closed is None else _closed(summary["status"])
+    for name in names:
+        if name == CHECKPOINT and not weights:
+            continue
+        if not is_file(path / name):
+            return f"{name} is missing"
+        if closed is not None and closed.get(name) != sha256(path / name):
+            return f"{name} is not as the run left it"
+    if closed is not None and closed.get(SUMMARY) != _content_digest(summary):
+        return f"{SUMMARY} is not as the run left it"
+    return ""
+
+
+def _closed(status: str) -> tuple[str, ...]:
+    """The files that nothing writes to any more; a run that diverged ends without a last checkpoint."""
+    return (*CLOSED, CHECKPOINT) if status == "done" else CLOSED
+
+
+def _content_digest(summary: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(summary, sort_keys=True).encode()).hexdigest()
+
+
+def leftovers(path: Path) -> list[Path]:
+    """Return what killed writers left half written in a run folder."""
+    return [part for name in RUN_FILES if is_file(part := path / (name + PART))]
 
 
 def plain(value: Any) -> Any:
@@ -67,44 +130,14 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_whole(path: Path, content: str) -> None:
-    """Write a file so that a reader, and a killed writer, sees the old content or the new one."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("w") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-class _Series:
-    """One `.jsonl` file, appended to a flushed line at a time."""
-
-    def __init__(self, path: Path, offset: int) -> None:
-        path.touch()
-        os.truncate(path, min(offset, path.stat().st_size))
-        self._stream: IO[bytes] = path.open("ab", buffering=0)
-
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        line = json.dumps({"step": step} | dict(values), allow_nan=False)
-        rest = memoryview(line.encode() + b"\n")
-        while rest:  # an unbuffered write may take only a part
-            rest = rest[self._stream.write(rest) :]
-
-    @property
-    def offset(self) -> int:
-        return self._stream.tell()
-
-    def close(self) -> None:
-        self._stream.close()
-
-
 class RunFolder:
     """A run folder held by this process alone, as a context.
+
+    Entering clears up what killed writers left, and sets aside what is in the way, such as a folder called
+    `metrics.jsonl`.
+
+    Attributes:
+        moved: A line for each time that something was set aside on entering.
 
     Raises:
         MachineError: On entering, if another process holds it, or it cannot be made or written to.
@@ -112,17 +145,23 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.moved: list[str] = []
         self._lock = FileLock(path / "run.lock", timeout=0)
-        self._series: dict[str, _Series] = {}
+        self._series: dict[str, Series] = {}
 
     def __enter__(self) -> "RunFolder":
         try:
+            fresh = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
+            if fresh:
+                sync_upwards(self.path)
+            self._tidy()
         except Timeout as why:
             owner = (self.summary or {}).get("process", "unknown")
             raise MachineError(f"another process ({owner}) is at work in {self.path}: wait for it, or stop it") from why
         except OSError as why:
+            self._lock.release()
             raise MachineError(
                 f"cannot write to {self.path} ({why.strerror}): say results_dir=DIR with a folder that you may write to"
             ) from why
@@ -132,6 +171,18 @@ class RunFolder:
         for series in self._series.values():
             series.close()
         self._lock.release()
+
+    def _tidy(self) -> None:
+        for part in leftovers(self.path):
+            part.unlink()
+        strange = [
+            name
+            for file in RUN_FILES
+            for name in (file, file + PART)
+            if os.path.lexists(self.path / name) and not is_file(self.path / name)
+        ]
+        if strange:
+            self.moved.append(f"{', '.join(strange)} is no file: {self.set_aside(strange)}")
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -144,19 +195,43 @@ class RunFolder:
         return read_json(self.path / PROVENANCE)
 
     def clear(self) -> None:
-        """Delete what an earlier run left here, and nothing that the user may have put here."""
-        for name in WRITTEN:
+        """Delete what an earlier run left here, and nothing that a run does not write."""
+        for name in (*RUN_FILES, *MIRROR_FILES):
             for file in (self.path / name, self.path / f"{name}.part"):
                 file.unlink(missing_ok=True)
 
+    def set_aside(self, names: Iterable[str] = RUN_FILES) -> str:
+        """Move files, as they are, to a new folder in this one, and return words on where they are now."""
+        number = 1
+        while os.path.lexists(place := self.path / f"set-aside-{number}"):
+            number += 1
+        place.mkdir()
+        for name in names:
+            if os.path.lexists(self.path / name):
+                (self.path / name).rename(place / name)
+        sync_folder(place)
+        sync_folder(self.path)
+        return f"set aside in {place.name}"
+
     def open_series(self, offsets: Mapping[str, int]) -> None:
         """Open both series, cut back to where a checkpoint says they ended; from nothing without one."""
-        self._series = {name: _Series(self.path / name, offsets.get(name, 0)) for name in (METRICS, TIMINGS)}
+        self._series = {name: Series(self.path / name, offsets.get(name, 0)) for name in (METRICS, TIMINGS)}
+        sync_folder(self.path)
 
     @property
     def offsets(self) -> dict[str, int]:
         """Bytes written to each series, for the checkpoint."""
         return {name: series.offset for name, series in self._series.items()}
+
+    @property
+    def metrics_digest(self) -> str:
+        """SHA-256 of all that was written to the metrics, for the checkpoint."""
+        return self._series[METRICS].digest
+
+    def sync(self) -> None:
+        """Bring both series to the disk: a checkpoint, or a summary, may count only after what it builds on."""
+        for series in self._series.values():
+            series.sync()
 
     def log(self, step: int, found: Mapping[str, Any]) -> None:
         """Append one step's values. A number that is not finite has no place in JSON and is left out."""
@@ -168,9 +243,16 @@ class RunFolder:
                 self._series[name].write(step, values)
 
     def write_summary(self, status: str, values: Mapping[str, Any]) -> None:
-        """Write the summary whole."""
+        """Write the summary whole; if the run has finished, after the digests that close the folder."""
         head = {"schema": SCHEMA, "status": status, "process": f"{socket.gethostname()}:{os.getpid()}"}
-        self.write_json(SUMMARY, head | dict(values))
+        summary = head | dict(values)
+        if status in FINISHED:
+            self.sync()
+            summary["digests"] = DIGESTS  # a file of their own: they differ between a run and the same run killed
+            digests = {name: sha256(self.path / name) for name in _closed(status)}
+            as_read = json.loads(json.dumps(summary, allow_nan=False))
+            self.write_json(DIGESTS, digests | {SUMMARY: _content_digest(as_read)})
+        self.write_json(SUMMARY, summary)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file whole."""

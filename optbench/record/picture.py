@@ -4,15 +4,19 @@ Colours are Okabe and Ito's, told apart by colour-blind people; every line also 
 of its own, for print.
 """
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optbench.record.durable import write_whole
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PICTURE, SPECTRUM = "dynamics.png", "spectrum.png"
+PICTURES = (PICTURE, SPECTRUM)
 BLUE, ORANGE, GREEN, RED, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#000000"
 Records = Sequence[Mapping[str, Any]]
 
@@ -21,6 +25,16 @@ def series(records: Records, metric: str) -> tuple[list[int], list[float]]:
     """Return (steps, values) of one metric where it was measured."""
     rows = [(r["step"], r[metric]) for r in records if isinstance(r.get(metric), (int, float))]
     return [step for step, _ in rows], [value for _, value in rows]
+
+
+def pictures(records: Records) -> tuple[str, ...]:
+    """Return which pictures `draw` makes of a run."""
+    return PICTURES if any("spectrum/nodes" in record for record in records) else (PICTURE,)
+
+
+def is_drawn(path: Path) -> bool:
+    """Say whether there is a whole picture."""
+    return path.is_file() and path.read_bytes()[-8:-4] == b"IEND"
 
 
 def draw(records: Records, title: str, folder: Path) -> None:
@@ -52,10 +66,10 @@ def _figure(path: Path, rows: int, title: str, sharex: bool = True) -> Iterator[
         figure, axes = plt.subplots(rows, 1, figsize=(8, 3 * rows), sharex=sharex, layout="constrained")
         yield axes
         figure.suptitle(title)
-        part = path.with_name(path.name + ".part")
-        figure.savefig(part, dpi=150, format="png", metadata={"Software": None})
+        content = io.BytesIO()
+        figure.savefig(content, dpi=150, format="png", metadata={"Software": None})
         plt.close(figure)
-    part.replace(path)
+    write_whole(path, content.getvalue())
 
 
 def _line(axis: "Axes", records: Records, metric: str, label: str, color: str, style: str, **more: Any) -> None:

@@ -6,6 +6,7 @@ import platform
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -70,7 +71,18 @@ def git_commit() -> str | None:
     return commit + ("+" if changes else "")
 
 
-def provenance(task: Task, model: nn.Module, initial_loss: float) -> dict[str, Any]:
+def changed_versions(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return in words which versions and hardware (where told) differ between two provenances; empty if none does."""
+    changes: list[str] = []
+    for part in ("versions", "hardware"):
+        before, after = then.get(part), now.get(part, {})
+        if isinstance(before, dict):
+            differ = [key for key, value in after.items() if before.get(key) != value]
+            changes += [f"{key} {before.get(key)} then, {after[key]} now" for key in differ]
+    return "; ".join(changes)
+
+
+def provenance(task: Task, model: nn.Module, initial_loss: float, sources: Mapping[str, str]) -> dict[str, Any]:
     """Gather everything; data hash, init hash and initial loss together are the problem's fingerprint."""
     origin = {
         "data_hash": task.data_hash(),
@@ -80,6 +92,7 @@ def provenance(task: Task, model: nn.Module, initial_loss: float) -> dict[str, A
         "examples": {name: len(split) for name, split in task.splits.items()},
         "input_shape": task.input_shape,
         "task": task.facts,
+        "sources": dict(sources),
         "versions": versions(),
         "hardware": hardware(next(model.parameters()).device),
         "git_commit": git_commit(),

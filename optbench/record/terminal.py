@@ -1,4 +1,7 @@
-"""What the person at the terminal sees: a live bar (plain lines where there is no terminal), then a table."""
+"""What the person at the terminal sees: a live bar (plain lines where there is no terminal), then a table.
+
+That nothing written here can stop a run is the work of `optbench.startup`.
+"""
 
 import math
 import sys
@@ -8,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 SHOWN = {
@@ -21,6 +24,7 @@ SHOWN = {
     "edge/distance": "distance to edge",
 }
 PLAIN_LINES = 10
+PLAIN_SECONDS = 60.0
 
 
 class Terminal:
@@ -82,6 +86,57 @@ class Terminal:
 
     def _numbers(self) -> str:
         return "  ".join(f"{SHOWN[metric]} {value:.4g}" for metric, value in self._latest.items())
+
+
+class ManyRuns:
+    """Shows how many of a number of runs are made, as a context: a live bar, or plain lines now and then.
+
+    Without a terminal a line comes as it begins, whenever another tenth is made, and a minute after the last one.
+    """
+
+    def __init__(self, total: int, done: int = 0, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._total, self._done, self._what = total, done, ""
+        self._next_line, self._next_time = 0, 0.0
+        self._bar: Progress | None = None
+        if self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=self._console)
+            self._task = self._bar.add_task("runs", total=total, completed=done)
+
+    def __enter__(self) -> "ManyRuns":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def begin(self, what: str = "") -> None:
+        """Say what the runs that come now are of."""
+        self._what = what
+        if self._bar:
+            self._bar.update(self._task, description=what)
+        else:
+            self._tell()
+
+    def advance(self) -> None:
+        """Count one run more."""
+        self._done += 1
+        if self._bar:
+            self._bar.advance(self._task)
+        elif self._done >= self._next_line or time.monotonic() > self._next_time:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._next_line = self._done + max(1, self._total // PLAIN_LINES)
+        self._next_time = time.monotonic() + PLAIN_SECONDS
+        self.say(f"{self._done}/{self._total} runs  {self._what}".rstrip())
 
 
 def closing_table(summary: Mapping[str, Any], lr: float | None) -> None:

@@ -1,28 +1,34 @@
 """W&B mirrors the run folder, in a process of its own: whatever W&B does, training never waits for it.
 
-`python -m optbench.record.wandb FOLDER` reads the folder's files as they grow and sends what it reads. Killed
-or restarted, it goes on where it stopped; run by hand later, it sends what never arrived. The only importer
-of wandb.
+`python -m optbench.record.wandb FOLDER` reads the folder's series as they grow and sends each step once. Killed
+or restarted, it goes on after the last step sent; run by hand later, it sends what never arrived. One mirror at
+a time works on a folder. The only importer of wandb.
 """
 
-import json
 import os
 import select
+import shlex
 import subprocess
 import sys
-import uuid
+import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from optbench.arguments import VERSION
-from optbench.record.folder import CONFIG, METRICS, PROVENANCE, SUMMARY, TIMINGS, read_json, write_whole
+from optbench.record.folder import CONFIG, METRICS, PROVENANCE, SUMMARY, TIMINGS, read_json
+from optbench.record.mirror_state import STATE, State
+from optbench.record.tail import Tail
 
 MODES = ("auto", "online", "offline", "disabled")
-STATE, LOG = "wandb.json", "wandb.log"
+LOG, LOCK = "wandb.log", "wandb.lock"
 SERIES = (METRICS, TIMINGS)
 INIT_TIMEOUT_SECONDS = 30
 POLL_SECONDS = 0.5
+LOCK_SECONDS = 60.0  # how long a mirror whose training has ended waits for the one before it
 FOLLOW = "--follow"  # until standard input ends
 
 
@@ -32,86 +38,123 @@ class Mirror:
     def __init__(self, folder: Path, mode: str) -> None:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
+        self._trouble = ""
         if mode == "disabled" or (mode == "auto" and os.environ.get("WANDB_MODE") == "disabled"):
             return
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        command = [sys.executable, "-m", "optbench.record.wandb", str(folder), FOLLOW]
-        with (folder / LOG).open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,  # its end tells the mirror that this process has ended, however it did
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is for the training
-                env=environment,
-            )
+        try:
+            self._process = _start(folder)
+        except OSError as why:  # no room, no processes left: W&B's trouble, not the training's
+            self._trouble = f" ({why})"
 
     def close(self, patience_seconds: float) -> str:
         """Let the mirror finish, for so long at most, and return a line on where the run is in W&B."""
+        again = f"try again: python -m optbench.record.wandb {shlex.quote(str(self._folder))}"
         if self._process is None:
-            return "W&B: disabled"
+            return f"W&B: nothing was sent{self._trouble}; {again}" if self._trouble else "W&B: disabled"
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
             code = self._process.wait(patience_seconds)
         except subprocess.TimeoutExpired:
             return f"W&B: still sending, on its own; see {self._folder / LOG}"
-        state = read_json(self._folder / STATE) or {}
-        if code or "directory" not in state:
-            return (
-                f"W&B: nothing was sent, see {self._folder / LOG}; "
-                f"try again: python -m optbench.record.wandb {self._folder}"
-            )
-        if state.get("url"):
-            return f"W&B: {state['url']}"
-        return f"W&B: offline ({state['why']}); send it: wandb sync {state['directory']}"
+        state = State.read(self._folder)
+        if code or not (state.url or state.offline):
+            return f"W&B: nothing was sent, see {self._folder / LOG}; {again}"
+        return state.where(self._folder)
 
 
-class _Tail:
-    """Whole new lines of a growing file, from an offset on."""
-
-    def __init__(self, path: Path, offset: int) -> None:
-        self.path, self.offset = path, offset
-
-    def read(self) -> list[dict[str, Any]]:
-        # A resumed run cuts the file back and writes the same bytes again: below the offset is old news.
-        if not self.path.exists() or self.path.stat().st_size <= self.offset:
-            return []
-        with self.path.open("rb") as stream:
-            stream.seek(self.offset)
-            whole, _, _ = stream.read().rpartition(b"\n")
-        if not whole:
-            return []
-        self.offset += len(whole) + 1
-        return [json.loads(line) for line in whole.split(b"\n")]
+def _start(folder: Path) -> "subprocess.Popen[bytes]":
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK  # a FIFO in its place is an error, not a wait
+    log = os.open(folder / LOG, flags, 0o644)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "optbench.record.wandb", str(folder), FOLLOW],
+            stdin=subprocess.PIPE,  # its end tells the mirror that this process has ended, however it did
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is for the training
+            env=environment,
+        )
+    finally:
+        os.close(log)
 
 
-def mirror(folder: Path, follow: bool) -> None:
+class _Sender:
+    """Sends rows of history to a W&B run, counted on over all of the run's parts."""
+
+    def __init__(self, wandb: Any, run: Any, state: State, folder: Path) -> None:
+        self._wandb, self._run, self.state, self._folder = wandb, run, state, folder
+        state.rows = max(state.rows, run.starting_step)
+        self.refused = 0
+        self._kept = False
+        self.keep()
+
+    def keep(self) -> None:
+        """Write the state, unless the folder was cleared for a new run, whose mirror must not go on from ours."""
+        if self._kept and not (self._folder / STATE).exists():
+            sys.exit(f"{self._folder} has been cleared: the mirror of what was there ends")
+        self.state.write(self._folder)
+        self._kept = (self._folder / STATE).exists()
+
+    def send(self, line: dict[str, Any]) -> None:
+        """Send a line, or count it where W&B cannot take its values (a list of words, half a character)."""
+        try:
+            self.log(_with_histograms(self._wandb, line))
+        except (TypeError, ValueError, ArithmeticError, RecursionError) as why:
+            print(f"a line of step {line['step']} was not sent: {why}", flush=True)
+            self.refused += 1
+
+    def log(self, row: dict[str, Any]) -> None:
+        # Without a number of our own, the rows of a second offline part would be counted from 0 again.
+        self._run.log(row, step=self.state.rows, commit=True)
+        self.state.rows += 1
+
+
+def mirror(folder: Path, follow: bool) -> State:
     """Send the run in `folder` to W&B; follow it while standard input stays open if `follow`."""
+    config = _config(folder)
     import wandb
 
-    config = _config(folder)
-    settings = config["wandb"]
-    state = read_json(folder / STATE) or {"id": uuid.uuid4().hex[:8], "offsets": {}}
-    run = _init(wandb, folder, config, state, _mode(wandb, settings["mode"]))
+    state = State.read(folder)
+    state.write(folder)
+    run = _init(wandb, folder, config, state, _mode(wandb, config["wandb"]["mode"]))
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
-    tails = {name: _Tail(folder / name, state["offsets"].get(name, 0)) for name in SERIES}
-    ended = not follow
-    while True:
-        for tail in tails.values():
-            for line in tail.read():
-                run.log(_with_histograms(wandb, line))
-        state["offsets"] = {name: tail.offset for name, tail in tails.items()}
-        write_whole(folder / STATE, json.dumps(state))
-        if ended:
-            break
-        ended = _standard_input_ended(POLL_SECONDS)
+    sender = _Sender(wandb, run, state, folder)
+    _send_series(folder, sender, follow)
     summary = read_json(folder / SUMMARY) or {}
     run.summary.update({key: value for key, value in summary.items() if key != "process"})
-    for picture in sorted(folder.glob("*.png")):
-        run.log({picture.stem: wandb.Image(str(picture))})
+    _send_pictures(wandb, folder, sender)
+    sender.keep()
     run.finish(exit_code=0 if summary.get("status") in ("done", "diverged") else 1)
+    return state
+
+
+def _send_pictures(wandb: Any, folder: Path, sender: _Sender) -> None:
+    for picture in sorted(file for file in folder.glob("*.png") if file.is_file()):
+        try:
+            sender.log({picture.stem: wandb.Image(str(picture))})
+        except (OSError, ValueError, SyntaxError) as why:  # Pillow's, for a damaged picture
+            print(f"{picture.name} was not sent: {why}", flush=True)
+
+
+def _send_series(folder: Path, sender: _Sender, follow: bool) -> None:
+    state = sender.state
+    tails = [Tail(folder / name, state.steps.get(name, -1)) for name in SERIES]
+    ended = not follow
+    while True:
+        before = asdict(state)
+        for tail in tails:
+            for line in tail.read():
+                sender.send(line)
+        state.steps = {tail.path.name: tail.last for tail in tails}
+        state.damaged = sender.refused + sum(tail.damaged for tail in tails)
+        if asdict(state) != before:
+            sender.keep()
+        if ended:
+            return
+        ended = _standard_input_ended(POLL_SECONDS)
 
 
 def _with_histograms(wandb: Any, line: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +179,13 @@ def _standard_input_ended(patience_seconds: float) -> bool:
 def _config(folder: Path) -> dict[str, Any]:
     import yaml
 
-    config: dict[str, Any] = yaml.safe_load((folder / CONFIG).read_text())
+    try:
+        config: dict[str, Any] = yaml.safe_load((folder / CONFIG).read_text())
+        for key in ("mode", "project", "entity", "group", "tags"):
+            config["wandb"][key]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError, yaml.YAMLError) as why:
+        line = " ".join(str(why).split())
+        sys.exit(f"cannot read what to send from {folder / CONFIG} ({line}): give the run's command again to write it")
     return config
 
 
@@ -154,7 +203,7 @@ def _mode(wandb: Any, wanted: str) -> tuple[str, str]:
     return ("online", "") if logged_in else ("offline", "no login here")
 
 
-def _init(wandb: Any, folder: Path, config: dict[str, Any], state: dict[str, Any], mode: tuple[str, str]) -> Any:
+def _init(wandb: Any, folder: Path, config: dict[str, Any], state: State, mode: tuple[str, str]) -> Any:
     settings = config["wandb"]
     options = wandb.Settings(
         init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_SECONDS)),
@@ -170,7 +219,7 @@ def _init(wandb: Any, folder: Path, config: dict[str, Any], state: dict[str, Any
                 group=settings["group"],
                 tags=settings["tags"],
                 name=folder.name,
-                id=state["id"],
+                id=state.id,
                 resume="allow",
                 job_type=settings.get("job_type", "train"),
                 mode=attempt,
@@ -185,9 +234,33 @@ def _init(wandb: Any, folder: Path, config: dict[str, Any], state: dict[str, Any
             wandb.teardown()  # else its service holds the id
             attempt, why = "offline", f"online failed: {str(error).splitlines()[0]}"
             continue
-        directory = os.path.relpath(Path(run.dir).parent)
-        state |= {"url": None if run.offline else run.url, "directory": directory, "why": why}
+        if run.offline:
+            state.offline.append(os.path.relpath(Path(run.dir).parent, folder))
+        else:
+            state.url = run.url
+        state.why = why
         return run
+
+
+def _hold(folder: Path, follow: bool) -> FileLock:
+    """Take the folder for this mirror alone.
+
+    The mirror of a run just killed may still be finishing: one that follows waits for it while its own training
+    goes on, and a little longer. One started by hand ends at once.
+    """
+    lock = FileLock(folder / LOCK)
+    last_moment = float("inf") if follow else 0.0
+    while True:
+        try:
+            lock.acquire(timeout=0)
+            return lock
+        except Timeout:
+            if time.monotonic() > last_moment:
+                sys.exit(f"another mirror is at work on {folder}: wait until it has ended")
+        if last_moment < float("inf"):
+            time.sleep(POLL_SECONDS)
+        elif _standard_input_ended(POLL_SECONDS):
+            last_moment = time.monotonic() + LOCK_SECONDS
 
 
 def log_table(project: str, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -215,7 +288,8 @@ def main() -> None:
     folders = [Path(argument) for argument in arguments if argument != FOLLOW]
     if len(folders) != 1 or not (folders[0] / CONFIG).exists():
         sys.exit("usage: python -m optbench.record.wandb RUN_FOLDER\nSends a run folder to W&B, what is new of it.")
-    mirror(folders[0], follow)
+    with _hold(folders[0], follow):
+        print(mirror(folders[0], follow).where(folders[0]), flush=True)
 
 
 if __name__ == "__main__":

@@ -76,3 +76,22 @@ def test_printable_text_moves_no_cursor_and_can_be_encoded(text: str) -> None:
 def test_printable_keeps_words() -> None:
     assert printable("naïve  ☃\nλ₁ = 2") == "naïve ☃ λ₁ = 2"
     assert printable("a\x1b[31mb\u202ec\x00") == "a?[31mb?c?"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "- " * 100_000,
+        "? " * 100_000,
+        "\n".join(" " * i + "a:" for i in range(1000)),
+        "\n".join(" " * i + "-" for i in range(1000)),
+        "&a [" * 50_000,
+    ],
+)
+def test_a_deep_yaml_does_not_crash_the_process(text: str, tmp_path: Path) -> None:
+    (tmp_path / "deep.yaml").write_text(text)
+    for aliases in (True, False):
+        with pytest.raises(UnreadableError, match=r"nested deeper|damaged YAML"):
+            read_yaml(tmp_path / "deep.yaml", aliases=aliases)

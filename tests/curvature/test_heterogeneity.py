@@ -58,7 +58,7 @@ def test_layers_of_a_hessian() -> None:
     model, data = small()
     H = Hessian(model, half_mse, data)
     matrix = dense_hessian(model, half_mse, data)
-    found = block_densities(H, per_layer(model), 60, 30)
+    found = block_densities(H, per_layer(model), 60, 4)
     assert found.keys() == {"0", "2"}
     for name, rows in (("0", slice(0, 35)), ("2", slice(35, 53))):
         values = torch.linalg.eigvalsh(matrix[rows, rows])

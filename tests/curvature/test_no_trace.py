@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from optbench.curvature import (
     Hessian,
@@ -19,7 +20,7 @@ from optbench.curvature import (
     mean_loss,
     top_eigenpairs,
 )
-from optbench.curvature.chunks import Pair
+from optbench.curvature.chunks import Chunks, Pair
 
 from .helpers import EPS, dense, dense_hessian
 
@@ -222,3 +223,25 @@ def test_compiled_code_is_measured_as_it_was_written(what: str) -> None:
     loss(compiled(data[0]), data[1]).backward()
     torch.testing.assert_close(dense(Hessian(compiled, loss, data)), expected, rtol=0, atol=100 * EPS)
     loss(compiled(data[0]), data[1]).backward()  # and is compiled again afterwards
+
+
+class _Noisy(Dataset[Pair]):
+    """Other inputs each time they are asked for."""
+
+    def __len__(self) -> int:
+        return 30
+
+    def __getitem__(self, index: int) -> Pair:
+        return torch.randn(5), LABELS[index]
+
+
+def test_workers_that_persist_are_left_alone_and_draw_the_same_at_each_pass() -> None:
+    loader = DataLoader(_Noisy(), batch_size=10, num_workers=1, persistent_workers=True)
+    chunks = Chunks(loader, torch.device("cpu"), torch.float32)
+    training = iter(loader)
+    next(training)
+    with chunks.kept_rng():
+        first, second = ([inputs for inputs, _ in chunks] for _ in range(2))
+    assert len(first) == 3
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert len(list(training)) == 2

@@ -23,7 +23,7 @@ lightning = pytest.importorskip("lightning.pytorch", reason="needs optbench[ligh
 LR, UNFROZEN_AT = 0.01, 11  # and epoch, of two updates each: Adam's second moment has settled by then
 CLOSE = 5e-3  # relative error of λ₁ and of the edge: the bound that the probes ask for
 SUMS = 1e-6  # of a mean of 40 losses in single precision
-HALF = 1e-2  # and in bfloat16, whose unit is 4e-3
+HALF = 1e-3  # and of outputs in bfloat16, whose unit is 4e-3 and whose errors are averaged; seen: 1.2e-4
 
 
 def _data() -> tuple[Tensor, Tensor]:
@@ -174,7 +174,7 @@ def _measured(
         assert row["sharpness/lambda_max"] == pytest.approx(expected.sharpness, rel=CLOSE)
         off = abs(row["sharpness/lambda_max"] - expected.sharpness)
         assert off <= row["sharpness/lambda_max_bound"]
-        rounding = HALF if precision.startswith("bf16") else SUMS
+        rounding = HALF if precision == "bf16-true" else SUMS
         assert row["train/loss"] == pytest.approx(expected.train_loss, rel=rounding)
         if "edge/distance" in row:
             assert row["edge/distance"] == pytest.approx(expected.distance, rel=CLOSE)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from optbench.leaderboard.runs import Run
+from optbench.leaderboard.run import Run
 from optbench.suite import FINAL, TUNE, Suite, SuiteTask
 
 TASK = SuiteTask(

@@ -3,14 +3,19 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from optbench.boundary import UnreadableError
 from optbench.leaderboard.entrants import admit
-from optbench.leaderboard.runs import ENTRIES, LARGEST_OTHER_BYTES, UnreadableError, checked, read_results, read_run
-from optbench.leaderboard.verify import MARKS, compare, unverified
+from optbench.leaderboard.entries import ENTRIES
+from optbench.leaderboard.folders import read_run
+from optbench.leaderboard.run import read_line
+from optbench.leaderboard.runs import read_results
+from optbench.leaderboard.verify import compare
 from optbench.suite import FINAL
 from tests.conftest import Command
 from tests.leaderboard.fields import entrant, run, suite
@@ -37,7 +42,7 @@ def test_a_run_folder_is_read_with_curves_costs_and_command(folder: Path) -> Non
     assert {"test/loss", "sharpness/lambda_max", "cost/gradients", "time/train_seconds"} <= found.curve.keys()
     assert found.peak_gib > 0 and found.optimizer_gib == 0 and found.gradients == 20
     assert "task=digits" in found.command and not any("results_dir" in word for word in found.command)
-    assert checked({k: v for k, v in json.loads(found.line()).items() if k != "schema"}) == found
+    assert read_line(found.line()) == found
 
 
 def test_the_state_of_an_optimizer_is_counted(optbench: Command) -> None:
@@ -66,20 +71,25 @@ def _json(path: Path, **changes: Any) -> None:
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "no summary.json": lambda f: (f / "summary.json").unlink(),
-    "damaged JSON": lambda f: (f / "summary.json").write_text('{"schema": 1, "stat'),
+    "summary.json: damaged JSON": lambda f: (f / "summary.json").write_text('{"schema": 1, "stat'),
     "schema 99": lambda f: _json(f / "summary.json", schema=99),
-    "status is int": lambda f: _json(f / "summary.json", status=3),
-    "status has 100000 letters": lambda f: _json(f / "summary.json", status="x" * 100_000),
+    "status must be a valid string, got 3, in summary.json": lambda f: _json(f / "summary.json", status=3),
+    "status must be String should have at most 255": lambda f: _json(f / "summary.json", status="x" * 100_000),
     "is not JSON": lambda f: (f / "summary.json").write_text('{"schema": 1, "last": {"test/loss": NaN}}'),
-    "no JSON object": lambda f: (f / "provenance.json").write_text("[1, 2]"),
-    "a metric is not a finite number": lambda f: _json(f / "summary.json", last={"test/loss": "0.1"}),
-    "not as a run writes it": lambda f: (f / "metrics.jsonl").write_text("{}\n[3]\nnonsense\n"),
-    "larger than": lambda f: (f / "summary.json").write_text(" " * (LARGEST_OTHER_BYTES + 1)),
+    "provenance.json is no mapping": lambda f: (f / "provenance.json").write_text("[1, 2]"),
+    "last.test/loss must be a valid number, got '0.1'": lambda f: _json(f / "summary.json", last={"test/loss": "0.1"}),
+    "damaged JSON (": lambda f: (f / "metrics.jsonl").write_text("{}\n[3]\nnonsense\n"),
+    "a line without its step": lambda f: (f / "metrics.jsonl").write_text("{}\n"),
+    "curve.test/loss.0 must be a valid number": lambda f: (f / "metrics.jsonl").write_text(
+        '{"step": 0, "test/loss": [1]}\n'
+    ),
+    "no metrics.jsonl": lambda f: (f / "metrics.jsonl").unlink(),
+    "larger than": lambda f: (f / "summary.json").write_text(" " * (2**20 + 1)),
     "has aliases": lambda f: (f / "config.yaml").write_text("a: &a [x, x]\nb: [*a, *a]\n"),
-    "config.yaml is missing or damaged": lambda f: (f / "config.yaml").write_text("a: [1,\n  b: {"),
+    "config.yaml: damaged YAML": lambda f: (f / "config.yaml").write_text("a: [1,\n  b: {"),
     "config.yaml is no mapping": lambda f: (f / "config.yaml").write_text("- 1\n"),
     "no config.yaml": lambda f: (f / "config.yaml").unlink(),
-    "provenance.json cannot be read": lambda f: (f / "provenance.json").write_bytes(b"\xff\xfe\x00{"),
+    "provenance.json: not UTF-8": lambda f: (f / "provenance.json").write_bytes(b"\xff\xfe\x00{"),
     "deep": lambda f: (f / "summary.json").write_text("[" * 100_000),
 }
 
@@ -123,18 +133,6 @@ def test_committed_lines_are_read_and_bad_ones_named(tmp_path: Path) -> None:
     assert "line 22: schema 7" in " ".join(why for _, why in unreadable)
 
 
-def test_an_entry_is_ranked_only_once_it_is_verified(tmp_path: Path) -> None:
-    _entries(tmp_path, "a", [own.line() for own in entrant(SUITE, "a", 0.2)])
-    runs, _ = read_results(tmp_path)
-    assert "--verify re-runs a sample" in unverified(tmp_path, SUITE)["a"]
-    assert not admit(SUITE, runs, unverified(tmp_path, SUITE)).entrants
-    assert admit(SUITE, runs).entrants[0].name == "a"
-    marks = tmp_path / ENTRIES / SUITE.label / MARKS
-    for content in ("{", "[]", '{"a": 3}', '{"a": {"file": "another", "agreed": true}}'):
-        marks.write_text(content)
-        assert "a" in unverified(tmp_path, SUITE)
-
-
 HOSTILE = (
     "optimizer._target_=os.system",
     "optimizer.lr=${oc.env:HOME}",
@@ -148,7 +146,7 @@ HOSTILE = (
 @pytest.mark.parametrize("word", HOSTILE)
 def test_a_command_from_elsewhere_is_never_given_unless_it_is_the_protocols(word: str) -> None:
     own = entrant(SUITE, "a", 0.2)
-    evil = [checked({**json.loads(r.line()), "command": [*r.command[:-2], word, *r.command[-2:]]}) for r in own]
+    evil = [replace(r, command=[*r.command[:-2], word, *r.command[-2:]]) for r in own]
     admitted = admit(SUITE, evil)
     assert not admitted.entrants and "whose command is not the protocol's" in admitted.refused["a"][0]
 
@@ -159,8 +157,6 @@ def test_a_re_run_is_compared_with_what_was_said() -> None:
     changed = {"then": then.last}
 
     def verdict(**changes: Any) -> str:
-        from dataclasses import replace
-
         return compare(SUITE, then, replace(then, **changes), peers).verdict
 
     assert changed and verdict() == "same"
@@ -177,7 +173,8 @@ def test_reading_stays_within_its_folder(tmp_path: Path) -> None:
     own = [json.loads(r.line()) | {"name": "../../../escaped", "local": True} for r in entrant(SUITE, "a", 0.2)]
     _entries(tmp_path / "results", "a", [json.dumps(line) for line in own])
     runs, unreadable = read_results(tmp_path / "results")
-    assert len(runs) == 1 and not runs[0].local and not unreadable  # one name, so one run
+    assert len(runs) == 1 and not runs[0].local  # one name, so one run
+    assert unreadable[0] == (f"{SUITE.label}/a.jsonl", "line 2: a second run is called ../../../escaped")
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
     with pytest.raises(UnreadableError):
         read_run(tmp_path / "nowhere")

@@ -6,16 +6,18 @@ from optbench import checkpoint
 from optbench.errors import MachineError
 from optbench.record.folder import (
     METRICS,
+    MIRROR_FILES,
+    RUN_FILES,
     TIMINGS,
-    WRITTEN,
     RunFolder,
     read_finished,
     read_json,
     read_lines,
     write_whole,
 )
+from optbench.record.mirror_state import STATE
 from optbench.record.picture import PICTURE, SPECTRUM
-from optbench.record.wandb import LOG, STATE
+from optbench.record.wandb import LOG
 
 
 def test_clock_readings_go_to_a_series_of_their_own(tmp_path: Path) -> None:
@@ -92,7 +94,7 @@ def test_clear_deletes_what_a_run_writes_and_nothing_else(tmp_path: Path) -> Non
     with RunFolder(tmp_path) as folder:
         folder.open_series({})
         folder.write_summary("done", {})
-        for name in (*WRITTEN, "checkpoint.pt.part"):
+        for name in (*RUN_FILES, *MIRROR_FILES, "checkpoint.pt.part"):
             (tmp_path / name).write_text("a run's")
         folder.clear()
         assert {file.name for file in tmp_path.iterdir()} == {"run.lock", *(file.name for file in mine)}
@@ -100,4 +102,4 @@ def test_clear_deletes_what_a_run_writes_and_nothing_else(tmp_path: Path) -> Non
 
 
 def test_what_a_run_writes_is_known_by_its_names() -> None:
-    assert {checkpoint.NAME, checkpoint.PREVIOUS, PICTURE, SPECTRUM, STATE, LOG} < set(WRITTEN)
+    assert {checkpoint.NAME, checkpoint.PREVIOUS, PICTURE, SPECTRUM, STATE, LOG} < {*RUN_FILES, *MIRROR_FILES}

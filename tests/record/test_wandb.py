@@ -118,11 +118,15 @@ def test_a_resumed_run_is_one_wandb_run_with_each_record_once(optbench: Command)
     (first / "summary.json").unlink()  # as if killed before the end
     (first / "checkpoint.pt").unlink()
     (first / "checkpoint.previous.pt").unlink(missing_ok=True)
-    optbench(*RUN, "wandb.mode=offline", "wandb.wait_seconds=60")
+    outcome = optbench(*RUN, "wandb.mode=offline", "wandb.wait_seconds=60")
+    parts = sorted(first.glob("wandb/offline-run-*"))
+    assert len(parts) == 2 and f"wandb sync {parts[0]} {parts[1]}\n" in outcome.out
     records = _sent(first)
     assert len({record.run.run_id for record in records if record.WhichOneof("record_type") == "run"}) == 1
     steps = [row["step"] for row in _history(records) if "batch/loss" in row]
     assert steps == list(range(30))
+    rows = [record.history.step.num for record in records if record.WhichOneof("record_type") == "history"]
+    assert rows == list(range(len(rows)))  # one count over both parts, else W&B drops the second
 
 
 def test_wandb_that_hangs_or_fails_neither_stops_nor_slows_training(

@@ -16,6 +16,7 @@ from optbench.studies.atlas import ATLAS, CHOICE_SEED, NOT_REACHED, OPEN, SEEDS,
 from optbench.studies.choice import Tried, choose
 from optbench.studies.edge_atlas import PAGE, SYMBOLS, Row, Series, markdown, verdict, write
 from optbench.study import do_atlas, do_choice, main
+from tests.conftest import Call
 
 ENTRY = Entry("x", ("optimizer=sgd",), (0.1,), 0.1)
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs/edge_atlas.md").read_text()
@@ -121,10 +122,11 @@ def test_every_rate_that_was_tried_is_written_and_a_rate_that_diverges_is_not_ta
     assert "takes none" in capsys.readouterr().out
 
 
-def test_a_killed_atlas_goes_on_where_it_was(tmp_path: Path) -> None:
-    command = ["-m", "optbench.study", "edge_atlas", "--short", "--jobs", "1", "--results-dir", str(tmp_path)]
-    command += ["--only", "gradient descent,Nesterov"]
-    first = subprocess.Popen([sys.executable, *command], start_new_session=True, stderr=subprocess.DEVNULL)
+def test_a_killed_atlas_goes_on_where_it_was(tmp_path: Path, called: Call) -> None:
+    study = ["edge_atlas", "--short", "--jobs", "1", "--results-dir", str(tmp_path)]
+    study += ["--only", "gradient descent,Nesterov"]
+    command = [sys.executable, "-m", "optbench.study", *study]
+    first = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
     runs, deadline = tmp_path / "studies/edge_atlas_short/runs.json", time.monotonic() + 300
     while not runs.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -133,8 +135,8 @@ def test_a_killed_atlas_goes_on_where_it_was(tmp_path: Path) -> None:
     before = {f: f.stat().st_mtime_ns for f in tmp_path.glob("runs/*/summary.json")}
     done = [f for f in before if '"done"' in f.read_text()]
     assert len(done) == 1
-    second = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300)
-    assert second.returncode == 0 and "Nesterov" in second.stdout
+    second = called(main, tmp_path, *study)
+    assert second.code == 0 and "Nesterov" in second.out
     assert done[0].stat().st_mtime_ns == before[done[0]]
 
 
@@ -147,20 +149,13 @@ def test_long_form_every_row_comes_to_the_verdict_that_is_stated(tmp_path: Path)
     assert {e.name: rows[e.name]["verdict"] for e in present} == {e.name: e.expected for e in present}
 
 
-def test_an_unknown_entry_is_named_with_those_that_exist() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "optbench.study", "edge_atlas", "--only", "nope"], capture_output=True, text=True
-    )
-    assert done.returncode == 2 and "no entry called nope" in done.stderr and "Adam" in done.stderr
+def test_an_unknown_entry_is_named_with_those_that_exist(tmp_path: Path, called: Call) -> None:
+    done = called(main, tmp_path, "edge_atlas", "--only", "nope")
+    assert done.code == 2 and "no entry called nope" in done.err and "Adam" in done.err
 
 
-def test_results_that_cannot_be_written_name_the_option_of_the_study(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_results_that_cannot_be_written_name_the_option_of_the_study(tmp_path: Path, called: Call) -> None:
     (tmp_path / "taken").write_text("")
-    arguments = ["edge_atlas", "--short", "--only", "Adam", "--results-dir", str(tmp_path / "taken")]
-    monkeypatch.setattr(sys, "argv", ["study", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 1
-    assert "a file is in the way" in (said := capsys.readouterr().err) and "say --results-dir DIR" in said
+    done = called(main, tmp_path, "edge_atlas", "--short", "--only", "Adam", "--results-dir", str(tmp_path / "taken"))
+    assert done.code == 1
+    assert "a file is in the way" in done.err and "say --results-dir DIR" in done.err

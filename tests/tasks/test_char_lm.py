@@ -1,4 +1,6 @@
 import hashlib
+import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,38 @@ def test_a_python_without_sources_says_so(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
     with pytest.raises(MachineError, match=r"no sources in .*say task\.text=FILE"):
         char_lm(0)
+
+
+def test_no_more_of_a_text_is_read_than_its_characters_need(tmp_path: Path) -> None:
+    file = tmp_path / "long.txt"
+    text = "aé€😀\r\n" * 2000
+    file.write_bytes(text.encode())
+    with file.open("r+b") as stream:
+        stream.truncate(2**32)  # 4 GiB of zeros follow, that no disk holds
+    for characters in range(300, 306):  # cut within a character, and within an end of line
+        task = char_lm(0, str(file), characters=characters, context=16)
+        assert task.facts["characters"] == characters
+        expected = text.replace("\r\n", "\n")[:characters]
+        assert task.facts["sha256"] == hashlib.sha256(expected.encode()).hexdigest()
+    tracemalloc.start()
+    char_lm(0, str(file), characters=300, context=16)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**20
+    with pytest.raises(UserError, match=r"long\.txt \(holds more than 1,073,741,824 bytes.*, or task\.characters=N"):
+        char_lm(0, str(file), characters=None)
+
+
+@pytest.mark.parametrize("characters", [0, -5, 1.5])
+def test_characters_are_counted_in_whole_numbers(characters: int) -> None:
+    with pytest.raises(UserError, match=r"task\.characters must be a positive whole number, or null for all, got"):
+        char_lm(0, characters=characters)
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for name, kind in ((str(tmp_path / "fifo"), "a FIFO"), ("/dev/zero", "a device"), (str(tmp_path), "a folder")):
+        with pytest.raises(
+            UserError, match=rf"cannot read {name} \(is {kind}, not a regular file\): say task\.text=FILE"
+        ):
+            char_lm(0, name)

@@ -1,12 +1,13 @@
 import os
 import pickle
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from optbench.tasks.cifar import FILES, FOLDER, cifar, crop_and_mirror
+from optbench.tasks.cifar import FILES, FOLDER, _read_file, cifar, crop_and_mirror
 
 from optbench.errors import MachineError, UserError
 
@@ -99,6 +100,85 @@ def test_an_unverified_pickle_never_executes_code(root: Path, tmp_path: Path) ->
     with pytest.raises(MachineError, match=r"it asks for (posix|nt)\.system"):
         cifar(0, str(tmp_path), verify=False)
     assert not marker.exists()
+
+
+class _Calls:
+    """Calls a function with arguments when it is unpickled."""
+
+    def __init__(self, function: object, *arguments: object, state: object = None) -> None:
+        self.call = (function, arguments, state)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self.call
+
+
+def _boxes(depth: int) -> list[object]:
+    box: list[object] = [0]
+    for _ in range(depth):
+        box = [box, box]
+    return box
+
+
+HUGE = 10**11
+LABELS = [0] * 10_000
+BOMBS = {
+    "object array": _Calls(np.ndarray, (HUGE,), np.dtype("O")),
+    "reconstructed": _Calls(np.zeros(0).__reduce__()[0], np.ndarray, (HUGE,), "O"),
+    "lists in lists": _boxes(40),
+    "other shape": np.zeros((3, 3), np.uint8),
+    "objects": np.array([None]),
+    "not an array": [1],
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_hostile_pickle_fills_no_memory(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "data_batch_1"
+    for content in (
+        {"data": BOMBS[name], "labels": LABELS},
+        {"data": np.zeros((10_000, 3072), "u1"), "labels": BOMBS[name]},
+    ):
+        file.write_bytes(pickle.dumps(content, protocol=2))
+        tracemalloc.start()
+        with pytest.raises(MachineError, match=r"cannot read .*data_batch_1: .*task\.root=DIR"):
+            _read_file(tmp_path, file)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < 2**28
+
+
+def test_terminal_escapes_in_a_pickle_are_not_printed(tmp_path: Path) -> None:
+    file = tmp_path / "data_batch_1"
+    file.write_bytes(b"cevil\x1b[2J\nname\n.")
+    with pytest.raises(MachineError, match=r"it asks for evil\\x1b\[2J\.name, which no image file needs"):
+        _read_file(tmp_path, file)
+
+
+def test_labels_may_be_an_array_and_images_in_columns(tmp_path: Path) -> None:
+    images = np.resize(np.arange(251, dtype=np.uint8), (3072, 10_000)).T
+    labels = np.arange(10_000) % 10
+    file = tmp_path / "data_batch_1"
+    file.write_bytes(pickle.dumps({"data": images, "labels": labels}, protocol=4))
+    read, classes = _read_file(tmp_path, file)
+    assert np.array_equal(read, images) and np.array_equal(classes, labels) and classes.dtype == np.int64
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, verify: bool, no_network: None) -> None:
+    (tmp_path / FOLDER).mkdir()
+    for names in FILES.values():
+        for name in names:
+            os.mkfifo(tmp_path / FOLDER / name)
+    with pytest.raises(MachineError, match=r"data_batch_1:? is a FIFO, not a regular file.*task\.root=DIR"):
+        cifar(0, str(tmp_path), verify=verify)
+
+
+def test_a_file_is_read_no_further_than_expected(tmp_path: Path) -> None:
+    file = tmp_path / "data_batch_1"
+    with file.open("wb") as stream:
+        stream.truncate(2**40)
+    with pytest.raises(MachineError, match=r"data_batch_1: holds more than 67,108,864 bytes"):
+        _read_file(tmp_path, file)
 
 
 def test_train_size_is_checked_before_anything_is_read() -> None:

@@ -1,9 +1,13 @@
+import gzip
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from optbench.tasks.digits import digits
 from sklearn.datasets import load_digits
 
-from optbench.errors import UserError
+from optbench.errors import MachineError, UserError
 
 
 def test_it_is_scikit_learns_digits_split_in_three() -> None:
@@ -29,3 +33,25 @@ def test_a_smaller_training_set_is_balanced_and_leaves_the_others_alone() -> Non
     assert torch.equal(small.test.inputs, whole.test.inputs)
     with pytest.raises(UserError, match="between 1 and 1000 for digits, got 1001"):
         digits(0, train_size=1001)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is a FIFO, not a regular file"),
+        (gzip.compress(b"1,2\n", mtime=0), "expected 1,797 rows"),
+        (gzip.compress(b"1,2\n", mtime=0)[:-4], "is not whole in gzip's format"),
+        (gzip.compress(bytes(2**21), mtime=0), "holds more than 1,048,576 bytes"),
+    ],
+)
+def test_a_damaged_table_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, message: str
+) -> None:
+    monkeypatch.setattr("optbench.tasks.digits.sklearn_data", lambda: tmp_path)
+    file = tmp_path / "digits.csv.gz"
+    if content is None:
+        os.mkfifo(file)
+    else:
+        file.write_bytes(content)
+    with pytest.raises(MachineError, match=f"cannot read scikit-learn's digits at {file}: .*{message}.*nstall"):
+        digits(0)

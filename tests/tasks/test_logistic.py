@@ -1,9 +1,14 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from optbench.tasks.logistic import logistic, logistic_loss, optimum
 from scipy.optimize import minimize
 from sklearn.datasets import load_breast_cancer
+
+from optbench.errors import MachineError
 
 
 def test_it_is_scikit_learns_breast_cancer_with_a_constant_and_smoothed_labels() -> None:
@@ -47,3 +52,28 @@ def test_error_reads_the_sign_against_the_smoothed_label() -> None:
         1 / 3
     )
     assert float(logistic_loss(torch.zeros(3, 1), torch.full((3, 1), 0.05))) == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is a FIFO, not a regular file"),
+        (b"head\n1,2\n", "expected 569 rows"),
+        (b"head\n1,x\n", "could not convert"),
+        (b"head\n\xff\n", "ordinal not in range"),
+        (bytes(2**21), "holds more than 1,048,576 bytes"),
+    ],
+)
+def test_a_damaged_table_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, message: str
+) -> None:
+    monkeypatch.setattr("optbench.tasks.logistic.sklearn_data", lambda: tmp_path)
+    file = tmp_path / "breast_cancer.csv"
+    if content is None:
+        os.mkfifo(file)
+    else:
+        file.write_bytes(content)
+    with pytest.raises(
+        MachineError, match=f"cannot read scikit-learn's breast cancer data at {file}: .*{message}.*nstall"
+    ):
+        logistic(0)

@@ -1,10 +1,12 @@
 import gzip
+import os
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from optbench.tasks.mnist import FILES, SIZES, fashion_mnist, mnist
+from optbench.tasks.mnist import FILES, SIZES, _read_split, fashion_mnist, mnist
 
 from optbench.errors import MachineError, UserError
 
@@ -80,3 +82,64 @@ def test_corrupt_files_are_one_clear_line(tmp_path: Path, content: bytes) -> Non
 def test_sizes_are_checked_before_anything_is_read() -> None:
     with pytest.raises(UserError, match="between 1 and 55000 for MNIST, got 55001"):
         mnist(0, "/nowhere", train_size=55_001)
+
+
+@pytest.fixture
+def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hundred training images, all of zeros, and their labels."""
+    monkeypatch.setitem(SIZES, "train", 100)
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, shape in zip(FILES["train"], ((100, 28, 28), (100,)), strict=True):
+        (folder / f"{name}.gz").write_bytes(gzip.compress(_idx(np.zeros(shape, np.uint8))))
+    assert len(_read_split(folder, "train")[1]) == 100
+    return folder
+
+
+IMAGES, LABELS = (f"{name}.gz" for name in FILES["train"])
+WAY_OUT = r".*Looked in .*task\.root=DIR"
+
+
+def test_a_bomb_is_not_unpacked(raw: Path) -> None:
+    (raw / IMAGES).write_bytes(gzip.compress(_idx(np.zeros((100, 28, 28), np.uint8)) + bytes(2**26), 1))
+    tracemalloc.start()
+    with pytest.raises(
+        MachineError, match=rf"{IMAGES}: holds more than 78,416 bytes, the most expected of it{WAY_OUT}"
+    ):
+        _read_split(raw, "train")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**20
+
+
+def test_what_is_wrong_with_a_file_is_said(raw: Path) -> None:
+    packed = (raw / LABELS).read_bytes()
+    wrong = {
+        packed[:-9]: "is not whole in gzip's format",
+        packed[:-8] + bytes(8): "is not whole in gzip's format",
+        b"no gzip": "is not whole in gzip's format",
+        gzip.compress(
+            _idx(np.zeros((99,), np.uint8))
+        ): r"expected \(100,\) bytes in the IDX format, 108 in all, got 107",
+        gzip.compress(_idx(np.zeros((100,), np.uint8))[1:] + b"0"): r"expected \(100,\) bytes in the IDX format",
+        gzip.compress(_idx(np.full((100,), 10, np.uint8))): "must hold classes 0-9, got 10",
+    }
+    for content, message in wrong.items():
+        (raw / LABELS).write_bytes(content)
+        with pytest.raises(MachineError, match=f"{LABELS}.*{message}{WAY_OUT}"):
+            _read_split(raw, "train")
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_what_is_no_regular_file_is_refused_at_once(
+    tmp_path: Path, verify: bool, suffix: str, no_network: None
+) -> None:
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for names in FILES.values():
+        for name in names:
+            os.mkfifo(folder / f"{name}{suffix}")
+    message = "is a FIFO, not a regular file" if suffix or not verify else "No such file"  # verified ones are packed
+    with pytest.raises(MachineError, match=f"{message}.*task\\.root=DIR"):
+        mnist(0, str(tmp_path), verify=verify)

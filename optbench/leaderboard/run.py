@@ -1,0 +1,116 @@
+"""One run of a suite's protocol, as a line of a committed file holds it: its declared shape."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field
+
+from optbench.boundary import LAX, Name, Plain, Text, UnreadableError, shaped_text
+
+LINE_SCHEMA = 1
+CURVE_POINTS = 60
+DIGITS = 6  # significant ones: what a committed line keeps of a measured number
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | float  # as it is, so that its line is written again alike
+NotNegative = Annotated[int, Field(ge=0, lt=2**63)] | Annotated[float, Field(ge=0)]
+Word = Annotated[str, Field(max_length=4096)]
+Series = Annotated[Sequence[Number | None], Field(max_length=CURVE_POINTS)]
+
+
+def _drawable(curve: Mapping[str, Sequence[float | None]]) -> Mapping[str, Sequence[float | None]]:
+    steps = curve.get("step", [])
+    if any(step is None for step in steps) or any(len(series) != len(steps) for series in curve.values()):
+        raise ValueError("series as long as that of the steps, which has no gaps")
+    if any(
+        cost is not None and cost < 0 for key in ("cost/gradients", "time/train_seconds") for cost in curve.get(key, [])
+    ):
+        raise ValueError("series whose costs are not negative")
+    return curve
+
+
+Curve = Annotated[Mapping[Text, Series], Field(max_length=100), AfterValidator(_drawable)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a suite's protocol, with all that the board and its page need.
+
+    Attributes:
+        name: Name of the run folder. For showing, never a path.
+        problem: SHA-256 of the configuration less what is compared and what moves no result, 16 digits.
+        checked: Whether the data had their published checksums, None where there are none to have.
+        settings: Settings of the optimizer.
+        command: Overrides of the main job that make it again.
+        last: Every metric's last value.
+        curve: Series by metric, each as long as `curve["step"]`, None where not measured then; finals only.
+        local: Whether its folder is here, so that it was run here.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = LAX
+
+    suite: Name
+    version: Count
+    digest: Text
+    task: Name
+    phase: Literal["tune", "final"]
+    point: Count
+    optimizer: Name
+    seed: Count
+    name: Text
+    status: Text
+    step: Count
+    steps: Count
+    problem: Text
+    data_hash: Text
+    init_hash: Text
+    initial_loss: Number
+    checked: bool | None
+    settings: Mapping[str, Plain]
+    command: Annotated[Sequence[Word], Field(max_length=1000)]
+    last: Mapping[Text, Number]
+    curve: Curve
+    gradients: Count = 0
+    train_seconds: NotNegative = 0.0
+    peak_gib: NotNegative = 0.0
+    optimizer_gib: NotNegative = 0.0
+    device: Text = ""
+    torch: Text = ""
+    git_commit: Text | None = None
+    local: bool = field(default=False, compare=False)
+
+    @property
+    def label(self) -> str:
+        """Suite and version: the folder that its entry lies in."""
+        return f"{self.suite}-v{self.version}"
+
+    @property
+    def place(self) -> tuple[str, str, str, int, int]:
+        """What it fills in the protocol."""
+        return self.optimizer, self.task, self.phase, self.point, self.seed
+
+    def line(self) -> str:
+        """Return it as a line of a committed file."""
+        content = {key: value for key, value in asdict(self).items() if key != "local"}
+        return json.dumps({"schema": LINE_SCHEMA} | content, sort_keys=True, allow_nan=False)
+
+
+@dataclass(frozen=True)
+class _Head:
+    __pydantic_config__: ClassVar[ConfigDict] = LAX
+    schema: Count
+
+
+def read_line(line: str) -> Run:
+    """Return the run that a line of a committed file holds; it is never a local one, whatever it says.
+
+    Raises:
+        UnreadableError: If it is of another version.
+        ShapeError: If it is no such line, or something in it is missing, or not what it must be.
+    """
+    if (schema := shaped_text(_Head, line).schema) != LINE_SCHEMA:
+        raise UnreadableError(f"schema {schema}, and this reads {LINE_SCHEMA}")
+    run = shaped_text(Run, line)
+    return replace(run, local=False) if run.local else run

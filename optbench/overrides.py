@@ -1,0 +1,20 @@
+"""Texts as Hydra's overrides: what a person has called a folder is never read as a number, a list or a sweep."""
+
+import re
+
+_PLAIN = re.compile(r"[A-Za-z0-9_./-]+")
+_NO_TEXT = re.compile(r"[+-]?[\d_.]*(e[+-]?[\d_]*)?|[+-]?(inf|nan)|true|false|null", re.IGNORECASE)
+_INTERPOLATION = re.compile(r"(\\*)\$\{")
+_QUOTE = re.compile(r"(\\*)('|\Z)")
+
+
+def quoted(text: str) -> str:
+    r"""Return what Hydra reads as this text; the text itself where that is so already.
+
+    Two readers come one after the other. OmegaConf takes `${` for an interpolation, unless an odd number of
+    backslashes stands before it. Hydra ends a quoted value at the first quote that has an even number before it.
+    """
+    if _PLAIN.fullmatch(text) and not _NO_TEXT.fullmatch(text):
+        return text
+    literal = _INTERPOLATION.sub(r"\1\1\\${", text)
+    return "'" + _QUOTE.sub(lambda found: 2 * found[1] + ("\\'" if found[2] else ""), literal) + "'"

@@ -1,0 +1,267 @@
+"""The mirror against a W&B that only notes what it is given: what is sent, once, whatever became of the files."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from optbench.record import wandb as mirroring
+from optbench.record.mirror_state import STATE, State
+from optbench.record.tail import Tail
+from optbench.record.wandb import LOCK, Mirror, mirror
+
+CONFIG = "wandb: {mode: offline, project: p, entity: null, group: null, tags: []}\n"
+
+
+class _Run:
+    offline, url, starting_step = True, None, 0
+
+    def __init__(self, folder: Path, parts: int) -> None:
+        self.dir = str(folder / "wandb" / f"offline-run-{parts}" / "files")
+        Path(self.dir).mkdir(parents=True)
+        self.rows: list[tuple[int, dict[str, Any]]] = []
+        self.summary: dict[str, Any] = {}
+        self.fails_at: int | None = None
+
+    def define_metric(self, *_: object, **__: object) -> None: ...
+
+    def log(self, row: dict[str, Any], step: int, commit: bool) -> None:
+        assert commit
+        if self.fails_at is not None and row.get("step") == self.fails_at:
+            raise ConnectionError("the service is dead")
+        self.rows.append((step, row))
+
+    def finish(self, exit_code: int) -> None: ...
+
+
+class _Wandb(types.ModuleType):
+    """As much of W&B as the mirror uses."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.ids: list[str] = []
+        self.runs: list[_Run] = []
+        self.fails_at: int | None = None
+
+    def Settings(self, **_: object) -> None: ...  # noqa: N802
+
+    def Histogram(self, values: Any = None, np_histogram: Any = None) -> str:  # noqa: N802
+        return f"histogram of {sum(values)}" if values else "histogram"
+
+    def Image(self, file: str) -> str:  # noqa: N802
+        if not Path(file).read_bytes():
+            raise OSError(f"cannot identify image file {file}")
+        return "picture"
+
+    def init(self, **options: Any) -> _Run:
+        self.ids.append(options["id"])
+        run = _Run(Path(options["dir"]), len(self.runs))
+        run.fails_at = self.fails_at
+        self.runs.append(run)
+        return run
+
+    @property
+    def steps(self) -> list[list[int]]:
+        return [[row["step"] for _, row in run.rows] for run in self.runs]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> _Wandb:
+    module = _Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    return module
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+def _write(file: Path, *lines: object) -> None:
+    file.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+
+
+def _timings(*seconds: float) -> list[dict[str, float]]:
+    return [{"step": 10 * i, "seconds": value} for i, value in enumerate(seconds)]
+
+
+def test_a_series_written_again_with_other_bytes_goes_on_by_step(fake: _Wandb, folder: Path) -> None:
+    _write(folder / "timings.jsonl", *_timings(0.1, 0.25, 0.5))
+    mirror(folder, follow=False)
+    _write(folder / "timings.jsonl", *_timings(0.123456789, 0.2, 0.500001, 1.0, 2.0))
+    state = mirror(folder, follow=False)
+    assert fake.steps == [[0, 10, 20], [30, 40]] and len(set(fake.ids)) == 1
+    assert [row for run in fake.runs for row, _ in run.rows] == [0, 1, 2, 3, 4]  # one count over both parts
+    first, second = (folder / "wandb" / f"offline-run-{i}" for i in (0, 1))
+    assert state.where(folder) == f"W&B: offline (wandb.mode says so); send it: wandb sync {first} {second}"
+    mirror(folder, follow=False)
+    assert fake.steps[2] == []
+
+
+def test_damaged_lines_are_passed_over_and_counted(fake: _Wandb, folder: Path) -> None:
+    odd = ["", "[1]", "7", "{", '{"loss": 1}', '{"step": true}', '{"step": 1.5}', "[" * 100_000, "9" * 5000]
+    _write(folder / "metrics.jsonl", {"step": 0, "a": 1}, *odd, {"step": 1, "h": ["word"]}, {"step": 2, "h": [1, 2]})
+    with (folder / "metrics.jsonl").open("ab") as stream:
+        stream.write(b'\xff\xfe{"step": 3}\n{"step": 4, "a": 5}\n{"step": 5, "a"')
+    state = mirror(folder, follow=False)
+    assert fake.steps == [[0, 2, 4]]
+    assert fake.runs[0].rows[1][1]["h"] == "histogram of 3"
+    assert state.damaged == len(odd) + 2
+    assert state.where(folder).endswith(f"; {state.damaged} damaged lines were not sent")
+    assert mirror(folder, follow=False).damaged == len(odd) + 1  # the word had a step, and is old news now
+
+
+def test_a_damaged_picture_does_not_end_the_mirror(fake: _Wandb, folder: Path) -> None:
+    (folder / "broken.png").touch()
+    (folder / "folder.png").mkdir()
+    (folder / "whole.png").write_bytes(b"1")
+    mirror(folder, follow=False)
+    assert [row for _, row in fake.runs[0].rows] == [{"whole": "picture"}]
+
+
+def test_a_file_cut_back_under_the_readers_eyes_loses_no_step(tmp_path: Path) -> None:
+    file = tmp_path / "timings.jsonl"
+    tail = Tail(file, -1)
+    assert tail.read() == []
+    _write(file, *_timings(0.1, 0.2, 0.3))
+    assert [line["step"] for line in tail.read()] == [0, 10, 20]
+    # Longer than before, so that the old offset is in the middle of a line.
+    _write(file, *_timings(0.11111, 0.22222, 0.33333, 0.44444, 0.55555))
+    assert [line["step"] for line in tail.read()] == [30, 40]
+    _write(file, *_timings(0.1))
+    assert tail.read() == [] and tail.damaged == 0
+    with file.open("a") as stream:
+        stream.write('{"step": 50, "seco')
+        stream.flush()
+        assert tail.read() == []
+        stream.write('nds": 1}\n')
+    assert tail.read() == [{"step": 50, "seconds": 1}]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{",
+        "[" * 100_000,
+        '{"id": "abcd1234", "offsets": {"metrics.jsonl": 99}}',
+        '{"id": 5}',
+        '{"id": "../../x"}',
+        '{"id": "abcd1234", "steps": {"metrics.jsonl": "9"}}',
+        '{"id": "abcd1234", "steps": [9]}',
+        '{"id": "abcd1234", "rows": 1e99}',
+        '{"id": "abcd1234", "offline": [null]}',
+        '{"id": "abcd1234", "offline": "wandb", "url": 7}',
+    ],
+)
+def test_a_state_of_another_shape_starts_anew(fake: _Wandb, folder: Path, content: str) -> None:
+    _write(folder / "metrics.jsonl", {"step": 0, "a": 1})
+    (folder / STATE).write_text(content)
+    mirror(folder, follow=False)
+    assert fake.steps == [[0]] and fake.ids != ["abcd1234"]
+    assert State.read(folder).steps == {"metrics.jsonl": 0, "timings.jsonl": -1}
+
+
+def test_what_was_sent_before_wandb_died_is_not_sent_again(
+    fake: _Wandb, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(folder / "metrics.jsonl", {"step": 0, "a": 1})
+
+    def one_more_then_end(_: float) -> bool:
+        _write(folder / "metrics.jsonl", {"step": 0, "a": 1}, {"step": 1, "a": 1})
+        return True
+
+    monkeypatch.setattr(mirroring, "_standard_input_ended", one_more_then_end)
+    fake.fails_at = 1
+    with pytest.raises(ConnectionError):
+        mirror(folder, follow=True)
+    fake.fails_at = None
+    mirror(folder, follow=False)
+    assert fake.steps == [[0], [1]]
+
+
+def test_the_mirror_of_a_cleared_folder_leaves_no_state_to_the_next(
+    fake: _Wandb, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overwritten(_: float) -> bool:
+        (folder / STATE).unlink()
+        _write(folder / "metrics.jsonl", {"step": 0, "a": 2}, {"step": 1, "a": 2})
+        return True
+
+    _write(folder / "metrics.jsonl", {"step": 0, "a": 1})
+    monkeypatch.setattr(mirroring, "_standard_input_ended", overwritten)
+    with pytest.raises(SystemExit, match="has been cleared"):
+        mirror(folder, follow=True)
+    assert not (folder / STATE).exists()
+    mirror(folder, follow=False)
+    assert fake.steps[1] == [0, 1] and len(set(fake.ids)) == 2
+
+
+def test_a_full_disk_costs_the_state_not_the_mirror(
+    fake: _Wandb, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_room(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("optbench.record.mirror_state.write_whole", no_room)
+    _write(folder / "metrics.jsonl", {"step": 0, "a": 1})
+    mirror(folder, follow=False)
+    assert fake.steps == [[0]] and "cannot write wandb.json" in capsys.readouterr().out
+
+
+def test_online_after_offline_still_names_the_part_that_is_offline(folder: Path) -> None:
+    (folder / "wandb" / "offline-run-0").mkdir(parents=True)
+    state = State(url="https://wandb.ai/x", offline=["wandb/offline-run-0", "wandb/cleaned-away"])
+    part = folder / "wandb" / "offline-run-0"
+    assert state.where(folder).endswith(f"x, but for a part recorded offline; send it: wandb sync {part}")
+
+
+def _main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
+    monkeypatch.setattr(sys, "argv", ["wandb", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        mirroring.main()
+    return str(stop.value.code)
+
+
+def test_one_mirror_at_a_time(fake: _Wandb, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with FileLock(folder / LOCK):
+        assert _main(monkeypatch, folder) == f"another mirror is at work on {folder}: wait until it has ended"
+        # One that follows waits while its training goes on, and a little longer.
+        monkeypatch.setattr(mirroring, "LOCK_SECONDS", 0.1)
+        monkeypatch.setattr(mirroring, "POLL_SECONDS", 0.05)
+        polls = iter([False, False, True])
+        monkeypatch.setattr(mirroring, "_standard_input_ended", lambda _: next(polls))
+        assert "another mirror" in _main(monkeypatch, folder, "--follow")
+        assert next(polls, None) is None
+    assert fake.runs == []
+
+
+@pytest.mark.parametrize("content", ["", "[1", "wandb: 5", "wandb: {mode: offline}", "[" * 500])
+def test_a_folder_without_its_configuration_is_one_line(
+    fake: _Wandb, folder: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    (folder / "config.yaml").write_text(content)
+    said = _main(monkeypatch, folder)
+    assert said.startswith(f"cannot read what to send from {folder / 'config.yaml'} (") and "\n" not in said
+
+
+def test_a_mirror_that_cannot_start_is_a_line_not_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(folder / "wandb.log")
+    said = Mirror(folder, "offline").close(1)
+    assert said.startswith("W&B: nothing was sent (") and "python -m optbench.record.wandb" in said
+    (folder / "wandb.log").unlink()
+
+    def no_process(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", no_process)
+    assert "Resource temporarily unavailable" in Mirror(folder, "offline").close(1)
