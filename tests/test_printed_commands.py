@@ -3,13 +3,16 @@
 import ast
 import re
 import runpy
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import optbench
+from optbench import tune
 from optbench.compose import compose_config
 from optbench.configuration import check
 from optbench.errors import UserError
@@ -46,19 +49,30 @@ def test_what_is_said_of_the_leaderboard_can_be_said_to_it(
     monkeypatch.setattr(sys, "argv", ["leaderboard", *words.split()])
     with pytest.raises(SystemExit):
         runpy.run_module("optbench.leaderboard", run_name="__main__")
-    assert "unrecognized" not in capsys.readouterr().err
+    assert "--help says" not in capsys.readouterr().err
 
 
-def test_tune_s_last_line_is_collected() -> None:
-    assert "smoke --suite smoke" in _commands("optbench.leaderboard")
+def test_the_last_line_of_tune_is_understood(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "my results"
+    results.mkdir()
+    monkeypatch.setattr(
+        tune, "Tuner", lambda *_: SimpleNamespace(run=lambda points: None, failures=[], results=results)
+    )
+    assert tune._main(["optimizer=sgd"]) == 0
+    words = shlex.split(capsys.readouterr().out.rpartition("next: ")[2])
+    assert words[:3] == ["python", "-m", "optbench.leaderboard"]
+    monkeypatch.setattr(sys, "argv", words[2:])
+    with pytest.raises(SystemExit):
+        runpy.run_module("optbench.leaderboard", run_name="__main__")
+    assert "--help says" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", sorted(_commands("optbench.tune")))
 def test_what_is_said_of_tune_can_be_said_to_it(words: str) -> None:
-    from optbench.tune import _main
-
     with pytest.raises(UserError, match="there is no optimizer called nobody"):
-        _main([*words.split(), "optimizer=nobody"])
+        tune._main([*words.split(), "optimizer=nobody"])
 
 
 @pytest.mark.parametrize("words", ["schedule=constant", "optimizer.lr=0.05 steps=20", "optimizer=sgd seed=0"])
