@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from scipy.stats import qmc
 
 from optbench import search
+from optbench.boundary import UnreadableError, read_yaml
 from optbench.errors import UserError, nearest
 from optbench.location import conf_folder
 
@@ -48,9 +48,19 @@ def search_spaces(names: str, config_dir: Path | None = None) -> dict[str, dict[
     for name in wanted:
         if name not in files:
             raise UserError(f"there is no optimizer called {name}.{nearest(name, files)} Known: {', '.join(files)}")
-        space = search.read(yaml.safe_load(files[name].read_text()).get("search"))
+        space = search.read(_node(files[name]).get("search"))
         if space:
             spaces[name] = space
         elif names != "all":
             raise UserError(f"optimizer {name} declares no search space: add `search:` to {files[name].name}")
     return spaces
+
+
+def _node(file: Path) -> Mapping[str, Any]:
+    try:
+        content = read_yaml(file, aliases=True)
+    except UnreadableError as why:
+        raise UserError(f"cannot read {file}: {why}") from why
+    if not isinstance(content, dict):
+        raise UserError(f"{file} must be a mapping, with _target_ and the optimizer's settings")
+    return content

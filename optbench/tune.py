@@ -20,6 +20,7 @@ then: python -m optbench.leaderboard
 
 import json
 import math
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from optbench.arguments import VERSION
 from optbench.errors import UserError, exit_with, nearest
 from optbench.launch import cores, launch
 from optbench.leaderboard.entrants import select
+from optbench.leaderboard.index import read_index
 from optbench.overrides import quoted
 from optbench.points import search_spaces, sobol_points
 from optbench.record import folder as record
@@ -89,7 +91,7 @@ class Tuner:
 
     def __post_init__(self) -> None:
         self._index = self.results / "suites" / self.suite.label / INDEX
-        self._folders = _read_index(self._index)
+        self._folders = dict(_read_index(self._index))
         self._present = PresentData()
 
     def run(self, optimizers: Mapping[str, list[list[str]]]) -> None:
@@ -192,13 +194,15 @@ class Tuner:
                 yield ""
 
 
-def _read_index(path: Path) -> dict[str, str]:
-    """Return the run folder's name by the command; a line that was cut short is as if not written."""
+def _read_index(path: Path) -> Mapping[str, str]:
+    """Return the run folder's name by the command; what is no line of it is said, one that was cut short is cut off."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.read_bytes().endswith(b"\n"):
-        whole, _, _ = path.read_text().rpartition("\n")
-        record.write_whole(path, whole + "\n" if whole else "")
-    return {line["command"]: line["folder"] for line in record.read_lines(path)}
+    if path.is_file() and not (content := path.read_bytes()).endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
+    folders, passed_over = read_index(path)
+    for line in passed_over:
+        print(f"optbench: passed over {line}", file=sys.stderr)
+    return folders
 
 
 def read_arguments(arguments: Sequence[str], defaults: Mapping[str, str]) -> dict[str, str]:
