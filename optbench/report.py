@@ -21,8 +21,8 @@ def _main() -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, such as results/runs/*")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write (default: report.html)")
     given = parser.parse_args()
-    if given.out.is_dir() or not given.out.parent.is_dir():
-        raise UserError(f"--out must be a file in a folder that there is, got {given.out}")
+    if given.out.is_dir():
+        raise UserError(f"--out must be a file to write, got the folder {given.out}")
     runs = []
     for folder in given.runs:
         try:
@@ -34,6 +34,7 @@ def _main() -> int:
             runs.append(run)
     if not runs:
         raise UserError("none of these is a run folder: name some of results/runs/")
+    given.out.parent.mkdir(parents=True, exist_ok=True)
     write_together({given.out: report_page(runs)})
     print(printable(str(given.out)))
     return 0

@@ -142,12 +142,13 @@ def read_run(folder: Path, any_run: bool = False) -> Run | None:
     summary = shaped(Summary, _mapping(read_json, folder / record.SUMMARY), record.SUMMARY)
     if summary.schema != record.SCHEMA:
         raise UnreadableError(f"schema {summary.schema} of {record.SUMMARY}, and this reads {record.SCHEMA}")
-    if summary.status in record.FINISHED and (changed := record.check_digests(folder, weights=False)):
-        raise UnreadableError(changed)
     origin = shaped(Origin, _mapping(read_json, folder / record.PROVENANCE), record.PROVENANCE)
     place = config.board or Place("", 0, "", _as_name(summary.task), "final", 0)
     curve = _curve(folder) if place.phase == FINAL else {}
-    return shaped(Run, _content(folder.name, place, whole, summary, origin) | {"curve": curve, "local": True})
+    found = shaped(Run, _content(folder.name, place, whole, summary, origin) | {"curve": curve, "local": True})
+    if summary.status in record.FINISHED and (changed := record.check_digests(folder, weights=False)):
+        raise UnreadableError(changed)
+    return found
 
 
 def _mapping(read: Callable[[Path], Any], path: Path) -> dict[str, Any]:

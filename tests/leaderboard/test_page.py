@@ -135,7 +135,9 @@ def test_it_fits_the_window(browser: Any, file: Path, width: int) -> None:
 def test_a_report_on_chosen_runs(browser: Any, optbench: Command, tmp_path: Path, monkeypatch: Any) -> None:
     folders = [str(optbench("task=digits", "steps=20", f"optimizer={name}").folder) for name in ("sgd", "adam")]
     monkeypatch.setattr(sys, "argv", ["report", *folders, str(tmp_path / "nothing"), "--out", "page.html"])
-    report()
+    with pytest.raises(SystemExit) as stop:
+        report()
+    assert stop.value.code == 0
     visit = Visit(browser, tmp_path / "page.html")
     visit.page.wait_for_selector("#curve-plot .scatterlayer")
     assert visit.page.title() == "optbench: 2 runs" and len(visit.column("runs", 1)) == 2
