@@ -46,11 +46,12 @@ def global_stream(seed: int, stream: str) -> Iterator[None]:
 def global_state() -> dict[str, Any]:
     """Return where the global generators stand."""
     version, words, gauss = random.getstate()
+    legacy: Any = np.random.get_state()  # noqa: NPY002
     return {
         "random": torch.get_rng_state(),
         "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "random_python": [version, torch.tensor(words), gauss],
-        "random_numpy": np.random.get_state(),  # noqa: NPY002
+        "random_numpy": [legacy[0], torch.from_numpy(legacy[1].astype(np.int64)), *legacy[2:]],
     }
 
 
@@ -62,4 +63,5 @@ def set_global_state(state: Mapping[str, Any]) -> None:
     if "random_python" in state:
         version, words, gauss = state["random_python"]
         random.setstate((version, tuple(words.tolist()), gauss))
-        np.random.set_state(state["random_numpy"])  # noqa: NPY002
+        kind, keys, *rest = state["random_numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002

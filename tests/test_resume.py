@@ -202,6 +202,8 @@ def test_digests_close_a_finished_run(optbench: Command, tmp_path: Path) -> None
         assert name in record.check_digests(folder) and "missing" in record.check_digests(folder)
         (folder / name).write_bytes(content)
     assert record.check_digests(folder) == ""
+    (folder / record.DIGESTS).unlink()
+    assert record.check_digests(folder) == "digests.json is missing or damaged"
 
 
 def test_a_picture_that_was_never_drawn_is_drawn_by_the_same_command(optbench: Command, tmp_path: Path) -> None:
