@@ -16,7 +16,7 @@ from optbench.arguments import VERSION
 from optbench.compose import find_plugins, with_paths
 from optbench.config import run_name
 from optbench.configuration import check
-from optbench.errors import GO_ON, UserError
+from optbench.errors import GO_ON, UserError, who_ended
 from optbench.job import run_job
 from optbench.location import conf_folder
 from optbench.messages import explain
@@ -79,7 +79,7 @@ class Job:
         try:
             return _job(config, self.present)
         except SystemExit as ended:
-            error: Exception = UserError(_who_ended(ended))
+            error: Exception = UserError(who_ended(ended))
             error.__cause__ = ended
         except Exception as why:
             error = why
@@ -129,12 +129,6 @@ def _which() -> str:
     if hydra_config.mode != RunMode.MULTIRUN:
         return ""
     return f"failed: {' '.join(hydra_config.overrides.task)}: "
-
-
-def _who_ended(ended: SystemExit) -> str:
-    """Name the line that wanted to end the process; a run that ends so has trained nothing, whatever the code."""
-    last = traceback.extract_tb(ended.__traceback__)[-1]
-    return f"{last.filename}, line {last.lineno}, calls for the end of the process ({last.line}): take that out"
 
 
 def _explained(error: BaseException, wants_traceback: bool, which: str = "") -> tuple[str, int]:

@@ -19,7 +19,7 @@ from optbench.boundary.files import UnreadableError, read_yaml
 from optbench.boundary.kinds import Count, NotNegative, Positive, Whole
 from optbench.boundary.shape import ShapeError
 from optbench.boundary.signature import check_arguments, check_value, keys_of, shown, unknown
-from optbench.errors import UserError
+from optbench.errors import UserError, who_ended
 
 Node = Annotated[dict[str, Any], Field(description="a node with _target_")]
 Part = Annotated[dict[str, Any], Field(description="a mapping")]
@@ -202,7 +202,9 @@ def imported(path: str, key: str = "") -> Callable[..., Any]:
     """
     try:
         found = get_object(path)
-    except (Exception, SystemExit) as why:
+    except SystemExit as why:
+        raise ShapeError(f"cannot import {key}{path}: {who_ended(why)}") from why
+    except Exception as why:
         cause = why.__cause__ or why
         raise ShapeError(f"cannot import {key}{path}: {type(cause).__name__}: {cause}") from why
     if not callable(found):

@@ -4,6 +4,7 @@ import difflib
 import errno
 import signal
 import sys
+import traceback
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -45,6 +46,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean a, b?`, or an empty string where nothing known is near."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" Did you mean {', '.join(close)}?" if close else ""
+
+
+def who_ended(ended: SystemExit) -> str:
+    """Name the line that wanted to end the process; a run that ends so has trained nothing, whatever the code."""
+    last = traceback.extract_tb(ended.__traceback__)[-1]
+    return f"{last.filename}, line {last.lineno}, calls for the end of the process ({last.line}): take that out"
 
 
 def file_trouble(error: OSError, elsewhere: str = "results_dir=DIR") -> str | None:

@@ -208,7 +208,7 @@ def test_digests_close_a_finished_run(optbench: Command, tmp_path: Path) -> None
 
 def test_a_picture_that_was_never_drawn_is_drawn_by_the_same_command(optbench: Command, tmp_path: Path) -> None:
     words = [word for word in TINY if word != "picture=false"]
-    words = [*words, _write(tmp_path, "drawn", PLAIN)]
+    words = [*words, "picture=true", _write(tmp_path, "drawn", PLAIN)]
     folder = optbench(*words).folder
     picture = folder / "dynamics.png"
     whole = picture.read_bytes()

@@ -19,10 +19,17 @@ posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX descriptors")
 RUN = ("task=quadratic", "steps=20", "probes=none", "picture=false", "wandb.mode=disabled")
 
 
+def _heeding_signals() -> None:
+    """Take signals as from a terminal: `nohup` and shells without job control leave some of them ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def _python(folder: Path, code: str, **environment: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=folder,
+        preexec_fn=_heeding_signals,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -85,6 +92,7 @@ def test_ctrl_c_while_python_imports_takes_one_line(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "optbench.tune"],
         cwd=tmp_path,
+        preexec_fn=_heeding_signals,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
     )

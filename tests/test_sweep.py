@@ -86,7 +86,7 @@ def test_every_failing_run_is_told_once_and_the_others_are_made(
     assert outcome.code == 2
     lines = [line for line in outcome.err.splitlines() if line.startswith("optbench: failed: ")]
     assert [line.partition("optimizer.lr=")[2][:2] for line in lines] == ["-1", "-2"]
-    assert lines[0].endswith(": optimizer.lr must be a positive number, got -1")
+    assert lines[0].endswith(": optimizer.lr must be a finite number, above 0, got -1")
     assert "Traceback" not in outcome.err and outcome.err.count("got -1") == 1
     assert len(list((tmp_path / "results/runs").iterdir())) == 1
 

@@ -117,7 +117,7 @@ def test_a_crash_costs_one_run(tmp_path: Path, number: signal.Signals, monkeypat
 
 def test_a_run_that_cannot_be_says_why(tmp_path: Path) -> None:
     [run] = launch([[*QUICK, "optimizer.lr=-1", f"results_dir={tmp_path}"]], jobs=1)
-    assert run.folder is None and "optimizer.lr must be a positive number, got -1" in run.why
+    assert run.folder is None and "optimizer.lr must be a finite number, above 0, got -1" in run.why
 
 
 def _finals(results: Path) -> dict[str, float]:

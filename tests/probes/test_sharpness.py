@@ -135,7 +135,7 @@ def test_between_solves_a_product_or_two_are_enough_until_the_hessian_has_change
         assert value <= truth + 1e-12 and truth <= value + bound  # type: ignore[operator]
         assert bound <= 5e-3 * truth  # type: ignore[operator]
         assert every(state)["sharpness/solved"] == 1
-    with pytest.raises(UserError, match=r"probes.sharpness.solve_every must be positive, got 0"):
+    with pytest.raises(UserError, match=r"sharpness.solve_every must be a whole number, at least 1, got 0"):
         Sharpness(solve_every=0)
 
 

@@ -36,5 +36,5 @@ def test_it_resumes_from_its_warm_start() -> None:
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(UserError, match=r"probes\.spectrum\.samples must be at least 2, got 1"):
+    with pytest.raises(UserError, match=r"spectrum\.samples must be a whole number, at least 2, got 1"):
         Spectrum(samples=1)

@@ -81,7 +81,7 @@ def _summary(records: list[Any]) -> dict[str, Any]:
 
 def test_everything_recorded_reaches_wandb(optbench: Command) -> None:
     about = ("wandb.tags=[a,b]", "wandb.group=g", "wandb.job_type=tune")
-    outcome = optbench(*RUN, "wandb.mode=auto", "wandb.wait_seconds=60", *about)
+    outcome = optbench(*RUN, "picture=true", "wandb.mode=auto", "wandb.wait_seconds=60", *about)
     folder = outcome.folder
     assert "W&B: offline (no login here); send it: wandb sync results/runs/" in outcome.out
     records = _sent(folder)
