@@ -140,7 +140,8 @@ def _factor(values: Tensor) -> float:
     size, limits = float(values.abs().max()), torch.finfo(values.dtype)
     if not 0 < size < math.inf or limits.tiny**0.5 / limits.eps < size < limits.max**0.5 * limits.eps:
         return 1.0
-    return 2.0 ** -min(max(math.frexp(size)[1], -120), 120)
+    most = math.frexp(limits.max)[1] - 8  # the factor, too, must be a number of this precision
+    return 2.0 ** -min(max(math.frexp(size)[1], -most), most)
 
 
 def not_converged(pairs: Eigenpairs, max_hvps: int) -> str:

@@ -62,7 +62,7 @@ class Subspace:
         self._append(fresh, (self.operator @ fresh.T).T)
         edge = inner(self.images[before:], self.basis).T
         skew = float(np.abs(edge[before:] - edge[before:].T).max())
-        if skew > WRONG * float(torch.linalg.vector_norm(self.images[before:], dim=1, dtype=torch.float64).max()):
+        if skew > WRONG * _largest_norm(self.images[before:]):
             raise not_symmetric(f"two vectors of the search differ by {skew:.3g}")
         grown = np.empty((len(self), len(self)))
         grown[:before, :before] = self.projected
@@ -166,6 +166,12 @@ def inner(a: Tensor, b: Tensor) -> np.ndarray:
     cut = whole * PIECE
     left, right = (x[:, :cut].unflatten(1, (whole, PIECE)).transpose(0, 1) for x in (a, b))
     return small(torch.bmm(left, right.mT).sum(0) + a[:, cut:] @ b[:, cut:].T)
+
+
+def _largest_norm(rows: Tensor) -> float:
+    """The largest ‖·‖ of the rows, also where its square would over- or underflow."""
+    size = float(rows.abs().max())
+    return size * float((rows / size).norm(dim=1).max()) if size else 0.0
 
 
 def small(matrix: Tensor) -> np.ndarray:
