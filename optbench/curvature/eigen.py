@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,46 +74,56 @@ def top_eigenpairs(
     References:
         Knyazev (2001), SIAM J. Sci. Comput. 23(2); Stathopoulos (2007), SIAM J. Sci. Comput. 29(2).
     """
-    check_operator(operator)
     _check(operator, k, tol, accuracy, guards, max_hvps)
-    if not (start is None or isinstance(start, Eigenpairs | Tensor)):
-        raise ValueError(f"start must be pairs or a tensor of columns, got {type(start).__name__}")
-    if trust is not None:
-        check_real(trust=trust)
-        if trust < 0:
-            raise ValueError(f"trust must not be negative, got {trust}")
-    if above is not None:
-        check_real(above=above)
-    for name, number in (("window", window), ("recycle", recycle)):
-        if number is not None:
-            check_whole(**{name: number})
-            if number < 0:
-                raise ValueError(f"{name} must not be negative, got {number}")
+    _check_optional(start, trust, above, window, recycle)
+    search = partial(
+        _search,
+        k=k,
+        tol=tol,
+        accuracy=accuracy,
+        trust=trust,
+        guards=guards,
+        window=window,
+        recycle=min(k + guards + EXTRA, NUMBERS // operator.size) if recycle is None else recycle,
+        seed=seed,
+    )
+
+    def search_multiple(factor: float, start: Eigenpairs, max_hvps: int) -> Eigenpairs:
+        limit = None if above is None else above * factor
+        return search(operator * factor, start.times(factor), limit, max_hvps).times(1 / factor)
+
+    if isinstance(start, Eigenpairs) and (factor := _factor(start.values)) != 1:
+        found = search_multiple(factor, start, max_hvps)
+    else:
+        found = search(operator, start, above, max_hvps)
+        if (factor := _factor(found.values)) != 1:
+            again = search_multiple(factor, found, max(max_hvps - found.hvps, k + guards))
+            found = replace(again, hvps=found.hvps + again.hvps)
+    if not found.converged:
+        warnings.warn(not_converged(found, max_hvps), NotConvergedWarning, stacklevel=2)
+    return found
+
+
+def _search(
+    operator: Operator,
+    start: Eigenpairs | Tensor | None,
+    above: float | None,
+    max_hvps: int,
+    *,
+    k: int,
+    tol: float,
+    accuracy: float,
+    trust: float | None,
+    guards: int,
+    window: int | None,
+    recycle: int,
+    seed: Seed,
+) -> Eigenpairs:
+    """`top_eigenpairs` of an operator whose eigenvalues are neither tiny nor huge."""
     pairs = start if isinstance(start, Eigenpairs) else None
-
-    def search_scaled(factor: float, start: Eigenpairs, max_hvps: int) -> Eigenpairs:
-        found = top_eigenpairs(
-            operator * factor,
-            k,
-            tol=tol,
-            accuracy=accuracy,
-            start=start.times(factor),
-            trust=trust,
-            guards=guards,
-            above=None if above is None else above * factor,
-            max_hvps=max_hvps,
-            window=window,
-            recycle=recycle,
-            seed=seed,
-        )
-        return found.times(1 / factor)
-
-    if pairs is not None and (factor := _factor(pairs.values)) != 1:
-        return search_scaled(factor, pairs, max_hvps)
     rows = _start_rows(operator, start, min(k + guards, operator.size), seed)
     solver = Solver(operator, k, guards, tol, accuracy, window, pairs)
     before = operator.hvps
-    recycle = min(k + guards + EXTRA, NUMBERS // operator.size) if recycle is None else recycle
     may_hold = above is None and 2 * k + guards <= max_hvps
     if may_hold and trust is not None and pairs is not None and solver.hold(pairs, trust):
         return solver.result(operator.hvps - before, above, recycle)
@@ -126,13 +137,7 @@ def top_eigenpairs(
             break
         if not (solver.improve(pending) if pending else solver.widen(seed)):
             break
-    found = solver.result(operator.hvps - before, above, recycle)
-    if (factor := _factor(found.values)) != 1:
-        again = search_scaled(factor, found, max(max_hvps - found.hvps, k + guards))
-        return replace(again, hvps=found.hvps + again.hvps)
-    if not found.converged:
-        warnings.warn(not_converged(found, max_hvps), NotConvergedWarning, stacklevel=2)
-    return found
+    return solver.result(operator.hvps - before, above, recycle)
 
 
 def _factor(values: Tensor) -> float:
@@ -168,7 +173,26 @@ def _start_rows(operator: Operator, start: Eigenpairs | Tensor | None, count: in
     return rows
 
 
+def _check_optional(
+    start: object, trust: float | None, above: float | None, window: int | None, recycle: int | None
+) -> None:
+    if not (start is None or isinstance(start, Eigenpairs | Tensor)):
+        raise ValueError(f"start must be pairs or a tensor of columns, got {type(start).__name__}")
+    if trust is not None:
+        check_real(trust=trust)
+        if trust < 0:
+            raise ValueError(f"trust must not be negative, got {trust}")
+    if above is not None:
+        check_real(above=above)
+    for name, number in (("window", window), ("recycle", recycle)):
+        if number is not None:
+            check_whole(**{name: number})
+            if number < 0:
+                raise ValueError(f"{name} must not be negative, got {number}")
+
+
 def _check(operator: Operator, k: int, tol: float, accuracy: float, guards: int, max_hvps: int) -> None:
+    check_operator(operator)
     check_whole(k=k, guards=guards, max_hvps=max_hvps)
     if not 1 <= k <= operator.size:
         raise ValueError(f"k must be between 1 and P = {operator.size}, got {k}")

@@ -144,8 +144,12 @@ class Objective:
             if name not in state:
                 state[name] = self._cast(self._own(p))
         state |= {name: self._cast(b.detach().clone()) for name, b in self.both.named_buffers()}
-        kept = kept_attributes(self.both), kept_state(self.both.loss)
-        with calling("model"), kept[0], kept[1], without_parametrization_cache():
+        with (
+            calling("model"),
+            kept_attributes(self.both),
+            kept_state(self.both.loss),
+            without_parametrization_cache(),
+        ):
             result: Tensor = functional_call(self.both, state, (part, *arguments))
         return result
 
