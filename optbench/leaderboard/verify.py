@@ -13,7 +13,7 @@ from rich.progress import track
 from optbench.boundary import ShapeError, UnreadableError
 from optbench.launch import launch
 from optbench.leaderboard.entrants import of_protocol, unlike
-from optbench.leaderboard.entries import Entry, read_entries
+from optbench.leaderboard.entries import Entry, read_digests
 from optbench.leaderboard.folders import read_run
 from optbench.leaderboard.marks import Mark, add_mark, read_marks
 from optbench.leaderboard.run import Run
@@ -100,12 +100,12 @@ def unverified(results: Path, suite: Suite) -> dict[str, str]:
     """Say why a contributed optimizer is not verified, by name; those that are, are left out."""
     marks = read_marks()
     found = {}
-    for entry in read_entries(results, suite.label):
-        mark = marks.get(entry.digest)
+    for optimizer, digest in read_digests(results, suite.label).items():
+        mark = marks.get(digest)
         if mark is None:
-            found[entry.optimizer] = "unverified: python -m optbench.leaderboard --verify re-runs it"
+            found[optimizer] = "unverified: python -m optbench.leaderboard --verify re-runs it"
         elif not mark.agreed:
-            found[entry.optimizer] = "re-run, and found to differ"
+            found[optimizer] = "re-run, and found to differ"
     return found
 
 
