@@ -38,7 +38,8 @@ SUMMARY, PROVENANCE, CONFIG = "summary.json", "provenance.json", "config.yaml"
 DIGESTS = "digests.json"
 CHECKPOINT, CHECKPOINT_BEFORE = "checkpoint.pt", "checkpoint.previous.pt"
 RUN_FILES = (CONFIG, PROVENANCE, METRICS, TIMINGS, SUMMARY, DIGESTS, CHECKPOINT, CHECKPOINT_BEFORE, *PICTURES)
-MIRROR_FILES = ("wandb.json", "wandb.log")
+MIRROR_STATE, MIRROR_LOG = "wandb.json", "wandb.log"
+MIRROR_FILES = (MIRROR_STATE, MIRROR_LOG)
 CLOSED = (CONFIG, PROVENANCE, METRICS)  # what the digests of a finished run are of; see `_closed`
 LARGEST_JSON = 2**24
 FINISHED = ("done", "diverged")
@@ -197,7 +198,7 @@ class RunFolder:
     def clear(self) -> None:
         """Delete what an earlier run left here, and nothing that a run does not write."""
         for name in (*RUN_FILES, *MIRROR_FILES):
-            for file in (self.path / name, self.path / f"{name}.part"):
+            for file in (self.path / name, self.path / (name + PART)):
                 file.unlink(missing_ok=True)
 
     def set_aside(self, names: Iterable[str] = RUN_FILES) -> str:

@@ -7,9 +7,9 @@ import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from optbench.record.folder import read_json, write_whole
+from optbench.record.folder import MIRROR_STATE, read_json, write_whole
 
-STATE = "wandb.json"
+STATE = MIRROR_STATE
 
 
 @dataclass

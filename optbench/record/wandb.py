@@ -19,12 +19,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from optbench.arguments import VERSION
-from optbench.record.folder import CONFIG, METRICS, PROVENANCE, SUMMARY, TIMINGS, read_json
+from optbench.boundary import UnreadableError, read_yaml
+from optbench.record.folder import CONFIG, METRICS, MIRROR_LOG, PROVENANCE, SUMMARY, TIMINGS, read_json
 from optbench.record.mirror_state import STATE, State
 from optbench.record.tail import Tail
 
 MODES = ("auto", "online", "offline", "disabled")
-LOG, LOCK = "wandb.log", "wandb.lock"
+LOG, LOCK = MIRROR_LOG, "wandb.lock"
 SERIES = (METRICS, TIMINGS)
 INIT_TIMEOUT_SECONDS = 30
 POLL_SECONDS = 0.5
@@ -177,13 +178,11 @@ def _standard_input_ended(patience_seconds: float) -> bool:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    import yaml
-
     try:
-        config: dict[str, Any] = yaml.safe_load((folder / CONFIG).read_text())
+        config: dict[str, Any] = read_yaml(folder / CONFIG)
         for key in ("mode", "project", "entity", "group", "tags"):
             config["wandb"][key]
-    except (OSError, ValueError, TypeError, LookupError, RecursionError, yaml.YAMLError) as why:
+    except (UnreadableError, TypeError, LookupError) as why:
         line = " ".join(str(why).split())
         sys.exit(f"cannot read what to send from {folder / CONFIG} ({line}): give the run's command again to write it")
     return config
