@@ -92,7 +92,7 @@ def exit_with(main: Callable[[], int], elsewhere: str = "results_dir=DIR") -> No
         print(f"optbench: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
-        print(f"optbench: {file_trouble(error, elsewhere) or error}", file=sys.stderr)
+        print(f"optbench: {printable(file_trouble(error, elsewhere) or str(error))}", file=sys.stderr)
         sys.exit(1)
     except Stopped as stop:
         print(GO_ON.replace("stopped", str(stop)), file=sys.stderr)

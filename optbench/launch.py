@@ -32,6 +32,7 @@ CLAIMED = 75  # exit code of a process whose run another one is at work on
 LOST = 255  # what Python gives for the exit code of a process whose fork server has died
 MOST_LOSSES = 3  # of one run, which then is taken to be their cause
 LOOK_AGAIN = 1.0  # seconds until a claimed run is tried again
+RUN_SECONDS = 86400.0  # a day: the time limit of a run for commands that are given none
 GRACE = 30.0  # seconds to write a checkpoint in, for a run that is asked to stop
 
 

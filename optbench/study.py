@@ -11,14 +11,13 @@ from rich.table import Table
 
 from optbench.arguments import Parser
 from optbench.errors import exit_with
-from optbench.launch import cores, launch
+from optbench.launch import RUN_SECONDS, cores, launch
 from optbench.record import folder as record
 from optbench.record.terminal import ManyRuns
 from optbench.reuse import PresentData
 from optbench.studies import choice, edge_atlas, picture
 from optbench.studies.atlas import ATLAS, CHOICE_SEED, SEEDS, Entry
 
-RUN_SECONDS = 86400.0
 RUNS = "runs.json"  # the folder of every command that has been given: finished ones are not given again
 
 

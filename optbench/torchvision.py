@@ -6,14 +6,16 @@ while it registers shapes for two of them. optbench needs its data sets, not its
 missing we declare the two signatures first, and the import goes through. Calling `nms` would still fail.
 """
 
+import hashlib
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from optbench.boundary.regular import UnreadableFileError
+from optbench.boundary.regular import UnreadableFileError, read_bytes
 from optbench.errors import MachineError
 
 _SCHEMAS = {
@@ -63,6 +65,17 @@ def fetch(name: str, way_out: str, check: Callable[[], Any]) -> None:
         raise MachineError(
             f"{name} does not have the published checksums: a file is corrupt, or it is a re-encoded copy. {way_out}"
         ) from why
+
+
+def check_md5(file: Path, md5: str, limit: int) -> None:
+    """Compare a file of at most so many bytes with its published checksum, for `fetch`.
+
+    Raises:
+        RuntimeError: If it has another.
+        OSError: If it cannot be read.
+    """
+    if hashlib.md5(read_bytes(file, limit), usedforsecurity=False).hexdigest() != md5:
+        raise RuntimeError(file.name)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from typing import Any
 
 from optbench.arguments import VERSION
 from optbench.errors import UserError, exit_with, nearest
-from optbench.launch import cores, launch
+from optbench.launch import RUN_SECONDS, cores, launch
 from optbench.leaderboard.entrants import select
 from optbench.leaderboard.index import read_index
 from optbench.overrides import quoted
@@ -253,7 +253,7 @@ def _main(arguments: Sequence[str]) -> int:
         "results_dir": "results",
         "jobs": "",
         "device": "cpu",
-        "run_seconds": "86400",
+        "run_seconds": f"{RUN_SECONDS:g}",
         "wandb.mode": "disabled",
         "config_dir": "",
     }

@@ -1,6 +1,5 @@
 """CIFAR-10: 50,000 training and 10,000 test images of 32×32 pixels in ten classes (Krizhevsky, 2009)."""
 
-import hashlib
 import io
 import os
 import pickle
@@ -19,7 +18,7 @@ from optbench.boundary.regular import read_bytes, reason
 from optbench.errors import MachineError
 from optbench.examples import Handling, Labelled, labelled
 from optbench.task import Split, Task
-from optbench.torchvision import fetch, import_datasets
+from optbench.torchvision import check_md5, fetch, import_datasets
 
 CLASSES = 10
 FOLDER = "cifar-10-batches-py"
@@ -108,9 +107,7 @@ def _check(folder: Path) -> None:
     if not all(os.path.lexists(folder / FOLDER / name) for name, _ in files):
         published(folder, download=True)
     for name, md5 in files:
-        content = read_bytes(folder / FOLDER / name, MOST_BYTES)
-        if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-            raise RuntimeError(name)
+        check_md5(folder / FOLDER / name, md5, MOST_BYTES)
 
 
 class _Numbers:

@@ -1,6 +1,5 @@
 """MNIST and Fashion-MNIST: 60,000 training and 10,000 test images of 28×28 grey pixels in ten classes."""
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from optbench.boundary.regular import read_bytes, read_gzip, reason
 from optbench.errors import MachineError
 from optbench.examples import Handling, Labelled, Statistics, labelled
 from optbench.task import Split, Task
-from optbench.torchvision import fetch, import_datasets
+from optbench.torchvision import check_md5, fetch, import_datasets
 
 CLASSES = 10
 FILES = {
@@ -79,9 +78,7 @@ def _check(dataset: str, root: Path, folder: Path) -> None:
     if not any(os.path.lexists(_file(folder, name)) for pair in FILES.values() for name in pair):
         published(root, download=True)
     for name, md5 in published.resources:
-        content = read_bytes(folder / name, MOST_PACKED_BYTES)  # OSError where there is only an unpacked file
-        if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-            raise RuntimeError(name)
+        check_md5(folder / name, md5, MOST_PACKED_BYTES)  # OSError where there is only an unpacked file
 
 
 def _read_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:

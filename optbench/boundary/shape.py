@@ -70,6 +70,11 @@ def _names(adapter: TypeAdapter[Any]) -> set[str]:
     return found
 
 
+def shortened(text: str) -> str:
+    """A value in a message, not too long."""
+    return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "…"
+
+
 def complain(error: ValidationError, where: str = "", prefix: str = "", known: Iterable[str] = ()) -> str:
     """Return pydantic's first refusal in a line: `KEY must be EXPECTED, got VALUE, in WHERE`."""
     errors = error.errors(include_url=False)
@@ -87,7 +92,6 @@ def complain(error: ValidationError, where: str = "", prefix: str = "", known: I
         return f"damaged JSON ({printable(first['ctx']['error'])[:80]}){source}"
     if first["type"] in ("missing", "missing_argument"):
         return f"{printable(key)} is missing{source}"
-    said = printable(repr(first["input"]))
-    value = said if len(said) <= LONGEST_VALUE else said[:LONGEST_VALUE] + "…"
+    value = shortened(printable(repr(first["input"])))
     expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return f"{printable(key) or 'it'} must be {expected}, got {value}{source}"

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from optbench.boundary.files import printable
 from optbench.boundary.kinds import expected
-from optbench.boundary.shape import LONGEST_VALUE, STRICT, ShapeError
+from optbench.boundary.shape import STRICT, ShapeError, shortened
 from optbench.errors import nearest
 
 NOT_BOOLEANS = ("yes", "no", "on", "off", "y", "n")  # what YAML 1.1 calls booleans, and we read as text
@@ -201,8 +201,7 @@ def shown(value: Any) -> str:
     words = {None: "null", True: "true", False: "false"}
     plain = isinstance(value, bool | None)
     text = words[value] if plain else printable(value if isinstance(value, str) else str(value))
-    text = text or "''"
-    return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "…"
+    return shortened(text or "''")
 
 
 def check_fields(instance: Any, prefix: str) -> None:
