@@ -2,7 +2,7 @@
 
 import io
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,24 +70,6 @@ def candidates(folder: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
             yield name, _whole(folder / name)
         except Exception as why:  # a damaged file can raise nearly anything
             yield name, f"is damaged ({_reason(why)})"
-
-
-def load(
-    folder: Path, refuse: Callable[[dict[str, Any]], str] = lambda state: ""
-) -> tuple[dict[str, Any] | None, list[str]]:
-    """Return the newest checkpoint that is whole and not refused, or None, and a line for each passed over.
-
-    Args:
-        folder: Where they are.
-        refuse: Says why a state is none to go on from; empty if it is one.
-    """
-    passed_over: list[str] = []
-    for name, found in candidates(folder):
-        reason = found if isinstance(found, str) else refuse(found)
-        if isinstance(found, dict) and not reason:
-            return found, passed_over
-        passed_over.append(f"{name} {reason}")
-    return None, passed_over
 
 
 _TROUBLE = "the run could not go on from a checkpoint of its state"

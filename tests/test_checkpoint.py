@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from optbench import checkpoint
+from tests import checkpoints
 
 
 def test_the_newest_comes_back_and_the_one_before_is_kept(tmp_path: Path) -> None:
     for step in range(3):
         checkpoint.save(tmp_path, {"step": step, "w": torch.full((3,), float(step))})
-    state, damaged = checkpoint.load(tmp_path)
+    state, damaged = checkpoints.newest(tmp_path)
     assert state is not None and state["step"] == 2 and not damaged
     assert {file.name for file in tmp_path.iterdir()} == {checkpoint.NAME, checkpoint.PREVIOUS}
 
@@ -31,13 +32,13 @@ def test_a_damaged_one_is_passed_over_and_named(tmp_path: Path, damage: str) -> 
         "text": b"not a zip",
     }
     newest.write_bytes(damages[damage])
-    state, damaged = checkpoint.load(tmp_path)
+    state, damaged = checkpoints.newest(tmp_path)
     assert state is not None and state["step"] == 0
     assert len(damaged) == 1 and damaged[0].startswith("checkpoint.pt is damaged")
 
 
 def test_without_any_there_is_none(tmp_path: Path) -> None:
-    assert checkpoint.load(tmp_path) == (None, [])
+    assert checkpoints.newest(tmp_path) == (None, [])
 
 
 def test_a_checkpoint_from_elsewhere_executes_nothing(tmp_path: Path) -> None:
@@ -46,7 +47,7 @@ def test_a_checkpoint_from_elsewhere_executes_nothing(tmp_path: Path) -> None:
             return os.system, (f"touch {tmp_path / 'executed'}",)
 
     torch.save({"step": Hostile()}, tmp_path / checkpoint.NAME)
-    state, damaged = checkpoint.load(tmp_path)
+    state, damaged = checkpoints.newest(tmp_path)
     assert state is None and len(damaged) == 1 and not (tmp_path / "executed").exists()
 
 
@@ -61,6 +62,6 @@ def test_a_full_disk_is_said_to_be_one_and_leaves_the_checkpoint_before(tmp_path
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
     assert "OSError: [Errno 27]" in done.stderr  # EFBIG, which stands in for ENOSPC
-    state, damaged = checkpoint.load(tmp_path)
+    state, damaged = checkpoints.newest(tmp_path)
     assert state == {"step": 1} and not damaged
     assert [file.name for file in tmp_path.iterdir()] == [checkpoint.NAME]

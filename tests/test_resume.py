@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from optbench import checkpoint
 from optbench.portable import digest
 from optbench.record import folder as record
 from optbench.record.folder import CHECKPOINT, METRICS, PROVENANCE, SUMMARY
+from tests import checkpoints
 from tests.conftest import Command, Outcome
 
 TINY = (
@@ -75,7 +75,7 @@ def _only(results: Path) -> Path:
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    state, passed_over = checkpoint.load(folder)
+    state, passed_over = checkpoints.newest(folder)
     assert state is not None and not passed_over
     return state
 

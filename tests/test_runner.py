@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from optbench import checkpoint
+from tests import checkpoints
 from tests.conftest import Command
 from tests.processes import Forked
 
@@ -37,7 +37,7 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    state, damaged = checkpoint.load(folder)
+    state, damaged = checkpoints.newest(folder)
     assert state is not None and not damaged
     return state
 
