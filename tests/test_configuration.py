@@ -105,6 +105,9 @@ BAD = {
     "probes.layers.interval=0": "probes.layers.interval must be a whole number, at least 1, got 0",
     "schedule=cosine schedule.T_max=0": "schedule.T_max must be a whole number, at least 1, got 0",
     "schedule=step schedule.step_size=x": "schedule.step_size must be a whole number, at least 1, got x",
+    "optimizer=adam optimizer.betas=[0.9,no]": "optimizer.betas must be a list of a finite number and a finite number",
+    "optimizer=adam optimizer.betas=[0.9]": "optimizer.betas must be a list of a finite number and a finite number",
+    "optimizer=lion optimizer.betas=[0.9,off]": "optimizer.betas must be",
     "probes=none +probes.x=5": "probes.x must be a node with _target_ or null, got 5",
 }
 

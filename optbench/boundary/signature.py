@@ -93,11 +93,14 @@ def _kind(parameter: inspect.Parameter | None) -> Any:
 
 
 def _plain_part(annotation: Any) -> Any:
-    """The type without what no YAML can hold, such as the tensor of `float | Tensor`."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        parts = tuple(part for part in get_args(annotation) if adapter(part) is not None)
-        return Union[parts] if parts else None  # noqa: UP007  # made at run time
-    return annotation if adapter(annotation) is not None else None
+    """The type without what no YAML can hold, such as the tensors of `tuple[float | Tensor, float | Tensor]`."""
+    if annotation is ... or adapter(annotation) is not None:
+        return annotation
+    origin, parts = get_origin(annotation), [_plain_part(part) for part in get_args(annotation)]
+    if origin in (Union, types.UnionType):
+        known = tuple(part for part in parts if part is not None)
+        return Union[known] if known else None  # noqa: UP007  # made at run time
+    return origin[tuple(parts)] if origin in (tuple, list) and parts and None not in parts else None
 
 
 def adapter(kind: Any) -> TypeAdapter[Any] | None:
@@ -149,8 +152,9 @@ def _is_default(value: Any, parameter: inspect.Parameter) -> bool:
 
 def check_value(key: str, value: Any, kind: Any) -> None:
     """Raise a ShapeError unless a plain value is of this type; of None, unless it can be meant."""
-    if kind is None or kind is Any:
+    if kind in (None, Any, list[Any]):
         _check_unsaid(key, value)
+    if kind in (None, Any):
         return
     checker = adapter(kind)
     if checker is None:
