@@ -50,7 +50,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def who_ended(ended: SystemExit) -> str:
     """Name the line that wanted to end the process; a run that ends so has trained nothing, whatever the code."""
-    last = traceback.extract_tb(ended.__traceback__)[-1]
+    replaced = getattr(getattr(sys.exit, "__code__", None), "co_filename", None)  # W&B puts its own in its place
+    frames = traceback.extract_tb(ended.__traceback__)
+    last = [frame for frame in frames if frame.filename != replaced][-1]
     return f"{last.filename}, line {last.lineno}, calls for the end of the process ({last.line}): take that out"
 
 

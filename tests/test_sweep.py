@@ -125,3 +125,16 @@ def test_a_module_that_ends_the_process_is_an_error(
     assert outcome.code == 2
     [line] = [line for line in outcome.err.splitlines() if line.startswith("optbench: ")]
     assert f"{module}.py, line" in line and f"calls for the end of the process ({call})" in line
+
+
+def test_the_line_that_ends_the_process_is_named_also_after_wandb_has_replaced_the_exit(
+    optbench: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replaced(code: object = 0) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(sys, "exit", replaced)  # as W&B does in a process that has had a run of its
+    (tmp_path / "ending_replaced.py").write_text(EXITS["at its import"]("sys.exit(0)"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    outcome = optbench(*TINY, "optimizer=custom", "optimizer._target_=ending_replaced.Mine")
+    assert outcome.code == 2 and "ending_replaced.py, line 2, calls for the end" in outcome.err

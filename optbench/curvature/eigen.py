@@ -178,6 +178,8 @@ def _check_optional(
 ) -> None:
     if not (start is None or isinstance(start, Eigenpairs | Tensor)):
         raise ValueError(f"start must be pairs or a tensor of columns, got {type(start).__name__}")
+    if isinstance(start, Tensor) and not (bool(start.isfinite().all()) and bool(start.any(0).all())):
+        raise ValueError("start must have columns with a direction, got one of zeros, or with NaN or infinity in it")
     if trust is not None:
         check_real(trust=trust)
         if trust < 0:

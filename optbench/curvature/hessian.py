@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from optbench.curvature import products
 from optbench.curvature.chunks import Chunks, Pair, Weight
 from optbench.curvature.differences import EXAMPLES, check_derivatives
-from optbench.curvature.errors import MeasurementError
+from optbench.curvature.errors import MeasurementError, ThirdDerivativeError
 from optbench.curvature.isolation import Mode
 from optbench.curvature.objective import Loss, Objective
 from optbench.curvature.operators import Operator, check_real, check_whole
@@ -153,12 +154,30 @@ class ModelOperator(Operator):
                 self.refresh()
                 self._witness = self._witness if self._trusts else None
             self._planned_for = planned_for
-            with self.chunks.kept_rng():
+            with self._named_data(), self.chunks.kept_rng():
                 self.objective.watch_writes(self._make_plan)
             self._new_plan = True
             self._check_batch_norm()
             self._check_derivatives()
         return self.strategy
+
+    @contextlib.contextmanager
+    def _named_data(self) -> Iterator[None]:
+        """Name the data and the precision with an error of torch's in the first pass, which tells neither."""
+        try:
+            yield
+        except (torch.OutOfMemoryError, ThirdDerivativeError):
+            raise
+        except (RuntimeError, TypeError, IndexError) as why:
+            with self.chunks.kept_rng():
+                pair = self.chunks.sample(sys.maxsize)
+            data = zip(("inputs", "targets"), pair, strict=True)
+            way_out = " and ".join(f"{name} of shape {tuple(t.shape)}, {t.dtype}" for name, t in data)
+            if self.objective.own_dtypes() != {self.dtype}:
+                way_out += "; hold its constants in buffers, or cast them to the dtype of what they are applied to"
+            raise MeasurementError(
+                f"the model or its loss does not run in {self.dtype} ({type(why).__name__}: {why}) on {way_out}"
+            ) from why
 
     def _check_derivatives(self) -> None:
         if self._trusts:

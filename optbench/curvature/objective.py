@@ -102,6 +102,13 @@ class Objective:
                 f"the parameters that train have changed since this operator was made ({before} tensors then, {now} "
                 f"now, or others): make a new one"
             )
+        for name, weight in zip(self.names, self._weights(), strict=True):
+            if not bool(weight.isfinite().all()):
+                raise FloatingPointError(f"weights must be finite, got {name} with NaN or infinity in it")
+
+    def own_dtypes(self) -> set[torch.dtype]:
+        """Precisions that the selected weights have in the model."""
+        return {p.dtype for p in self._weights()}
 
     def _weights(self) -> list[nn.Parameter]:
         chosen = set(self.names)
@@ -290,6 +297,10 @@ def _place(tensor: Tensor) -> int:
 
 def _precision(weights: Sequence[Tensor], dtype: torch.dtype | None) -> tuple[torch.dtype, torch.device]:
     dtypes, devices = {p.dtype for p in weights}, {p.device for p in weights}
+    if any(device.type == "meta" for device in devices):
+        raise MeasurementError(
+            "parameters must have data, got some on device meta: model.to_empty(device=…), load them"
+        )
     if len(devices) > 1:
         raise MeasurementError(f"parameters must be on one device, got {sorted(map(str, devices))}")
     if any(d.is_complex for d in dtypes):

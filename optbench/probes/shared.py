@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optbench.curvature import Hessian, SecondDerivativeWarning, WeightingWarning, loss_and_gradient
-from optbench.curvature.errors import MeasurementError
 from optbench.dynamics import edge
 from optbench.dynamics.stability import Edge
 
@@ -68,7 +67,7 @@ class Shared:
         hessian = Hessian(state.model, state.task.loss, data, dtype=dtype, weight=state.task.weight)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            self._prepare(hessian, state)
+            hessian.prepare()
         for warning in caught:
             if issubclass(warning.category, (SecondDerivativeWarning, WeightingWarning)):
                 state.say(f"curvature: {warning.message}")
@@ -78,18 +77,6 @@ class Shared:
         if hessian.layers != "fast":
             state.say(f"curvature: through {hessian.layers} layers, since the model differentiates by itself")
         return hessian
-
-    def _prepare(self, hessian: Hessian, state: State) -> None:
-        try:
-            hessian.prepare()
-        except RuntimeError as why:
-            own = {p.dtype for p in state.model.parameters() if p.requires_grad}
-            if own == {hessian.dtype}:
-                raise  # training would meet it too
-            raise MeasurementError(
-                f"the model or its loss does not run in {hessian.dtype}, in which it would be measured: {why}; hold "
-                "its constants in buffers, or cast them to the dtype of what they are applied to"
-            ) from why
 
     def _precision(self, state: State) -> torch.dtype | None:
         if self.dtype is not None:

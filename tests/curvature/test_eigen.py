@@ -242,7 +242,7 @@ def test_refusals() -> None:
         ({"accuracy": -1.0}, "accuracy must be positive, got -1.0"),
         ({"guards": -1}, "guards must not be negative, got -1"),
         ({"max_hvps": 2}, "max_hvps must be at least k"),
-        ({"start": torch.zeros(3, 1)}, r"start must have shape \(4, any\)"),
+        ({"start": torch.ones(3, 1)}, r"start must have shape \(4, any\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             top_eigenpairs(A, **kwargs)  # type: ignore[arg-type]

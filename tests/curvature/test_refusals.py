@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -62,8 +63,39 @@ def _nan() -> Hessian:
     ],
 )
 def test_weights_that_are_not_numbers(ask: Callable[[Hessian], object]) -> None:
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(FloatingPointError, match=r"weights must be finite, got 0\.weight"):
         ask(_nan())
+
+
+X, Y = torch.randn(16, 4), torch.arange(16) % 2
+WRONG: dict[str, tuple[nn.Module, tuple[torch.Tensor, torch.Tensor], str]] = {
+    "width": (nn.Linear(5, 2), (X, Y), "inputs of shape (16, 4), torch.float32"),
+    "whole inputs": (nn.Linear(4, 2), (X.long(), Y), "inputs of shape (16, 4), torch.int64"),
+    "class": (nn.Linear(4, 2), (X, Y + 5), "Target"),
+    "real targets": (nn.Linear(4, 2), (X, Y.float()), "targets of shape (16,), torch.float32"),
+    "no data": (nn.Linear(4, 2, device="meta"), (X, Y), "parameters must have data, got some on device meta"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_torch_cannot_run_is_said_with_the_data(case: str) -> None:
+    model, data, said = WRONG[case]
+    with pytest.raises(MeasurementError, match=re.escape(said)):
+        top_eigenpairs(Hessian(model, F.cross_entropy, data))
+
+
+def test_infinite_weights() -> None:
+    model, data = small()
+    with torch.no_grad():
+        model.get_parameter("0.weight")[0, 0] = torch.inf
+    with pytest.raises(FloatingPointError, match="weights must be finite"):
+        top_eigenpairs(Hessian(model, F.mse_loss, data))
+
+
+@pytest.mark.parametrize("number", [0.0, torch.nan, torch.inf])
+def test_a_start_without_direction(number: float) -> None:
+    with pytest.raises(ValueError, match="start must have columns with a direction"):
+        top_eigenpairs(A, start=torch.full((20, 1), number))
 
 
 def _no_graph(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
