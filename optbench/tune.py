@@ -32,13 +32,13 @@ from typing import Any
 from optbench.arguments import VERSION
 from optbench.errors import UserError, exit_with, nearest
 from optbench.launch import RUN_SECONDS, cores, launch
-from optbench.leaderboard.entrants import select
 from optbench.leaderboard.index import read_index
 from optbench.overrides import quoted
 from optbench.points import search_spaces, sobol_points
 from optbench.record import folder as record
 from optbench.record.terminal import ManyRuns
 from optbench.reuse import PresentData
+from optbench.selection import select
 from optbench.suite import FINAL, TUNE, Suite, read_suite
 
 INDEX = "runs.jsonl"  # the folder of every command that has been given: finished ones are not given again

@@ -45,6 +45,7 @@ ORDER = [
     "optbench.curvature",
     "optbench.memory",
     "optbench.record",
+    "optbench.selection",
     "optbench.statistics",
     "optbench.suite",
     "optbench.points",

@@ -5,10 +5,6 @@ class MeasurementError(ValueError):
     """The curvature asked for cannot be measured right: one line that says why, and the way out."""
 
 
-class ThirdDerivativeError(RuntimeError):
-    """A layer that has two derivatives was to be differentiated once more: the model differentiates by itself."""
-
-
 class WeightingWarning(UserWarning):
     """The loss over all batches is not the mean over examples that the batches are weighted by."""
 

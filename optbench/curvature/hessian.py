@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from optbench.curvature import products
 from optbench.curvature.chunks import Chunks, Pair, Weight
 from optbench.curvature.differences import EXAMPLES, check_derivatives
-from optbench.curvature.errors import MeasurementError, ThirdDerivativeError
+from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import Mode
+from optbench.curvature.layers.errors import ThirdDerivativeError
 from optbench.curvature.objective import Loss, Objective
 from optbench.curvature.operators import Operator, check_real, check_whole
 from optbench.curvature.products import Builder, Product

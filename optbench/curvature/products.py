@@ -18,8 +18,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.checkpoint import CheckpointError
 
 from optbench.curvature.chunks import Pair
-from optbench.curvature.errors import MeasurementError, ThirdDerivativeError
+from optbench.curvature.errors import MeasurementError
 from optbench.curvature.layers import CheapSecondDerivatives
+from optbench.curvature.layers.errors import ThirdDerivativeError
 from optbench.curvature.objective import Objective
 
 Tensors = Sequence[Tensor]

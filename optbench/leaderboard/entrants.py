@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from optbench.leaderboard.run import Run
 from optbench.record.folder import FINISHED
-from optbench.statistics import average_ranks
+from optbench.selection import select
 from optbench.suite import TUNE, Suite
 
 INITIAL_LOSS_TOLERANCE = 1e-4  # relative: summation order differs between processors and numbers of threads
@@ -182,17 +182,6 @@ def selecting_value(suite: Suite, runs: Sequence[Run]) -> float:
     metric = suite.tasks[runs[0].task].select
     values = [math.inf if run.status == "diverged" else run.last.get(metric, math.inf) for run in runs]
     return math.fsum(values) / len(values)
-
-
-def select(values: Mapping[str, Sequence[float]], held_out: str) -> dict[str, int]:
-    """Return the selected point of every task, the first of equals.
-
-    On a tuned task it is the one of the least value; on the held-out one the one with the best mean rank over
-    the tuned tasks, so that nothing of the held-out task is used. A divergence is infinite: the worst rank.
-    """
-    chosen = {task: min(range(len(column)), key=column.__getitem__) for task, column in values.items()}
-    ranks = average_ranks([list(column) for column in values.values()]).mean(axis=0)
-    return chosen | {held_out: int(ranks.argmin())}
 
 
 def _alarms(suite: Suite, entrant: Entrant) -> Iterable[str]:

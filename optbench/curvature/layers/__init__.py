@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from optbench.curvature.errors import ThirdDerivativeError
 from optbench.curvature.layers.activation import sigmoid, smooth, tanh
 from optbench.curvature.layers.attention import attention
 from optbench.curvature.layers.channel_norm import batch_norm, group_norm
 from optbench.curvature.layers.convolution import convolution
+from optbench.curvature.layers.errors import ThirdDerivativeError
 from optbench.curvature.layers.graph import refuse_derivative_of, seen_inside, transformed
 from optbench.curvature.layers.layer_norm import layer_norm
 

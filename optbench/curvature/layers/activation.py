@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function, grad
 from torch.autograd.graph import saved_tensors_hooks
 
-from optbench.curvature.errors import ThirdDerivativeError
+from optbench.curvature.layers.errors import ThirdDerivativeError
 from optbench.curvature.layers.graph import calling, link, second, transformed
 
 LEAST = 2**16

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from optbench.curvature.errors import ThirdDerivativeError
+from optbench.curvature.layers.errors import ThirdDerivativeError
 
 Gradients = tuple[Tensor | None, ...]
 """What a backward pass returns: one for each argument of the forward pass."""
