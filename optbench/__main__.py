@@ -6,7 +6,7 @@ from optbench import startup
 def main() -> None:
     """Begin before the imports, which take seconds."""
     startup.begin()
-    from optbench.cli import main as run
+    from optbench.cli.main import main as run
 
     run()
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from optbench.arguments import Parser
-from optbench.check.parameters import tensors
+from optbench.boundary.command_line import Parser
+from optbench.check.parameter_kinds import tensors
 from optbench.check.subject import Subject, Training, entries, optimizer
 from optbench.dynamics import edge
 from optbench.errors import UserError, exit_with

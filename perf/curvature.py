@@ -17,15 +17,15 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from optbench.config import build
+from optbench.configuration.construct import build
 from optbench.curvature import Hessian
-from optbench.curvature.chunks import Pair
-from optbench.curvature.objective import Loss
-from optbench.location import conf_folder
-from optbench.memory import keep_freed_memory
+from optbench.curvature.data import Pair
+from optbench.curvature.loss_function import Loss
 from optbench.models.vit import vit
+from optbench.paths import conf_folder
 from optbench.probes import State, due
 from optbench.probes.shared import Shared
+from optbench.run.memory import keep_freed_memory
 from perf.cases import CIFAR, CNN, ViT, cifar, cifar_run, digits_run, mlp
 from perf.growth import growth
 from perf.peers import Engine, cold_lanczos, ours, pyhessian, scipy_in_double, scipy_on_curvlinops

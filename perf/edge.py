@@ -17,7 +17,6 @@ import torch
 from optbench.tasks.digits import digits
 from torch.optim import Optimizer
 
-from optbench.batches import Batches
 from optbench.models.mlp import mlp
 from optbench.optimizers.sign import Signum
 from optbench.optimizers.steepest import SteepestDescent
@@ -26,8 +25,9 @@ from optbench.probes.edge import Edge
 from optbench.probes.sharpness import Sharpness
 from optbench.record.folder import METRICS, RunFolder, read_lines
 from optbench.record.terminal import Terminal
-from optbench.runner import Experiment, Runner, Settings
-from optbench.update import Update
+from optbench.run.batches import Batches
+from optbench.run.loop import Experiment, Runner, Settings
+from optbench.run.update import Update
 
 STEPS, PAIRS = 600, 7
 Make = Callable[..., Optimizer]

@@ -22,16 +22,16 @@ import torch.nn.functional as F
 from optbench.tasks.cifar import MEAN, STD, crop_and_mirror
 from torch import Tensor, nn
 
-from optbench.batches import Batches
-from optbench.memory import keep_freed_memory
+from optbench.data.torchvision import import_datasets
 from optbench.models.cnn import cnn
 from optbench.models.mlp import mlp
 from optbench.record.folder import RunFolder
 from optbench.record.terminal import Terminal
-from optbench.runner import Experiment, Runner, Settings
+from optbench.run.batches import Batches
+from optbench.run.loop import Experiment, Runner, Settings
+from optbench.run.memory import keep_freed_memory
+from optbench.run.update import Update
 from optbench.task import Task, classification
-from optbench.torchvision import import_datasets
-from optbench.update import Update
 
 
 def images(n: int) -> Task:
@@ -188,8 +188,9 @@ def compare_memory() -> None:
 def time_start() -> None:
     """Time the default command to its first step, and the imports in it."""
     program = (
-        "import time; start = time.perf_counter(); import optbench.cli as cli; imported = time.perf_counter() - start\n"
-        "from optbench.update import Update\n"
+        "import time; start = time.perf_counter(); import optbench.cli.main as cli\n"
+        "imported = time.perf_counter() - start\n"
+        "from optbench.run.update import Update\n"
         "import os, sys\n"
         "def first(self, *_): print(imported, time.perf_counter() - start, flush=True); os._exit(0)\n"
         "Update.__call__ = first\n"

@@ -1,9 +1,9 @@
 """Time of an update beside plain SGD's: `python -m perf.optimizers [NAME ...]`.
 
 An update is forward, backward and step of an MLP with two hidden layers of 256 on 128 examples, through
-`optbench.update`. Every optimizer takes turns with SGD, A B A B …; the ratio is of the shortest times, since whatever
-else a machine does only adds time. Where an optimizer has `foreach` or `fused`, each is timed on its own. The result
-is written to perf/optimizers.json, from which `python -m optbench.table` takes its column.
+`optbench.run.update`. Every optimizer takes turns with SGD, A B A B …; the ratio is of the shortest times, since
+whatever else a machine does only adds time. Where an optimizer has `foreach` or `fused`, each is timed on its own. The
+result is written to perf/optimizers.json, from which `python -m optbench.table` takes its column.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from torch import nn
 
 from optbench.check.subject import Subject, entries, optimizer
 from optbench.errors import UserError
+from optbench.run.update import Update
 from optbench.task import half_mse
-from optbench.update import Update
 
 RESULT = Path(__file__).with_suffix(".json")
 VARIANTS: tuple[tuple[str, ...], ...] = ((), ("foreach=true",), ("fused=true",))

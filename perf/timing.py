@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from optbench.curvature.chunks import Pair
-from optbench.curvature.objective import Loss
+from optbench.curvature.data import Pair
+from optbench.curvature.loss_function import Loss
 
 
 def gradient(model: nn.Module, loss: Loss, data: Pair) -> object:

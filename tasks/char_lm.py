@@ -11,8 +11,8 @@ import torch
 
 from optbench.boundary.kinds import BelowOne, Count, Share, Size, Whole
 from optbench.boundary.regular import open_regular, read_bytes
+from optbench.data.splits import with_label_noise
 from optbench.errors import MachineError, UserError
-from optbench.examples import with_label_noise
 from optbench.seeds import generator
 from optbench.task import Task, classification
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from optbench.boundary.kinds import CountFromZero
 from optbench.boundary.regular import read_bytes, reason
+from optbench.data.splits import Handling, Labelled, labelled
+from optbench.data.torchvision import check_md5, fetch, import_datasets
 from optbench.errors import MachineError
-from optbench.examples import Handling, Labelled, labelled
 from optbench.task import Split, Task
-from optbench.torchvision import check_md5, fetch, import_datasets
 
 CLASSES = 10
 FOLDER = "cifar-10-batches-py"
@@ -41,7 +41,7 @@ def cifar(
     """45,000 images to train, 5,000 class-balanced ones to choose, 10,000 to report; normalised per channel.
 
     Args:
-        seed: See `optbench.examples.Handling`, as for the others.
+        seed: See `optbench.data.splits.Handling`, as for the others.
         root: The folder that holds, or is to receive, `cifar-10-batches-py/`.
         verify: Check the published checksums, and download where files are missing. False takes the files
             as they are (a re-encoded copy); the record then says so.

@@ -9,8 +9,8 @@ import torch
 
 from optbench.boundary.kinds import CountFromZero
 from optbench.boundary.regular import read_gzip, reason
+from optbench.data.splits import Handling, Labelled, balanced_split, labelled
 from optbench.errors import MachineError
-from optbench.examples import Handling, Labelled, balanced_split, labelled
 from optbench.task import Split, Task
 
 CLASSES = 10
@@ -24,7 +24,7 @@ def digits(
     """1,797 images of 8×8 pixels in [0, 1], shape (1, 8, 8): 500 to report, 297 to choose, 1,000 to train.
 
     Args:
-        seed: See `optbench.examples.Handling`, as for the others.
+        seed: See `optbench.data.splits.Handling`, as for the others.
         loss: `mse` (½‖f − y‖²) or `ce`.
         val_size: How many of the 1,297 that are not for reporting.
         handling: The rest of them.

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from optbench.boundary.kinds import BelowOne
 from optbench.boundary.regular import UnreadableFileError, open_regular
+from optbench.data.splits import Handling, Labelled, labelled
 from optbench.errors import MachineError, UserError
-from optbench.examples import Handling, Labelled, labelled
 from optbench.task import Split, Task
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
@@ -43,7 +43,7 @@ def image_folder(
     Of 16 bits a channel the upper eight are kept, of grey only where `mode` asks for a conversion.
 
     Args:
-        seed: See `optbench.examples.Handling`, as for the others.
+        seed: See `optbench.data.splits.Handling`, as for the others.
         folder: DIR.
         size: Resize every image to size × size pixels (bicubic); None to take them as they are, all the same.
         mode: Convert every image to `L` (grey) or `RGB`; None to take them as they are, all the same.

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from optbench.boundary.kinds import CountFromZero
 from optbench.boundary.regular import read_bytes, reason
+from optbench.data.splits import Handling, Labelled, balanced_split, divide
 from optbench.errors import MachineError
-from optbench.examples import Handling, Labelled, balanced_split, divide
 from optbench.task import Split, Task
 
 TEST_SIZE = 119
@@ -34,7 +34,7 @@ def logistic(
     `provenance.json` holds it, found by Newton's method in float64 (‖∇L‖ ≤ 1e-12).
 
     Args:
-        seed: See `optbench.examples.Handling`, as for the others.
+        seed: See `optbench.data.splits.Handling`, as for the others.
         smoothing: Between 0 and ½, neither included.
         val_size: How many of the 450 that are not for reporting.
         normalise: `standard` subtracts mean and divides by standard deviation of the training examples, feature by

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from optbench.boundary.regular import read_bytes, read_gzip, reason
+from optbench.data.splits import Handling, Labelled, Statistics, labelled
+from optbench.data.torchvision import check_md5, fetch, import_datasets
 from optbench.errors import MachineError
-from optbench.examples import Handling, Labelled, Statistics, labelled
 from optbench.task import Split, Task
-from optbench.torchvision import check_md5, fetch, import_datasets
 
 CLASSES = 10
 FILES = {
@@ -30,7 +30,7 @@ def mnist(seed: int, root: str, verify: bool = True, **handling: Labelled) -> Ta
     """Handwritten digits (LeCun et al., 1998): 55,000 to train, 5,000 to choose, 10,000 to report.
 
     Args:
-        seed: See `optbench.examples.Handling`, as for the others.
+        seed: See `optbench.data.splits.Handling`, as for the others.
         root: The folder that holds, or is to receive, `MNIST/raw/`.
         verify: Check the published checksums of the .gz files, and download where one is missing. False takes
             the files as they are, unpacked or not; the record then says so.

@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import Tensor
 
 from optbench.boundary.kinds import CountFromZero
+from optbench.data.splits import Handling, Labelled, divide
 from optbench.errors import UserError
-from optbench.examples import Handling, Labelled, divide
 from optbench.seeds import generator
 from optbench.task import Split, Task, cross_entropy
 
@@ -34,7 +34,7 @@ def modular_addition(
         val_size: How many of those are for choosing.
         encoding: `tokens` gives the three integers a, b, p ("="), shape (N, 3), to `model=gpt`, and reads the answer
             after the last; `one_hot` gives 2p numbers, to any model.
-        handling: See `optbench.examples.Handling`; the loss is the cross-entropy.
+        handling: See `optbench.data.splits.Handling`; the loss is the cross-entropy.
 
     References:
         Power et al. (2022), arXiv:2201.02177; Nanda et al. (2023), arXiv:2301.05217.

@@ -3,8 +3,8 @@
 import torch
 
 from optbench.boundary.kinds import Count, CountFromZero, Size
+from optbench.data.splits import Handling, Labelled, labelled
 from optbench.errors import UserError
-from optbench.examples import Handling, Labelled, labelled
 from optbench.seeds import generator
 from optbench.task import Split, Task
 
@@ -30,7 +30,7 @@ def sparse_parity(
         train_size: Training examples.
         val_size: Examples to choose with.
         test_size: Examples to report on.
-        handling: See `optbench.examples.Handling`.
+        handling: See `optbench.data.splits.Handling`.
 
     References:
         Barak et al. (2022), arXiv:2207.08799.

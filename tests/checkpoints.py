@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from optbench import checkpoint
+from optbench.run import checkpoint
 
 
 def newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:

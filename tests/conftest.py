@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from optbench.cli import main
+from optbench.cli.main import main
 
 
 @dataclass(frozen=True)

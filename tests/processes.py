@@ -5,7 +5,7 @@ import signal
 import tempfile
 from pathlib import Path
 
-from optbench.launch import _context, _main_job
+from optbench.launch.local import _context, _main_job
 
 
 class Forked:

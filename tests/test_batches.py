@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from optbench.batches import Batches
 from optbench.errors import UserError
+from optbench.run.batches import Batches
 from optbench.task import Split, Task, half_mse
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from optbench import checkpoint
+from optbench.run import checkpoint
 from tests import checkpoints
 
 

@@ -10,7 +10,7 @@ import pytest
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
 
-from optbench.config import build, build_probes
+from optbench.configuration.construct import build, build_probes
 from optbench.probes import check_cadences
 from optbench.task import Task
 from tests.conftest import Command
@@ -171,7 +171,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     program = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)), resource.RLIM_INFINITY));"
-        "from optbench.cli import main; main()"
+        "from optbench.cli.main import main; main()"
     )
     arguments = ("task=digits", "steps=600", "checkpoint_seconds=0.05", "model.widths=[8]")
     for name in ("full", "roomy"):

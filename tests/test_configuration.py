@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from optbench.boundary.kinds import Positive
 from optbench.boundary.shape import ShapeError
 from optbench.boundary.signature import check_arguments
-from optbench.compose import compose_config
-from optbench.configuration import check
+from optbench.configuration.compose import compose_config
+from optbench.configuration.keys import check
 from optbench.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -165,7 +165,7 @@ def test_a_plug_in_is_held_to_its_own_signature(given: dict[str, Any], message: 
 
 
 def test_the_declared_keys_are_those_of_the_yaml() -> None:
-    from optbench.configuration import Configuration, Wandb
+    from optbench.configuration.keys import Configuration, Wandb
 
     content = yaml.safe_load((ROOT / "conf/config.yaml").read_text())
     assert set(Configuration.__annotations__) == {*content, *GROUPS} - {"defaults", "hydra"}

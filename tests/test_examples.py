@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from optbench.data.splits import Handling, balanced_split, divide, labelled, with_label_noise
 from optbench.errors import UserError
-from optbench.examples import Handling, balanced_split, divide, labelled, with_label_noise
 from optbench.task import Split
 
 LABELS = torch.arange(1000) % 10

@@ -15,11 +15,11 @@ import pytest
 from filelock import FileLock
 from rich.console import Console
 
-from optbench import launch as launching
 from optbench.errors import UserError
-from optbench.launch import Finished, launch
+from optbench.launch import local as launching
+from optbench.launch.local import Finished, launch
+from optbench.protocol.tuner import positive_seconds
 from optbench.record.terminal import ManyRuns
-from optbench.tune import positive_seconds
 
 QUICK = ("task=quadratic", "steps=5", "probes=none", "wandb.mode=disabled", "picture=false")
 HANGING = """import signal, time, torch

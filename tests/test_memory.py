@@ -3,13 +3,13 @@ import sys
 
 import pytest
 
-from optbench.memory import keep_freed_memory
+from optbench.run.memory import keep_freed_memory
 
 # Resident MiB that freeing a tensor of 64 MiB gives back.
 GIVEN_BACK = """
 import sys, torch
 from pathlib import Path
-from optbench.memory import keep_freed_memory
+from optbench.run.memory import keep_freed_memory
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 if sys.argv[1] == "kept":

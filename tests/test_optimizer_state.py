@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
-from optbench.optimizer_state import load_optimizer
-from optbench.portable import digest
+from optbench.run.optimizer_state import load_optimizer
+from optbench.run.portable_state import digest
 
 ODD: dict[str, Any] = {
     "scalar": np.float64(0.5),

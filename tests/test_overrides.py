@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from optbench.compose import compose_config, with_paths
-from optbench.overrides import quoted
-from optbench.suite import read_suite
+from optbench.boundary.overrides import quoted
+from optbench.configuration.compose import compose_config, with_paths
+from optbench.protocol.suite import read_suite
 from tests.conftest import Command
 
 PARSER = OverridesParser.create()

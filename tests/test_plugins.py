@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from optbench.cli.scaffold import KINDS, RUN, write
 from optbench.errors import UserError
-from optbench.new import KINDS, RUN, write
 
 TINY = ("steps=4", "wandb.mode=disabled")
 OPTIMIZER = """

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from optbench.portable import MARK, NotPortableError, digest, from_portable, to_portable
+from optbench.run.portable_state import MARK, NotPortableError, digest, from_portable, to_portable
 
 
 def _through_a_file(state: Any) -> Any:

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 
 import optbench
-from optbench import tune
-from optbench.compose import compose_config
-from optbench.configuration import check
+from optbench.configuration.compose import compose_config
+from optbench.configuration.keys import check
 from optbench.errors import UserError
+from optbench.protocol import tuner as tune
 
 PACKAGE = Path(optbench.__file__).parent
 MODULES = ("tune", "leaderboard", "report", "study", "check", "new", "table", "record.wandb")

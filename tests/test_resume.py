@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from optbench.portable import digest
 from optbench.record import folder as record
 from optbench.record.folder import CHECKPOINT, METRICS, PROVENANCE, SUMMARY
+from optbench.run.portable_state import digest
 from tests import checkpoints
 from tests.conftest import Command, Outcome
 

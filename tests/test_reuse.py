@@ -9,11 +9,11 @@ import yaml
 from omegaconf import DictConfig
 from PIL import Image
 
-from optbench.compose import compose_config
+from optbench.cli.finished import PresentData, data_hash
+from optbench.configuration.compose import compose_config
 from optbench.errors import UserError
-from optbench.reuse import PresentData, data_hash
-from optbench.study import make_runs
-from optbench.tune import main
+from optbench.protocol.tuner import main
+from optbench.studies.command import make_runs
 from tests.conftest import Call, Command, Outcome
 
 SENTENCES = ("the cat sat on the mat. " * 40, "the dog sat on the rug. " * 40)

@@ -10,7 +10,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from optbench.config import build, run_name
+from optbench.configuration.construct import build, run_name
 from optbench.errors import UserError
 from optbench.search import Choices, Range, read
 from tests.conftest import Command

@@ -9,11 +9,11 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from optbench.config import build_probes
+from optbench.configuration.construct import build_probes
 from optbench.errors import UserError
-from optbench.location import conf_folder
+from optbench.paths import conf_folder
 from optbench.probes import check_cadences
-from optbench.suite import FINAL, TUNE, known_suites, read_suite
+from optbench.protocol.suite import FINAL, TUNE, known_suites, read_suite
 
 # A suite's digest moves with every change of it. Where results move, raise its version; then write both here.
 PUBLISHED = {"smoke": (1, "bd4af5c7c847dd3b"), "small": (1, "27f159c75d3a9193")}

@@ -16,14 +16,14 @@ from scipy import stats
 
 from optbench import search
 from optbench.errors import UserError
-from optbench.launch import launch
+from optbench.launch.local import launch
 from optbench.leaderboard.__main__ import main as leaderboard
 from optbench.leaderboard.entrants import admit
-from optbench.leaderboard.runs import read_results
-from optbench.points import search_spaces, sobol_points
-from optbench.selection import select
-from optbench.suite import read_suite
-from optbench.tune import INDEX, main, read_arguments
+from optbench.leaderboard.results_folder import read_results
+from optbench.protocol.points import search_spaces, sobol_points
+from optbench.protocol.selection import select
+from optbench.protocol.suite import read_suite
+from optbench.protocol.tuner import INDEX, main, read_arguments
 from tests.conftest import Call, Outcome
 
 ROOT = Path(__file__).resolve().parent.parent

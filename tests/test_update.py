@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from optbench.errors import UserError
 from optbench.models.vit import vit
 from optbench.optimizers.with_graph import WithGraph
+from optbench.run.update import Update
 from optbench.task import half_mse
-from optbench.update import Update
 
 
 def _net() -> nn.Module:

@@ -11,11 +11,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from optbench.arguments import Parser
+from optbench.boundary.command_line import Parser
 from optbench.check import Row, run
 from optbench.check.subject import entries, one_thread
 from optbench.check.targets import Target, find
-from optbench.messages import explain
+from optbench.configuration.explain import explain
 
 COLOURS = {"pass": "green", "fail": "bold red", "warn": "yellow", "excluded": "yellow"}
 EPILOG = """verdicts: pass; fail; warn (may surprise); reported (neither right nor wrong); not tried, and why;

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from optbench.batches import Batches
 from optbench.check import Check, Finding, passed
 from optbench.check.subject import Subject, Training, batch, moved
-from optbench.compose import compose_config
-from optbench.config import build_model, build_task
+from optbench.configuration.compose import compose_config
+from optbench.configuration.construct import build_model, build_task
 from optbench.dynamics import edge
+from optbench.run.batches import Batches
+from optbench.run.update import Update
 from optbench.task import half_mse
-from optbench.update import Update
 
 
 def follows_a_schedule(subject: Subject) -> Finding:

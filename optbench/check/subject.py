@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from optbench.compose import compose_config
-from optbench.config import optimizer_factory
-from optbench.configuration import check
+from optbench.configuration.compose import compose_config
+from optbench.configuration.construct import optimizer_factory
+from optbench.configuration.keys import check
 from optbench.errors import UserError, nearest
-from optbench.location import conf_folder
+from optbench.paths import conf_folder
+from optbench.run.update import Update
 from optbench.task import half_mse
-from optbench.update import Update
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,14 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 from torch.optim import Optimizer
 
-from optbench.check import Check, behaviour, parameters, probes, steps, tasks
+from optbench.check import Check, behaviour, steps
+from optbench.check import parameter_kinds as parameters
+from optbench.check import probe_contract as probes
+from optbench.check import task_contract as tasks
 from optbench.check.subject import entries, optimizer
-from optbench.compose import compose_config
-from optbench.config import build_probes, build_task
-from optbench.configuration import imported
+from optbench.configuration.compose import compose_config
+from optbench.configuration.construct import build_probes, build_task
+from optbench.configuration.keys import imported
 from optbench.errors import UserError, nearest
 from optbench.probes import Probe
 

@@ -1,8 +1,10 @@
 """Curvature of a model's training loss, each number with its error bound and its cost."""
 
-from optbench.curvature.checks import Audit, Rayleigh, audit, rayleigh
+from optbench.curvature.block_spectra import block_densities, block_heterogeneity
 from optbench.curvature.density import SpectralDensity, spectral_density
-from optbench.curvature.eigen import top_eigenpairs
+from optbench.curvature.eigen.audit import Audit, Rayleigh, audit, rayleigh
+from optbench.curvature.eigen.lobpcg import top_eigenpairs
+from optbench.curvature.eigen.pairs import Eigenpairs
 from optbench.curvature.errors import (
     MeasurementError,
     NotConvergedWarning,
@@ -10,12 +12,10 @@ from optbench.curvature.errors import (
     WeightingWarning,
 )
 from optbench.curvature.hessian import GaussNewton, Hessian
-from optbench.curvature.heterogeneity import block_densities, block_heterogeneity
+from optbench.curvature.loss_and_gradient import loss_and_gradient, mean_loss
 from optbench.curvature.operators import Operator, Preconditioned, Restricted
-from optbench.curvature.pairs import Eigenpairs
 from optbench.curvature.selection import per_block, per_layer
-from optbench.curvature.slope import loss_and_gradient, mean_loss
-from optbench.curvature.stochastic import DiagonalEstimate, TraceEstimate, diagonal, trace
+from optbench.curvature.trace import DiagonalEstimate, TraceEstimate, diagonal, trace
 
 __all__ = [
     "Audit",

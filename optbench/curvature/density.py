@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from optbench.curvature.eigen.pairs import Seed, seeded
+from optbench.curvature.eigen.subspace import Subspace
 from optbench.curvature.operators import Operator, check_operator, check_whole
-from optbench.curvature.pairs import Seed, seeded
-from optbench.curvature.stochastic import rademacher
-from optbench.curvature.subspace import Subspace
+from optbench.curvature.trace import rademacher
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from optbench.curvature import products
-from optbench.curvature.chunks import Chunks, Pair, Weight
-from optbench.curvature.differences import EXAMPLES, check_derivatives
+from optbench.curvature.data import Chunks, Pair, Weight
 from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import Mode
-from optbench.curvature.layers.errors import ThirdDerivativeError
-from optbench.curvature.objective import Loss, Objective
+from optbench.curvature.loss_function import Loss, Objective
 from optbench.curvature.operators import Operator, check_real, check_whole
+from optbench.curvature.product_strategy import Plan, Strategy, check_strategy, make_plan
 from optbench.curvature.products import Builder, Product
+from optbench.curvature.second_derivatives import EXAMPLES, check_derivatives
 from optbench.curvature.selection import Selection
-from optbench.curvature.strategy import Plan, Strategy, check_strategy, make_plan
 from optbench.curvature.symmetry import Witness
 from optbench.curvature.weighting import still_splits
+from optbench.fast_layers.errors import ThirdDerivativeError
 
 DRIFT = 1e-9  # by which the weights of all batches may differ, relative, without being other weights
 

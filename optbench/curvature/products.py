@@ -17,11 +17,11 @@ from torch.autograd import grad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.checkpoint import CheckpointError
 
-from optbench.curvature.chunks import Pair
+from optbench.curvature.data import Pair
 from optbench.curvature.errors import MeasurementError
-from optbench.curvature.layers import CheapSecondDerivatives
-from optbench.curvature.layers.errors import ThirdDerivativeError
-from optbench.curvature.objective import Objective
+from optbench.curvature.loss_function import Objective
+from optbench.fast_layers import CheapSecondDerivatives
+from optbench.fast_layers.errors import ThirdDerivativeError
 
 Tensors = Sequence[Tensor]
 Product = Callable[[Tensor, bool, bool], Tensors]

@@ -33,11 +33,11 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor, nn
 
-from optbench.curvature.chunks import Chunks, Pair
+from optbench.curvature.data import Chunks, Pair
+from optbench.curvature.eigen.pairs import Eigenpairs
 from optbench.curvature.isolation import eager, in_mode, kept_rng, seed_globals, untouched, without_autocast
-from optbench.curvature.objective import Loss
-from optbench.curvature.pairs import Eigenpairs
-from optbench.curvature.stochastic import TraceEstimate
+from optbench.curvature.loss_function import Loss
+from optbench.curvature.trace import TraceEstimate
 
 
 class PyHessian:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from optbench.curvature.chunks import Chunks, Pair
-from optbench.curvature.objective import Objective
+from optbench.curvature.data import Chunks, Pair
+from optbench.curvature.loss_function import Objective
 
 EXACT = 2e-10  # relative difference of losses in double precision: the same terms, but what is left of them may cancel
 GIVEN = 1e-5  # and where weights were given, perhaps in single precision

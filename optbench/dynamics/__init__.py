@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optbench.dynamics.dispatch import edge
-    from optbench.dynamics.geometric import NormStep, norm_edge, sam_edge
+    from optbench.dynamics.edges import Edge
+    from optbench.dynamics.rules.norm_ball import NormStep, norm_edge, sam_edge
     from optbench.dynamics.settling import unsettled
-    from optbench.dynamics.stability import Edge
-    from optbench.dynamics.terms import Term, combine, unknown
+    from optbench.dynamics.update_rule import Term, combine, unknown
 
 __all__ = ["Edge", "NormStep", "Term", "combine", "edge", "norm_edge", "sam_edge", "unknown", "unsettled"]
 
 _HOME = {
     "edge": "dispatch",
-    "NormStep": "geometric",
-    "norm_edge": "geometric",
-    "sam_edge": "geometric",
-    "Edge": "stability",
-    "Term": "terms",
-    "combine": "terms",
-    "unknown": "terms",
+    "NormStep": "rules.norm_ball",
+    "norm_edge": "rules.norm_ball",
+    "sam_edge": "rules.norm_ball",
+    "Edge": "edges",
+    "Term": "update_rule",
+    "combine": "update_rule",
+    "unknown": "update_rule",
     "unsettled": "settling",
 }
 

@@ -12,16 +12,16 @@ from typing import Any
 from torch import Tensor
 from torch.optim import LBFGS, SGD, Optimizer, Rprop, SparseAdam
 
-from optbench.dynamics.black_box import black_box
-from optbench.dynamics.filters import heavy_ball, nesterov
-from optbench.dynamics.options import foreign_hooks, overridden, patched
-from optbench.dynamics.stability import Edge
-from optbench.dynamics.terms import Term, combine, unknown
-from optbench.dynamics.understood import misunderstood
+from optbench.dynamics.black_box.probed_edge import black_box
+from optbench.dynamics.edges import Edge
+from optbench.dynamics.momentum_filters import heavy_ball, nesterov
+from optbench.dynamics.optimizer_options import foreign_hooks, overridden, patched
+from optbench.dynamics.option_coverage import misunderstood
+from optbench.dynamics.update_rule import Term, combine, unknown
 
 Rule = Callable[[Any], Edge]
 
-_RULES = ("adaptive", "geometric", "matrix", "ours", "undescribed", "wrapped")
+_RULES = ("adam", "norm_ball", "shampoo_soap", "optbench_optimizers", "no_edge", "wrappers")
 """The modules that hold rules. They import this one, which loads them when it is first asked."""
 
 _BY_NAME: dict[str, Rule] = {}
@@ -76,7 +76,7 @@ def edge(optimizer: Optimizer) -> Edge:
 def _load_rules() -> None:
     """Import every module of rules, so that the answer does not depend on what was imported before."""
     for module in _RULES:
-        import_module(f"{__package__}.{module}")
+        import_module(f"{__package__}.rules.{module}")
 
 
 _register = edge.register

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optbench.dynamics.stability import MatVec, join, split
-from optbench.norms import Geometry, lmo
+from optbench.dynamics.edges import MatVec, join, split
+from optbench.optimizers.norms import Geometry, lmo
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optbench.dynamics.stability import Edge
+from optbench.dynamics.edges import Edge
 
 LEAST = 20
 """Gradients that P averages at the least: √ν of n independent ones is known to 1/√(2n), here 16 %."""

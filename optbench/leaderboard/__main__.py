@@ -15,22 +15,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from optbench.arguments import Parser
 from optbench.boundary import printable
+from optbench.boundary.command_line import Parser
 from optbench.errors import UserError, exit_with, nearest
-from optbench.launch import cores
+from optbench.launch.local import cores
 from optbench.leaderboard import tables
 from optbench.leaderboard.board import Board, make_board
 from optbench.leaderboard.entrants import admit
 from optbench.leaderboard.entries import ENTRIES, Entry, read_entries
 from optbench.leaderboard.marks import own_marks
 from optbench.leaderboard.page import board_page
-from optbench.leaderboard.run import Run
-from optbench.leaderboard.runs import read_results
+from optbench.leaderboard.results_folder import read_results
+from optbench.leaderboard.run_line import Run
 from optbench.leaderboard.verify import unverified, verify
 from optbench.leaderboard.words import words
-from optbench.leaderboard.write import write_together
-from optbench.suite import FINAL, Suite, known_suites, read_suite
+from optbench.leaderboard.write_together import write_together
+from optbench.protocol.suite import FINAL, Suite, known_suites, read_suite
 
 
 def main() -> None:

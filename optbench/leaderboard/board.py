@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from optbench.leaderboard.entrants import Entrant, Field, selecting_value
-from optbench.leaderboard.measures import Row, costs, row, scores
-from optbench.leaderboard.run import Run
+from optbench.leaderboard.run_line import Run
+from optbench.leaderboard.scores import Row, costs, row, scores
+from optbench.protocol.suite import Suite
 from optbench.statistics import (
     LEVEL,
     Array,
@@ -28,7 +29,6 @@ from optbench.statistics import (
     performance_profile,
     rank_intervals,
 )
-from optbench.suite import Suite
 
 FACTORS = np.geomspace(1, 4, 25)  # the grid of the performance profiles
 HALVES_AT_MOST = 252  # C(10, 5)

@@ -6,10 +6,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from optbench.leaderboard.run import Run
+from optbench.leaderboard.run_line import Run
+from optbench.protocol.selection import select
+from optbench.protocol.suite import TUNE, Suite
 from optbench.record.folder import FINISHED
-from optbench.selection import select
-from optbench.suite import TUNE, Suite
 
 INITIAL_LOSS_TOLERANCE = 1e-4  # relative: summation order differs between processors and numbers of threads
 Refusals = dict[str, list[str]]

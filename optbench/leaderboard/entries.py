@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from optbench.boundary import ShapeError, UnreadableError, printable, read_bytes
-from optbench.leaderboard.run import Run, read_line
+from optbench.leaderboard.run_line import Run, read_line
 
 ENTRIES = "entries"
 LARGEST_ENTRY_BYTES, LARGEST_LINE = 2**26, 2**20

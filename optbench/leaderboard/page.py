@@ -10,7 +10,7 @@ from typing import Any
 from optbench.boundary import visible
 from optbench.leaderboard import tables
 from optbench.leaderboard.board import FACTORS, Board, runs_of
-from optbench.leaderboard.run import Run
+from optbench.leaderboard.run_line import Run
 
 Cell = tuple[str, float | str]  # what is shown, and what it is sorted by
 LARGEST = 1e308  # stands for infinity, which JSON does not have

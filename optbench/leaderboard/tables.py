@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from optbench.boundary import visible
 from optbench.leaderboard.board import Board
-from optbench.leaderboard.measures import DISTANCE, SHARPNESS, Row, Spread
+from optbench.leaderboard.scores import DISTANCE, SHARPNESS, Row, Spread
 from optbench.statistics import Interval
 
 TASK_COLUMNS: dict[str, Callable[[Row], str]] = {

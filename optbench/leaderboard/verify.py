@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.progress import track
 
 from optbench.boundary import ShapeError, UnreadableError
-from optbench.launch import launch
+from optbench.launch.local import launch
 from optbench.leaderboard.entrants import of_protocol, unlike
 from optbench.leaderboard.entries import Entry, read_digests
-from optbench.leaderboard.folders import read_run
 from optbench.leaderboard.marks import Mark, add_mark, read_marks
-from optbench.leaderboard.run import Run
-from optbench.suite import FINAL, Suite
+from optbench.leaderboard.run_folders import read_run
+from optbench.leaderboard.run_line import Run
+from optbench.protocol.suite import FINAL, Suite
 
 
 @dataclass(frozen=True)

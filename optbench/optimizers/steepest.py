@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optbench.errors import UserError
-from optbench.norms import lmo
 from optbench.optimizers import evaluate
+from optbench.optimizers.norms import lmo
 
 Norm = Literal["linf", "spectral"]
 

@@ -11,7 +11,13 @@ from torch import Tensor
 from optbench.boundary.kinds import Count, Positive, Several
 from optbench.boundary.signature import check_fields
 from optbench.curvature import Hessian, loss_and_gradient
-from optbench.dynamics.batches import Batch, Estimate, batch_sharpness, interaction, interaction_aware_sharpness
+from optbench.dynamics.minibatch_curvature import (
+    Batch,
+    Estimate,
+    batch_sharpness,
+    interaction,
+    interaction_aware_sharpness,
+)
 from optbench.probes import State, Value
 from optbench.seeds import generator
 

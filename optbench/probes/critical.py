@@ -9,7 +9,7 @@ from torch import Tensor
 
 from optbench.boundary.kinds import Count
 from optbench.curvature import mean_loss
-from optbench.dynamics.measures import critical_step
+from optbench.dynamics.directional_curvature import critical_step
 from optbench.probes import State, Value
 from optbench.probes.after_update import AfterUpdate, trainable, weights_at
 

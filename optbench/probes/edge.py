@@ -12,9 +12,9 @@ from torch import Tensor
 from optbench.boundary.kinds import Count, Pairs, Positive
 from optbench.boundary.signature import check_fields
 from optbench.curvature import Hessian, Operator
+from optbench.dynamics.edges import Edge as Theory
 from optbench.dynamics.norm_sharpness import norm_sharpness
 from optbench.dynamics.settling import unsettled
-from optbench.dynamics.stability import Edge as Theory
 from optbench.probes import State, Value
 from optbench.probes.tracking import Tracker
 from optbench.seeds import derive

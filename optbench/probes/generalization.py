@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from optbench.boundary.kinds import Count
 from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import untouched
-from optbench.curvature.reached import kept_state, modules_of
+from optbench.curvature.loss_state import kept_state, modules_of
 from optbench.probes import State, Value
 from optbench.probes.shared import HALF
 from optbench.task import Split, Task

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from optbench.boundary.kinds import Count, Several
 from optbench.boundary.signature import check_fields
-from optbench.dynamics.batches import interaction
+from optbench.dynamics.minibatch_curvature import interaction
 from optbench.probes import State, Value
 from optbench.probes.batch_sharpness import draw
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from optbench.curvature import Hessian, SecondDerivativeWarning, WeightingWarning, loss_and_gradient
 from optbench.dynamics import edge
-from optbench.dynamics.stability import Edge
+from optbench.dynamics.edges import Edge
 
 if TYPE_CHECKING:
     from optbench.probes import State

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from optbench.boundary.kinds import Count
-from optbench.dynamics.sharpening import sharpening
+from optbench.dynamics.progressive_sharpening import sharpening
 from optbench.probes import State, Value
 
 

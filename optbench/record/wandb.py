@@ -18,8 +18,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from optbench.arguments import VERSION
 from optbench.boundary import UnreadableError, read_yaml
+from optbench.boundary.command_line import VERSION
 from optbench.record.folder import CONFIG, METRICS, MIRROR_LOG, PROVENANCE, SUMMARY, TIMINGS, read_json
 from optbench.record.mirror_state import STATE, State
 from optbench.record.tail import Tail

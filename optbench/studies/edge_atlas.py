@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from optbench.dynamics.report import measured_quantity
+from optbench.dynamics.run_events import measured_quantity
 from optbench.record import folder as record
-from optbench.studies.atlas import NOT_REACHED, OPEN, OUTSIDE, WITHIN, Entry
+from optbench.studies.atlas_entries import NOT_REACHED, OPEN, OUTSIDE, WITHIN, Entry
 
 TABLE, FACTS, PICTURE, PAGE = "edge_atlas.csv", "edge_atlas.json", "edge_atlas.png", "edge_atlas.md"
 COLUMNS = ("optimizer", "lr", "measured", "median", "lowest to highest", "tolerance", "verdict", "why")

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from optbench.torchvision import import_datasets
+from optbench.data.torchvision import import_datasets
 
 BATCH = 4
 CLASSES = 3

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from optbench.curvature import Operator
-from optbench.curvature.chunks import Pair
-from optbench.curvature.objective import Loss
+from optbench.curvature.data import Pair
+from optbench.curvature.loss_function import Loss
 
 EPS = torch.finfo(torch.float64).eps
 

@@ -24,8 +24,8 @@ from optbench.curvature import (
     loss_and_gradient,
     mean_loss,
 )
-from optbench.curvature.chunks import Pair
-from optbench.curvature.objective import Loss
+from optbench.curvature.data import Pair
+from optbench.curvature.loss_function import Loss
 
 from .helpers import EPS, dense, dense_hessian
 
@@ -55,7 +55,9 @@ def _hardest(outputs: Tensor, targets: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("strategy", ["auto", "recomputed"])
 def test_a_loss_that_becomes_no_mean_while_training(strategy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("optbench.curvature.strategy"), "GRAIN", 1)  # so small a graph is cut
+    monkeypatch.setattr(
+        importlib.import_module("optbench.curvature.product_strategy"), "GRAIN", 1
+    )  # so small a graph is cut
     model, data = _mlp(), _data()
     with torch.no_grad():
         for p in model.parameters():

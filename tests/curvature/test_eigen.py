@@ -11,8 +11,8 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from optbench.curvature import Hessian, Operator, audit, rayleigh, top_eigenpairs, trace
-from optbench.curvature.bounds import error_bounds
-from optbench.torchvision import import_datasets
+from optbench.curvature.eigen.bounds import error_bounds
+from optbench.data.torchvision import import_datasets
 from perf.cases import digits, digits_run, half_mse, mlp
 
 from .helpers import EPS, Matrix, dense_hessian, small, with_spectrum

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from optbench.curvature import Hessian
-from optbench.curvature.strategy import Strategy
+from optbench.curvature.product_strategy import Strategy
 from perf.cases import half_mse
 
 from .helpers import EPS, dense, dense_hessian, differenced_hessian, small

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from optbench.curvature import GaussNewton, Hessian, spectral_density, top_eigenpairs, trace
 from optbench.curvature.isolation import Mode
+from optbench.curvature.product_strategy import Strategy
 from optbench.curvature.pyhessian import PyHessian
-from optbench.curvature.strategy import Strategy
 from perf.cases import half_mse
 
 from .helpers import EPS, dense_hessian, small

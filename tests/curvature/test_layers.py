@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import gradgradcheck
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from optbench.curvature.layers import CheapSecondDerivatives
+from optbench.fast_layers import CheapSecondDerivatives
 from tests.curvature.helpers import EPS
 
 attend = F.scaled_dot_product_attention
@@ -61,7 +61,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
 
 @pytest.fixture
 def at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("optbench.curvature.layers.activation"), "LEAST", 0)
+    monkeypatch.setattr(importlib.import_module("optbench.fast_layers.activation"), "LEAST", 0)
 
 
 def _in_order(x: Tensor) -> Tensor:

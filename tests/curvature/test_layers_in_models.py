@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from optbench.curvature import Hessian
-from optbench.curvature.chunks import Pair
-from optbench.curvature.layers import CheapSecondDerivatives, ThirdDerivativeError
-from optbench.curvature.objective import Loss, Objective
+from optbench.curvature.data import Pair
+from optbench.curvature.loss_function import Loss, Objective
+from optbench.curvature.product_strategy import graph_bytes
 from optbench.curvature.products import hessian_by_double_backward
-from optbench.curvature.strategy import graph_bytes
+from optbench.fast_layers import CheapSecondDerivatives, ThirdDerivativeError
 from optbench.models.vit import vit
 from perf.cases import CNN, ViT, half_mse
 from tests.curvature.helpers import EPS
@@ -28,7 +28,7 @@ attend = F.scaled_dot_product_attention
 
 @pytest.fixture
 def at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("optbench.curvature.layers.activation"), "LEAST", 0)
+    monkeypatch.setattr(importlib.import_module("optbench.fast_layers.activation"), "LEAST", 0)
 
 
 def _compare(model: nn.Module, data: Pair) -> tuple[Hessian, list[Tensor]]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from optbench.curvature import GaussNewton, Hessian, Preconditioned, per_block, per_layer
-from optbench.curvature.strategy import Strategy
+from optbench.curvature.product_strategy import Strategy
 from perf.cases import half_mse
 
 from .helpers import EPS, Matrix, dense, dense_hessian, differenced_hessian, small
@@ -241,7 +241,7 @@ def test_a_large_kept_graph_is_in_parts_and_gives_the_same_product(monkeypatch: 
     v = torch.randn(53).double()
     whole = Hessian(model, half_mse, data)
     expected = whole @ v
-    monkeypatch.setattr("optbench.curvature.strategy.GRAIN", 100)  # bytes; this graph is many times larger
+    monkeypatch.setattr("optbench.curvature.product_strategy.GRAIN", 100)  # bytes; this graph is many times larger
     parted = Hessian(model, half_mse, data)
     torch.testing.assert_close(parted @ v, expected, rtol=0, atol=1000 * EPS)
     assert (parted.strategy, len(parted._products), len(whole._products)) == ("cached", 4, 1)

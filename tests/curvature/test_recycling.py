@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from optbench.curvature import Eigenpairs, eigen, top_eigenpairs
-from optbench.curvature.recycling import Recycled
-from optbench.curvature.subspace import Subspace, inner
+from optbench.curvature import Eigenpairs, top_eigenpairs
+from optbench.curvature.eigen import lobpcg as eigen
+from optbench.curvature.eigen.recycling import Recycled
+from optbench.curvature.eigen.subspace import Subspace, inner
 
 from .helpers import Matrix, with_spectrum
 

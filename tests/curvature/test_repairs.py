@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrizations
 
 from optbench.curvature import GaussNewton, Hessian, MeasurementError, SecondDerivativeWarning, top_eigenpairs
-from optbench.curvature.repairs import Measured
-from optbench.dynamics.sharpening import sharpening
+from optbench.curvature.corrected_operations import Measured
+from optbench.dynamics.progressive_sharpening import sharpening
 
 from .helpers import EPS, dense, dense_hessian, differenced_hessian
 

@@ -2,11 +2,11 @@
 
 import torch
 
-from optbench.batches import Batches
 from optbench.curvature import Hessian, top_eigenpairs
 from optbench.models.gpt import gpt
+from optbench.run.batches import Batches
+from optbench.run.update import Update
 from optbench.task import Split, Task, classification
-from optbench.update import Update
 from tests.curvature.helpers import differenced_hessian
 
 

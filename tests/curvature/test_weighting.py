@@ -21,8 +21,8 @@ from optbench.curvature import (
     mean_loss,
     top_eigenpairs,
 )
-from optbench.curvature.chunks import Pair
-from optbench.curvature.objective import Loss
+from optbench.curvature.data import Pair
+from optbench.curvature.loss_function import Loss
 
 from .helpers import EPS, dense, dense_hessian
 
@@ -32,7 +32,7 @@ CLASSES = torch.tensor([0.1, 1.0, 5.0], dtype=torch.float64)
 @pytest.fixture(autouse=True)
 def _small_graphs_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of the bytes below which a graph is not cut, for a tenth of the activations."""
-    strategy = importlib.import_module("optbench.curvature.strategy")
+    strategy = importlib.import_module("optbench.curvature.product_strategy")
     monkeypatch.setattr(strategy, "GRAIN", strategy.GRAIN // 10)
 
 

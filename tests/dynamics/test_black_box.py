@@ -27,8 +27,8 @@ from torch.optim import (
 )
 
 from optbench.dynamics import Edge, Term, combine, edge
-from optbench.dynamics.black_box import black_box
-from optbench.dynamics.filters import first_instability
+from optbench.dynamics.black_box.probed_edge import black_box
+from optbench.dynamics.momentum_filters import first_instability
 
 from .frozen import spd, warmed
 from .test_edge_torch import CASES, SHAPES, guess, top

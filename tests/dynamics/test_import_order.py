@@ -23,10 +23,10 @@ FROM = "from optbench.dynamics.dispatch import edge"
 FIRST = {
     "the package": "from optbench.dynamics import edge",
     "the function": FROM,
-    "the black box": f"import optbench.dynamics.black_box\n{FROM}",
-    "one module of rules": f"import optbench.dynamics.adaptive\n{FROM}",
-    "the last module of rules": f"import optbench.dynamics.undescribed\n{FROM}",
-    "ours": f"import optbench.dynamics.ours\n{FROM}",
+    "the black box": f"import optbench.dynamics.black_box.probed_edge\n{FROM}",
+    "one module of rules": f"import optbench.dynamics.rules.adam\n{FROM}",
+    "the last module of rules": f"import optbench.dynamics.rules.no_edge\n{FROM}",
+    "ours": f"import optbench.dynamics.rules.optbench_optimizers\n{FROM}",
     "terms": f"from optbench.dynamics import unknown\n{FROM}",
     "a probe": f"import optbench.probes.edge\n{FROM}",
 }
@@ -54,7 +54,7 @@ def test_a_rule_of_the_users_replaces_ours_however_early_it_comes(name: str, fir
     mine = f"""
 import torch
 from dataclasses import replace
-from optbench.dynamics.terms import unknown
+from optbench.dynamics.update_rule import unknown
 @edge.register(torch.optim.{cls})
 def _(optimizer):
     return replace(unknown("mine"), source="mine")

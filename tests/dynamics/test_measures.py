@@ -12,22 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from optbench.dynamics.batches import (
-    batch_sharpness,
-    interaction,
-    interaction_aware_sharpness,
-)
-from optbench.dynamics.measures import (
+from optbench.dynamics.directional_curvature import (
     critical_step,
     directional_sharpness,
     predicted_change,
     predicted_critical_step,
     taylor,
 )
+from optbench.dynamics.edges import MatVec
+from optbench.dynamics.minibatch_curvature import (
+    batch_sharpness,
+    interaction,
+    interaction_aware_sharpness,
+)
 from optbench.dynamics.norm_sharpness import norm_sharpness
-from optbench.dynamics.sharpening import sharpening
-from optbench.dynamics.stability import MatVec
-from optbench.norms import Geometry, dual_norm, lmo
+from optbench.dynamics.progressive_sharpening import sharpening
+from optbench.optimizers.norms import Geometry, dual_norm, lmo
 
 from .frozen import spd
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
-from optbench.dynamics import black_box as box
 from optbench.dynamics import edge, sam_edge
-from optbench.dynamics.gain import Gain, probe
+from optbench.dynamics.black_box import probed_edge as box
+from optbench.dynamics.black_box.scalar_gain import Gain, probe
 
 from .frozen import Frozen, spd, warmed
 from .imitations import (

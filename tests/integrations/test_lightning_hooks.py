@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
+from optbench.data.torchvision import import_datasets
 from optbench.errors import UserError
-from optbench.torchvision import import_datasets
 from tests.references import lambda_by_double_backward
 
 import_datasets()  # lightning may import torchvision, which needs our help beside some builds of torch

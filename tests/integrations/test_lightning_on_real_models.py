@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from optbench.torchvision import import_datasets
+from optbench.data.torchvision import import_datasets
 from tests.references import in_double, largest
 
 import_datasets()  # lightning may import torchvision, which needs our help beside some builds of torch

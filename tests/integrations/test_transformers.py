@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import torch
 
+from optbench.data.torchvision import import_datasets
 from optbench.errors import UserError
-from optbench.torchvision import import_datasets
 
 import_datasets()  # transformers may import torchvision, which needs our help beside some builds of torch
 transformers = pytest.importorskip("transformers", reason="needs optbench[transformers]")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from optbench.torchvision import import_datasets
+from optbench.data.torchvision import import_datasets
 from tests.references import lambda_by_lanczos
 
 import_datasets()  # transformers may import torchvision, which needs our help beside some builds of torch

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from optbench.leaderboard.run import Run
-from optbench.suite import FINAL, TUNE, Suite, SuiteTask
+from optbench.leaderboard.run_line import Run
+from optbench.protocol.suite import FINAL, TUNE, Suite, SuiteTask
 
 TASK = SuiteTask(
     kind="vision",

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from optbench.leaderboard.entries import ENTRIES
-from optbench.leaderboard.run import Run
-from optbench.suite import Suite
+from optbench.leaderboard.run_line import Run
+from optbench.protocol.suite import Suite
 from tests.leaderboard.fields import entrant
 
 DEEP: Any = json.loads("[" * 60 + "]" * 60)

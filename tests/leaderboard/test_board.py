@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from optbench.leaderboard import tables
 from optbench.leaderboard.board import Board, make_board
 from optbench.leaderboard.entrants import admit
-from optbench.leaderboard.measures import cost_to_target
-from optbench.leaderboard.run import Run, read_line
+from optbench.leaderboard.run_line import Run, read_line
+from optbench.leaderboard.scores import cost_to_target
 from optbench.leaderboard.words import words
-from optbench.suite import FINAL, Suite
+from optbench.protocol.suite import FINAL, Suite
 from tests.leaderboard.fields import entrant, run, suite
 
 SUITE = suite()

@@ -15,10 +15,10 @@ from optbench.leaderboard.__main__ import main
 from optbench.leaderboard.entrants import Field, admit
 from optbench.leaderboard.entries import ENTRIES, read_entries
 from optbench.leaderboard.marks import Mark, add_mark, own_marks, read_marks
-from optbench.leaderboard.run import Run
-from optbench.leaderboard.runs import read_results
+from optbench.leaderboard.results_folder import read_results
+from optbench.leaderboard.run_line import Run
 from optbench.leaderboard.verify import compare, unverified
-from optbench.suite import FINAL
+from optbench.protocol.suite import FINAL
 from tests.leaderboard.fields import entrant, run, suite
 
 SUITE = suite()

@@ -17,10 +17,10 @@ from optbench.leaderboard.entrants import admit
 from optbench.leaderboard.entries import ENTRIES, read_entries
 from optbench.leaderboard.marks import Mark, own_marks
 from optbench.leaderboard.page import board_page
-from optbench.leaderboard.runs import read_results
+from optbench.leaderboard.results_folder import read_results
 from optbench.leaderboard.verify import unverified
 from optbench.leaderboard.words import words
-from optbench.suite import Suite, read_suite
+from optbench.protocol.suite import Suite, read_suite
 from tests.leaderboard.fields import entrant, suite
 from tests.leaderboard.hostile import Case, of_entries, of_folders
 

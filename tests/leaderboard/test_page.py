@@ -13,8 +13,8 @@ import pytest
 from optbench.leaderboard.board import Board, make_board
 from optbench.leaderboard.entrants import admit
 from optbench.leaderboard.page import board_page, report_page
+from optbench.leaderboard.run_report import main as report
 from optbench.leaderboard.words import words
-from optbench.report import main as report
 from tests.conftest import Command
 from tests.leaderboard.fields import entrant, suite
 

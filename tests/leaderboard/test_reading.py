@@ -12,11 +12,11 @@ import pytest
 from optbench.boundary import UnreadableError
 from optbench.leaderboard.entrants import admit
 from optbench.leaderboard.entries import ENTRIES
-from optbench.leaderboard.folders import read_run
-from optbench.leaderboard.run import read_line
-from optbench.leaderboard.runs import read_results
+from optbench.leaderboard.results_folder import read_results
+from optbench.leaderboard.run_folders import read_run
+from optbench.leaderboard.run_line import read_line
 from optbench.leaderboard.verify import compare
-from optbench.suite import FINAL
+from optbench.protocol.suite import FINAL
 from tests.conftest import Command
 from tests.leaderboard.fields import entrant, run, suite
 

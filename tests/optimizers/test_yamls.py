@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from optbench.optimizers.by_shape import ByShape
 from optbench.optimizers.lbfgs import LBFGS
-from optbench.runner import Runner
+from optbench.run.loop import Runner
 from optbench.schedules import warmup_cosine
 from tests.conftest import Command
 

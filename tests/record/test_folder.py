@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 
-from optbench import checkpoint
 from optbench.errors import MachineError
 from optbench.record.folder import (
     METRICS,
@@ -18,6 +17,7 @@ from optbench.record.folder import (
 from optbench.record.mirror_state import STATE
 from optbench.record.picture import PICTURE, SPECTRUM
 from optbench.record.wandb import LOG
+from optbench.run import checkpoint
 
 
 def test_clock_readings_go_to_a_series_of_their_own(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optbench.dynamics.report import report
+from optbench.dynamics.run_events import report
 from optbench.record.summary import summarise
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from optbench.dynamics.report import report
+from optbench.dynamics.run_events import report
 from optbench.record.summary import summarise
 from optbench.record.terminal import _findings, _try_next
 

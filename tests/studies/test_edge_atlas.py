@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from optbench.studies.atlas import ATLAS, CHOICE_SEED, NOT_REACHED, OPEN, SEEDS, WITHIN, Entry
-from optbench.studies.choice import Tried, choose
+from optbench.studies.atlas_entries import ATLAS, CHOICE_SEED, NOT_REACHED, OPEN, SEEDS, WITHIN, Entry
+from optbench.studies.command import do_atlas, do_choice, main
 from optbench.studies.edge_atlas import PAGE, SYMBOLS, Row, Series, markdown, verdict, write
-from optbench.study import do_atlas, do_choice, main
+from optbench.studies.lr_choice import Tried, choose
 from tests.conftest import Call
 
 ENTRY = Entry("x", ("optimizer=sgd",), (0.1,), 0.1)
@@ -114,7 +114,7 @@ def test_short_form_of_a_few_optimizers_and_a_second_time_without_a_run(tmp_path
 def test_every_rate_that_was_tried_is_written_and_a_rate_that_diverges_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("optbench.studies.atlas.STEPS", 60)
+    monkeypatch.setattr("optbench.studies.atlas_entries.STEPS", 60)
     assert do_choice([replace(ENTRY, lrs=(0.1, 5e3), lr=0.1)], 2, tmp_path, "rates") == []
     rows = list(csv.DictReader((tmp_path / "studies/rates/edge_atlas_rates.csv").open()))
     assert [row["lr"] for row in rows] == ["0.1", "5000"]

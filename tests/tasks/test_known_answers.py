@@ -7,8 +7,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from optbench.config import build
-from optbench.location import conf_folder
+from optbench.configuration.construct import build
+from optbench.paths import conf_folder
 from tests.conftest import Command, Outcome
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from optbench.record.series import Series
-from optbench.runner import Runner
+from optbench.run.loop import Runner
 
 
 def die_after_saves(number: int) -> None:

@@ -14,13 +14,13 @@ import sklearn.datasets  # noqa: F401  every run imports it: once, before all
 import torch
 from omegaconf import DictConfig
 
-from optbench.compose import compose_config
-from optbench.config import run_name
-from optbench.job import run_job
-from optbench.messages import explain
-from optbench.portable import digest
+from optbench.cli.finished import PresentData
+from optbench.cli.job import run_job
+from optbench.configuration.compose import compose_config
+from optbench.configuration.construct import run_name
+from optbench.configuration.explain import explain
 from optbench.record import folder as record
-from optbench.reuse import PresentData
+from optbench.run.portable_state import digest
 
 STEPS = 12
 WORDS = (
@@ -102,7 +102,7 @@ def _composed(words: tuple[str, ...]) -> DictConfig:
 
 
 def _main_job(config: DictConfig) -> int:
-    """What `optbench.cli` does with a configuration."""
+    """What `optbench.cli.main` does with a configuration."""
     choices = {"task": "digits", "model": "mlp", "optimizer": "adam"}
     try:
         status = run_job(config, run_name(config, choices), choices, PresentData())

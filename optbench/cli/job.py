@@ -1,0 +1,129 @@
+"""One run, from its configuration to its closed folder: skip, resume or start; train; sum up; draw; mirror."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from optbench.cli.finished import PresentData
+from optbench.configuration.construct import build
+from optbench.dynamics.run_events import report
+from optbench.errors import MachineError
+from optbench.record import folder as record
+from optbench.record.folder import RunFolder
+from optbench.record.picture import PICTURE, Records, draw, is_drawn, pictures
+from optbench.record.provenance import changed_versions, versions
+from optbench.record.sources import sources
+from optbench.record.summary import summarise
+from optbench.record.terminal import Terminal, closing_table
+from optbench.record.wandb import Mirror
+from optbench.run.loop import Experiment, Runner
+from optbench.run.memory import keep_freed_memory, peak_gib, state_gib
+from optbench.run.resume import Start, resume_or_start
+
+
+def run_job(config: DictConfig, name: str, choices: Mapping[str, str], present: PresentData) -> str:
+    """Run, and return the status. Prints the table and, as its last line, the run folder's path.
+
+    A run that is finished, and whole, with data and code that are still the same, is not run again, and one that was
+    cut short goes on where it was, unless `overwrite`.
+
+    Args:
+        config: The configuration.
+        name: Of the run folder.
+        choices: The entry chosen of each group.
+        present: What is known of the data as they are now.
+
+    Raises:
+        UserError: If something in the way can be mended by the user.
+    """
+    path = Path(config.results_dir) / "runs" / name
+    before = record.read_finished(path)
+    if before and not config.overwrite:
+        present.check(path, lambda: config, "overwrite=true runs it again; or ")
+        others = _other_versions(path)
+        print(f"finished before ({before['status']} at step {before['step']}{others}); overwrite=true runs it again")
+        _complete(path, config.picture)
+        print(path)
+        return str(before["status"])
+    keep_freed_memory()
+    experiment = build(config)
+    with RunFolder(path) as folder:
+        if config.overwrite:
+            folder.clear()
+        status = _train(experiment, folder, config, choices)
+    print(path)
+    return status
+
+
+def _train(experiment: Experiment, folder: RunFolder, config: DictConfig, choices: Mapping[str, str]) -> str:
+    terminal = Terminal(experiment.settings.steps)
+    settings = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(settings, dict)
+    about = {"name": folder.path.name, **choices, "seed": config.seed}
+    start = Start(lambda: build(config), about, sources(settings))
+    runner = resume_or_start(start, experiment, folder, terminal)
+    experiment = runner.experiment
+    record.write_whole(folder.path / record.CONFIG, OmegaConf.to_yaml({**settings, "choices": dict(choices)}))
+    folder.write_summary("running", runner.progress())
+    mirror = Mirror(folder.path, config.wandb.mode)
+    try:
+        outcome = _run(runner) | _memory(experiment)
+        records = record.read_lines(folder.path / record.METRICS)
+        summary = outcome | summarise(records) | {"events": report(records)}
+        folder.write_summary(outcome["status"], summary)
+        if config.picture:
+            _draw(records, folder, terminal.say)
+    finally:
+        said = mirror.close(config.wandb.wait_seconds)
+    closing_table(summary, config.optimizer.get("lr"))
+    if config.picture:
+        print(f"picture: {folder.path / PICTURE}")
+    print(said)
+    return str(outcome["status"])
+
+
+def _run(runner: Runner) -> dict[str, Any]:
+    try:
+        with runner.terminal:
+            outcome = runner.run()
+        if outcome["status"] == "done":
+            runner.save()
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # a full disk, most likely; then the error itself says so
+            runner.folder.write_summary("crashed", runner.progress() | {"error": f"{type(error).__name__}: {error}"})
+        raise
+    return outcome
+
+
+def _memory(experiment: Experiment) -> dict[str, float]:
+    update = experiment.update
+    return {"peak_gib": peak_gib(update.parameters[0].device), "optimizer_gib": state_gib(update.optimizer)}
+
+
+def _other_versions(path: Path) -> str:
+    changed = changed_versions(record.read_json(path / record.PROVENANCE) or {}, {"versions": versions()})
+    return f"; {changed}" if changed else ""
+
+
+def _complete(path: Path, picture: bool) -> None:
+    """Draw what a killed process has not drawn, and clear up what it left; the result stands without."""
+    records = record.read_lines(path / record.METRICS) if picture else []
+    missing = picture and not all(is_drawn(path / name) for name in pictures(records))
+    if not missing and not record.leftovers(path):
+        return
+    try:
+        with RunFolder(path) as folder:
+            if missing:
+                _draw(records, folder, print)
+    except MachineError as why:
+        print(why)
+
+
+def _draw(records: Records, folder: RunFolder, say: Callable[[str], None]) -> None:
+    try:
+        draw(records, folder.path.name, folder.path)
+    except Exception as why:  # a picture can be drawn again, a result must not be lost for it
+        say(f"could not draw the picture: {why}")

@@ -1,0 +1,142 @@
+"""`python -m optbench`: command line → configuration → run."""
+
+import os
+import socket
+import sys
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from optbench.boundary.command_line import VERSION
+from optbench.cli.finished import PresentData
+from optbench.cli.job import run_job
+from optbench.cli.sweep import RunError, telling_failures
+from optbench.configuration.compose import find_plugins, with_paths
+from optbench.configuration.construct import run_name
+from optbench.configuration.explain import explain
+from optbench.configuration.keys import check
+from optbench.errors import GO_ON, UserError, who_ended
+from optbench.paths import conf_folder
+from optbench.startup import begun, secure_terminal
+
+
+def main() -> None:
+    """Run what the command line says; exit code 0 is finished (a divergence too), 1 and 2 an error, 130 Ctrl-C."""
+    if "--version" in sys.argv[1:]:  # Hydra's own else
+        print(VERSION)
+        return
+    wants_tracebacks = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    try:
+        begun()
+        sys.exit(_main(wants_tracebacks))
+    except KeyboardInterrupt:
+        print(GO_ON, file=sys.stderr)
+        sys.exit(130)
+    except RunError as error:  # told already; a sweeper other than Hydra's own may end with the first
+        sys.exit(error.code)
+    except Exception as error:
+        text, code = _explained(error, wants_tracebacks)
+        print(text, file=sys.stderr)
+        sys.exit(code)
+
+
+def _main(wants_tracebacks: bool) -> int:
+    _find_own_files()
+    for problem in find_plugins():
+        print(f"optbench: {problem}", file=sys.stderr)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits by itself; we say it in one line
+    sys.argv[1:] = with_paths(sys.argv[1:])
+    job = Job(wants_tracebacks, _here())
+    with telling_failures(_here()) as codes:
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
+    return max(codes, default=0)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Hydra calls with each configuration; it may be sent to another process.
+
+    Attributes:
+        wants_tracebacks: Whether to print them for errors that one line explains, too.
+        began_in: The process of the command.
+        present: What is known of the data as they are now.
+    """
+
+    wants_tracebacks: bool
+    began_in: str
+    present: PresentData = field(default_factory=PresentData)
+
+    def __call__(self, config: DictConfig) -> str:
+        """Run, and return the status. Ctrl-C ends a sweep too; an error does not."""
+        if _here() != self.began_in:
+            _find_own_files()
+            secure_terminal()
+        try:
+            return _job(config, self.present)
+        except SystemExit as ended:
+            error: Exception = UserError(who_ended(ended))
+            error.__cause__ = ended
+        except Exception as why:
+            error = why
+        text, code = _explained(error, self.wants_tracebacks, _which())
+        here = _here()
+        if here == self.began_in:
+            print(text, file=sys.stderr)
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            sys.exit(code)
+        raise RunError(text, code, here)
+
+
+def _job(config: DictConfig, present: PresentData) -> str:
+    """Run one point of the configuration space."""
+    hydra_config = HydraConfig.get()
+    choices = {key: value for key, value in hydra_config.runtime.choices.items() if not key.startswith("hydra/")}
+    given = {override.lstrip("+").split("=")[0] for override in hydra_config.overrides.task}
+    if "epochs" in given:
+        if "steps" in given:
+            raise UserError("steps and epochs both say how long to train: give one of them")
+        config.steps = None
+    check(config)
+    if choices["optimizer"] == "custom" or "optimizer._target_" in given:
+        choices["optimizer"] = str(config.optimizer._target_).rsplit(".", 1)[-1]
+    if hydra_config.mode == RunMode.MULTIRUN and config.wandb.group is None:
+        config.wandb.group = "sweep-" + Path(hydra_config.sweep.dir).name
+    name = run_name(config, choices)
+    status = run_job(config, name, choices, present)
+    if status == "interrupted":
+        raise KeyboardInterrupt
+    return status
+
+
+def _find_own_files() -> None:
+    """Let `my_file.py` of this folder be imported, as `python -m optbench` does and the script `optbench` does not."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
+def _here() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _which() -> str:
+    """Which run of a sweep failed; of one alone there is nothing to say."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode != RunMode.MULTIRUN:
+        return ""
+    return f"failed: {' '.join(hydra_config.overrides.task)}: "
+
+
+def _explained(error: BaseException, wants_traceback: bool, which: str = "") -> tuple[str, int]:
+    """Return what to print, in one line where it is an error that the user can mend, and the exit code."""
+    message, code = explain(error)
+    lines = []
+    if message is None or wants_traceback:
+        lines.append("".join(traceback.format_exception(error)).rstrip())
+    if message is not None or which:
+        lines.append(f"optbench: {which}{message or f'{type(error).__name__}: {error}'}")
+    return "\n".join(lines), code

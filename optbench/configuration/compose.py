@@ -1,0 +1,78 @@
+"""Overrides → configuration, with what installed packages and the user's own folder add to it."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig
+
+from optbench.boundary.overrides import quoted
+from optbench.configuration.plugins import conf_folders
+from optbench.paths import conf_folder
+
+PATHS = ("results_dir", "task.root", "task.folder", "task.text")
+
+
+class _PlugIns(SearchPathPlugin):
+    """Folders of YAMLs beside our own; as paths, for in an override of Hydra's they would have to be quoted."""
+
+    folders: Sequence[Path] = ()
+    own: Path | None = None
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in self.folders:
+            search_path.append("optbench plug-in", f"file://{folder}")
+        if self.own is not None:
+            search_path.append("config_dir", f"file://{self.own}")
+
+
+def find_plugins() -> list[str]:
+    """Let every configuration composed from now on see the YAMLs of packages installed; return what is wrong."""
+    _PlugIns.folders, problems = conf_folders(conf_folder())
+    _register()
+    return problems
+
+
+def _register() -> None:
+    if _PlugIns not in Plugins.instance().discover(SearchPathPlugin):
+        Plugins.instance().register(_PlugIns)
+
+
+def compose_config(overrides: Iterable[str], config_dir: Path | None = None) -> DictConfig:
+    """The main job's configuration; entries of `config_dir` are known too."""
+    with _known(config_dir), initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+@contextmanager
+def _known(config_dir: Path | None) -> Iterator[None]:
+    _register()
+    _PlugIns.own = config_dir.resolve() if config_dir is not None else None
+    try:
+        yield
+    finally:
+        _PlugIns.own = None
+
+
+def with_paths(arguments: Iterable[str]) -> list[str]:
+    """Return the arguments with every path quoted that Hydra would not read as a text: `2026`, `zoë`, `[a]`."""
+    return [_with_path(argument) for argument in arguments]
+
+
+def _with_path(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    if not equals or not value or key.lstrip("+") not in PATHS:
+        return argument
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return f"{key}={quoted(value)}"
+    is_text = override.is_sweep_override() or isinstance(override.value(), str)
+    is_default = override.value() is None and key != "results_dir"
+    return argument if is_text or is_default else f"{key}={quoted(value)}"

@@ -1,0 +1,1 @@
+"""Largest eigenvalues of an operator, with error bounds, and what keeps following them honest."""

@@ -1,0 +1,190 @@
+"""The state of one search for the largest eigenvalues: a space that grows by residuals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optbench.curvature.eigen.bounds import error_bounds
+from optbench.curvature.eigen.pairs import Eigenpairs, Seed, random_rows
+from optbench.curvature.eigen.recycling import Recycled
+from optbench.curvature.eigen.subspace import Subspace, inner, small
+from optbench.curvature.operators import Operator
+
+GUARD = 0.1  # relative residual of a guard: a vaguer one would not notice that it, or what is near it, overtakes
+# Below this accuracy it is the accuracy's square root. Of m eigenvalues closer to each other than that, a space grown
+# from fewer than m vectors holds fewer; the one it lacks may be the largest, and then no gap is true.
+STRICT = 1e-3
+ROUNDING = 80  # units by which products may make θ wrong: up to 50 were seen in float32 (CIFAR, P = 2e5, N = 1e3)
+
+
+class Solver:
+    """Block LOBPCG with a longer memory; see `top_eigenpairs`."""
+
+    def __init__(
+        self,
+        operator: Operator,
+        k: int,
+        guards: int,
+        tol: float,
+        accuracy: float,
+        window: int | None,
+        start: Eigenpairs | None,
+    ) -> None:
+        self.space = Subspace(operator)
+        self.recycled = None if start is None else _recycled(start, self.space)
+        self.k, self.guards, self.tol, self.accuracy = k, guards, tol, accuracy
+        self.window = window
+        self.epsilon = torch.finfo(operator.dtype).eps
+        self.previous = np.empty((0, 0))
+        self.held: Eigenpairs | None = None  # the start, while its guards stand for those that are not in the space
+        self.rest = -math.inf  # μ of the eigenvalues that have no vector in the block
+
+    @property
+    def block(self) -> int:
+        """How many Ritz pairs are looked at: the wanted and, unless they are held, the guards."""
+        return min(self.k + self.guards * (self.held is None), self.space.operator.size)
+
+    def hold(self, start: Eigenpairs, trust: float) -> bool:
+        """Whether the start's pairs meet the accuracy without their guards; else the space holds what was found."""
+        if math.isinf(start.rest) or len(start.values) != self.k:
+            return False
+        self.held = start
+        self.begin(start.vectors.T.to(self.space.operator.device, self.space.operator.dtype))
+        moved = np.abs(self.values - small(start.values)) + self.norms
+        self.rest = start.rest + trust * float(moved.max())
+        self._bound()
+        pending = self.pending()
+        if pending and float(self.values[-1]) > self.rest:  # else their own residuals cannot help
+            self.improve(pending)
+            pending = self.pending()
+        if not pending and bool((self.ritz_values[self.k :] <= self.rest).all()):
+            return True
+        self.held, self.rest = None, -math.inf
+        return False
+
+    def begin(self, rows: Tensor, seed: Seed = 0) -> None:
+        """Take the rows, shape (any, P), into the space, a product each; random ones where they are too dependent."""
+        self._expand(rows)
+        self._fill(seed)
+        self._rayleigh_ritz()
+
+    def _fill(self, seed: Seed) -> None:
+        missing = self.block - len(self.space)
+        if missing > 0:
+            self._expand(random_rows(self.space.operator, missing, seed))
+
+    def _expand(self, rows: Tensor) -> int:
+        grown = self.space.expand(rows)
+        if self.recycled is not None:
+            self.recycled.observe()
+        return grown
+
+    def _rayleigh_ritz(self) -> None:
+        self.ritz_values, self.coefficients = self.space.ritz()
+        count = min(self.block, len(self.space))
+        self.values = self.ritz_values[:count]
+        self.residuals = self.space.residuals(self.values, self.coefficients[:count])
+        self.gram = inner(self.residuals, self.residuals)
+        self.norms = np.sqrt(self.gram.diagonal())
+        self.size = float(np.abs(self.ritz_values).max())  # of A, as far as it has been seen
+        self._bound()
+
+    def _bound(self) -> None:
+        self.bounds = error_bounds(self.values, self.gram, self.rest, self.k)
+
+    def pending(self) -> list[int]:
+        """Pairs to improve: wanted ones above `tol`, and what holds a wanted bound up."""
+        floor = 30 * self.epsilon * self.size
+        values, norms, bounds = self.values.tolist(), self.norms.tolist(), self.bounds.tolist()
+        size = abs(values[0])
+        accuracy = max(self.accuracy * size - self._rounding(), self.accuracy * size / 4, floor)
+        found = set()
+        for i in range(min(self.k, len(values))):
+            if self.held is None and norms[i] > max(self.tol * size, floor):
+                found.add(i)
+            elif bounds[i] > accuracy:
+                rival = max(range(i, len(values)), key=lambda j: values[j] + norms[j])
+                found.add(rival if norms[rival] > norms[i] else i)
+        vague = max((self.accuracy**0.5 if self.accuracy < STRICT else GUARD) * size, floor)
+        found.update(i for i in range(self.k, len(values)) if norms[i] > vague)
+        return sorted(found)
+
+    def covers(self, above: float | None) -> bool:
+        """Whether a value at or below `above` has been found, so that none above it is missing."""
+        return above is None or self.k >= self.space.operator.size or float(self.values[self.k - 1]) <= above
+
+    def improve(self, pending: list[int]) -> bool:
+        """One iteration on the pending pairs; False if their residuals add nothing to the space."""
+        self._shrink_if_full(len(pending))
+        rows = torch.cat([self.residuals[i : i + 1] for i in pending])
+        if self.recycled is not None:
+            rows = self.recycled.steered(
+                rows, self.norms[pending], self.values[pending], self.coefficients[pending], self.size
+            )
+        self.previous = self.coefficients[: self.k]
+        grown = self._expand(rows)
+        self._rayleigh_ritz()
+        return grown > 0
+
+    def widen(self, seed: Seed) -> bool:
+        """Want more pairs; the guards become wanted and random vectors take their place."""
+        self.k = min(self.k + max(2, self.k // 2), self.space.operator.size)
+        self._fill(seed)
+        self._rayleigh_ritz()
+        return True
+
+    def _shrink_if_full(self, more: int) -> None:
+        window = max(self.window or 24, 2 * self.block + self.k)
+        if len(self.space) + more <= window:
+            return
+        grown = len(self.space) - self.previous.shape[1]  # since the iteration before
+        kept = self.space.shrink(
+            np.concatenate([self.coefficients[: self.block], np.pad(self.previous, ((0, 0), (0, grown)))])
+        )
+        self.coefficients = self.coefficients[: self.block] @ kept.T  # of the vectors that the residuals are of
+        if self.recycled is not None:
+            self.recycled.forget()
+            self.recycled.observe()
+
+    def _rounding(self) -> float:
+        return ROUNDING * self.epsilon * self.size
+
+    def _rest(self, k: int) -> float:
+        if self.held is not None:
+            return self.rest
+        upper = self.values[k:] + self.norms[k:]
+        return float(upper.max()) if len(upper) else math.inf
+
+    def result(self, hvps: int, above: float | None, recycle: int) -> Eigenpairs:
+        """The pairs as they are, with as many directions remembered, the guards among them."""
+        k = min(self.k, len(self.values))
+        kind = self.space.basis
+        estimates, rows = self._remembered(max(recycle, self.block))
+        return Eigenpairs(
+            values=torch.from_numpy(self.values[:k].copy()).to(kind),
+            vectors=self.space.combine(self.coefficients[:k]).T,
+            residuals=torch.from_numpy(self.norms[:k]).to(kind),
+            bounds=torch.from_numpy(self.bounds[:k] + self._rounding()).to(kind),
+            hvps=hvps,
+            converged=not self.pending() and self.covers(above),
+            basis=rows.T,
+            rest=self._rest(k),
+            held=self.held is not None,
+            estimates=torch.from_numpy(estimates).to(kind),
+        )
+
+    def _remembered(self, count: int) -> tuple[np.ndarray, Tensor]:
+        if self.recycled is not None:
+            return self.recycled.merged(count, self._rest(self.k))
+        return self.ritz_values[:count].copy(), self.space.combine(self.coefficients[:count])
+
+
+def _recycled(start: Eigenpairs, space: Subspace) -> Recycled | None:
+    if start.estimates is None:
+        return None
+    rows = start.basis.T.to(space.operator.device, space.operator.dtype).contiguous()
+    return Recycled(rows, small(start.estimates), space)

@@ -1,0 +1,1 @@
+"""Labelled data: splits, label noise, imbalance; the only importer of torchvision."""

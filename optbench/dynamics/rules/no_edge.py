@@ -1,0 +1,52 @@
+"""Optimizers for which no edge is known, and why; copies of one number would show the black box another rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from optbench.dynamics.dispatch import by_name, edge, trainable
+from optbench.dynamics.edges import Edge
+from optbench.dynamics.update_rule import unknown
+from optbench.optimizers.grokfast import GrokFast
+from optbench.optimizers.lookahead import Lookahead
+from optbench.optimizers.sam import ASAM
+from optbench.optimizers.with_graph import WithGraph
+from optbench.optimizers.wrapper import Wrapper
+
+REASONS: dict[type[Wrapper], str] = {
+    ASAM: "ASAM climbs by T²g/‖Tg‖ with T = |w| + ξ, which no threshold is known for",
+    Lookahead: "Lookahead pulls back at every k-th step: its rule changes with the step, no fixed edge",
+    GrokFast: "Grokfast adds a slow average of gradients to what its base divides by: no edge is known",
+}
+
+
+@edge.register(ASAM)
+@edge.register(Lookahead)
+@edge.register(GrokFast)
+def _wrapped(optimizer: Wrapper) -> Edge:
+    reason = next(text for cls, text in REASONS.items() if isinstance(optimizer, cls))
+    return unknown(reason, [p for _, p in trainable(optimizer)])
+
+
+@edge.register(WithGraph)
+def _with_graph(optimizer: WithGraph) -> Edge:
+    """The base's own; a copy of it could not be fed, for what it is fed has no graph."""
+    here = edge(optimizer.base)
+    if here.source != "unknown":
+        return here
+    name = type(optimizer.base).__name__
+    return unknown(
+        f"{name} divides by an estimate of the curvature itself: no edge is known", [p for _, p in trainable(optimizer)]
+    )
+
+
+@by_name("pytorch_optimizer.LARS", understood=None)
+def _lars(optimizer: Any) -> Edge:
+    reason = "LARS scales the step of a matrix by ‖w‖/‖g‖, which changes with every step: no edge is known"
+    return unknown(reason, [p for _, p in trainable(optimizer)])
+
+
+@by_name("pytorch_optimizer.MARS", understood=None)
+def _mars(optimizer: Any) -> Edge:
+    reason = "MARS clips the corrected gradient of a matrix and has another rule for vectors: no edge is known"
+    return unknown(reason, [p for _, p in trainable(optimizer)])

@@ -1,0 +1,1 @@
+"""Many runs of the main job at once: one contract, one file an engine."""

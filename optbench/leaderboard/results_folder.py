@@ -1,0 +1,56 @@
+"""All that a results folder holds: what was run here, and what was contributed; whatever it is, it harms nothing."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from optbench.boundary import ShapeError, UnreadableError, printable
+from optbench.leaderboard.entries import Entry, read_entries
+from optbench.leaderboard.marks import read_marks
+from optbench.leaderboard.run_folders import read_run
+from optbench.leaderboard.run_line import Run
+
+Reason = tuple[str, str]
+Key = tuple[str, str]  # of a run: its suite and its name
+
+
+def read_results(results: Path) -> tuple[list[Run], list[Reason]]:
+    """Return every run of a suite under a results folder, and (name, why) of all that was passed over.
+
+    A run that is in a committed file and has its folder here too is read from its folder.
+    """
+    entries = read_entries(results)
+    reasons = [(entry.name, why) for entry in entries for why in entry.passed_over]
+    reasons += _claimed_twice(entries)
+    runs = {_key(run): run for entry in entries for run in entry.runs}
+    for folder in sorted((results / "runs").glob("[!.]*")):
+        try:
+            if (run := read_run(folder)) is not None:
+                runs[_key(run)] = run
+        except (UnreadableError, ShapeError) as why:
+            reasons.append((printable(folder.name), str(why)))
+    return list(runs.values()), reasons
+
+
+def _key(run: Run) -> Key:
+    return run.label, run.name
+
+
+def _claimed_twice(entries: list[Entry]) -> Iterator[Reason]:
+    """Take away the runs that two files claim, and say so of both; a file that has been verified keeps its own."""
+    owners: dict[Key, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        for run in entry.runs:
+            owners[_key(run)].append(entry)
+    shared = {key: own for key, own in owners.items() if len(own) > 1}
+    if not shared:
+        return
+    marks = read_marks()
+    for entry in entries:
+        if (mark := marks.get(entry.digest)) is not None and mark.agreed:
+            continue
+        lost = [run for run in entry.runs if _key(run) in shared]
+        if lost:
+            entry.runs = [run for run in entry.runs if _key(run) not in shared]
+            others = sorted({own.name for run in lost for own in shared[_key(run)] if own is not entry})
+            yield entry.name, f"{len(lost)} of its runs are in {', '.join(others)} too, such as {lost[0].name}"

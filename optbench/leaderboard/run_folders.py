@@ -1,0 +1,241 @@
+"""Run folders, read as lines of a committed file are: the parts of their files that the board needs, as shapes."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
+
+from pydantic import ConfigDict, Field
+
+from optbench.boundary import (
+    LAX,
+    Name,
+    Text,
+    UnreadableError,
+    read_json,
+    read_text,
+    read_yaml,
+    shaped,
+    shaped_text,
+)
+from optbench.leaderboard.run_line import CURVE_POINTS, DIGITS, Count, NotNegative, Number, Run, Word
+from optbench.protocol.suite import FINAL
+from optbench.record import folder as record
+
+T = TypeVar("T")
+Line = dict[str, bool | Number | list[bool | Number]]  # of a series: a metric is a number, or a few
+LARGEST_SERIES_BYTES = 2**26
+# What cannot move a result, or is what is compared: all else must be the same for runs that are ranked together.
+NOT_THE_PROBLEM = {
+    *("optimizer", "seed", "board", "probes", "choices", "curvature", "log_every", "device", "results_dir"),
+    *("overwrite", "checkpoint_seconds", "picture", "wandb"),
+}
+NOT_THE_COMMAND = ("results_dir=", "device=", "wandb.", "picture=", "--config-dir")
+CURVES = (
+    *("train/loss", "val/loss", "test/loss", "train/error", "val/error", "test/error", "gap/loss", "gap/error"),
+    *("sharpness/lambda_max", "edge/threshold", "edge/distance", "cost/gradients", "time/train_seconds"),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which place of a suite's protocol a run fills: `board` in its configuration."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = LAX
+
+    suite: Name
+    version: Count
+    digest: Text
+    task: Name
+    phase: Literal["tune", "final"]
+    point: Count
+
+
+@dataclass(frozen=True)
+class Config:
+    """The parts of a run's configuration that the board reads."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = LAX
+
+    optimizer: dict[str, Any]
+    task: dict[str, Any]
+    board: Place | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The parts of a run's summary that the board reads."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = LAX
+
+    schema: Count
+    status: Text
+    task: Text
+    optimizer: Text
+    seed: Count
+    step: Count
+    steps: Count
+    last: Mapping[Text, Number] = Field(default_factory=dict)
+    gradients: Count = 0
+    train_seconds: NotNegative = 0.0
+    peak_gib: NotNegative = 0.0
+    optimizer_gib: NotNegative = 0.0
+
+
+@dataclass(frozen=True)
+class _Facts:
+    __pydantic_config__: ClassVar[ConfigDict] = LAX
+    checksum_verified: bool | None = None
+
+
+@dataclass(frozen=True)
+class _Session:
+    __pydantic_config__: ClassVar[ConfigDict] = LAX
+    command: Annotated[tuple[Word, ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class _Hardware:
+    __pydantic_config__: ClassVar[ConfigDict] = LAX
+    device: Text
+
+
+@dataclass(frozen=True)
+class _Versions:
+    __pydantic_config__: ClassVar[ConfigDict] = LAX
+    torch: Text
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The parts of a run's provenance that the board reads."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = LAX
+
+    data_hash: Text
+    init_hash: Text
+    initial_loss: Number
+    task: _Facts
+    sessions: Annotated[tuple[_Session, ...], Field(min_length=1)]
+    hardware: _Hardware
+    versions: _Versions
+    git_commit: Text | None = None
+
+
+def read_run(folder: Path, any_run: bool = False) -> Run | None:
+    """Return the run in a folder; None if it belongs to no suite, unless `any_run`.
+
+    Raises:
+        UnreadableError: If there is no run in it.
+        ShapeError: If something in its files is not as a run writes it.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        raise UnreadableError("a link, not a folder" if folder.is_symlink() else "not a folder")
+    whole = _mapping(read_yaml, folder / record.CONFIG)
+    config = shaped(Config, whole, record.CONFIG)
+    if config.board is None and not any_run:
+        return None
+    summary = shaped(Summary, _mapping(read_json, folder / record.SUMMARY), record.SUMMARY)
+    if summary.schema != record.SCHEMA:
+        raise UnreadableError(f"schema {summary.schema} of {record.SUMMARY}, and this reads {record.SCHEMA}")
+    origin = shaped(Origin, _mapping(read_json, folder / record.PROVENANCE), record.PROVENANCE)
+    place = config.board or Place("", 0, "", _as_name(summary.task), "final", 0)
+    curve = _curve(folder) if place.phase == FINAL else {}
+    found = shaped(Run, _content(folder.name, place, whole, summary, origin) | {"curve": curve, "local": True})
+    if summary.status in record.FINISHED and (changed := record.check_digests(folder, weights=False)):
+        raise UnreadableError(changed)
+    return found
+
+
+def _mapping(read: Callable[[Path], Any], path: Path) -> dict[str, Any]:
+    content = _named(read, path)
+    if not isinstance(content, dict):
+        raise UnreadableError(f"{path.name} is no mapping")
+    return content
+
+
+def _named(read: Callable[[Path], T], path: Path) -> T:
+    """Read a file, with its name in the reason where it cannot be read."""
+    try:
+        return read(path)
+    except UnreadableError as why:
+        raise UnreadableError(f"no {path.name}" if str(why) == "missing" else f"{path.name}: {why}") from why
+
+
+def _as_name(text: str) -> str:
+    """A name for a run that is not ranked, where it could be that of an optimizer in a folder, as in `mine/adam`."""
+    return re.sub(r"[^\w-]", "_", text).lstrip("-") or "_"
+
+
+def _content(name: str, place: Place, config: Mapping[str, Any], summary: Summary, origin: Origin) -> dict[str, Any]:
+    settings = {key: value for key, value in config["optimizer"].items() if key not in ("about", "search")}
+    given = origin.sessions[0].command[1:]
+    return {
+        "suite": place.suite or "none",
+        **{key: getattr(place, key) for key in ("version", "digest", "task", "phase", "point")},
+        "optimizer": summary.optimizer if place.suite else _as_name(summary.optimizer),
+        **{key: getattr(summary, key) for key in ("seed", "status", "step", "steps", "gradients")},
+        "name": name,
+        "problem": _problem(config),
+        "data_hash": origin.data_hash[:16],
+        "init_hash": origin.init_hash[:16],
+        "initial_loss": origin.initial_loss,
+        "checked": origin.task.checksum_verified,
+        "settings": _finite(settings),
+        "command": [word for word in given if not word.startswith(NOT_THE_COMMAND)],
+        "last": {key: rounded(value) for key, value in summary.last.items()},
+        **{key: rounded(getattr(summary, key)) for key in ("train_seconds", "peak_gib", "optimizer_gib")},
+        "device": origin.hardware.device,
+        "torch": origin.versions.torch,
+        "git_commit": origin.git_commit,
+    }
+
+
+def _problem(config: Mapping[str, Any]) -> str:
+    task = {key: value for key, value in config["task"].items() if key != "root"}
+    # What is null is off: a setting that optbench gains later leaves the problems as they were.
+    problem = {k: v for k, v in config.items() if k not in NOT_THE_PROBLEM and v is not None} | {"task": task}
+    return hashlib.sha256(json.dumps(problem, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _finite(node: Any) -> Any:
+    """Settings with infinity and NaN, which YAML has and JSON has not, as the words for them."""
+    if isinstance(node, dict):
+        return {key: _finite(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_finite(value) for value in node]
+    return str(node) if isinstance(node, float) and not math.isfinite(node) else node
+
+
+def _series(path: Path) -> list[Line]:
+    """Return the whole lines of a series; a last line without its end is still being written."""
+    text = _named(lambda path: read_text(path, LARGEST_SERIES_BYTES), path)
+    lines = text.split("\n")[:-1]
+    found: list[Line] = shaped_text(cast(Any, list[Line]), f"[{','.join(lines)}]", path.name)
+    if not all(isinstance(line.get("step"), int) for line in found):
+        raise UnreadableError(f"{path.name} has a line without its step")
+    return found
+
+
+def _curve(folder: Path) -> dict[str, list[Any]]:
+    """Merge both series by step, and keep a number of steps that a page can draw, first and last among them."""
+    steps: dict[Any, Line] = {}
+    for name in (record.METRICS, record.TIMINGS):
+        for line in _series(folder / name):
+            steps.setdefault(line["step"], {}).update(line)
+    measured = [values for _, values in sorted(steps.items()) if any(key in values for key in CURVES)]
+    keep = (
+        sorted({round(i * (len(measured) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)}) if measured else []
+    )
+    kept = [measured[i] for i in keep]
+    present = ["step", *[key for key in CURVES if any(key in values for values in kept)]]
+    return {key: [rounded(values[key]) if key in values else None for values in kept] for key in present}
+
+
+def rounded(value: Any) -> Any:
+    """Keep the significant digits of a float."""
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value

@@ -1,0 +1,162 @@
+"""What is read off an entrant's final runs, task by task."""
+
+import bisect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from optbench.leaderboard.entrants import Entrant
+from optbench.leaderboard.run_line import Run
+from optbench.protocol.suite import Suite
+from optbench.statistics import Array, censored_median
+
+SHARPNESS, DISTANCE = "sharpness/lambda_max", "edge/distance"
+STEP, GRADIENTS, SECONDS = "step", "cost/gradients", "time/train_seconds"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, least and greatest over the seeds; infinite where they diverged, NaN where not measured."""
+
+    median: float
+    least: float
+    greatest: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One entrant on one task, over its final seeds.
+
+    Attributes:
+        score: Of the ranked metric, −∞ where a run diverged, shape (S,).
+        metrics: Spreads by name.
+        hit_rate: Share of the runs that reached the suite's target.
+        steps_to_target, gradients_to_target, seconds_to_target: Censored medians, training alone on the clock.
+        step_milliseconds: Training time a step, median.
+        gradients_per_step: Batch gradients a step.
+        peak_gib: Of the process on a CPU, of the GPU's memory on a GPU; the largest.
+        state_mib: What the optimizer keeps.
+        diverged: Share of the runs.
+        point: Which point was selected.
+    """
+
+    optimizer: str
+    task: str
+    score: list[float]
+    metrics: dict[str, Spread]
+    hit_rate: float
+    steps_to_target: float
+    gradients_to_target: float
+    seconds_to_target: float
+    step_milliseconds: float
+    gradients_per_step: float
+    peak_gib: float
+    state_mib: float
+    diverged: float
+    point: int
+
+
+CURVATURE = (SHARPNESS, DISTANCE)
+AT_END = ("test/loss", "test/error", "val/loss", "train/loss", "gap/loss", "gap/error")
+
+
+def row(suite: Suite, entrant: Entrant, task: str) -> Row:
+    """Measure one entrant on one task."""
+    runs = entrant.finals[task]
+    target = suite.tasks[task].target
+    metrics = {name: _spread([_at_end(run, name) for run in runs]) for name in AT_END}
+    metrics |= {f"{name} at the end": _spread([_last_measured(run, name) for run in runs]) for name in CURVATURE}
+    metrics |= {f"{name} at the best": _spread([_at_best(suite, run, name) for run in runs]) for name in CURVATURE}
+    metrics[f"{DISTANCE} at most"] = _spread([_most(run, DISTANCE) for run in runs])
+    reached = {unit: [cost_to_target(suite, run, target, unit) for run in runs] for unit in (STEP, GRADIENTS, SECONDS)}
+    return Row(
+        entrant.name,
+        task,
+        [score(suite, run) for run in runs],
+        metrics,
+        float(np.mean(np.isfinite(reached[STEP]))),
+        censored_median(reached[STEP]),
+        censored_median(reached[GRADIENTS]),
+        censored_median(reached[SECONDS]),
+        step_milliseconds=float(np.median([1000 * run.train_seconds / max(1, run.step) for run in runs])),
+        gradients_per_step=float(np.median([run.gradients / max(1, run.step) for run in runs])),
+        peak_gib=max(run.peak_gib for run in runs),
+        state_mib=max(1024 * run.optimizer_gib for run in runs),
+        diverged=float(np.mean([run.status == "diverged" for run in runs])),
+        point=entrant.points[task],
+    )
+
+
+def score(suite: Suite, run: Run) -> float:
+    """Return the run's score, −∞ for a divergence."""
+    task = suite.tasks[run.task]
+    return -math.inf if run.status == "diverged" else task.score(run.last[task.metric])
+
+
+def scores(suite: Suite, entrants: Sequence[Entrant]) -> Array:
+    """Return all scores, shape (E, T, S), tasks in the suite's order and seeds ascending."""
+    return np.array([[[score(suite, run) for run in e.finals[task]] for task in suite.tasks] for e in entrants])
+
+
+def costs(suite: Suite, entrants: Sequence[Entrant], level: int | None = None, unit: str = GRADIENTS) -> Array:
+    """Return the costs to reach a target, shape (E, T, S), ∞ where missed; `level` counts from the easiest."""
+
+    def target(task: str) -> float:
+        targets = suite.tasks[task].targets
+        return suite.tasks[task].target if level is None else targets[min(level, len(targets) - 1)]
+
+    return np.array(
+        [
+            [[cost_to_target(suite, run, target(task), unit) for run in e.finals[task]] for task in suite.tasks]
+            for e in entrants
+        ]
+    )
+
+
+def cost_to_target(suite: Suite, run: Run, target: float, unit: str) -> float:
+    """Return the cost at the first measurement of `select` at or below the target, ∞ if there is none."""
+    series, cost = run.curve.get(suite.tasks[run.task].select, []), run.curve.get(unit, [])
+    for value, spent in zip(series, cost, strict=False):
+        if value is not None and value <= target and spent is not None:
+            return spent
+    return math.inf
+
+
+def _at_end(run: Run, metric: str) -> float:
+    return math.inf if run.status == "diverged" else run.last.get(metric, math.nan)
+
+
+def _last_measured(run: Run, metric: str) -> float:
+    return run.last.get(metric, math.nan)
+
+
+def _most(run: Run, metric: str) -> float:
+    return max((value for value in run.curve.get(metric, []) if value is not None), default=math.nan)
+
+
+def _at_best(suite: Suite, run: Run, metric: str) -> float:
+    """The measurement nearest before, or at, the step of the best validation; the first one where none is before."""
+    validated = [
+        (v, s) for v, s in zip(_of(run, suite.tasks[run.task].select), _of(run, STEP), strict=False) if v is not None
+    ]
+    measured = [
+        (s, v) for v, s in zip(_of(run, metric), _of(run, STEP), strict=False) if v is not None and s is not None
+    ]
+    if not validated or not measured:
+        return math.nan
+    best = min(validated)[1]
+    index = bisect.bisect_right([step for step, _ in measured], best) if best is not None else 0
+    return measured[max(0, index - 1)][1]
+
+
+def _of(run: Run, metric: str) -> Sequence[float | None]:
+    return run.curve.get(metric, [])
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return Spread(math.nan, math.nan, math.nan)
+    return Spread(censored_median(known), min(known), max(known))

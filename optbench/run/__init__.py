@@ -1,0 +1,1 @@
+"""One run: the loop, the update, mini-batches, checkpoints and going on from them."""

@@ -1,0 +1,117 @@
+"""Checkpoints that survive a kill and a power cut at any moment: written whole or not at all, the last two kept."""
+
+import io
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optbench.boundary import printable
+from optbench.errors import UserError
+from optbench.record.durable import sync_folder, write_part
+from optbench.record.folder import CHECKPOINT, CHECKPOINT_BEFORE
+from optbench.record.series import is_file
+from optbench.run.portable_state import NotPortableError, digest, from_portable, to_portable
+
+NAME, PREVIOUS = CHECKPOINT, CHECKPOINT_BEFORE
+DIGEST = "digest"
+CLOCKS = ("train_seconds", "probe_seconds")  # keys whose values differ between a run and the same run killed
+LONGEST_REASON = 120  # characters
+
+
+def save(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write the state beside the last checkpoint, bring it to the disk, then put it in its place.
+
+    At every moment one of the two names holds a whole checkpoint.
+
+    Raises:
+        UserError: If there is something in the state that could not be read back.
+    """
+    content = io.BytesIO()  # torch.save to a disk that is full raises something that no longer says so
+    torch.save(_portable(state), content)
+    part = write_part(folder / NAME, content.getbuffer())
+    if (folder / NAME).exists():
+        (folder / NAME).replace(folder / PREVIOUS)
+    part.replace(folder / NAME)
+    sync_folder(folder)
+
+
+def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state with the digest of all in it that no clock moves: the same however often a run was killed."""
+    return {**state, DIGEST: digest(_portable(_without_clocks(state)))}
+
+
+def check_readable(folder: Path, state: Mapping[str, Any]) -> None:
+    """Read the newest checkpoint back and compare it with the state that was saved.
+
+    Raises:
+        UserError: If it is another, or cannot be read: found now, and not when the run is to go on.
+    """
+    try:
+        same = digest(_read(folder / NAME)) == digest(_portable(state))
+    except Exception as why:  # torch names what it may not read in errors of several kinds
+        raise UserError(f"{_TROUBLE}: {_reason(why)}") from why
+    if not same:
+        raise UserError(f"{_TROUBLE}: what is read back is not what was written")
+
+
+def candidates(folder: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    """Yield name and state of each checkpoint, the newest first; in place of a damaged one's state, why it is.
+
+    A checkpoint is whole if every part of it has its stored CRC-32, and the whole the digest that it was sealed with.
+    Only tensors and plain containers are read (`weights_only=True`): a checkpoint from elsewhere cannot execute code.
+    """
+    for name in (NAME, PREVIOUS):
+        if not (folder / name).exists():
+            continue
+        try:
+            yield name, _whole(folder / name)
+        except Exception as why:  # a damaged file can raise nearly anything
+            yield name, f"is damaged ({_reason(why)})"
+
+
+_TROUBLE = "the run could not go on from a checkpoint of its state"
+
+
+def _portable(state: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        portable: dict[str, Any] = to_portable(dict(state))
+    except NotPortableError as why:
+        raise UserError(
+            f"{_TROUBLE}: {why}; keep tensors, numbers, text, NumPy arrays, or lists, sets and mappings of these"
+        ) from why
+    return portable
+
+
+def _without_clocks(state: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in state.items() if key not in (*CLOCKS, DIGEST)}
+    offsets = kept.get("offsets", {})
+    return kept | {"offsets": {name: offset for name, offset in offsets.items() if not name.startswith("timings")}}
+
+
+def _whole(path: Path) -> dict[str, Any]:
+    if not is_file(path):
+        raise ValueError("it is no file")
+    with zipfile.ZipFile(path) as archive:
+        bad = archive.testzip()
+    if bad is not None:
+        raise ValueError(f"{bad} does not have its checksum")
+    state = _read(path)
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__}")
+    if DIGEST in state and state[DIGEST] != digest(_without_clocks(state)):
+        raise ValueError("it was changed after it was written")
+    unmarked: dict[str, Any] = from_portable(state)
+    return unmarked
+
+
+def _read(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _reason(why: Exception) -> str:
+    lines = str(why).splitlines() or [type(why).__name__]
+    named = [line for line in lines if "GLOBAL" in line]  # torch's first line says nothing
+    return printable((named or lines)[0])[:LONGEST_REASON]

@@ -1,0 +1,268 @@
+"""The loop: probe, update, record, checkpoint."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optbench.probes import Probe, State, Stateful, Value, due, measure
+from optbench.probes.shared import Shared
+from optbench.record.folder import RunFolder
+from optbench.record.terminal import Terminal
+from optbench.run import checkpoint
+from optbench.run.batches import Batches
+from optbench.run.optimizer_state import load_optimizer
+from optbench.run.update import Update
+from optbench.seeds import global_state, set_global_state
+from optbench.task import Task
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long to train, and how to record it.
+
+    Attributes:
+        steps: Optimizer updates in all.
+        seed: Of the run.
+        log_every: Steps between records of the batch loss; a record holds the mean since the one before.
+        checkpoint_seconds: Time between checkpoints.
+        explosion_factor: A batch loss above this many initial losses is a divergence, as is one not finite.
+    """
+
+    steps: int
+    seed: int
+    log_every: int = 1
+    checkpoint_seconds: float = 30.0
+    explosion_factor: float = 1e6
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a run consists of, built and on its device."""
+
+    task: Task
+    batches: Batches
+    update: Update
+    probes: Mapping[str, Probe]
+    settings: Settings
+    initial_loss: float
+
+
+class _DivergenceError(Exception):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+
+@dataclass
+class Runner:
+    """Trains one experiment into one run folder, from a checkpoint of it if there is one."""
+
+    experiment: Experiment
+    folder: RunFolder
+    terminal: Terminal
+    about: Mapping[str, Any] = field(default_factory=dict)  # what the summary says first
+    origin: Mapping[str, Any] = field(default_factory=dict)  # of its provenance, what a checkpoint is held against
+    step: int = 0
+    train_seconds: float = 0.0
+    probe_seconds: float = 0.0
+    _unread: list[tuple[int, Tensor]] = field(default_factory=list)  # (step, batch loss) still on the device
+    _losses: list[float] = field(default_factory=list)  # batch losses since the last record
+    _done: bool = False
+    _stop: bool = False
+    _readable: bool = False  # whether a checkpoint of this session has been read back
+    _shared: Shared = field(default_factory=Shared)
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end, and return how it ended."""
+        status = "done"
+        self._segment = self._last_save = time.monotonic()
+        self.experiment.update.model.train()
+        if callable(set_mode := getattr(self.experiment.update.optimizer, "train", None)):
+            set_mode()
+        with _signals(self._request_stop):
+            try:
+                while not self._done:
+                    self._one_step()
+            except _DivergenceError as divergence:
+                status, self.step = "diverged", divergence.step
+            except KeyboardInterrupt:
+                status = "interrupted"
+        self._count_training()
+        measured = {"measured": self._shared.notes} if self._shared.notes else {}
+        return {"status": status} | self.progress() | measured
+
+    def progress(self) -> dict[str, Any]:
+        """Return how far it is and what it has cost."""
+        return {
+            **self.about,
+            "step": self.step,
+            "steps": self.experiment.settings.steps,
+            "gradients": self.experiment.update.gradients,
+            "train_seconds": self.train_seconds,
+            "probe_seconds": self.probe_seconds,
+        }
+
+    def _request_stop(self) -> None:
+        self._stop = True
+
+    def _one_step(self) -> None:
+        """Probe at this step, update unless it is the last, and record."""
+        settings, last = self.experiment.settings, self.step == self.experiment.settings.steps
+        if self._stop or time.monotonic() - self._last_save > settings.checkpoint_seconds:
+            self.save()
+        if self._stop:
+            raise KeyboardInterrupt
+        found = self._probe()
+        if not last:
+            self._unread.append((self.step, self.experiment.update(*self.experiment.batches.next())))
+        if last or self.step % settings.log_every == 0:
+            self._read_losses()
+            if self._losses:
+                found["batch/loss"] = math.fsum(self._losses) / len(self._losses)
+                self._losses.clear()
+        if found:
+            self.folder.log(self.step, found)
+        self.terminal.update(self.step, found)
+        self.step += not last
+        self._done = last
+
+    def _read_losses(self) -> None:
+        """Bring the batch losses over from the device, and stop at the first that diverged."""
+        if not self._unread:
+            return
+        ceiling = self.experiment.settings.explosion_factor * self.experiment.initial_loss
+        values = torch.stack([loss for _, loss in self._unread]).tolist()
+        for (step, _), value in zip(self._unread, values, strict=True):
+            if not value <= ceiling:
+                raise _DivergenceError(step)
+        self._losses += values
+        self._unread.clear()
+
+    def _probe(self) -> dict[str, Value]:
+        """Call the probes that are due."""
+        experiment, settings = self.experiment, self.experiment.settings
+        per_epoch = experiment.batches.per_epoch
+        now = due(experiment.probes, self.step, settings.steps, per_epoch)
+        if not now:
+            return {}
+        self._read_losses()
+        if not all(bool(p.isfinite().all()) for p in experiment.update.parameters):
+            raise _DivergenceError(self.step)
+        self._count_training()
+        state = State(
+            step=self.step,
+            steps=settings.steps,
+            task=experiment.task,
+            model=experiment.update.model,
+            optimizer=experiment.update.optimizer,
+            full_batch=experiment.batches.full,
+            steps_per_epoch=per_epoch,
+            seed=settings.seed,
+            say=self.terminal.say,
+            shared=self._shared,
+        )
+        try:
+            measure(now, state)
+        except FloatingPointError as why:  # the weights are finite, but what follows from them overflows
+            raise _DivergenceError(self.step) from why
+        loss = state.found.get("train/loss", 0.0)
+        if isinstance(loss, float) and not math.isfinite(loss):
+            raise _DivergenceError(self.step)
+        now_seconds = time.monotonic()
+        self.probe_seconds += now_seconds - self._segment
+        self._segment = now_seconds
+        clock = {"time/train_seconds": self.train_seconds, "time/probe_seconds": self.probe_seconds}
+        return state.found | clock | {"cost/gradients": experiment.update.gradients}
+
+    def _count_training(self) -> None:
+        """Count the time since the last measurement as training."""
+        if self.experiment.update.parameters[0].is_cuda:
+            torch.cuda.synchronize()
+        now = time.monotonic()
+        self.train_seconds += now - self._segment
+        self._segment = now
+
+    def save(self) -> None:
+        """Write a checkpoint of everything that the rest of the run depends on.
+
+        The series reach the disk before it: one that counts bytes that a power cut has taken is worth nothing.
+        The first of a session is read back at once.
+        """
+        self._read_losses()
+        self._count_training()
+        self.folder.sync()
+        state = checkpoint.sealed(self.state())
+        checkpoint.save(self.folder.path, state)
+        if not self._readable:
+            checkpoint.check_readable(self.folder.path, state)
+            self._readable = True
+        self.folder.write_summary("running", self.progress())
+        self._segment = self._last_save = time.monotonic()
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that the rest of the run depends on."""
+        update = self.experiment.update
+        return (
+            self.progress()
+            | global_state()
+            | {
+                "model": update.model.state_dict(),
+                "optimizer": update.optimizer.state_dict(),
+                "schedule": update.schedule.state_dict() if update.schedule else {},
+                "batches": self.experiment.batches.state_dict(),
+                "probes": {k: p.state_dict() for k, p in self.experiment.probes.items() if isinstance(p, Stateful)},
+                "losses": self._losses,
+                "measured": dict(self._shared.notes),
+                "done": self._done,  # killed after this and before the summary, the last step is not done again
+                "offsets": self.folder.offsets,
+                "metrics_digest": self.folder.metrics_digest,
+                "origin": dict(self.origin),
+            }
+        )
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint; the series are opened by whoever holds the folder."""
+        update = self.experiment.update
+        update.model.load_state_dict(state["model"])
+        load_optimizer(update.optimizer, state["optimizer"])
+        if update.schedule:
+            update.schedule.load_state_dict(state["schedule"])
+        self.experiment.batches.load_state_dict(state["batches"])
+        for name, probe in self.experiment.probes.items():
+            if isinstance(probe, Stateful):
+                probe.load_state_dict(state["probes"][name])
+        set_global_state(state)
+        self.step, update.gradients = state["step"], state["gradients"]
+        self.train_seconds, self.probe_seconds = state["train_seconds"], state["probe_seconds"]
+        self._losses, self._done = list(state["losses"]), state["done"]
+        self._shared.notes.update(state.get("measured", {}))
+
+
+@contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one acts at once, as ever."""
+    names = [signal.SIGINT, signal.SIGTERM]
+    before = {name: signal.getsignal(name) for name in names}
+
+    def handle(number: int, _: FrameType | None) -> None:
+        stop()
+        signal.signal(number, before[signal.Signals(number)])
+
+    try:
+        for name in names:
+            signal.signal(name, handle)
+    except ValueError:  # not the main thread: signals are somebody else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
