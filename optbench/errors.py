@@ -39,7 +39,9 @@ def visible(text: str) -> str:
     """Return the text with `?` for what a terminal would act on, or could not encode; its spaces stay."""
     if text.isprintable():  # nearly always, and a hundred times as fast
         return text
-    return "".join("?" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in text)
+    return "".join(
+        "?" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in text
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -50,7 +52,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def who_ended(ended: SystemExit) -> str:
     """Name the line that wanted to end the process; a run that ends so has trained nothing, whatever the code."""
-    replaced = getattr(getattr(sys.exit, "__code__", None), "co_filename", None)  # W&B puts its own in its place
+    # W&B puts its own in its place
+    replaced = getattr(getattr(sys.exit, "__code__", None), "co_filename", None)
     frames = traceback.extract_tb(ended.__traceback__)
     last = [frame for frame in frames if frame.filename != replaced][-1]
     return f"{last.filename}, line {last.lineno}, calls for the end of the process ({last.line}): take that out"
@@ -61,7 +64,8 @@ def file_trouble(error: OSError, elsewhere: str = "results_dir=DIR") -> str | No
     where = f" at {error.filename}" if error.filename else ""
     if error.errno in _NO_ROOM:
         return (
-            f"no room left on the disk{where}. Nothing recorded so far is lost: make room and give the same command "
+            f"no room left on the disk{where}. Nothing recorded so far is lost: make room and give "
+            "the same command "
             f"again to go on from the last checkpoint, or say {elsewhere} on another disk"
         )
     if error.errno in _NO_PERMISSION:
@@ -94,7 +98,9 @@ def exit_with(main: Callable[[], int], elsewhere: str = "results_dir=DIR") -> No
         print(f"optbench: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
-        print(f"optbench: {printable(file_trouble(error, elsewhere) or str(error))}", file=sys.stderr)
+        print(
+            f"optbench: {printable(file_trouble(error, elsewhere) or str(error))}", file=sys.stderr
+        )
         sys.exit(1)
     except Stopped as stop:
         print(GO_ON.replace("stopped", str(stop)), file=sys.stderr)
@@ -107,7 +113,8 @@ def exit_with(main: Callable[[], int], elsewhere: str = "results_dir=DIR") -> No
 @contextmanager
 def _stopping_on_signals() -> Iterator[None]:
     """Turn the first SIGTERM or SIGHUP into an exception; a second one acts at once, and one ignored stays so."""
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # not on Windows
+    # not on Windows
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     plain = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
     for number in plain:
         signal.signal(number, _stop)

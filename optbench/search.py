@@ -1,7 +1,7 @@
 """Search spaces: the `search` of an optimizer's YAML, over which it may be tuned.
 
-Keys are paths below `optimizer`, so that a point of the space is a list of ordinary overrides, such as
-`optimizer.lr=0.02 optimizer.betas.0=0.95`.
+Keys are paths below `optimizer`, so that a point of the space is a list of ordinary overrides, such
+as `optimizer.lr=0.02 optimizer.betas.0=0.95`.
 """
 
 import math
@@ -85,10 +85,13 @@ def read(node: Mapping[Any, Any] | None) -> dict[str, Dimension]:
     """Return the dimensions that a `search` node describes, by path below `optimizer`; none for no node.
 
     Raises:
-        UserError: If one is neither {low, high, scale} nor {choices}, or its numbers fit no such axis.
+        UserError: If one is neither {low, high, scale} nor {choices}, or its numbers fit no such
+            axis.
     """
     if node is not None and not isinstance(node, Mapping):
-        raise UserError(f"search must be a mapping, a line an axis, got {printable(repr(node))[:80]}")
+        raise UserError(
+            f"search must be a mapping, a line an axis, got {printable(repr(node))[:80]}"
+        )
     return {str(key): _dimension(printable(str(key)), value) for key, value in (node or {}).items()}
 
 
@@ -104,10 +107,14 @@ def _dimension(key: str, node: Any) -> Dimension:
 
 
 def _check(key: str, axis: Range) -> None:
-    outside = (axis.scale == "log" and axis.low <= 0) or (axis.scale == "one_minus_log" and axis.high >= 1)
+    outside = (axis.scale == "log" and axis.low <= 0) or (
+        axis.scale == "one_minus_log" and axis.high >= 1
+    )
     if outside or not axis.low < axis.high:
         bound = {"log": ", above 0", "one_minus_log": ", below 1"}.get(axis.scale, "")
-        raise UserError(f"search.{key} must have low < high{bound}, got low={axis.low:g} and high={axis.high:g}")
+        raise UserError(
+            f"search.{key} must have low < high{bound}, got low={axis.low:g} and high={axis.high:g}"
+        )
 
 
 def _plain(node: Any) -> Any:

@@ -1,7 +1,7 @@
 """One seed, many independent streams.
 
-Every consumer of randomness has a named stream of its own, so that changing one consumer moves no other,
-and two optimizers at one seed share initial weights and data order.
+Every consumer of randomness has a named stream of its own, so that changing one consumer moves no
+other, and two optimizers at one seed share initial weights and data order.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """How every command of ours begins: with a terminal that cannot stop it, and a Ctrl-C that takes one line.
 
-A run that has trained for hours is worth more than the log of it. So what cannot be written to standard output or
-standard error (a full disk, a broken pipe, a closed descriptor) is dropped, and a character that the terminal does
-not have becomes a question mark.
+A run that has trained for hours is worth more than the log of it. So what cannot be written to
+standard output or standard error (a full disk, a broken pipe, a closed descriptor) is dropped, and
+a character that the terminal does not have becomes a question mark.
 """
 
 import codecs
@@ -62,7 +62,8 @@ def _secured(stream: TextIO | None, number: int, encoding: str | None) -> TextIO
             return stream
         with contextlib.suppress(OSError):
             stream.flush()
-        if sys.platform == "win32" and stream.isatty():  # a console, which no descriptor writes to in Unicode
+        # a console, which no descriptor writes to in Unicode
+        if sys.platform == "win32" and stream.isatty():
             stream.reconfigure(errors="replace")
             return stream
     found = encoding or getattr(stream, "encoding", None) or sys.getfilesystemencoding()

@@ -1,7 +1,8 @@
 """Intervals, paired tests, ranks, profiles: one place for leaderboard and studies; numpy and scipy only.
 
-Axes: E entrants, T tasks, S seeds. Scores rise with quality; −∞ is a divergence, below every number and never
-replaced by one. Costs (updates, gradients, seconds) fall with quality; +∞ is a target that was not reached.
+Axes: E entrants, T tasks, S seeds. Scores rise with quality; −∞ is a divergence, below every number
+and never replaced by one. Costs (updates, gradients, seconds) fall with quality; +∞ is a target
+that was not reached.
 """
 
 import math
@@ -30,9 +31,10 @@ class Pair:
     """Two entrants, paired by task and seed, the second subtracted from the first.
 
     Attributes:
-        difference: Mean score difference over the tasks, with its BCa interval; ends that a divergence makes
-            unknown are infinite.
-        effect: Matched-pairs rank-biserial correlation in [−1, 1]: (W₊ − W₋)/(W₊ + W₋) of the signed ranks.
+        difference: Mean score difference over the tasks, with its BCa interval; ends that a
+            divergence makes unknown are infinite.
+        effect: Matched-pairs rank-biserial correlation in [−1, 1]: (W₊ − W₋)/(W₊ + W₋) of the
+            signed ranks.
         wins: Share of the pairs that the first one wins, ties one half.
         p: Two-sided Wilcoxon signed-rank test.
     """
@@ -61,25 +63,34 @@ def iqm(values: ArrayLike, axis: int = -1) -> Array:
     return np.asarray(ordered[..., cut : ordered.shape[-1] - cut].mean(axis=-1))
 
 
-def iqm_interval(scores: ArrayLike, draws: int = 2000, level: float = LEVEL, seed: int = 0) -> Interval:
+def iqm_interval(
+    scores: ArrayLike, draws: int = 2000, level: float = LEVEL, seed: int = 0
+) -> Interval:
     """Return the interquartile mean of scores (T, S) over tasks and seeds, with a stratified bootstrap interval.
 
-    Seeds are drawn anew within each task, tasks stay: the claim is about these tasks. The bootstrap's standard error
-    is too small by √(1 − 1/S), which is put back, and the interval is value ± t·error, with Satterthwaite's degrees of
-    freedom from the jackknife. In simulation 95 % intervals cover 0.94 to 0.98 of the time, and 0.92 where the tasks'
-    spreads differ tenfold. Where a draw is −∞, so is the lower end, and the upper is a percentile.
+    Seeds are drawn anew within each task, tasks stay: the claim is about these tasks. The
+    bootstrap's standard error is too small by √(1 − 1/S), which is put back, and the interval is
+    value ± t·error, with Satterthwaite's degrees of freedom from the jackknife. In simulation 95 %
+    intervals cover 0.94 to 0.98 of the time, and 0.92 where the tasks' spreads differ tenfold.
+    Where a draw is −∞, so is the lower end, and the upper is a percentile.
 
     References:
-        Agarwal et al. (2021), arXiv:2108.13264, section 4.3 (stratified); Hesterberg (2015), arXiv:1411.5279 (why
-        few values make a bootstrap narrow).
+        Agarwal et al. (2021), arXiv:2108.13264, section 4.3 (stratified); Hesterberg (2015),
+        arXiv:1411.5279 (why few values make a bootstrap narrow).
     """
     scores = np.asarray(scores, dtype=np.float64)
     T, S = scores.shape
     value = float(iqm(scores.reshape(-1)))
     chosen = np.random.default_rng(seed).integers(S, size=(draws, T, S))
-    drawn = iqm(np.take_along_axis(np.broadcast_to(scores, (draws, T, S)), chosen, axis=2).reshape(draws, -1))
+    drawn = iqm(
+        np.take_along_axis(np.broadcast_to(scores, (draws, T, S)), chosen, axis=2).reshape(
+            draws, -1
+        )
+    )
     if not np.isfinite(drawn).all():
-        return Interval(value, -math.inf, float(np.quantile(drawn, (1 + level) / 2, method="higher")))
+        return Interval(
+            value, -math.inf, float(np.quantile(drawn, (1 + level) / 2, method="higher"))
+        )
     error = float(drawn.std()) * math.sqrt(S / (S - 1))
     half = float(stats.t.ppf((1 + level) / 2, _degrees_of_freedom(scores))) * error
     return Interval(value, value - half, value + half)
@@ -91,17 +102,22 @@ def _degrees_of_freedom(scores: Array) -> float:
     flat = scores.reshape(-1)
     without = np.array([float(iqm(np.delete(flat, i))) for i in range(T * S)]).reshape(T, S)
     parts = without.var(axis=1)
-    return float(parts.sum() ** 2 / ((parts**2).sum() / (S - 1))) if parts.sum() > 0 else float(S - 1)
+    return (
+        float(parts.sum() ** 2 / ((parts**2).sum() / (S - 1))) if parts.sum() > 0 else float(S - 1)
+    )
 
 
-def compare(first: ArrayLike, second: ArrayLike, level: float = LEVEL, draws: int = 2000, seed: int = 0) -> Pair:
+def compare(
+    first: ArrayLike, second: ArrayLike, level: float = LEVEL, draws: int = 2000, seed: int = 0
+) -> Pair:
     """Compare two entrants' scores (T, S), paired: at one task and seed they share initial weights and data order.
 
-    Two divergences at one place are a tie. The test is of differences symmetric about 0; it is conservative where
-    tasks differ, for they are not drawn at random.
+    Two divergences at one place are a tie. The test is of differences symmetric about 0; it is
+    conservative where tasks differ, for they are not drawn at random.
 
     References:
-        Kerby (2014), doi:10.2466/11.IT.3.1 (rank-biserial correlation); Efron (1987), doi:10.2307/2289144 (BCa).
+        Kerby (2014), doi:10.2466/11.IT.3.1 (rank-biserial correlation); Efron (1987),
+        doi:10.2307/2289144 (BCa).
     """
     differences = paired_differences(first, second)
     flat = differences.reshape(-1)
@@ -109,7 +125,12 @@ def compare(first: ArrayLike, second: ArrayLike, level: float = LEVEL, draws: in
     signed = np.sign(flat[flat != 0])
     effect = float((ranks * signed).sum() / ranks.sum()) if len(ranks) else 0.0
     wins = float(np.mean((flat > 0) + 0.5 * (flat == 0)))
-    return Pair(_mean_difference(differences, level, draws, seed), effect, wins, _signed_rank_p(signed * ranks))
+    return Pair(
+        _mean_difference(differences, level, draws, seed),
+        effect,
+        wins,
+        _signed_rank_p(signed * ranks),
+    )
 
 
 def paired_differences(first: ArrayLike, second: ArrayLike) -> Array:
@@ -131,11 +152,18 @@ def _mean_difference(differences: Array, level: float, draws: int, seed: int) ->
         value = math.nan if lost and won else low if lost else high
         return Interval(value, -math.inf if lost else value, math.inf if won else value)
     mean = float(differences.mean())
-    rest = (differences - differences.mean(axis=1, keepdims=True)).reshape(-1) * math.sqrt(S / (S - 1))
+    rest = (differences - differences.mean(axis=1, keepdims=True)).reshape(-1) * math.sqrt(
+        S / (S - 1)
+    )
     if np.ptp(rest) == 0:
         return Interval(mean, mean, mean)
     found = stats.bootstrap(
-        (rest,), np.mean, confidence_level=level, n_resamples=draws, method="BCa", rng=np.random.default_rng(seed)
+        (rest,),
+        np.mean,
+        confidence_level=level,
+        n_resamples=draws,
+        method="BCa",
+        rng=np.random.default_rng(seed),
     )
     low, high = found.confidence_interval
     if math.isnan(low) or math.isnan(high):  # every draw alike: nothing is known of its spread
@@ -175,11 +203,12 @@ def holm(p_values: ArrayLike) -> Array:
 def rank_intervals(better: ArrayLike) -> list[tuple[int, int]]:
     """Return the ranks each entrant may have, from `better` (E, E): whether row is significantly better than column.
 
-    Rank of e ∈ [1 + number better than e, E − number worse than e]. If the claims hold together with probability
-    1 − α, so do all the intervals.
+    Rank of e ∈ [1 + number better than e, E − number worse than e]. If the claims hold together
+    with probability 1 − α, so do all the intervals.
 
     References:
-        Chetverikov et al. (2024), arXiv:2401.15205, section 2 (after Mogstad, Romano, Shaikh & Wilhelm).
+        Chetverikov et al. (2024), arXiv:2401.15205, section 2 (after Mogstad, Romano, Shaikh &
+        Wilhelm).
     """
     wins = np.asarray(better, dtype=bool)
     E = len(wins)
@@ -189,9 +218,9 @@ def rank_intervals(better: ArrayLike) -> list[tuple[int, int]]:
 def friedman(values: ArrayLike, level: float = LEVEL) -> tuple[Array, float, float]:
     """Return mean ranks over blocks (rank 1 is least), Friedman's p-value, and Nemenyi's critical difference.
 
-    For values (N blocks, E entrants); ties share their ranks and are corrected for. Two entrants whose mean ranks
-    differ by more than CD = q √(E(E+1)/(6N)) differ, where q is the studentized range's quantile over √2.
-    Both approximations are for many blocks.
+    For values (N blocks, E entrants); ties share their ranks and are corrected for. Two entrants
+    whose mean ranks differ by more than CD = q √(E(E+1)/(6N)) differ, where q is the studentized
+    range's quantile over √2. Both approximations are for many blocks.
 
     References:
         Demšar (2006), jmlr.org/papers/v7/demsar06a.html, section 3.2.
@@ -230,8 +259,8 @@ def censored_median(costs: ArrayLike) -> float:
 def performance_profile(costs: ArrayLike, factors: ArrayLike) -> Array:
     """Return the Dolan–Moré profile ρ(τ) (E, F): share of problems solved at τ times the least cost on them or less.
 
-    For costs (E, problems), ∞ for unsolved. A problem that nobody solves counts as unsolved by all. ρ of one
-    entrant depends on who else is in.
+    For costs (E, problems), ∞ for unsolved. A problem that nobody solves counts as unsolved by all.
+    ρ of one entrant depends on who else is in.
 
     References:
         Dolan & Moré (2002), arXiv:cs/0102001.
@@ -245,11 +274,13 @@ def performance_profile(costs: ArrayLike, factors: ArrayLike) -> Array:
 def best_of(selected_by: ArrayLike, reported: ArrayLike, k: int) -> float:
     """Return the expected `reported` value of the best by `selected_by` (least) of k of the n points, k ≤ n.
 
-    Exact over all subsets of size k: the i-th best point (from 1) is the best of C(n−i, k−1) of C(n, k). Without
-    replacement, so unbiased for k independent points. Equal points share their weights.
+    Exact over all subsets of size k: the i-th best point (from 1) is the best of C(n−i, k−1) of
+    C(n, k). Without replacement, so unbiased for k independent points. Equal points share their
+    weights.
 
     References:
-        Tang et al. (2020), arXiv:2004.13705 (without replacement); Sivaprasad et al. (2020), arXiv:1910.11758.
+        Tang et al. (2020), arXiv:2004.13705 (without replacement); Sivaprasad et al. (2020),
+        arXiv:1910.11758.
     """
     by, values = np.asarray(selected_by, dtype=np.float64), np.asarray(reported, dtype=np.float64)
     n = len(by)
@@ -265,9 +296,9 @@ def best_of(selected_by: ArrayLike, reported: ArrayLike, k: int) -> float:
 def best_of_median(values: ArrayLike, k: int, level: float = LEVEL) -> Interval:
     """Return the median of the least of k random points' values, with its exact interval from n of them.
 
-    It is the quantile p = 1 − 2^(−1/k) of one point's values. Of n sorted values, the l-th and the u-th bracket
-    that quantile with probability P(l ≤ Bin(n, p) < u), whatever the distribution; l and u cut off (1 − level)/2
-    at most on either side. Where no value does, the end is infinite.
+    It is the quantile p = 1 − 2^(−1/k) of one point's values. Of n sorted values, the l-th and the
+    u-th bracket that quantile with probability P(l ≤ Bin(n, p) < u), whatever the distribution; l
+    and u cut off (1 − level)/2 at most on either side. Where no value does, the end is infinite.
 
     References:
         Lourie, Cho & He (2024), arXiv:2311.09480 (the median tuning curve).

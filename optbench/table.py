@@ -38,7 +38,10 @@ def main() -> None:
 def _main() -> int:
     Parser(prog="python -m optbench.table", description=__doc__).parse_args()
     if not (ROOT / "pyproject.toml").is_file():
-        raise UserError("the table is docs/optimizers.md of a checkout of optbench, and this optbench is installed")
+        raise UserError(
+            "the table is docs/optimizers.md of a checkout of optbench, and this optbench is "
+            "installed"
+        )
     TABLE.parent.mkdir(exist_ok=True)
     TABLE.write_text(render())
     print(TABLE)
@@ -48,7 +51,9 @@ def _main() -> int:
 def render() -> str:
     """The whole page."""
     costs: dict[str, Any] = (
-        json.loads(COSTS.read_text()) if COSTS.exists() else {"machine": "no machine yet", "ratios": {}}
+        json.loads(COSTS.read_text())
+        if COSTS.exists()
+        else {"machine": "no machine yet", "ratios": {}}
     )
     rows = [_row(optimizer(name), costs["ratios"].get(name, {})) for name in entries("optimizer")]
     return HEAD.format(machine=costs["machine"]) + "".join(rows) + "\n" + "".join(_notes())
@@ -60,7 +65,13 @@ def _row(subject: Subject, costs: Mapping[str, float]) -> str:
     here = edge(training.optimizer)
     about = subject.settings["about"]
     known = here.source != "unknown"
-    quantity = "λ₁(H)" if here.plain else "λ₁(P⁻¹H)" if here.geometry == "l2" else f"{here.geometry} sharpness"
+    quantity = (
+        "λ₁(H)"
+        if here.plain
+        else "λ₁(P⁻¹H)"
+        if here.geometry == "l2"
+        else f"{here.geometry} sharpness"
+    )
     said = here.source if here.source == "probed" else f"{here.formula} ({here.source})"
     cells = [
         f"`{subject.name}`",
@@ -93,12 +104,16 @@ def _state(training: Training) -> float:
 
 def _notes() -> Iterator[str]:
     """What departs from the paper, and what fails a check, with the reason."""
-    named: list[tuple[str, Mapping[str, Any]]] = [(n, optimizer(n).settings["about"]) for n in entries("optimizer")]
+    named: list[tuple[str, Mapping[str, Any]]] = [
+        (n, optimizer(n).settings["about"]) for n in entries("optimizer")
+    ]
     yield "## Departures from the papers\n\n"
     yield from (f"- `{name}`: {about['departs']}\n" for name, about in named if "departs" in about)
     yield "\n## Checks that one does not pass, and why\n\n"
     for name, about in named:
-        yield from (f"- `{name}`, {check}: {why}.\n" for check, why in about.get("excluded", {}).items())
+        yield from (
+            f"- `{name}`, {check}: {why}.\n" for check, why in about.get("excluded", {}).items()
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What is learned, without the network: the contract that every file in `tasks/` fulfils.
 
-Inputs are numbers, or tokens: integers that no conversion touches. A sequence task has targets (N, T) and wants
-outputs (N, T, C); its loss and error are means over tokens, which is the mean over examples, all being as long.
+Inputs are numbers, or tokens: integers that no conversion touches. A sequence task has targets (N,
+T) and wants outputs (N, T, C); its loss and error are means over tokens, which is the mean over
+examples, all being as long.
 """
 
 import hashlib
@@ -41,7 +42,8 @@ class Split:
     def to(self, device: torch.device, dtype: torch.dtype, channels_last: bool = False) -> "Split":
         """Move to a device; floating-point tensors take `dtype`, images optionally channels_last."""
         inputs, targets = (
-            x.to(device, dtype if x.is_floating_point() else x.dtype) for x in (self.inputs, self.targets)
+            x.to(device, dtype if x.is_floating_point() else x.dtype)
+            for x in (self.inputs, self.targets)
         )
         if channels_last and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
@@ -59,7 +61,8 @@ class Task:
         output_width: Width of the model's output.
         loss: (outputs, targets) → the mean over examples, a scalar.
         error: (outputs, targets) → the mean misclassification in [0, 1]; None for regression.
-        weight: (inputs, targets) → what a batch weighs in the mean over all; None for its number of examples.
+        weight: (inputs, targets) → what a batch weighs in the mean over all; None for its number of
+            examples.
         augment: (inputs, generator) → inputs of the same shape; None for no augmentation.
         facts: What the record should say about the data, such as whether its checksum was verified.
     """
@@ -88,7 +91,8 @@ class Task:
     def to(self, device: torch.device, dtype: torch.dtype, channels_last: bool = False) -> "Task":
         """Move every split to a device and dtype."""
         train, val, test = (
-            split and split.to(device, dtype, channels_last) for split in (self.train, self.val, self.test)
+            split and split.to(device, dtype, channels_last)
+            for split in (self.train, self.val, self.test)
         )
         assert train is not None
         return replace(self, train=train, val=val, test=test)
@@ -99,7 +103,8 @@ class Task:
         for name, split in self.splits.items():
             for tensor in (split.inputs, split.targets):
                 digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-                for part in tensor.split(1000):  # a copy in another memory format, if it takes one, stays small
+                # a copy in another memory format, if it takes one, stays small
+                for part in tensor.split(1000):
                     digest.update(part.contiguous().cpu().numpy().data)
         return digest.hexdigest()
 

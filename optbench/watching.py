@@ -74,13 +74,21 @@ class Watch:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step and the probes' warm starts, for those who resume."""
-        return {"step": self.step} | {k: p.state_dict() for k, p in self.probes.items() if isinstance(p, Stateful)}
+        return {"step": self.step} | {
+            k: p.state_dict() for k, p in self.probes.items() if isinstance(p, Stateful)
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
-        wanted = {"step", *(name for name, probe in self.probes.items() if isinstance(probe, Stateful))}
+        wanted = {
+            "step",
+            *(name for name, probe in self.probes.items() if isinstance(probe, Stateful)),
+        }
         if not isinstance(state, Mapping) or not wanted <= state.keys():
-            raise ValueError(f"state must be what state_dict() returned, with {sorted(wanted)}, got {state!r:.80}")
+            raise ValueError(
+                f"state must be what state_dict() returned, with {sorted(wanted)}, got "
+                f"{state!r:.80}"
+            )
         self.step = state["step"]
         for name, probe in self.probes.items():
             if isinstance(probe, Stateful):
@@ -110,38 +118,45 @@ def watch(
         for inputs, targets in loader:
             ...                                  # the loop as it was
             if found := measure():
-                wandb.log(found)                 # {"sharpness/lambda_max": 17.3, "edge/distance": 0.87, …}
+                wandb.log(found)                 # {"sharpness/lambda_max": 17.3, "edge/distance":
+                0.87, …}
 
-    It only reads: weights, `.grad`, buffers, modes, the optimizer's state and all random number generators are
-    afterwards what they were, bit for bit, so that training goes on as it would have. Call it where `optimizer` has
-    the hyperparameters of the coming update, so after `optimizer.step()` and `scheduler.step()`. Metrics are those of
-    the runner: `sharpness/…` and `edge/…` of the training loss, with every module in the mode that it is in when
-    measured; `train/…`, `test/…` and `gap/…` in eval mode; over the same examples each time. Autocast and compiled code
-    are off meanwhile, inside the model too. Layers that are frozen, unfrozen or put in later are noticed.
+    It only reads: weights, `.grad`, buffers, modes, the optimizer's state and all random number
+    generators are afterwards what they were, bit for bit, so that training goes on as it would
+    have. Call it where `optimizer` has the hyperparameters of the coming update, so after
+    `optimizer.step()` and `scheduler.step()`. Metrics are those of the runner: `sharpness/…` and
+    `edge/…` of the training loss, with every module in the mode that it is in when measured;
+    `train/…`, `test/…` and `gap/…` in eval mode; over the same examples each time. Autocast and
+    compiled code are off meanwhile, inside the model too. Layers that are frozen, unfrozen or put
+    in later are noticed.
 
     Args:
         model: Takes a batch of inputs. It is put in eval mode for loss and error, then back.
         optimizer: Any torch optimizer of its parameters.
-        loss: (outputs, targets) → a scalar; that of all examples measured on together is what is measured.
-        batches: The training data to measure on: one (inputs, targets) pair, or what can be read again and again, such
-            as a DataLoader. It is read once, now, into memory.
+        loss: (outputs, targets) → a scalar; that of all examples measured on together is what is
+            measured.
+        batches: The training data to measure on: one (inputs, targets) pair, or what can be read
+            again and again, such as a DataLoader. It is read once, now, into memory.
         every: Steps between measurements.
         test: The same for data that are not trained on; then there is a gap.
-        error: (outputs, targets) → mean error in [0, 1]; None for none; `auto` for misclassification where targets
-            are integers: see `misclassified`.
+        error: (outputs, targets) → mean error in [0, 1]; None for none; `auto` for
+            misclassification where targets are integers: see `misclassified`.
         examples: How many examples of either, the first ones read; None for all.
-        full_batch: Whether each update sees the whole training set: the edge of some optimizers (SAM) needs to know.
+        full_batch: Whether each update sees the whole training set: the edge of some optimizers
+            (SAM) needs to know.
         probes: Any of `optbench.probes` by name, in place of sharpness, edge and generalization.
-        dtype: Precision of curvature, torch.float32 or float64; None for the weights' own, and float32 for weights in
-            half precision.
-        weight: (inputs, targets) → what a part of the examples weighs in the loss, such as its number of targets that
-            are not ignored, where the loss is no mean over examples and must be taken in parts to fit in memory.
+        dtype: Precision of curvature, torch.float32 or float64; None for the weights' own, and
+            float32 for weights in half precision.
+        weight: (inputs, targets) → what a part of the examples weighs in the loss, such as its
+            number of targets that are not ignored, where the loss is no mean over examples and must
+            be taken in parts to fit in memory.
         seed: Seed of the measurements' own random numbers.
-        say: Takes what there is to say once, such as why a number is absent; None prints it on stderr.
+        say: Takes what there is to say once, such as why a number is absent; None prints it on
+            stderr.
 
     Raises:
-        ValueError: If an argument is not what is said above, the data are not pairs of tensors, or the optimizer holds
-            none of the model's parameters.
+        ValueError: If an argument is not what is said above, the data are not pairs of tensors, or
+            the optimizer holds none of the model's parameters.
     """
     _check(model, optimizer, loss, every, error, examples, dtype)
     _check_rest(batches, test, probes, weight, say)
@@ -155,11 +170,24 @@ def watch(
     held_out = None if test is None else _read(test, examples, like)[0]
     task = Task(train, None, held_out, 0, loss, own_error, weight=weight)
     if probes is None:
-        probes = {"sharpness": Sharpness("adaptive", thin=1), "edge": Edge(), "generalization": Generalization()}
+        probes = {
+            "sharpness": Sharpness("adaptive", thin=1),
+            "edge": Edge(),
+            "generalization": Generalization(),
+        }
     shared = Shared(dtype)
     per_epoch = 1 if full_batch else math.ceil(len(train) / batch_size)
     return Watch(
-        model, optimizer, task, probes, every, full_batch, seed, say or _print_once(), per_epoch, _shared=shared
+        model,
+        optimizer,
+        task,
+        probes,
+        every,
+        full_batch,
+        seed,
+        say or _print_once(),
+        per_epoch,
+        _shared=shared,
     )
 
 
@@ -173,13 +201,18 @@ def _check(
     dtype: object,
 ) -> None:
     if not isinstance(model, nn.Module) or not any(True for _ in model.parameters()):
-        raise ValueError(f"model must be a torch.nn.Module with parameters, got {type(model).__name__}")
+        raise ValueError(
+            f"model must be a torch.nn.Module with parameters, got {type(model).__name__}"
+        )
     if not isinstance(optimizer, Optimizer):
-        raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        raise ValueError(
+            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
     own = {id(p) for p in model.parameters()}
     if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
         raise ValueError(
-            "optimizer must hold parameters of this model, got one that holds none of them: pass the model that it was "
+            "optimizer must hold parameters of this model, got one that holds none of them: pass "
+            "the model that it was "
             "made for, or the optimizer that was made after the model's last copy or move"
         )
     if not callable(loss):
@@ -189,7 +222,10 @@ def _check(
     if not (examples is None or _is_positive(examples)):
         raise ValueError(f"examples must be a positive number, or None for all, got {examples!r}")
     if not (error is None or error == "auto" or callable(error)):
-        raise ValueError(f"error must be 'auto', None or a function (outputs, targets) -> mean error, got {error!r}")
+        raise ValueError(
+            "error must be 'auto', None or a function (outputs, targets) -> mean error, got "
+            f"{error!r}"
+        )
     if not (dtype is None or dtype in PRECISIONS):
         raise ValueError(f"dtype must be torch.float32, torch.float64 or None, got {dtype!r}")
 
@@ -198,11 +234,22 @@ def _check_rest(batches: object, test: object, probes: object, weight: object, s
     for name, data in (("batches", batches), ("test", test)):
         read = isinstance(data, Iterable) or hasattr(data, "__getitem__")
         if not (read or (name == "test" and data is None)):
-            raise ValueError(f"{name} must be a pair (inputs, targets), or an iterable of such pairs, got {data!r}")
-    if not (probes is None or (isinstance(probes, Mapping) and all(callable(p) for p in probes.values()))):
-        raise ValueError(f"probes must be a mapping of names to probes, or None for the usual ones, got {probes!r}")
+            raise ValueError(
+                f"{name} must be a pair (inputs, targets), or an iterable of such pairs, got "
+                f"{data!r}"
+            )
+    if not (
+        probes is None
+        or (isinstance(probes, Mapping) and all(callable(p) for p in probes.values()))
+    ):
+        raise ValueError(
+            "probes must be a mapping of names to probes, or None for the usual ones, got "
+            f"{probes!r}"
+        )
     if not (weight is None or callable(weight)):
-        raise ValueError(f"weight must be a function (inputs, targets) -> number, or None, got {weight!r}")
+        raise ValueError(
+            f"weight must be a function (inputs, targets) -> number, or None, got {weight!r}"
+        )
     if not (say is None or callable(say)):
         raise ValueError(f"say must be a function of a line of text, or None, got {say!r}")
 
@@ -213,13 +260,19 @@ def _is_positive(number: object) -> bool:
 
 def _read(data: Data, examples: int | None, like: Tensor) -> tuple[Split, int]:
     """The first so many examples, on a parameter's device and in its precision, and how many make a batch."""
-    chunks = Chunks(data, like.device, like.dtype if like.dtype.is_floating_point else torch.float32)
+    chunks = Chunks(
+        data, like.device, like.dtype if like.dtype.is_floating_point else torch.float32
+    )
     parts, count = list[tuple[Tensor, Tensor]](), 0
     with chunks.kept_rng():
         for inputs, targets in chunks:
-            if parts and (inputs.shape[1:], targets.shape[1:]) != (parts[0][0].shape[1:], parts[0][1].shape[1:]):
+            if parts and (inputs.shape[1:], targets.shape[1:]) != (
+                parts[0][0].shape[1:],
+                parts[0][1].shape[1:],
+            ):
                 raise ValueError(
-                    f"batches must have inputs and targets of one shape, got {tuple(parts[0][0].shape)} and "
+                    "batches must have inputs and targets of one shape, got "
+                    f"{tuple(parts[0][0].shape)} and "
                     f"{tuple(inputs.shape)}: pad them alike, or pass one batch"
                 )
             parts.append((inputs, targets))
@@ -227,7 +280,9 @@ def _read(data: Data, examples: int | None, like: Tensor) -> tuple[Split, int]:
             if examples is not None and count >= examples:
                 break
     if not parts:
-        raise ValueError(f"batches must hold at least one, got a {type(data).__name__} that is empty")
+        raise ValueError(
+            f"batches must hold at least one, got a {type(data).__name__} that is empty"
+        )
     inputs, targets = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return Split(inputs, targets).first(examples), len(parts[0][0])
 
@@ -235,25 +290,34 @@ def _read(data: Data, examples: int | None, like: Tensor) -> tuple[Split, int]:
 def misclassified(outputs: Tensor, targets: Tensor) -> Tensor:
     """Share of targets that are not the class of the largest output.
 
-    Classes are the last dimension of outputs, (…, C) for targets (…), or the second as in torch's cross-entropy,
-    (N, C, …) for targets (N, …). A negative target is no class and does not count, such as torch's −100 for ignored.
+    Classes are the last dimension of outputs, (…, C) for targets (…), or the second as in torch's
+    cross-entropy, (N, C, …) for targets (N, …). A negative target is no class and does not count,
+    such as torch's −100 for ignored.
 
     Raises:
-        NoErrorError: If outputs are not scores of C > 1 classes, or either dimension may be that of classes.
+        NoErrorError: If outputs are not scores of C > 1 classes, or either dimension may be that of
+            classes.
     """
     got = f"{tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
     way_out = "pass error=(outputs, targets) -> mean error, or error=None"
     if not isinstance(outputs, Tensor) or outputs.ndim != targets.ndim + 1:
         raise NoErrorError(
-            f"outputs must be scores of classes for targets {tuple(targets.shape)}, got {got}: {way_out}"
+            f"outputs must be scores of classes for targets {tuple(targets.shape)}, got {got}: "
+            f"{way_out}"
         )
-    dims = [d for d in sorted({1, outputs.ndim - 1}) if (*outputs.shape[:d], *outputs.shape[d + 1 :]) == targets.shape]
+    dims = [
+        d
+        for d in sorted({1, outputs.ndim - 1})
+        if (*outputs.shape[:d], *outputs.shape[d + 1 :]) == targets.shape
+    ]
     if len(dims) != 1:
         which = "two dimensions may be that of classes" if dims else "none fits"
         raise NoErrorError(f"outputs {got} for targets {tuple(targets.shape)}: {which}; {way_out}")
     classes = outputs.shape[dims[0]]
     if classes < 2 or int(targets.max()) >= classes:
-        raise NoErrorError(f"targets up to {int(targets.max())} are not classes of {classes} outputs: {way_out}")
+        raise NoErrorError(
+            f"targets up to {int(targets.max())} are not classes of {classes} outputs: {way_out}"
+        )
     wrong: Tensor = (outputs.argmax(dims[0]) != targets)[targets >= 0]
     return wrong.double().mean()
 

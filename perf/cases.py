@@ -59,7 +59,9 @@ def descend(model: nn.Module, data: Pair, lr: float, steps: int) -> Iterator[int
             torch._foreach_add_(parameters, gradients, alpha=-lr)
 
 
-def digits_run(seed: int, lr: float = 0.5, steps: int = 1500) -> tuple[nn.Module, Pair, Iterator[int]]:
+def digits_run(
+    seed: int, lr: float = 0.5, steps: int = 1500
+) -> tuple[nn.Module, Pair, Iterator[int]]:
     """The default digits run: 64-32-32-10 tanh, ½-MSE, full batch of 1000."""
     torch.manual_seed(seed)
     model, data = mlp(64, 32, 32, 10), digits()
@@ -82,7 +84,12 @@ class CNN(nn.Sequential):
     def __init__(self) -> None:
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise((3, 32, 64, 64)):
-            layers += [nn.Conv2d(before, after, 3, padding=1), nn.GroupNorm(4, after), nn.Tanh(), nn.AvgPool2d(2)]
+            layers += [
+                nn.Conv2d(before, after, 3, padding=1),
+                nn.GroupNorm(4, after),
+                nn.Tanh(),
+                nn.AvgPool2d(2),
+            ]
         super().__init__(*layers, nn.Flatten(), nn.Linear(1024, 10))
 
 
@@ -93,7 +100,9 @@ class ViT(nn.Module):
         super().__init__()
         self.patches = nn.Conv2d(3, 64, 4, 4)
         self.position = nn.Parameter(0.02 * torch.randn(64, 64))
-        layer = nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, activation="gelu", batch_first=True)
+        layer = nn.TransformerEncoderLayer(
+            64, 4, 128, dropout=0.0, activation="gelu", batch_first=True
+        )
         self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.head = nn.Linear(64, 10)
 

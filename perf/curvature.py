@@ -61,11 +61,20 @@ def accuracy(options: argparse.Namespace) -> None:
             start = time.perf_counter()
             value, hvps = engine(model, data)
             rows[name].append((hvps, time.perf_counter() - start, (truth - value) / truth))
-    print(f"{options.case}, seed {options.seed}: {options.checkpoints} checkpoints, 10 steps apart, from step {first}")
-    print(f"{'engine':32}{'HVPs':>6}{'max':>6}{'ms':>9}{'median error':>14}{'worst':>10}{'>1% off':>9}")
+    print(
+        f"{options.case}, seed {options.seed}: {options.checkpoints} checkpoints, 10 steps apart, "
+        f"from step {first}"
+    )
+    print(
+        f"{'engine':32}{'HVPs':>6}{'max':>6}{'ms':>9}{'median error':>14}{'worst':>10}{'>1% off':>9}"
+    )
     for name, measured in rows.items():
         warm = measured[1:]  # the first of ours is cold
-        counts, times, errors = ([row[0] for row in warm], [row[1] for row in warm], [row[2] for row in warm])
+        counts, times, errors = (
+            [row[0] for row in warm],
+            [row[1] for row in warm],
+            [row[2] for row in warm],
+        )
         off = sum(abs(e) > 0.01 for e in errors) / len(errors)
         worst, middle = max(map(abs, errors)), median(map(abs, errors))
         print(
@@ -80,7 +89,12 @@ def models() -> list[tuple[str, nn.Module, Loss, Pair]]:
     images, labels = torch.randn(128, 3, 32, 32), torch.arange(128) % 10
     flat = torch.randn(1000, 3072)
     return [
-        ("MLP 3072-200-200-10, 1000", mlp(3072, 200, 200, 10), cross_entropy, (flat, torch.arange(1000) % 10)),
+        (
+            "MLP 3072-200-200-10, 1000",
+            mlp(3072, 200, 200, 10),
+            cross_entropy,
+            (flat, torch.arange(1000) % 10),
+        ),
         ("CNN, 128", CNN(), cross_entropy, (images, labels)),
         ("ViT (optbench's), 128", vit((3, 32, 32), 10), cross_entropy, (images, labels)),
         ("ViT (torch's layers), 128", ViT(), cross_entropy, (images, labels)),
@@ -89,7 +103,10 @@ def models() -> list[tuple[str, nn.Module, Loss, Pair]]:
 
 def ratio(_: argparse.Namespace) -> None:
     """Time of one product over that of one gradient, each pair one after the other: the clock of a machine drifts."""
-    print(f"{'model, batch':28}{'P':>9}{'gradient ms':>13}{'cached':>8}{'set-up':>8}{'recomputed':>12}", end="")
+    print(
+        f"{'model, batch':28}{'P':>9}{'gradient ms':>13}{'cached':>8}{'set-up':>8}{'recomputed':>12}",
+        end="",
+    )
     print(f"{'linearized':>12}{'set-up':>8}")
     for name, model, loss, data in models():
 
@@ -102,7 +119,10 @@ def ratio(_: argparse.Namespace) -> None:
         step = seconds(base)
         cached, recomputed = over(lambda H=H, v=v: H @ v, base), over(lambda R=R, v=v: R @ v, base)  # type: ignore[misc]
         whole = over(lambda H=H, v=v: (H.refresh(), H @ v), base)  # type: ignore[misc]
-        print(f"{name:28}{H.size:9}{1e3 * step:13.1f}{cached:8.2f}{whole - cached:8.2f}{recomputed:12.2f}", end="")
+        print(
+            f"{name:28}{H.size:9}{1e3 * step:13.1f}{cached:8.2f}{whole - cached:8.2f}{recomputed:12.2f}",
+            end="",
+        )
         try:
             L = Hessian(model, loss, data, strategy="linearized")
             traced = over(lambda L=L, v=v: L @ v, base)  # type: ignore[misc]
@@ -164,24 +184,35 @@ def tracking(options: argparse.Namespace) -> None:
         measuring += middle - start
         update(*batches.next())
         training += time.process_time() - middle
-    print(f"{step} updates: {training:.2f} s; {len(hvps)} measurements: {measuring:.2f} s", end=", ")
     print(
-        f"{sum(map(float, hvps)):.0f} products, median {median(map(float, hvps)):.0f}; adds {measuring / training:.0%}"
+        f"{step} updates: {training:.2f} s; {len(hvps)} measurements: {measuring:.2f} s", end=", "
+    )
+    print(
+        f"{sum(map(float, hvps)):.0f} products, median {median(map(float, hvps)):.0f}; adds "
+        f"{measuring / training:.0%}"
     )
 
 
 def main() -> None:
     """Run the section named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     sections = {f.__name__: f for f in (accuracy, ratio, memory, growth, tracking)}
     parser.add_argument("section", choices=sections)
-    parser.add_argument("overrides", nargs="*", help="of the main job's configuration, for `tracking`")
-    parser.add_argument("--until", type=int, help="updates after which `tracking` stops; all by default")
+    parser.add_argument(
+        "overrides", nargs="*", help="of the main job's configuration, for `tracking`"
+    )
+    parser.add_argument(
+        "--until", type=int, help="updates after which `tracking` stops; all by default"
+    )
     parser.add_argument("--case", choices=["digits", "cifar"], default="digits")
     parser.add_argument("--checkpoints", type=int, default=30)
     parser.add_argument("--examples", type=int, default=1000, help="of CIFAR-10, for `accuracy`")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="torch's threads; more is unfair on a shared machine")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="torch's threads; more is unfair on a shared machine"
+    )
     parser.add_argument("--plot", help="file for the plot of `growth`")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

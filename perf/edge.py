@@ -1,9 +1,10 @@
 """Distance to the edge beside plain sharpness: `python -m perf.edge [OPTIMIZER ...]`, of adam, rmsprop, sign, spectral.
 
-The digits run, full batch, measured every 10 steps: once with λ₁(H) alone, once as the default probes measure an
-optimizer whose edge is not on λ₁(H), which is the distance at every one of these times and λ₁(H) at every tenth.
-Probes only read, so both sides follow one trajectory. Both run in turn, A B A B …; the ratios are of the seconds
-spent in probes, of the shortest of each side and the median over the pairs, and of the products that were spent.
+The digits run, full batch, measured every 10 steps: once with λ₁(H) alone, once as the default
+probes measure an optimizer whose edge is not on λ₁(H), which is the distance at every one of these
+times and λ₁(H) at every tenth. Probes only read, so both sides follow one trajectory. Both run in
+turn, A B A B …; the ratios are of the seconds spent in probes, of the shortest of each side and the
+median over the pairs, and of the products that were spent.
 """
 
 import argparse
@@ -35,7 +36,10 @@ OPTIMIZERS: dict[str, tuple[Make, str]] = {
     "adam": (lambda p: torch.optim.Adam(p, 2e-3), "≤ 1.3"),
     "rmsprop": (lambda p: torch.optim.RMSprop(p, 1e-4), "≤ 1.3"),
     "sign": (lambda p: Signum(p, 1e-3, momentum=0), "none: 30 products and a gradient"),
-    "spectral": (lambda p: SteepestDescent(p, 0.02, "spectral"), "none: 30 products with an SVD each"),
+    "spectral": (
+        lambda p: SteepestDescent(p, 0.02, "spectral"),
+        "none: 30 products with an SVD each",
+    ),
 }
 
 
@@ -60,7 +64,9 @@ def cost(make: Make, probes: Mapping[str, Probe]) -> Cost:
         runner.terminal.say = lambda line: None  # type: ignore[method-assign]
         seconds = float(runner.run()["probe_seconds"])
         records = read_lines(Path(folder) / METRICS)
-    return Cost(seconds, sum(r.get(key, 0) for r in records for key in ("sharpness/hvps", "edge/hvps")))
+    return Cost(
+        seconds, sum(r.get(key, 0) for r in records for key in ("sharpness/hvps", "edge/hvps"))
+    )
 
 
 def compare(name: str) -> None:
@@ -74,8 +80,10 @@ def compare(name: str) -> None:
     best = min(a.seconds for a, _ in pairs) / min(b.seconds for _, b in pairs)
     ratios = [a.seconds / b.seconds for a, b in pairs]
     print(
-        f"{name:10} distance to the edge / sharpness {best:5.2f}  median {statistics.median(ratios):.2f} "
-        f"({min(ratios):.2f} to {max(ratios):.2f}, {PAIRS} pairs), products {pairs[0][0].hvps} / {pairs[0][1].hvps}  "
+        f"{name:10} distance to the edge / sharpness {best:5.2f}  median "
+        f"{statistics.median(ratios):.2f} "
+        f"({min(ratios):.2f} to {max(ratios):.2f}, {PAIRS} pairs), products {pairs[0][0].hvps} / "
+        f"{pairs[0][1].hvps}  "
         f"target {target}",
         flush=True,
     )

@@ -20,7 +20,10 @@ def growth(options: argparse.Namespace) -> None:
     )
     for width in (70, 280, 960, 3120):
         rows.append(row := _growth_in_p(width))
-        print(f"{row[0]:10}{row[1]:13.1f}{row[2]:12.1f}{row[3]:11}{row[4]:8.1f}{row[5]:11}{row[6]:9.0f}", flush=True)
+        print(
+            f"{row[0]:10}{row[1]:13.1f}{row[2]:12.1f}{row[3]:11}{row[4]:8.1f}{row[5]:11}{row[6]:9.0f}",
+            flush=True,
+        )
     ks, cold, warm = _growth_in_k()
     if options.plot:
         _plot(options.plot, rows, ks, cold, warm)
@@ -70,7 +73,10 @@ def _growth_in_k() -> tuple[list[int], list[int], list[int]]:
 
 
 def _plot(
-    path: str, rows: list[tuple[int, float, float, int, float, int, float]], ks: list[int], *costs: list[int]
+    path: str,
+    rows: list[tuple[int, float, float, int, float, int, float]],
+    ks: list[int],
+    *costs: list[int],
 ) -> None:
     import matplotlib.pyplot as plt
 

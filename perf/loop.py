@@ -1,8 +1,9 @@
 """The training loop beside its peers: `python -m perf.loop [PART ...]`, parts: cnn mlp loader memory start.
 
-Both sides run in turn, A B A B …, in one process. Two ratios are printed: of the shortest times of each side, since
-whatever else a machine does only adds time, and the median over the pairs, with its range. The peers are the shortest
-PyTorch loop that does the same mathematics, and a DataLoader with torchvision's transforms.
+Both sides run in turn, A B A B …, in one process. Two ratios are printed: of the shortest times of
+each side, since whatever else a machine does only adds time, and the median over the pairs, with
+its range. The peers are the shortest PyTorch loop that does the same mathematics, and a DataLoader
+with torchvision's transforms.
 """
 
 import argparse
@@ -37,20 +38,28 @@ from optbench.task import Task, classification
 def images(n: int) -> Task:
     """Random images: speed does not depend on what is on them."""
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(n, 3, 32, 32, generator=generator).contiguous(memory_format=torch.channels_last)
-    return classification({"train": (inputs, torch.arange(n) % 10)}, 10, "ce", partial(crop_and_mirror, padding=4))
+    inputs = torch.randn(n, 3, 32, 32, generator=generator).contiguous(
+        memory_format=torch.channels_last
+    )
+    return classification(
+        {"train": (inputs, torch.arange(n) % 10)}, 10, "ce", partial(crop_and_mirror, padding=4)
+    )
 
 
 def vectors(n: int) -> Task:
     """Digits in shape."""
     generator = torch.Generator().manual_seed(0)
-    return classification({"train": (torch.rand(n, 1, 8, 8, generator=generator), torch.arange(n) % 10)}, 10, "mse")
+    return classification(
+        {"train": (torch.rand(n, 1, 8, 8, generator=generator), torch.arange(n) % 10)}, 10, "mse"
+    )
 
 
 def ours(task: Task, net: nn.Module, batch: int, steps: int) -> None:
     """Run our loop, with everything that it does but probes: records, divergence checks, the bar."""
     update = Update(net, task.loss, torch.optim.SGD(net.parameters(), 0.01))
-    experiment = Experiment(task, Batches(task, batch, 0), update, {}, Settings(steps, 0, log_every=20), 1.0)
+    experiment = Experiment(
+        task, Batches(task, batch, 0), update, {}, Settings(steps, 0, log_every=20), 1.0
+    )
     with tempfile.TemporaryDirectory() as folder, RunFolder(Path(folder)) as run_folder:
         run_folder.open_series({})
         Runner(experiment, run_folder, Terminal(steps)).run()
@@ -73,7 +82,9 @@ def bare(task: Task, net: nn.Module, batch: int, steps: int) -> None:
             done += 1
 
 
-def paired(a: Callable[[], object], b: Callable[[], object], pairs: int) -> list[tuple[float, float]]:
+def paired(
+    a: Callable[[], object], b: Callable[[], object], pairs: int
+) -> list[tuple[float, float]]:
     """Return the seconds that a and b take, pair by pair, after one run of each that is not counted."""
     a(), b()
     rows = []
@@ -92,7 +103,8 @@ def report(what: str, rows: list[tuple[float, float]], target: str) -> None:
     best = min(a for a, _ in rows) / min(b for _, b in rows)
     ratios = [a / b for a, b in rows]
     print(
-        f"{what:52} {best:5.2f}  median {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}, "
+        f"{what:52} {best:5.2f}  median {statistics.median(ratios):.2f} ({min(ratios):.2f} to "
+        f"{max(ratios):.2f}, "
         f"{len(ratios)} pairs)  target {target}",
         flush=True,
     )
@@ -113,15 +125,18 @@ def compare_cnn() -> None:
 def compare_mlp() -> None:
     task = vectors(1000)
     nets = [_net(task, mlp) for _ in range(2)]
-    ratios = paired(lambda: ours(task, nets[0], 64, 3000), lambda: bare(task, nets[1], 64, 3000), 25)
+    ratios = paired(
+        lambda: ours(task, nets[0], 64, 3000), lambda: bare(task, nets[1], 64, 3000), 25
+    )
     report("our loop / shortest loop, digits MLP, batch 64", ratios, "≤ 1.10")
 
 
 def compare_loader() -> None:
     """A DataLoader over PIL images with the usual three transforms, as in PyTorch's tutorial.
 
-    There it loads in the main process or in two workers, and the network keeps the default memory format. The
-    second pair of rows gives the peer our channels_last as well, so that what remains is the loading alone.
+    There it loads in the main process or in two workers, and the network keeps the default memory
+    format. The second pair of rows gives the peer our channels_last as well, so that what remains
+    is the loading alone.
     """
     import_datasets()
     from PIL import Image
@@ -149,7 +164,12 @@ def compare_loader() -> None:
 
     def theirs(workers: int, memory_format: torch.memory_format) -> Callable[[], None]:
         loader: torch.utils.data.DataLoader[tuple[Tensor, int]] = torch.utils.data.DataLoader(
-            LikeTorchvision(), batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
+            LikeTorchvision(),
+            batch,
+            shuffle=True,
+            drop_last=True,
+            num_workers=workers,
+            persistent_workers=workers > 0,
         )
         peer = cnn(task.input_shape, task.output_width).to(memory_format=memory_format)  # type: ignore[call-overload]
         optimizer = torch.optim.SGD(peer.parameters(), 0.01)
@@ -162,9 +182,14 @@ def compare_loader() -> None:
 
         return epoch
 
-    for memory_format, target in ((torch.contiguous_format, "≥ 1.5"), (torch.channels_last, "none")):
+    for memory_format, target in (
+        (torch.contiguous_format, "≥ 1.5"),
+        (torch.channels_last, "none"),
+    ):
         for workers in (0, 2):
-            ratios = paired(theirs(workers, memory_format), lambda: ours(task, net, batch, n // batch), 9)
+            ratios = paired(
+                theirs(workers, memory_format), lambda: ours(task, net, batch, n // batch), 9
+            )
             what = "" if memory_format == torch.contiguous_format else ", channels_last"
             report(f"DataLoader, {workers} workers{what} / our loop, CIFAR CNN", ratios, target)
 
@@ -192,17 +217,23 @@ def time_start() -> None:
         "imported = time.perf_counter() - start\n"
         "from optbench.run.update import Update\n"
         "import os, sys\n"
-        "def first(self, *_): print(imported, time.perf_counter() - start, flush=True); os._exit(0)\n"
+        "def first(self, *_): print(imported, time.perf_counter() - start, flush=True); "
+        "os._exit(0)\n"
         "Update.__call__ = first\n"
         "sys.argv = ['optbench', 'results_dir=' + sys.argv[1], 'wandb.mode=offline']; cli.main()"
     )
     rows = []
     for _ in range(5):
         with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run([sys.executable, "-c", program, folder], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, "-c", program, folder], capture_output=True, text=True, check=True
+            )
             rows.append([float(x) for x in done.stdout.split()])
     imports, first_step = (statistics.median(column) for column in zip(*rows, strict=True))
-    print(f"{'default command: imports, then first step':52} {imports:.1f} s, {first_step:.1f} s  target 3, 6")
+    print(
+        f"{'default command: imports, then first step':52} {imports:.1f} s, {first_step:.1f} s  "
+        "target 3, 6"
+    )
 
 
 PARTS = {

@@ -1,9 +1,10 @@
 """Time of an update beside plain SGD's: `python -m perf.optimizers [NAME ...]`.
 
-An update is forward, backward and step of an MLP with two hidden layers of 256 on 128 examples, through
-`optbench.run.update`. Every optimizer takes turns with SGD, A B A B …; the ratio is of the shortest times, since
-whatever else a machine does only adds time. Where an optimizer has `foreach` or `fused`, each is timed on its own. The
-result is written to perf/optimizers.json, from which `python -m optbench.table` takes its column.
+An update is forward, backward and step of an MLP with two hidden layers of 256 on 128 examples,
+through `optbench.run.update`. Every optimizer takes turns with SGD, A B A B …; the ratio is of the
+shortest times, since whatever else a machine does only adds time. Where an optimizer has `foreach`
+or `fused`, each is timed on its own. The result is written to perf/optimizers.json, from which
+`python -m optbench.table` takes its column.
 """
 
 import argparse
@@ -28,7 +29,9 @@ STEPS, ROUNDS = 10, 8
 def update(subject: Subject) -> Update:
     """An update of the MLP, warmed up."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(64, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 10))
+    net = nn.Sequential(
+        nn.Linear(64, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 10)
+    )
     made = Update(net, half_mse, subject.factory(list(net.parameters())))
     seconds(made)
     return made
@@ -63,14 +66,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m perf.optimizers", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     names = parser.parse_args().names or entries("optimizer")
-    found: dict[str, dict[str, float]] = json.loads(RESULT.read_text())["ratios"] if RESULT.exists() else {}
+    found: dict[str, dict[str, float]] = (
+        json.loads(RESULT.read_text())["ratios"] if RESULT.exists() else {}
+    )
     for name in names:
         found[name] = {}
         for variant in VARIANTS:
             if variant and not accepts(name, variant):
                 continue
             try:
-                found[name]["".join(variant) or "default"] = round(ratio(optimizer(name, variant)), 2)
+                found[name]["".join(variant) or "default"] = round(
+                    ratio(optimizer(name, variant)), 2
+                )
             except (UserError, RuntimeError) as why:
                 print(f"{name} {''.join(variant)}: {why}")
         print(f"{name:28}", "  ".join(f"{k} {v:.2f}" for k, v in found[name].items()), flush=True)

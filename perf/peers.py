@@ -50,7 +50,9 @@ def scipy_on_curvlinops(tol: float) -> Engine:
     from curvlinops import HessianLinearOperator
 
     def engine(model: nn.Module, data: Pair) -> tuple[float, int]:
-        theirs = HessianLinearOperator(model, nn.MSELoss(), list(model.parameters()), [data], check_deterministic=False)
+        theirs = HessianLinearOperator(
+            model, nn.MSELoss(), list(model.parameters()), [data], check_deterministic=False
+        )
         return _eigsh(lambda v: theirs @ v, theirs.shape[0], np.float32, tol, data[1].shape[1] / 2)
 
     return engine
@@ -75,17 +77,25 @@ def cold_lanczos(tol: float) -> Engine:
 def lanczos(operator: Operator, tol: float) -> tuple[float, int]:
     """λ_1 when the residual is at most tol·λ_1."""
     space = Subspace(operator)
-    row = torch.randn((1, operator.size), generator=torch.Generator().manual_seed(0), dtype=operator.dtype)
+    row = torch.randn(
+        (1, operator.size), generator=torch.Generator().manual_seed(0), dtype=operator.dtype
+    )
     while True:
         space.expand(row)
         values, coefficients = space.ritz()
-        if float(space.residuals(values[:1], coefficients[:1]).norm()) <= tol * abs(float(values[0])):
+        if float(space.residuals(values[:1], coefficients[:1]).norm()) <= tol * abs(
+            float(values[0])
+        ):
             return float(values[0]), operator.hvps
         row = space.images[-1:]
 
 
 def _eigsh(
-    product: Callable[[torch.Tensor], torch.Tensor], size: int, dtype: type, tol: float, scale: float
+    product: Callable[[torch.Tensor], torch.Tensor],
+    size: int,
+    dtype: type,
+    tol: float,
+    scale: float,
 ) -> tuple[float, int]:
     spent = 0
 
@@ -95,5 +105,7 @@ def _eigsh(
         return product(torch.from_numpy(v.ravel().astype(dtype))).detach().numpy()
 
     linear = LinearOperator((size, size), matvec=matvec, dtype=dtype)
-    value = eigsh(linear, k=1, which="LA", tol=tol, return_eigenvectors=False, v0=np.ones(size, dtype))[0]
+    value = eigsh(
+        linear, k=1, which="LA", tol=tol, return_eigenvectors=False, v0=np.ones(size, dtype)
+    )[0]
     return float(value) * scale, spent

@@ -34,7 +34,9 @@ def seconds(action: Callable[[], object], repeats: int = 7, warm: bool = True) -
 def over(action: Callable[[], object], base: Callable[[], object], pairs: int = 15) -> float:
     """Median over pairs of the time of an action over that of a base."""
     action()
-    return median(seconds(action, 1, warm=False) / seconds(base, 1, warm=False) for _ in range(pairs))
+    return median(
+        seconds(action, 1, warm=False) / seconds(base, 1, warm=False) for _ in range(pairs)
+    )
 
 
 def peak_bytes(action: Callable[[], object]) -> int:

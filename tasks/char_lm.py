@@ -32,14 +32,17 @@ def char_lm(
 ) -> Task:
     """Predict each of `context` characters from those before it; loss and error are means over characters.
 
-    The text is cut into windows that do not overlap, shuffled, so that all splits are of one distribution.
-    Inputs are tokens, shape (N, context); targets are the same, one further. Loss in nats a character.
+    The text is cut into windows that do not overlap, shuffled, so that all splits are of one
+    distribution. Inputs are tokens, shape (N, context); targets are the same, one further. Loss in
+    nats a character.
 
     Args:
         seed: Seed of the run; only the label noise depends on it.
-        text: A file in UTF-8; None for the modules of Python's standard library, in alphabetical order. They differ
-            from one Python to the next: the record has the version and the SHA-256 of the text.
-        characters: How much of the text, and no more of the file is read; None for all, up to 1 GiB.
+        text: A file in UTF-8; None for the modules of Python's standard library, in alphabetical
+            order. They differ from one Python to the next: the record has the version and the
+            SHA-256 of the text.
+        characters: How much of the text, and no more of the file is read; None for all, up to 1
+            GiB.
         context: Characters a window.
         train_size: Windows to train on; None for all that are left.
         val_share: Share of the windows to choose with.
@@ -48,8 +51,14 @@ def char_lm(
         label_noise: Share of the training targets replaced by another character.
     """
     if characters is not None and not (isinstance(characters, int) and characters >= 1):
-        raise UserError(f"task.characters must be a positive whole number, or null for all, got {characters}")
-    content = _standard_library(characters) if text is None else _read(Path(text).expanduser(), characters)
+        raise UserError(
+            f"task.characters must be a positive whole number, or null for all, got {characters}"
+        )
+    content = (
+        _standard_library(characters)
+        if text is None
+        else _read(Path(text).expanduser(), characters)
+    )
     alphabet = sorted(set(content))
     code = {character: i for i, character in enumerate(alphabet)}
     tokens = torch.tensor([code[character] for character in content])
@@ -58,22 +67,32 @@ def char_lm(
     available = windows - sum(counts.values())
     if min(val_share, test_share) < 0 or available < 1 or counts["test"] < 1:
         raise UserError(
-            f"a text of {len(content)} characters has {windows} windows of {context}: too few for task.val_share="
-            f"{val_share} and task.test_share={test_share}; give a longer text, or smaller shares or task.context"
+            f"a text of {len(content)} characters has {windows} windows of {context}: too few for "
+            "task.val_share="
+            f"{val_share} and task.test_share={test_share}; give a longer text, or smaller shares "
+            "or task.context"
         )
     size = available if train_size is None else train_size
     if not 1 <= size <= available:
-        raise UserError(f"task.train_size must be between 1 and {available} for this text, got {train_size}")
+        raise UserError(
+            f"task.train_size must be between 1 and {available} for this text, got {train_size}"
+        )
     order = torch.randperm(windows, generator=torch.Generator().manual_seed(split_seed))
-    inputs, targets = (tokens[i : i + windows * context].reshape(windows, context)[order] for i in (0, 1))
-    noisy = with_label_noise(targets[:size], len(alphabet), label_noise, generator(seed, "label_noise"))
+    inputs, targets = (
+        tokens[i : i + windows * context].reshape(windows, context)[order] for i in (0, 1)
+    )
+    noisy = with_label_noise(
+        targets[:size], len(alphabet), label_noise, generator(seed, "label_noise")
+    )
     splits = {"train": (inputs[:size], noisy)}
     for name, first in (("val", available), ("test", available + counts["val"])):
         if counts[name]:
             part = slice(first, first + counts[name])
             splits[name] = inputs[part], targets[part]
     facts: dict[str, object] = {
-        "source": f"standard library of Python {platform.python_version()}" if text is None else "task.text",
+        "source": f"standard library of Python {platform.python_version()}"
+        if text is None
+        else "task.text",
         "sha256": hashlib.sha256(content.encode()).hexdigest(),
         "characters": len(content),
         "alphabet": len(alphabet),
@@ -99,20 +118,27 @@ def _read(file: Path, characters: int | None) -> str:
     """Return a file's first characters, None for all, every end of line as a newline; reads no more than they need."""
     try:
         content, whole = _bytes(file, characters)
-        decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
+        decoder = io.IncrementalNewlineDecoder(
+            codecs.getincrementaldecoder("utf-8")(), translate=True
+        )
         return decoder.decode(content, final=whole)[:characters]
     except OSError as why:
         shorter = ", or task.characters=N for its first N" if characters is None else ""
-        raise UserError(f"cannot read {file} ({why.strerror}): say task.text=FILE{shorter}") from why
+        raise UserError(
+            f"cannot read {file} ({why.strerror}): say task.text=FILE{shorter}"
+        ) from why
     except UnicodeDecodeError as why:
-        raise UserError(f"{file} is not text in UTF-8 ({why.reason} at byte {why.start}): convert it first") from why
+        raise UserError(
+            f"{file} is not text in UTF-8 ({why.reason} at byte {why.start}): convert it first"
+        ) from why
 
 
 def _bytes(file: Path, characters: int | None) -> tuple[bytes, bool]:
     """Return enough bytes for so many characters, and whether that is the whole file."""
     if characters is None:
         return read_bytes(file, MOST_BYTES), True
-    most = 4 * (characters + 1)  # UTF-8 has at most 4 bytes a character; one more for a \r whose \n is cut off
+    # UTF-8 has at most 4 bytes a character; one more for a \r whose \n is cut off
+    most = 4 * (characters + 1)
     with open_regular(file) as stream:
         content = stream.read(most + 1)
     return content, len(content) <= most

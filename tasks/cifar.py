@@ -23,7 +23,8 @@ from optbench.task import Split, Task
 CLASSES = 10
 FOLDER = "cifar-10-batches-py"
 FILES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
-MOST_BYTES = 2**26  # a published file has 31 MB; other protocols of pickle take more for the same images
+# a published file has 31 MB; other protocols of pickle take more for the same images
+MOST_BYTES = 2**26
 # Per-channel mean and standard deviation of the published training set, of pixels in [0, 1].
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -43,12 +44,13 @@ def cifar(
     Args:
         seed: See `optbench.data.splits.Handling`, as for the others.
         root: The folder that holds, or is to receive, `cifar-10-batches-py/`.
-        verify: Check the published checksums, and download where files are missing. False takes the files
-            as they are (a re-encoded copy); the record then says so.
+        verify: Check the published checksums, and download where files are missing. False takes the
+            files as they are (a re-encoded copy); the record then says so.
         val_size: How many of the published 50,000.
         normalise: `standard` by the published statistics of the channels, or `none`.
         augment: Random crops of the zero-padded image and random mirroring of training batches.
-        padding: Pixels of zeros around the image. 2 does better over a few epochs, the usual 4 over many.
+        padding: Pixels of zeros around the image. 2 does better over a few epochs, the usual 4 over
+            many.
         handling: The rest of them.
     """
     options = Handling(seed, val_size=val_size, normalise=normalise, **handling)
@@ -87,8 +89,10 @@ def crop_and_mirror(images: Tensor, generator: torch.Generator, padding: int) ->
 
 def _ways_out(folder: Path) -> str:
     return (
-        f"Looked in {(folder / FOLDER).absolute()}. Either run once where there is a network, so that "
-        f"torchvision downloads it there (170 MB), or unpack a copy yourself and say task.root=DIR, DIR being "
+        f"Looked in {(folder / FOLDER).absolute()}. Either run once where there is a network, so "
+        "that "
+        "torchvision downloads it there (170 MB), or unpack a copy yourself and say "
+        "task.root=DIR, DIR being "
         f"the folder that holds {FOLDER}/ (add task.verify=false if it is a re-encoded copy)."
     )
 
@@ -137,16 +141,20 @@ class _Array:
         """Return the array, if it has this shape and one of these types."""
         _, own_shape, numbers, in_columns, content = self.state
         if own_shape != shape or not isinstance(numbers, _Numbers) or numbers.code not in codes:
-            raise ValueError(f"expected an array of shape {shape} of {' or '.join(codes)}, got {self}")
+            raise ValueError(
+                f"expected an array of shape {shape} of {' or '.join(codes)}, got {self}"
+            )
         dtype = np.dtype((">" if numbers.order == ">" else "<") + numbers.code)
-        raw = content.encode("latin1") if isinstance(content, str) else content  # a str where Python 2 wrote it
+        # a str where Python 2 wrote it
+        raw = content.encode("latin1") if isinstance(content, str) else content
         return np.frombuffer(raw, dtype).reshape(shape, order="F" if in_columns else "C")
 
 
 class _DataUnpickler(pickle.Unpickler):
     """Reads arrays, lists, strings and numbers, and refuses whatever would call or import anything else.
 
-    Nothing of NumPy is called either: its `ndarray` and `dtype`, called by a hostile file, fill the memory.
+    Nothing of NumPy is called either: its `ndarray` and `dtype`, called by a hostile file, fill the
+    memory.
     """
 
     _stand_ins: ClassVar[dict[tuple[str, str], object]] = {
@@ -157,7 +165,8 @@ class _DataUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> object:
-        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes in the old protocols
+        # how Python 3 writes bytes in the old protocols
+        if (module, name) == ("_codecs", "encode"):
             return _encode_latin1
         if (module, name) not in self._stand_ins:
             asked = ascii(f"{module}.{name}")[1:-1][:80]
@@ -167,7 +176,9 @@ class _DataUnpickler(pickle.Unpickler):
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
-        raise pickle.UnpicklingError("it asks for another codec than latin1, which no image file needs")
+        raise pickle.UnpicklingError(
+            "it asks for another codec than latin1, which no image file needs"
+        )
     return text.encode("latin1")
 
 
@@ -205,7 +216,12 @@ def _labels(found: object) -> np.ndarray:
     """Labels are a list as published, an array in some copies."""
     if isinstance(found, _Array):
         return found.read((10_000,), ("u1", "i1", "i2", "i4", "i8")).astype(np.int64)
-    # Nothing is converted before its size is known: lists in lists can stand for any number of entries.
-    if not isinstance(found, list) or len(found) != 10_000 or not all(isinstance(label, int) for label in found):
+    # Nothing is converted before its size is known: lists in lists can stand for any number of
+    # entries.
+    if (
+        not isinstance(found, list)
+        or len(found) != 10_000
+        or not all(isinstance(label, int) for label in found)
+    ):
         raise ValueError("expected a list of 10,000 whole numbers as labels")
     return np.array(found, dtype=np.int64)

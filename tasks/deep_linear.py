@@ -12,13 +12,16 @@ from optbench.task import Split, Task, half_mse
 
 
 def deep_linear(
-    seed: int, inputs: Size = 16, outputs: Size = 4, modes: Sequence[Positive] = (2.0, 1.0, 0.5, 0.25)
+    seed: int,
+    inputs: Size = 16,
+    outputs: Size = 4,
+    modes: Sequence[Positive] = (2.0, 1.0, 0.5, 0.25),
 ) -> Task:
     """Regression on y = Ax where A = Σ_i s_i u_i v_iᵀ has given singular values, and mean_i x_i x_iᵀ = I.
 
-    For a product W = W_L … W_1 of matrices, the loss is exactly L = ½‖W − A‖²_F. From small, balanced weights
-    gradient flow learns one mode after the other, the strongest first, with plateaus at ½ Σ_{i>k} s_i²; for L = 2
-    the strength of an aligned mode that starts at a_0 is
+    For a product W = W_L … W_1 of matrices, the loss is exactly L = ½‖W − A‖²_F. From small,
+    balanced weights gradient flow learns one mode after the other, the strongest first, with
+    plateaus at ½ Σ_{i>k} s_i²; for L = 2 the strength of an aligned mode that starts at a_0 is
 
         a(t) = s / (1 + (s/a_0 − 1) e^(−2st)).
 
@@ -38,7 +41,8 @@ def deep_linear(
     s = torch.tensor([float(x) for x in modes], dtype=torch.float64)
     if not 1 <= len(s) <= min(inputs, outputs) or not bool((s > 0).all() and (s.diff() <= 0).all()):
         raise UserError(
-            f"task.modes must be between 1 and {min(inputs, outputs)} positive numbers, descending, got {list(modes)}"
+            f"task.modes must be between 1 and {min(inputs, outputs)} positive numbers, "
+            f"descending, got {list(modes)}"
         )
     stream = generator(seed, "rotation")
     X, U, V = (random_orthogonal(size, stream) for size in (inputs, outputs, inputs))

@@ -19,7 +19,10 @@ MOST_BYTES = 2**20  # the table has a quarter of that
 
 
 def digits(
-    seed: int, loss: Literal["ce", "mse"] = "mse", val_size: CountFromZero = VAL_SIZE, **handling: Labelled
+    seed: int,
+    loss: Literal["ce", "mse"] = "mse",
+    val_size: CountFromZero = VAL_SIZE,
+    **handling: Labelled,
 ) -> Task:
     """1,797 images of 8×8 pixels in [0, 1], shape (1, 8, 8): 500 to report, 297 to choose, 1,000 to train.
 
@@ -43,16 +46,20 @@ def digits(
 
 
 def _read() -> np.ndarray:
-    # Importing sklearn.datasets takes longer than training's first hundred steps; its data file is all we need.
+    # Importing sklearn.datasets takes longer than training's first hundred steps; its data file is
+    # all we need.
     file = sklearn_data() / "digits.csv.gz"
     try:
         lines = read_gzip(file, MOST_BYTES).decode("ascii").splitlines()
         table = np.loadtxt(lines, delimiter=",", dtype=np.float64)
         if table.shape != (1797, 65) or not np.isin(table[:, 64], range(CLASSES)).all():
-            raise ValueError(f"expected 1,797 rows of 64 pixels and a class 0-9, got shape {table.shape}")
+            raise ValueError(
+                f"expected 1,797 rows of 64 pixels and a class 0-9, got shape {table.shape}"
+            )
     except (OSError, ValueError) as why:
         raise MachineError(
-            f"cannot read scikit-learn's digits at {file}: {reason(why)}. Install scikit-learn again."
+            f"cannot read scikit-learn's digits at {file}: {reason(why)}. Install scikit-learn "
+            "again."
         ) from why
     return table
 
@@ -60,5 +67,9 @@ def _read() -> np.ndarray:
 def sklearn_data() -> Path:
     """The folder of scikit-learn's embedded data, found without importing it."""
     spec = find_spec("sklearn")
-    folder = Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else Path()
+    folder = (
+        Path(spec.submodule_search_locations[0])
+        if spec and spec.submodule_search_locations
+        else Path()
+    )
     return folder / "datasets" / "data"

@@ -18,8 +18,11 @@ from optbench.data.splits import Handling, Labelled, labelled
 from optbench.errors import MachineError, UserError
 from optbench.task import Split, Task
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
-# Pillow's names of the formats of these suffixes; it would try all it knows, PostScript's interpreter among them.
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+)
+# Pillow's names of the formats of these suffixes; it would try all it knows, PostScript's
+# interpreter among them.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
 CHANNELS = {"L": 1, "RGB": 3}
 SIXTEEN_BITS = frozenset({"I;16", "I;16B", "I;16L", "I;16N"})
@@ -39,17 +42,21 @@ def image_folder(
 ) -> Task:
     """Classify the images in DIR/CLASS/, or in DIR/train/CLASS/ and DIR/test/CLASS/.
 
-    Nothing is resized, cropped or recoloured unless you say so: images of unequal size or colour mode are an error.
-    Of 16 bits a channel the upper eight are kept, of grey only where `mode` asks for a conversion.
+    Nothing is resized, cropped or recoloured unless you say so: images of unequal size or colour
+    mode are an error. Of 16 bits a channel the upper eight are kept, of grey only where `mode` asks
+    for a conversion.
 
     Args:
         seed: See `optbench.data.splits.Handling`, as for the others.
         folder: DIR.
-        size: Resize every image to size × size pixels (bicubic); None to take them as they are, all the same.
-        mode: Convert every image to `L` (grey) or `RGB`; None to take them as they are, all the same.
+        size: Resize every image to size × size pixels (bicubic); None to take them as they are, all
+            the same.
+        mode: Convert every image to `L` (grey) or `RGB`; None to take them as they are, all the
+            same.
         test_share: Share of each class to report on, where there is no folder DIR/test.
         val_share: Share of each class, of those that remain, to choose with.
-        normalise: `standard` by mean and standard deviation of the training images' channels, or `none`.
+        normalise: `standard` by mean and standard deviation of the training images' channels, or
+            `none`.
         handling: The rest of them, but for `val_size`, which `val_share` says.
     """
     where = Path(folder).expanduser()
@@ -65,17 +72,26 @@ def image_folder(
     else:
         test, pool = _stratified(everything, test_share)
         if not len(test):
-            raise UserError(f"task.test_share={test_share} of {len(everything)} images leaves none to report on")
+            raise UserError(
+                f"task.test_share={test_share} of {len(everything)} images leaves none to report on"
+            )
     val, rest = _stratified(pool, val_share)
     options = Handling(seed, val_size=0, normalise=normalise, **handling)
-    facts: dict[str, object] = {"source": "task.folder", "classes": classes, "resized": size, "mode": mode}
+    facts: dict[str, object] = {
+        "source": "task.folder",
+        "classes": classes,
+        "resized": size,
+        "mode": mode,
+    }
     return labelled("image_folder", rest, test, len(classes), options, facts=facts, val=val)
 
 
 def _classes(folder: Path) -> list[str]:
     names = _folders(folder)
     if len(names) < 2:
-        raise UserError(f"{folder.absolute()} must hold one folder a class, at least two, got {names}")
+        raise UserError(
+            f"{folder.absolute()} must hold one folder a class, at least two, got {names}"
+        )
     return names
 
 
@@ -83,15 +99,22 @@ def _folders(folder: Path) -> list[str]:
     try:
         return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
     except OSError as why:
-        raise MachineError(f"cannot read {folder.absolute()} ({why.strerror}): say task.folder=DIR") from why
+        raise MachineError(
+            f"cannot read {folder.absolute()} ({why.strerror}): say task.folder=DIR"
+        ) from why
 
 
 def _check_apart(where: Path, classes: list[str]) -> None:
     """Raise a UserError if a folder in DIR would not be read, or is there for one of the two only."""
-    others = [name for name in _folders(where) if name not in ("train", "test") and not name.startswith(".")]
+    others = [
+        name
+        for name in _folders(where)
+        if name not in ("train", "test") and not name.startswith(".")
+    ]
     if others:
         raise UserError(
-            f"{where.absolute()} holds train/ and test/, and {_named(others)} would not be read: move it away, or "
+            f"{where.absolute()} holds train/ and test/, and {_named(others)} would not be read: "
+            "move it away, or "
             "its classes into train/"
         )
     in_test = set(_folders(where / "test"))
@@ -144,27 +167,42 @@ def _open(file: Path, size: int | None, mode: Mode | None) -> Tensor:
         raise MachineError(f"cannot read {why}: take it out of the folder") from why
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as why:
         raise MachineError(
-            f"cannot read {file}: it unpacks to more than {Image.MAX_IMAGE_PIXELS:,} pixels: make it smaller first"
+            f"cannot read {file}: it unpacks to more than {Image.MAX_IMAGE_PIXELS:,} pixels: make "
+            "it smaller first"
         ) from why
     except Exception as why:  # a corrupt image can raise nearly anything
-        said = "not an image in one of the formats " + ", ".join(FORMATS) if "cannot identify" in str(why) else str(why)
-        raise MachineError(f"cannot read {file}: {said}. Mend it, or take it out of the folder") from why
+        said = (
+            "not an image in one of the formats " + ", ".join(FORMATS)
+            if "cannot identify" in str(why)
+            else str(why)
+        )
+        raise MachineError(
+            f"cannot read {file}: {said}. Mend it, or take it out of the folder"
+        ) from why
     return torch.from_numpy(pixels.copy()).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
 
 
 def _converted(file: Path, image: Image.Image, mode: str | None) -> Image.Image:
     """Return the image as it is, or in another mode.
 
-    Pillow's conversion of integers wider than a byte cuts them off at 255, which leaves a white image. Of 16 bits
-    the upper eight are kept, as Pillow does for colour; the range of 32 bits and of floats is not known.
+    Pillow's conversion of integers wider than a byte cuts them off at 255, which leaves a white
+    image. Of 16 bits the upper eight are kept, as Pillow does for colour; the range of 32 bits and
+    of floats is not known.
     """
-    deep = image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format == "PPM")  # Pillow scales PPM to 16 bits
+    # Pillow scales PPM to 16 bits
+    deep = image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format == "PPM")
     if image.mode in ("I", "F") and not deep:
-        raise UserError(f"{file} is in mode {image.mode}, 32 bits of unknown range: convert it to 8 or 16 bits first")
+        raise UserError(
+            f"{file} is in mode {image.mode}, 32 bits of unknown range: convert it to 8 or 16 bits "
+            "first"
+        )
     if mode is None:
         if image.mode not in CHANNELS:
             kept = ", which keeps the upper 8 of its 16 bits" if deep else ""
-            raise UserError(f"{file} is in mode {image.mode}: say task.mode=RGB or task.mode=L to convert all{kept}")
+            raise UserError(
+                f"{file} is in mode {image.mode}: say task.mode=RGB or task.mode=L to convert "
+                f"all{kept}"
+            )
         return image
     if deep:
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
@@ -186,4 +224,7 @@ def _stratified(split: Split, share: float) -> tuple[Split, Split]:
     for label in split.targets.unique().tolist():
         members = order[split.targets[order] == label]
         taken[members[: round(share * len(members))]] = True
-    return tuple(Split(split.inputs[i], split.targets[i]) for i in (order[taken[order]], order[~taken[order]]))  # type: ignore[return-value]
+    return tuple(
+        Split(split.inputs[i], split.targets[i])
+        for i in (order[taken[order]], order[~taken[order]])
+    )  # type: ignore[return-value]

@@ -28,34 +28,48 @@ def logistic(
 ) -> Task:
     """Benign or malignant from 30 features of a cell: Wisconsin breast cancer, embedded in scikit-learn.
 
-    With `model=linear` the loss L(w) = mean_i [log(1 + e^{f_i}) − y_i f_i], f_i = w·x_i, is convex; the last
-    feature is the constant 1. Labels are smoothed, y = smoothing or 1 − smoothing, so that a finite optimum exists
-    although the classes can nearly be separated: L grows without bound in every direction that the data span.
-    `provenance.json` holds it, found by Newton's method in float64 (‖∇L‖ ≤ 1e-12).
+    With `model=linear` the loss L(w) = mean_i [log(1 + e^{f_i}) − y_i f_i], f_i = w·x_i, is convex;
+    the last feature is the constant 1. Labels are smoothed, y = smoothing or 1 − smoothing, so that
+    a finite optimum exists although the classes can nearly be separated: L grows without bound in
+    every direction that the data span. `provenance.json` holds it, found by Newton's method in
+    float64 (‖∇L‖ ≤ 1e-12).
 
     Args:
         seed: See `optbench.data.splits.Handling`, as for the others.
         smoothing: Between 0 and ½, neither included.
         val_size: How many of the 450 that are not for reporting.
-        normalise: `standard` subtracts mean and divides by standard deviation of the training examples, feature by
-            feature; `none` leaves a condition number of about 1e12.
+        normalise: `standard` subtracts mean and divides by standard deviation of the training
+            examples, feature by feature; `none` leaves a condition number of about 1e12.
         handling: The rest of them, but for the loss.
     """
     table = torch.from_numpy(_read())
     features, labels = table[:, :-1].float(), table[:, -1].long()
     test, pool = balanced_split(labels, TEST_SIZE)
     options = Handling(seed, "ce", val_size=val_size, normalise=normalise, **handling)
-    parts = divide("logistic", Split(features[pool], labels[pool]), Split(features[test], labels[test]), 2, options)
+    parts = divide(
+        "logistic",
+        Split(features[pool], labels[pool]),
+        Split(features[test], labels[test]),
+        2,
+        options,
+    )
     splits = {
-        name: Split(torch.cat([x, torch.ones(len(x), 1)], 1), smoothing + (1 - 2 * smoothing) * y.float()[:, None])
+        name: Split(
+            torch.cat([x, torch.ones(len(x), 1)], 1),
+            smoothing + (1 - 2 * smoothing) * y.float()[:, None],
+        )
         for name, (x, y) in parts.items()
     }
     w = optimum(splits["train"])
     facts: dict[str, object] = {
         "source": "scikit-learn breast cancer (UCI)",
-        "optimum": float(logistic_loss(splits["train"].inputs.double() @ w, splits["train"].targets.double())),
+        "optimum": float(
+            logistic_loss(splits["train"].inputs.double() @ w, splits["train"].targets.double())
+        ),
     }
-    return Task(splits["train"], splits.get("val"), splits["test"], 1, logistic_loss, _error, facts=facts)
+    return Task(
+        splits["train"], splits.get("val"), splits["test"], 1, logistic_loss, _error, facts=facts
+    )
 
 
 def logistic_loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -95,6 +109,7 @@ def _read() -> np.ndarray:
             raise ValueError(f"expected 569 rows of 31 numbers, got shape {table.shape}")
     except (OSError, ValueError) as why:
         raise MachineError(
-            f"cannot read scikit-learn's breast cancer data at {file}: {reason(why)}. Install it again"
+            f"cannot read scikit-learn's breast cancer data at {file}: {reason(why)}. Install it "
+            "again"
         ) from why
     return table

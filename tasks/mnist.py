@@ -23,7 +23,10 @@ FILES = {
 SIZES = {"train": 60_000, "test": 10_000}
 MOST_PACKED_BYTES = 2**26  # the largest of the eight published files has 26 MB
 # Mean and standard deviation of the published training pixels in [0, 1].
-STATISTICS: dict[str, Statistics] = {"MNIST": ((0.1307,), (0.3081,)), "FashionMNIST": ((0.2860,), (0.3530,))}
+STATISTICS: dict[str, Statistics] = {
+    "MNIST": ((0.1307,), (0.3081,)),
+    "FashionMNIST": ((0.2860,), (0.3530,)),
+}
 
 
 def mnist(seed: int, root: str, verify: bool = True, **handling: Labelled) -> Task:
@@ -32,8 +35,8 @@ def mnist(seed: int, root: str, verify: bool = True, **handling: Labelled) -> Ta
     Args:
         seed: See `optbench.data.splits.Handling`, as for the others.
         root: The folder that holds, or is to receive, `MNIST/raw/`.
-        verify: Check the published checksums of the .gz files, and download where one is missing. False takes
-            the files as they are, unpacked or not; the record then says so.
+        verify: Check the published checksums of the .gz files, and download where one is missing.
+            False takes the files as they are, unpacked or not; the record then says so.
         handling: The rest of them.
     """
     return _read_as_task("MNIST", seed, root, verify, handling)
@@ -51,7 +54,9 @@ def fashion_mnist(seed: int, root: str, verify: bool = True, **handling: Labelle
     return _read_as_task("FashionMNIST", seed, root, verify, handling)
 
 
-def _read_as_task(dataset: str, seed: int, root: str, verify: bool, handling: Mapping[str, Any]) -> Task:
+def _read_as_task(
+    dataset: str, seed: int, root: str, verify: bool, handling: Mapping[str, Any]
+) -> Task:
     defaults: dict[str, Any] = {"val_size": 5000, "normalise": "standard"}
     options = Handling(seed, **(defaults | dict(handling)))
     options.check_sizes(dataset, SIZES["train"])
@@ -65,8 +70,10 @@ def _read_as_task(dataset: str, seed: int, root: str, verify: bool, handling: Ma
 
 def _ways_out(folder: Path) -> str:
     return (
-        f"Looked in {folder.absolute()}. Either run once where there is a network, so that torchvision downloads it "
-        f"there, or put the four published files ({', '.join(name + '.gz' for name in FILES['test'])}, …) there "
+        f"Looked in {folder.absolute()}. Either run once where there is a network, so that "
+        "torchvision downloads it "
+        "there, or put the four published files "
+        f"({', '.join(name + '.gz' for name in FILES['test'])}, …) there "
         "yourself, or elsewhere and say task.root=DIR, DIR being the folder that holds "
         f"{folder.parent.name}/raw/ (add task.verify=false if they are unpacked or re-encoded)."
     )
@@ -78,7 +85,8 @@ def _check(dataset: str, root: Path, folder: Path) -> None:
     if not any(os.path.lexists(_file(folder, name)) for pair in FILES.values() for name in pair):
         published(root, download=True)
     for name, md5 in published.resources:
-        check_md5(folder / name, md5, MOST_PACKED_BYTES)  # OSError where there is only an unpacked file
+        # OSError where there is only an unpacked file
+        check_md5(folder / name, md5, MOST_PACKED_BYTES)
 
 
 def _read_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
@@ -92,7 +100,10 @@ def _read_split(folder: Path, split: str) -> tuple[Tensor, Tensor]:
     pixels = _read_idx(folder, images, (N, 28, 28))
     classes = _read_idx(folder, labels, (N,)).astype(np.int64)
     if classes.max() >= CLASSES:
-        raise MachineError(f"{_file(folder, labels)} must hold classes 0-9, got {classes.max()}. {_ways_out(folder)}")
+        raise MachineError(
+            f"{_file(folder, labels)} must hold classes 0-9, got {classes.max()}. "
+            f"{_ways_out(folder)}"
+        )
     return torch.from_numpy(pixels).reshape(N, 1, 28, 28), torch.from_numpy(classes)
 
 
@@ -110,9 +121,13 @@ def _read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
         size = len(head) + int(np.prod(shape))
         content = (read_gzip if file.suffix == ".gz" else read_bytes)(file, size)
         if content[: len(head)] != head or len(content) != size:
-            raise ValueError(f"expected {shape} bytes in the IDX format, {size:,} in all, got {len(content):,}")
+            raise ValueError(
+                f"expected {shape} bytes in the IDX format, {size:,} in all, got {len(content):,}"
+            )
     except FileNotFoundError as why:
-        raise MachineError(f"{folder.parent.name} is not here: no {name}. {_ways_out(folder)}") from why
+        raise MachineError(
+            f"{folder.parent.name} is not here: no {name}. {_ways_out(folder)}"
+        ) from why
     except (OSError, ValueError) as why:
         raise MachineError(f"cannot read {file}: {reason(why)}. {_ways_out(folder)}") from why
     return np.frombuffer(content, np.uint8, offset=len(head)).reshape(shape).copy()

@@ -24,16 +24,16 @@ def modular_addition(
 ) -> Task:
     """Classify pairs (a, b) by a + b mod p, 0 ≤ a, b < p; a random share of the p² pairs is trained on.
 
-    With strong weight decay (`optimizer=adamw optimizer.weight_decay=1`) the training error is 0 long before the
-    test error falls.
+    With strong weight decay (`optimizer=adamw optimizer.weight_decay=1`) the training error is 0
+    long before the test error falls.
 
     Args:
         seed: Seed of the run; which pairs are trained on depends on it.
         p: The modulus.
         train_share: Share of the pairs that are not for reporting, between 0 and 1.
         val_size: How many of those are for choosing.
-        encoding: `tokens` gives the three integers a, b, p ("="), shape (N, 3), to `model=gpt`, and reads the answer
-            after the last; `one_hot` gives 2p numbers, to any model.
+        encoding: `tokens` gives the three integers a, b, p ("="), shape (N, 3), to `model=gpt`, and
+            reads the answer after the last; `one_hot` gives 2p numbers, to any model.
         handling: See `optbench.data.splits.Handling`; the loss is the cross-entropy.
 
     References:
@@ -41,7 +41,9 @@ def modular_addition(
     """
     size = round(train_share * p * p)
     if not 0 < size < p * p:
-        raise UserError(f"task.train_share must leave pairs on both sides, got {train_share} of {p * p}")
+        raise UserError(
+            f"task.train_share must leave pairs on both sides, got {train_share} of {p * p}"
+        )
     pairs = torch.arange(p * p)
     a, b = pairs // p, pairs % p
     if encoding == "tokens":
@@ -50,7 +52,9 @@ def modular_addition(
         inputs = torch.cat([F.one_hot(a, p), F.one_hot(b, p)], 1).float()
     everything = Split(inputs, (a + b) % p)
     order = torch.randperm(p * p, generator=generator(seed, "pairs"))
-    pool, test = (Split(everything.inputs[i], everything.targets[i]) for i in (order[:size], order[size:]))
+    pool, test = (
+        Split(everything.inputs[i], everything.targets[i]) for i in (order[:size], order[size:])
+    )
     parts = divide("modular_addition", pool, test, p, Handling(seed, val_size=val_size, **handling))
     splits = {name: Split(*part) for name, part in parts.items()}
     width = p + 1 if encoding == "tokens" else p

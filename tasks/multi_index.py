@@ -38,17 +38,19 @@ def multi_index(
 ) -> Task:
     """Regression on a function of u_1·x, …, u_k·x, orthonormal u_j drawn at random, x ~ N(0, I_d).
 
-    `sum` is y = k^-½ Σ_j g(u_j·x); `staircase` is y = k^-½ Σ_j Π_{i≤j} g(u_i·x), where each direction can be found
-    only after those before it. E y = 0 (but for a staircase of links other than odd ones, where it is 0 too, the
-    factors being independent) and E y² = 1, so predicting 0 has loss ½. With the link's information exponent s
-    (the lowest non-zero Hermite coefficient), one pass of gradient descent needs about d^(s−1) examples for s > 2
-    and about d for s = 1, d log d for s = 2: below, the training loss falls and the test loss stays.
+    `sum` is y = k^-½ Σ_j g(u_j·x); `staircase` is y = k^-½ Σ_j Π_{i≤j} g(u_i·x), where each
+    direction can be found only after those before it. E y = 0 (but for a staircase of links other
+    than odd ones, where it is 0 too, the factors being independent) and E y² = 1, so predicting 0
+    has loss ½. With the link's information exponent s (the lowest non-zero Hermite coefficient),
+    one pass of gradient descent needs about d^(s−1) examples for s > 2 and about d for s = 1, d log
+    d for s = 2: below, the training loss falls and the test loss stays.
 
     Args:
         seed: Seed of the run; teacher and examples depend on it.
         dimension: d.
         directions: k, at most d; 1 is the single-index model.
-        link: g: linear, relu, sign, absolute, he2, he3 or he4, each shifted and scaled to mean 0, mean square 1.
+        link: g: linear, relu, sign, absolute, he2, he3 or he4, each shifted and scaled to mean 0,
+            mean square 1.
         combine: `sum` or `staircase`.
         train_size: Training examples.
         val_size: Examples to choose with.
@@ -56,13 +58,17 @@ def multi_index(
         noise: Standard deviation of Gaussian noise added to the training targets.
 
     References:
-        Ben Arous et al. (2021), arXiv:2003.10409 (information exponent); Abbe et al. (2022), arXiv:2202.08658
-        (staircases).
+        Ben Arous et al. (2021), arXiv:2003.10409 (information exponent); Abbe et al. (2022),
+        arXiv:2202.08658 (staircases).
     """
     if link not in LINKS:
-        raise UserError(f"task.link must be one of {', '.join(LINKS)}, got {link}.{nearest(link, LINKS)}")
+        raise UserError(
+            f"task.link must be one of {', '.join(LINKS)}, got {link}.{nearest(link, LINKS)}"
+        )
     if not 1 <= directions <= dimension:
-        raise UserError(f"task.directions must be between 1 and task.dimension={dimension}, got {directions}")
+        raise UserError(
+            f"task.directions must be between 1 and task.dimension={dimension}, got {directions}"
+        )
     u = torch.linalg.qr(torch.randn(dimension, directions, generator=generator(seed, "teacher"))).Q
     function, exponent = LINKS[link]
 

@@ -23,28 +23,35 @@ def quadratic(
 ) -> Task:
     """Least squares whose Hessian has the given eigenvalues: L(w) = ½ wᵀHw + ½ noise², minimum at w = 0.
 
-    With P eigenvalues λ_i and `copies` examples x_ij = √(P·λ_i) q_i of each, where q_i are the columns of an
-    orthogonal Q (the identity unless `rotate`) and targets are 0, the linear model f(x) = w·x has the loss
-    mean ½ f(x)² = ½ Σ_i λ_i (q_i·w)², so H = Q diag(λ) Qᵀ. Gradient descent multiplies the component
-    along q_i by (1 − ηλ_i) a step, and diverges if η > 2/λ₁.
+    With P eigenvalues λ_i and `copies` examples x_ij = √(P·λ_i) q_i of each, where q_i are the
+    columns of an orthogonal Q (the identity unless `rotate`) and targets are 0, the linear model
+    f(x) = w·x has the loss mean ½ f(x)² = ½ Σ_i λ_i (q_i·w)², so H = Q diag(λ) Qᵀ. Gradient descent
+    multiplies the component along q_i by (1 − ηλ_i) a step, and diverges if η > 2/λ₁.
 
-    With `noise` σ the targets of each direction are +σ and −σ, as many of each: the full batch keeps its loss but
-    for the floor ½σ², and the gradient of a random batch of b of the N = P·copies examples has, at w = 0, mean 0
-    and covariance σ²H (N − b)/(b (N − 1)): noise shaped by the Hessian, as in Zhang et al. (2019), arXiv:1907.04164.
+    With `noise` σ the targets of each direction are +σ and −σ, as many of each: the full batch
+    keeps its loss but for the floor ½σ², and the gradient of a random batch of b of the N =
+    P·copies examples has, at w = 0, mean 0 and covariance σ²H (N − b)/(b (N − 1)): noise shaped by
+    the Hessian, as in Zhang et al. (2019), arXiv:1907.04164.
 
     Args:
         seed: Seed of the run; the rotation depends on it.
-        spectrum: Eigenvalues, shape (P,), none negative; or a power law {size: P, exponent: a, largest: λ₁} for
-            λ_i = λ₁ i^(−a).
+        spectrum: Eigenvalues, shape (P,), none negative; or a power law {size: P, exponent: a,
+            largest: λ₁} for λ_i = λ₁ i^(−a).
         rotate: Draw Q uniformly from the orthogonal group, so that no axis is an eigenvector.
         noise: σ ≥ 0; above 0 it needs an even number of copies.
         copies: Examples of each direction.
     """
     eigenvalues = _eigenvalues(spectrum)
     if noise and copies % 2:
-        raise UserError(f"task.noise needs as many +σ as −σ: task.copies must be even, got {copies}")
+        raise UserError(
+            f"task.noise needs as many +σ as −σ: task.copies must be even, got {copies}"
+        )
     P = len(eigenvalues)
-    Q = random_orthogonal(P, generator(seed, "rotation")) if rotate else torch.eye(P, dtype=torch.float64)
+    Q = (
+        random_orthogonal(P, generator(seed, "rotation"))
+        if rotate
+        else torch.eye(P, dtype=torch.float64)
+    )
     inputs = ((P * eigenvalues).sqrt()[:, None] * Q.T).repeat_interleave(copies, 0)
     signs = torch.ones(P * copies, 1)
     signs[1::2] = -1
@@ -65,14 +72,19 @@ def _eigenvalues(spectrum: Sequence[float] | Mapping[str, float]) -> Tensor:
     if isinstance(spectrum, Mapping):
         if set(spectrum) != {"size", "exponent", "largest"} or not 1 <= spectrum["size"] <= LARGEST:
             raise UserError(
-                f"task.spectrum as a power law needs size (at most {LARGEST}), exponent and largest, got "
+                f"task.spectrum as a power law needs size (at most {LARGEST}), exponent and "
+                "largest, got "
                 f"{dict(spectrum)}"
             )
         ranks = torch.arange(1, int(spectrum["size"]) + 1, dtype=torch.float64)
         eigenvalues = spectrum["largest"] * ranks ** -spectrum["exponent"]
     else:
         eigenvalues = torch.tensor([float(x) for x in spectrum], dtype=torch.float64)
-    if len(eigenvalues) == 0 or not bool((eigenvalues >= 0).all()) or math.isinf(float(eigenvalues.sum())):
+    if (
+        len(eigenvalues) == 0
+        or not bool((eigenvalues >= 0).all())
+        or math.isinf(float(eigenvalues.sum()))
+    ):
         shown = dict(spectrum) if isinstance(spectrum, Mapping) else list(spectrum)
         raise UserError(f"task.spectrum must be finite numbers, none negative, got {shown}")
     return eigenvalues

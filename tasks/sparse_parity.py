@@ -20,8 +20,9 @@ def sparse_parity(
 ) -> Task:
     """Whether an odd number of `hidden` bits, the same ones always, is −1; inputs uniform in {−1, 1}^bits.
 
-    No smaller set of bits tells anything about the label, so error stays at ½ until the right ones are found, after
-    about bits^O(hidden) updates; then it falls to 0. With few examples the training set is learnt by heart first.
+    No smaller set of bits tells anything about the label, so error stays at ½ until the right ones
+    are found, after about bits^O(hidden) updates; then it falls to 0. With few examples the
+    training set is learnt by heart first.
 
     Args:
         seed: Seed of the run; the hidden bits and the examples depend on it.
@@ -40,7 +41,9 @@ def sparse_parity(
     chosen = torch.randperm(bits, generator=generator(seed, "teacher"))[:hidden]
 
     def draw(split: str, size: int) -> Split:
-        signs = torch.randint(0, 2, (size, bits), generator=generator(seed, f"inputs/{split}"), dtype=torch.int8)
+        signs = torch.randint(
+            0, 2, (size, bits), generator=generator(seed, f"inputs/{split}"), dtype=torch.int8
+        )
         return Split(2.0 * signs - 1, (hidden - signs[:, chosen].sum(1)) % 2)
 
     # Enough that each class has what a balanced or an imbalanced choice of this size asks for.

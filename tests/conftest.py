@@ -34,7 +34,8 @@ def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 Command = Callable[..., Outcome]
-OFF = {"wandb.mode": "disabled", "picture": "false"}  # neither is part of a result; a picture takes half a second
+# neither is part of a result; a picture takes half a second
+OFF = {"wandb.mode": "disabled", "picture": "false"}
 
 
 @pytest.fixture
@@ -59,7 +60,11 @@ def optbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: Call) -> C
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> Outcome:
-        off = [f"{key}={value}" for key, value in OFF.items() if not any(a.startswith(key) for a in arguments)]
+        off = [
+            f"{key}={value}"
+            for key, value in OFF.items()
+            if not any(a.startswith(key) for a in arguments)
+        ]
         monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
         return called(main, Path.cwd(), *arguments, *off)
 

@@ -17,7 +17,9 @@ class Forked:
     def __init__(self, folder: Path, *arguments: str) -> None:
         self._said = Path(tempfile.mkdtemp(dir=folder, prefix="said-"))
         overrides = (f"results_dir={folder}", "wandb.mode=disabled", *arguments)
-        self._process = _context(1).Process(target=_main_job, args=(overrides, self._said, 1), daemon=False)
+        self._process = _context(1).Process(
+            target=_main_job, args=(overrides, self._said, 1), daemon=False
+        )
         self._process.start()
 
     def works(self) -> bool:

@@ -21,7 +21,8 @@ def test_an_epoch_is_whole_batches_without_repetition_in_a_new_order_each_time()
     for epoch in epochs:
         assert len(set(epoch)) == 9
     assert len({tuple(epoch) for epoch in epochs}) == 4
-    assert len({x for epoch in epochs for x in epoch}) == 10  # what one epoch leaves out, another has
+    # what one epoch leaves out, another has
+    assert len({x for epoch in epochs for x in epoch}) == 10
 
 
 def test_order_does_not_depend_on_augmentation() -> None:

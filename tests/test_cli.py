@@ -79,7 +79,10 @@ def test_help_shows_groups_entries_and_five_examples(optbench: Command) -> None:
         "probes: ",
     ):
         assert word in outcome.out
-    assert outcome.out.count("  python -m optbench ") == 5 + 1 or outcome.out.count("python -m optbench") >= 6
+    assert (
+        outcome.out.count("  python -m optbench ") == 5 + 1
+        or outcome.out.count("python -m optbench") >= 6
+    )
     assert "???" not in outcome.out.split("Keys")[0]
 
 
@@ -90,7 +93,10 @@ BAD = {
     "batchsize=3": (2, "there is no key batchsize. Did you mean batch_size"),
     "optimizer.lr=-1": (2, "optimizer.lr must be a finite number, above 0, got -1"),
     "optimizer.lr=fast": (2, "optimizer.lr must be a finite number, above 0, got fast"),
-    "optimizer.momentum=-2": (2, "cannot build the optimizer as configured: ValueError: Invalid momentum value: -2"),
+    "optimizer.momentum=-2": (
+        2,
+        "cannot build the optimizer as configured: ValueError: Invalid momentum value: -2",
+    ),
     "batch_size=0": (2, "batch_size must be a whole number, at least 1 or full, got 0"),
     "batch_size=1001": (2, "between 1 and the 1000 training examples, got 1001"),
     "steps=0": (2, "steps must be a whole number, at least 1 or null, got 0"),
@@ -101,7 +107,10 @@ BAD = {
     "device=tpu": (2, "device must be auto, cpu, cuda, cuda:NUMBER or mps, got tpu"),
     "dtype=float16": (2, "dtype must be float32, float64 or bf16, got float16"),
     "dtype=bf16 device=cpu": (2, "dtype=bf16 needs a GPU"),
-    "wandb.mode=sometimes": (2, "wandb.mode must be auto, online, offline or disabled, got sometimes"),
+    "wandb.mode=sometimes": (
+        2,
+        "wandb.mode must be auto, online, offline or disabled, got sometimes",
+    ),
     "task.train_size=5000": (2, "task.train_size must be between 1 and 1000 for digits, got 5000"),
     "task.loss=hinge": (2, "task.loss must be ce or mse, got hinge"),
     "+task.colour=red": (2, "there is no key task.colour."),
@@ -109,12 +118,21 @@ BAD = {
         2,
         "model.activation must be tanh, relu, gelu, silu, elu, ",
     ),
-    "task=char_lm model=mlp": (2, "this model does not fit this task, whose inputs are tokens of shape (64,)"),
+    "task=char_lm model=mlp": (
+        2,
+        "this model does not fit this task, whose inputs are tokens of shape (64,)",
+    ),
     "model=gpt": (2, "model=gpt needs sequences of tokens, got inputs of shape (1, 8, 8)"),
-    "model.scaling=mup_adam optimizer=muon": (2, "say model.scaling=standard, or an optimizer with one optimizer.lr"),
+    "model.scaling=mup_adam optimizer=muon": (
+        2,
+        "say model.scaling=standard, or an optimizer with one optimizer.lr",
+    ),
     "task.imbalance=0": (2, "task.imbalance must be a finite number, at least 1, got 0"),
     "task=image_folder": (2, "task.folder has no default: say task.folder=VALUE"),
-    "task=mnist task.root=nowhere task.verify=false": (1, "MNIST is not here: no train-images-idx3-ubyte. Looked in"),
+    "task=mnist task.root=nowhere task.verify=false": (
+        1,
+        "MNIST is not here: no train-images-idx3-ubyte. Looked in",
+    ),
     "probes.sharpness.every=0": (
         2,
         "probes.sharpness.every must be a positive number of steps, epoch, log, never, adaptive or a probe before it",
@@ -132,8 +150,14 @@ BAD = {
     "optimizer=custom optimizer._target_=torch.nn.Linear": (2, "there is no key optimizer.lr"),
     "optimizer.lr=": (2, "optimizer.lr must be a finite number, above 0, got ''"),
     "optimizer.lr=[": (2, "no viable alternative at input '['"),
-    "task=cifar task.root=nowhere task.verify=false": (1, "CIFAR-10 is not here: no data_batch_1. Looked in"),
-    "task=quadratic task.spectrum=[1,-2]": (2, "task.spectrum must be finite numbers, none negative, got [1, -2]"),
+    "task=cifar task.root=nowhere task.verify=false": (
+        1,
+        "CIFAR-10 is not here: no data_batch_1. Looked in",
+    ),
+    "task=quadratic task.spectrum=[1,-2]": (
+        2,
+        "task.spectrum must be finite numbers, none negative, got [1, -2]",
+    ),
 }
 
 
@@ -162,7 +186,11 @@ def test_two_processes_on_one_run_folder(optbench: Command) -> None:
 def test_a_file_where_the_results_should_go(optbench: Command, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     outcome = optbench(*TINY, "results_dir=taken")
-    assert outcome.code == 1 and "say results_dir=DIR" in outcome.err and "Traceback" not in outcome.err
+    assert (
+        outcome.code == 1
+        and "say results_dir=DIR" in outcome.err
+        and "Traceback" not in outcome.err
+    )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX file sizes limits")
@@ -177,7 +205,15 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     for name in ("full", "roomy"):
         (tmp_path / name).mkdir()
     full = subprocess.run(
-        [sys.executable, "-c", program, "40000", *arguments, f"results_dir={tmp_path / 'full'}", "wandb.mode=disabled"],
+        [
+            sys.executable,
+            "-c",
+            program,
+            "40000",
+            *arguments,
+            f"results_dir={tmp_path / 'full'}",
+            "wandb.mode=disabled",
+        ],
         cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -232,7 +268,15 @@ def test_an_optimizer_from_the_users_folder(tmp_path: Path) -> None:
         (("--config-dir", "my_conf", "optimizer=signgd"), "signgd"),
     ):
         done = subprocess.run(
-            [sys.executable, "-m", "optbench", *choice, "task=digits", "steps=20", "wandb.mode=disabled"],
+            [
+                sys.executable,
+                "-m",
+                "optbench",
+                *choice,
+                "task=digits",
+                "steps=20",
+                "wandb.mode=disabled",
+            ],
             cwd=tmp_path,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             capture_output=True,
@@ -273,10 +317,14 @@ class Mine(torch.optim.Optimizer):
     conf.mkdir(parents=True)
     (conf / "mine.yaml").write_text("_target_: plugin_of_a_user.Mine\n_partial_: true\nlr: 0.05\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    outcome = optbench("--config-dir", "my_conf", "optimizer=mine", "task=digits", "steps=10", "model.widths=[8]")
+    outcome = optbench(
+        "--config-dir", "my_conf", "optimizer=mine", "task=digits", "steps=10", "model.widths=[8]"
+    )
     last = json.loads((outcome.folder / "summary.json").read_text())["last"]
     assert last["edge/threshold"] == pytest.approx(2 / (0.05 * (1 + 1 / 1.7)), rel=1e-3)
-    assert last["edge/distance"] == pytest.approx(last["sharpness/lambda_max"] / last["edge/threshold"])
+    assert last["edge/distance"] == pytest.approx(
+        last["sharpness/lambda_max"] / last["edge/threshold"]
+    )
     assert "(probed)" in outcome.err
 
 
@@ -294,10 +342,17 @@ NEEDS_FILES = ("cifar", "mnist", "fashion_mnist", "image_folder")
 def test_a_run_without_sharpness_and_edge_keeps_the_other_probes(optbench: Command) -> None:
     done = optbench("probes.sharpness.every=never", "steps=60", "probes.layers.interval=20")
     records = (done.folder / "metrics.jsonl").read_text()
-    assert "layers/" in records and "gap/loss" in records and "sharpness/" not in records and "edge/" not in records
+    assert (
+        "layers/" in records
+        and "gap/loss" in records
+        and "sharpness/" not in records
+        and "edge/" not in records
+    )
 
 
-@pytest.mark.parametrize("task", sorted(f.stem for f in (ROOT / "conf/task").glob("*.yaml") if "large" not in f.stem))
+@pytest.mark.parametrize(
+    "task", sorted(f.stem for f in (ROOT / "conf/task").glob("*.yaml") if "large" not in f.stem)
+)
 def test_every_task_that_needs_no_files_starts_by_its_default(optbench: Command, task: str) -> None:
     if task.removesuffix("_small") in NEEDS_FILES:
         pytest.skip("needs files; see tests/tasks")
@@ -311,12 +366,21 @@ def test_every_task_that_needs_no_files_starts_by_its_default(optbench: Command,
 
 def test_a_task_takes_another_model_than_its_own(optbench: Command) -> None:
     assert optbench("task=sparse_parity_small", "model=mlp", "steps=2").code == 0
-    assert optbench("task=modular_addition_small", "model=gpt", "task.encoding=tokens", "steps=2").code == 0
+    assert (
+        optbench("task=modular_addition_small", "model=gpt", "task.encoding=tokens", "steps=2").code
+        == 0
+    )
     assert optbench("task=char_lm_small", "model=gpt_small", "optimizer=sgd", "steps=2").code == 0
 
 
 def test_mup_gives_each_layer_its_own_learning_rate(optbench: Command) -> None:
-    outcome = optbench("task=digits", "steps=3", "model.scaling=mup_sgd", "model.widths=[128]", "model.base_width=32")
+    outcome = optbench(
+        "task=digits",
+        "steps=3",
+        "model.scaling=mup_sgd",
+        "model.widths=[128]",
+        "model.base_width=32",
+    )
     assert outcome.code == 0, outcome.err
     last = json.loads((outcome.folder / "summary.json").read_text())["last"]
     assert "edge/threshold" in last or "edge/preconditioned_sharpness" in last
@@ -324,14 +388,20 @@ def test_mup_gives_each_layer_its_own_learning_rate(optbench: Command) -> None:
 
 @pytest.mark.parametrize(
     ("optimizer", "decay"),  # AdamW's own default is 0.01
-    [(["optimizer=adamw"], 0.01), (["optimizer=custom", "optimizer._target_=torch.optim.AdamW"], 0.01)],
+    [
+        (["optimizer=adamw"], 0.01),
+        (["optimizer=custom", "optimizer._target_=torch.optim.AdamW"], 0.01),
+    ],
 )
 def test_mup_leaves_weight_decay_as_it_is(optimizer: list[str], decay: float) -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose(
-            "config", ["steps=1", *optimizer, "model.scaling=mup_adam", "model.widths=[256]", "device=cpu"]
+            "config",
+            ["steps=1", *optimizer, "model.scaling=mup_adam", "model.widths=[256]", "device=cpu"],
         )
     groups = build(config).update.optimizer.param_groups
     low, high = sorted(group["lr"] for group in groups)
     assert low == pytest.approx(high / 4)
-    assert [group["lr"] * group["weight_decay"] for group in groups] == pytest.approx([high * decay] * 2)
+    assert [group["lr"] * group["weight_decay"] for group in groups] == pytest.approx(
+        [high * decay] * 2
+    )

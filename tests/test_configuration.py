@@ -127,7 +127,9 @@ def test_what_cannot_be_is_told_with_key_value_and_what_is_expected() -> None:
 
 
 def test_what_is_right_is_left_as_it_is() -> None:
-    config = compose_config(["epochs=0.5", "schedule=cosine", "+optimizer.maximize=true", "optimizer.lr=1"])
+    config = compose_config(
+        ["epochs=0.5", "schedule=cosine", "+optimizer.maximize=true", "optimizer.lr=1"]
+    )
     before = OmegaConf.to_yaml(config)
     check(config)
     assert OmegaConf.to_yaml(config) == before
@@ -139,7 +141,9 @@ def test_a_folder_whose_name_is_a_number_is_a_folder() -> None:
     assert config.results_dir == "2026"
 
 
-def _plug_in(params: Any, rate: Positive, *, quick: bool = False, share=0.5, mode="a", other=None) -> None:  # type: ignore[no-untyped-def]
+def _plug_in(  # type: ignore[no-untyped-def]
+    params: Any, rate: Positive, *, quick: bool = False, share=0.5, mode="a", other=None
+) -> None:
     """Somebody's own: some of it annotated, some with defaults only."""
 
 
@@ -153,7 +157,10 @@ def _plug_in(params: Any, rate: Positive, *, quick: bool = False, share=0.5, mod
         ({"share": "much"}, "optimizer.share must be a finite number, got much"),
         ({"share": float("nan")}, "optimizer.share must be a finite number, got nan"),
         ({"mode": 5}, "optimizer.mode must be text, got 5"),
-        ({"other": "off"}, "optimizer.other must be true or false where it is a yes or no, got off"),
+        (
+            {"other": "off"},
+            "optimizer.other must be true or false where it is a yes or no, got off",
+        ),
         ({"other": [1.0, float("inf")]}, "optimizer.other must be finite, got [1.0, inf]"),
         ({"rate": "\x1b[31m1"}, "optimizer.rate must be a finite number, above 0, got ?[31m1"),
     ],

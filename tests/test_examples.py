@@ -20,7 +20,9 @@ def test_balanced_split_is_balanced_disjoint_complete_and_fixed() -> None:
 
 
 def test_balanced_split_refuses_more_than_a_class_has() -> None:
-    with pytest.raises(UserError, match=r"cannot take 5 examples of 4: class 1 would need 2 and has 1.*train_size"):
+    with pytest.raises(
+        UserError, match=r"cannot take 5 examples of 4: class 1 would need 2 and has 1.*train_size"
+    ):
         balanced_split(torch.tensor([0, 0, 0, 1]), 4 + 1)
 
 
@@ -57,7 +59,13 @@ def test_splits_are_disjoint_and_only_the_training_labels_are_noisy() -> None:
 
 def test_the_split_depends_on_its_own_seed_and_the_noise_on_the_runs() -> None:
     def data(**settings: int | float) -> str:
-        return labelled("it", POOL, TEST, 10, Handling(**{"seed": 0, "val_size": 100, **settings})).data_hash()  # type: ignore[arg-type]
+        return labelled(
+            "it",
+            POOL,
+            TEST,
+            10,
+            Handling(**{"seed": 0, "val_size": 100, **settings}),  # type: ignore[arg-type]
+        ).data_hash()
 
     assert data() == data(seed=1) != data(split_seed=1)
     assert data(label_noise=0.1) != data(label_noise=0.1, seed=1)
@@ -65,7 +73,9 @@ def test_the_split_depends_on_its_own_seed_and_the_noise_on_the_runs() -> None:
 
 @pytest.mark.parametrize(("imbalance", "size"), [(10, 300), (100, 150), (10, None)])
 def test_imbalance_is_geometric_in_the_class(imbalance: float, size: int | None) -> None:
-    labels = divide("it", POOL, TEST, 10, Handling(0, imbalance=imbalance, train_size=size))["train"][1]
+    labels = divide("it", POOL, TEST, 10, Handling(0, imbalance=imbalance, train_size=size))[
+        "train"
+    ][1]
     counts = labels.bincount(minlength=10)
     ideal = imbalance ** (-torch.arange(10.0) / 9)
     ideal *= len(labels) / ideal.sum()
@@ -76,7 +86,9 @@ def test_imbalance_is_geometric_in_the_class(imbalance: float, size: int | None)
 def test_impossible_imbalance_says_how_to_go_on() -> None:
     with pytest.raises(UserError, match=r"class 0 would need \d+ and has 100.*imbalance nearer 1"):
         divide("it", POOL, TEST, 10, Handling(0, imbalance=100, train_size=900))
-    with pytest.raises(UserError, match=r"task\.imbalance must be a finite number, at least 1, got 0\.5"):
+    with pytest.raises(
+        UserError, match=r"task\.imbalance must be a finite number, at least 1, got 0\.5"
+    ):
         Handling(0, imbalance=0.5)
 
 
@@ -89,11 +101,15 @@ def test_normalisation_is_by_the_training_examples_channel_by_channel() -> None:
     plain = divide("it", POOL, TEST, 10, Handling(0, val_size=100))
     assert float(plain["train"][0].min()) >= 0 and float(plain["train"][0].max()) <= 1
     scale = plain["train"][0].std((0, 2, 3), correction=0).reshape(3, 1, 1)
-    torch.testing.assert_close(parts["test"][0].diff(dim=0), plain["test"][0].diff(dim=0) / scale, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        parts["test"][0].diff(dim=0), plain["test"][0].diff(dim=0) / scale, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_published_statistics_are_used_where_there_are_some() -> None:
-    parts = divide("it", POOL, TEST, 10, Handling(0, normalise="standard"), ((0.5, 0.25, 0.0), (0.5, 1.0, 2.0)))
+    parts = divide(
+        "it", POOL, TEST, 10, Handling(0, normalise="standard"), ((0.5, 0.25, 0.0), (0.5, 1.0, 2.0))
+    )
     plain = divide("it", POOL, TEST, 10, Handling(0))
     expected = (plain["test"][0] - torch.tensor([0.5, 0.25, 0.0]).reshape(3, 1, 1)) / torch.tensor(
         [0.5, 1.0, 2.0]
@@ -103,17 +119,24 @@ def test_published_statistics_are_used_where_there_are_some() -> None:
 
 def test_a_constant_feature_is_left_alone() -> None:
     pool = Split(torch.ones(20, 1), torch.arange(20) % 2)
-    assert divide("it", pool, pool, 2, Handling(0, normalise="standard"))["train"][0].abs().max() == 0
+    assert (
+        divide("it", pool, pool, 2, Handling(0, normalise="standard"))["train"][0].abs().max() == 0
+    )
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"train_size": 1001}, "task.train_size must be between 1 and 1000 for it, got 1001"),
-        ({"train_size": 901, "val_size": 100}, "task.train_size must be between 1 and 900 for it, got 901"),
+        (
+            {"train_size": 901, "val_size": 100},
+            "task.train_size must be between 1 and 900 for it, got 901",
+        ),
         ({"val_size": 1000}, "task.val_size must be between 0 and 999 for it, got 1000"),
     ],
 )
-def test_impossible_sizes_are_refused_with_the_range(settings: dict[str, int], message: str) -> None:
+def test_impossible_sizes_are_refused_with_the_range(
+    settings: dict[str, int], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         divide("it", POOL, TEST, 10, Handling(0, **settings))  # type: ignore[arg-type]

@@ -49,7 +49,9 @@ def test_results_go_to_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
     assert folder.parent == tmp_path / name / "runs" and run.overrides == QUICK
 
 
-def test_a_run_that_somebody_else_is_at_work_on_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_somebody_else_is_at_work_on_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two launchers share four runs; the third is claimed at first by neither of them."""
     monkeypatch.setattr(launching, "LOOK_AGAIN", 0.05)
     commands = [(*QUICK, f"seed={seed}") for seed in range(2)]
@@ -87,11 +89,19 @@ def test_a_run_whose_claim_is_to_be_tried_again_waits_for_a_free_place(tmp_path:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is a fork server on POSIX only")
-def test_a_fork_server_that_is_killed_is_started_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_server_that_is_killed_is_started_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "slow_one.py").write_text(SLOW.replace("FOLDER", repr(str(tmp_path))))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(launching, "LOOK_AGAIN", 0.05)
-    slow = (*QUICK[:1], "steps=20", *QUICK[2:], "optimizer=custom", "optimizer._target_=slow_one.Slow")
+    slow = (
+        *QUICK[:1],
+        "steps=20",
+        *QUICK[2:],
+        "optimizer=custom",
+        "optimizer._target_=slow_one.Slow",
+    )
     said: list[str] = []
 
     def kill() -> None:
@@ -107,7 +117,9 @@ def test_a_fork_server_that_is_killed_is_started_anew(tmp_path: Path, monkeypatc
     assert {json.loads((f / "summary.json").read_text())["status"] for f in folders} == {"done"}
 
 
-def test_a_run_that_hangs_is_stopped_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_hangs_is_stopped_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It does not even heed the request to stop."""
     (tmp_path / "hanging.py").write_text(HANGING)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -124,7 +136,11 @@ def test_without_a_terminal_progress_comes_in_lines(capsys: pytest.CaptureFixtur
         for _ in range(40):
             shown.advance()
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "0/40 runs  adam tune" and lines[-1] == "40/40 runs  adam tune" and len(lines) == 11
+    assert (
+        lines[0] == "0/40 runs  adam tune"
+        and lines[-1] == "40/40 runs  adam tune"
+        and len(lines) == 11
+    )
 
 
 def test_a_terminal_gets_a_bar(capsys: pytest.CaptureFixture[str]) -> None:

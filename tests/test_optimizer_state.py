@@ -31,7 +31,10 @@ def _parameters() -> list[nn.Parameter]:
 
 @pytest.mark.parametrize("key", ODD)
 def test_every_kind_of_state_comes_back_as_it_was(key: str) -> None:
-    before, after = SGD(_parameters(), lr=0.1, momentum=0.9), SGD(_parameters(), lr=0.2, momentum=0.9)
+    before, after = (
+        SGD(_parameters(), lr=0.1, momentum=0.9),
+        SGD(_parameters(), lr=0.2, momentum=0.9),
+    )
     for p in before.param_groups[0]["params"]:
         before.state[p] = {"momentum_buffer": torch.ones_like(p), key: ODD[key]}
     load_optimizer(after, before.state_dict())

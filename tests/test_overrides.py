@@ -17,7 +17,21 @@ PARSER = OverridesParser.create()
 AWKWARD = st.text(alphabet="\\'\"${}ab1e.-_+ ,=:[]()#\n\tëλ\udc80%*@?|~&!;/", max_size=9)
 NUMBERS = st.text(alphabet="0123456789eE.+-_infaNulTtrs", max_size=8)
 NAMES = [
-    *("zoë", "a,b", "a=b", "a (1)", "123", "1e3", "null", "True", "with space", "it's", 'a"b', "$HOME", "${seed}"),
+    *(
+        "zoë",
+        "a,b",
+        "a=b",
+        "a (1)",
+        "123",
+        "1e3",
+        "null",
+        "True",
+        "with space",
+        "it's",
+        'a"b',
+        "$HOME",
+        "${seed}",
+    ),
     *("#1", "a{b", "trailing\\", "\\'", "~", "@x", "[a]", "日本", "-x", " lead", "a%20", "x:y"),
 ]
 
@@ -50,7 +64,9 @@ def test_what_needs_no_quotes_gets_none(text: str) -> None:
     assert quoted(text) == text
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("a,b", "it's", "${seed}", " lead")])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name not in ("a,b", "it's", "${seed}", " lead")]
+)
 def test_a_path_on_the_command_line_that_hydra_would_not_read_as_text_is_quoted(name: str) -> None:
     """Where Hydra reads a text, its own rules hold: commas make a sweep, a backslash escapes."""
     [argument] = with_paths([f"results_dir={name}"])
@@ -58,12 +74,21 @@ def test_a_path_on_the_command_line_that_hydra_would_not_read_as_text_is_quoted(
 
 
 def test_what_is_no_path_stays_as_it_is() -> None:
-    given = ["seed=2026", "task.text=null", "results_dir=a,b", "results_dir='1'", "--multirun", "results_dir"]
+    given = [
+        "seed=2026",
+        "task.text=null",
+        "results_dir=a,b",
+        "results_dir='1'",
+        "--multirun",
+        "results_dir",
+    ]
     assert with_paths(given) == given
 
 
 def test_a_run_in_a_folder_that_is_called_like_a_number(optbench: Command) -> None:
-    outcome = optbench("task=quadratic", "steps=1", "probes=none", "picture=false", "results_dir=2026")
+    outcome = optbench(
+        "task=quadratic", "steps=1", "probes=none", "picture=false", "results_dir=2026"
+    )
     assert outcome.code == 0 and outcome.folder.parts[0] == "2026", outcome.err
 
 

@@ -63,7 +63,11 @@ ONLY_IMPORTER = {
     "torchvision": {"optbench.data.torchvision"},
     "lightning": {"optbench.integrations.lightning"},
     "transformers": {"optbench.integrations.transformers"},
-    "matplotlib": {"optbench.record.picture", "optbench.curvature.density", "optbench.studies.atlas_picture"},
+    "matplotlib": {
+        "optbench.record.picture",
+        "optbench.curvature.density",
+        "optbench.studies.atlas_picture",
+    },
 }
 WITHOUT_TORCH = [
     "optbench.record.folder",
@@ -107,7 +111,9 @@ def _imports(file: Path) -> set[str]:
 
 
 def _level(module: str) -> int:
-    return next(i for i, prefix in enumerate(ORDER) if module == prefix or module.startswith(prefix + "."))
+    return next(
+        i for i, prefix in enumerate(ORDER) if module == prefix or module.startswith(prefix + ".")
+    )
 
 
 MODULES = _modules()
@@ -116,12 +122,16 @@ MODULES = _modules()
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_down(module: str) -> None:
     for imported in _imports(MODULES[module]) & MODULES.keys():
-        assert imported == "optbench" or _level(imported) >= _level(module), f"{module} imports {imported}"
+        assert imported == "optbench" or _level(imported) >= _level(module), (
+            f"{module} imports {imported}"
+        )
 
 
 @pytest.mark.parametrize("package", ONLY_IMPORTER)
 def test_each_of_these_is_imported_in_its_own_place_only(package: str) -> None:
-    importers = {m for m, file in MODULES.items() if any(i.split(".")[0] == package for i in _imports(file))}
+    importers = {
+        m for m, file in MODULES.items() if any(i.split(".")[0] == package for i in _imports(file))
+    }
     assert importers <= ONLY_IMPORTER[package]
 
 
@@ -138,13 +148,23 @@ def test_whoever_starts_or_compares_runs_needs_neither_torch_nor_hydra() -> None
 
 
 def test_every_folder_of_code_is_in_the_list_of_packages() -> None:
-    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    listed = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    )
     folders = {file.parent.relative_to(ROOT) for file in (ROOT / "optbench").rglob("*.py")}
-    assert listed == {".".join(folder.parts) for folder in folders} | {"optbench.tasks", "optbench.conf"}
+    assert listed == {".".join(folder.parts) for folder in folders} | {
+        "optbench.tasks",
+        "optbench.conf",
+    }
 
 
 def _run(folder: Path, *start: str, **environment: str) -> str:
-    arguments = ["task=quadratic", "steps=3", "wandb.mode=disabled", f"results_dir={folder / 'out'}"]
+    arguments = [
+        "task=quadratic",
+        "steps=3",
+        "wandb.mode=disabled",
+        f"results_dir={folder / 'out'}",
+    ]
     done = subprocess.run(
         [sys.executable, *start, "-m", "optbench", *arguments],
         cwd=folder,
@@ -172,7 +192,18 @@ def test_a_bare_checkout_and_a_wheel_run_from_any_folder(tmp_path: Path) -> None
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-rL", checkout, copy], check=True)
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, copy],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            tmp_path,
+            copy,
+        ],
         check=True,
     )
     wheel = next(tmp_path.glob("optbench-*.whl"))
@@ -185,7 +216,10 @@ def test_a_bare_checkout_and_a_wheel_run_from_any_folder(tmp_path: Path) -> None
             if "__pycache__" not in file.parts
         }
         assert {f"optbench/{file}" for file in files} <= set(names)
-    assert {f"optbench/cli/templates/{file.name}" for file in (ROOT / "optbench/cli/templates").iterdir()} <= set(names)
+    assert {
+        f"optbench/cli/templates/{file.name}"
+        for file in (ROOT / "optbench/cli/templates").iterdir()
+    } <= set(names)
     installed = tmp_path / "installed"
     zipfile.ZipFile(wheel).extractall(installed)
     from_wheel = _run(elsewhere, PYTHONPATH=str(installed))

@@ -57,7 +57,9 @@ def _run(
 
 def _last(folder: Path, done: "subprocess.CompletedProcess[str]") -> dict[str, float]:
     assert done.returncode == 0, done.stderr
-    last: dict[str, float] = json.loads((folder / done.stdout.splitlines()[-1] / "summary.json").read_text())["last"]
+    last: dict[str, float] = json.loads(
+        (folder / done.stdout.splitlines()[-1] / "summary.json").read_text()
+    )["last"]
     return last
 
 
@@ -73,9 +75,16 @@ def test_an_optimizer_from_a_file_in_the_folder(tmp_path: Path) -> None:
     )
     assert _last(tmp_path, done)["edge/threshold"] == pytest.approx(2 / 0.005)
     script = Path(sys.executable).with_name("optbench")
-    if script.exists():  # the console script, which unlike python -m has not the folder on its path by itself
+    # the console script, which unlike python -m has not the folder on its path by itself
+    if script.exists():
         again = subprocess.run(
-            [script, "task=quadratic", "optimizer=custom", "optimizer._target_=my_file.Plain", *TINY],
+            [
+                script,
+                "task=quadratic",
+                "optimizer=custom",
+                "optimizer._target_=my_file.Plain",
+                *TINY,
+            ],
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -88,21 +97,41 @@ def test_yamls_of_ones_own(tmp_path: Path) -> None:
     for name, code in (("my_optimizer", OPTIMIZER), ("my_task", TASK), ("my_probe", PROBE)):
         (tmp_path / f"{name}.py").write_text(code)
     for group, name, text in (
-        ("optimizer", "mine", "_target_: my_optimizer.Plain\n_partial_: true\nlr: 0.1\nscale: 0.25\n"),
-        ("task", "line", "# @package _global_\ntask:\n  _target_: my_task.line\n  size: 12\nbatch_size: full\n"),
-        ("probes", "counting", "defaults:\n  - default\n\ncount:\n  _target_: my_probe.Count\n  every: 2\n"),
+        (
+            "optimizer",
+            "mine",
+            "_target_: my_optimizer.Plain\n_partial_: true\nlr: 0.1\nscale: 0.25\n",
+        ),
+        (
+            "task",
+            "line",
+            "# @package _global_\ntask:\n  _target_: my_task.line\n  size: 12\nbatch_size: full\n",
+        ),
+        (
+            "probes",
+            "counting",
+            "defaults:\n  - default\n\ncount:\n  _target_: my_probe.Count\n  every: 2\n",
+        ),
     ):
         (tmp_path / "my_conf" / group).mkdir(parents=True)
         (tmp_path / "my_conf" / group / f"{name}.yaml").write_text(text)
-    done = _run(tmp_path, "--config-dir", "my_conf", "optimizer=mine", "task=line", "probes=counting", *TINY)
+    done = _run(
+        tmp_path, "--config-dir", "my_conf", "optimizer=mine", "task=line", "probes=counting", *TINY
+    )
     last = _last(tmp_path, done)
-    assert last["edge/threshold"] == pytest.approx(80) and last["count/parameters"] == 64 * 2 + 64 * 65 + 65
+    assert (
+        last["edge/threshold"] == pytest.approx(80)
+        and last["count/parameters"] == 64 * 2 + 64 * 65 + 65
+    )
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plug-in package of a user, built and installed by pip into a folder of its own; no network."""
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("a target with spaces")
+    source, target = (
+        tmp_path_factory.mktemp("source"),
+        tmp_path_factory.mktemp("a target with spaces"),
+    )
     package = source / "their_plugin"
     for group in ("optimizer", "task", "probes"):
         (package / "conf" / group).mkdir(parents=True)
@@ -112,12 +141,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "_target_: their_plugin.code.Plain\n_partial_: true\nlr: 0.05\n"
     )
     (package / "conf/task/their_line.yaml").write_text(
-        "# @package _global_\ntask:\n  _target_: their_plugin.code.line\n  size: 8\nbatch_size: full\n"
+        "# @package _global_\ntask:\n  _target_: their_plugin.code.line\n  size: 8\nbatch_size: "
+        "full\n"
     )
     (package / "conf/probes/their_probes.yaml").write_text(
         "defaults:\n  - default\n\ncount:\n  _target_: their_plugin.code.Count\n  every: 1\n"
     )
-    (package / "conf/optimizer/adam.yaml").write_text("_target_: their_plugin.code.Plain\n_partial_: true\nlr: 0.05\n")
+    (package / "conf/optimizer/adam.yaml").write_text(
+        "_target_: their_plugin.code.Plain\n_partial_: true\nlr: 0.05\n"
+    )
     (source / "pyproject.toml").write_text(
         """[build-system]
 requires = ["setuptools"]
@@ -165,20 +197,35 @@ their_plugin = ["conf/**/*.yaml"]
 
 
 def test_a_package_brings_its_yamls_along(installed: Path, tmp_path: Path) -> None:
-    done = _run(tmp_path, "optimizer=theirs", "task=their_line", "probes=their_probes", *TINY, path=installed)
+    done = _run(
+        tmp_path,
+        "optimizer=theirs",
+        "task=their_line",
+        "probes=their_probes",
+        *TINY,
+        path=installed,
+    )
     last = _last(tmp_path, done)
-    assert last["edge/threshold"] == pytest.approx(40) and last["count/parameters"] == 64 * 2 + 64 * 65 + 65
+    assert (
+        last["edge/threshold"] == pytest.approx(40)
+        and last["count/parameters"] == 64 * 2 + 64 * 65 + 65
+    )
     shown = _run(tmp_path, "--help", path=installed).stdout
     assert "theirs" in shown and "their_line" in shown and "their_probes" in shown
 
 
-def test_what_is_wrong_with_a_package_is_said_and_stops_nobody(installed: Path, tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_package_is_said_and_stops_nobody(
+    installed: Path, tmp_path: Path
+) -> None:
     done = _run(tmp_path, "optimizer=adam", "task=quadratic", *TINY, "steps=25", path=installed)
     assert (
         "plug-in their-plugin says it brings optimizer=absent, but their_plugin has no conf/optimizer/absent.yaml"
         in done.stderr
     )
-    assert "plug-in their-plugin brings optimizer=adam, a name that optbench has: its own is used" in done.stderr
+    assert (
+        "plug-in their-plugin brings optimizer=adam, a name that optbench has: its own is used"
+        in done.stderr
+    )
     assert "edge/preconditioned_sharpness" in _last(tmp_path, done)  # ours, not SGD under its name
 
 

@@ -46,8 +46,20 @@ def _through_a_file(state: Any) -> Any:
             torch.float32,
             torch.Size([1]),
         ),
-        *((1, (2.0, "x")), [1, [None]], {1, 2}, frozenset({"a"}), Counter("aab"), OrderedDict(b=1, a=2)),
-        *({"a": {0: np.float64(2.0)}}, {(1, 2): [np.int32(1)]}, random.Random(0).getstate(), float("inf")),
+        *(
+            (1, (2.0, "x")),
+            [1, [None]],
+            {1, 2},
+            frozenset({"a"}),
+            Counter("aab"),
+            OrderedDict(b=1, a=2),
+        ),
+        *(
+            {"a": {0: np.float64(2.0)}},
+            {(1, 2): [np.int32(1)]},
+            random.Random(0).getstate(),
+            float("inf"),
+        ),
     ],
     ids=repr,
 )
@@ -58,7 +70,9 @@ def test_what_is_held_comes_back_with_its_type(value: Any) -> None:
 
 @pytest.mark.parametrize("dtype", ["f8", "f4", "f2", "i8", "u4", "?", "c16", ">f8", "U3"])
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3)])
-def test_arrays_come_back_bit_for_bit_and_can_be_written_to(dtype: str, shape: tuple[int, ...]) -> None:
+def test_arrays_come_back_bit_for_bit_and_can_be_written_to(
+    dtype: str, shape: tuple[int, ...]
+) -> None:
     array = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
     back = _through_a_file([array])[0]
     assert back.dtype == array.dtype and back.shape == array.shape and np.array_equal(back, array)
@@ -115,11 +129,36 @@ def test_a_mark_of_no_known_kind_is_refused() -> None:
 
 def test_the_digest_sees_every_type_key_value_shape_and_bit() -> None:
     states: list[Any] = [
-        *({}, [], (), None, 0, False, 0.0, -0.0, "", b"", {"a": 1}, {"b": 1}, {"a": 1.0}, [1, [2]], [[1], 2]),
+        *(
+            {},
+            [],
+            (),
+            None,
+            0,
+            False,
+            0.0,
+            -0.0,
+            "",
+            b"",
+            {"a": 1},
+            {"b": 1},
+            {"a": 1.0},
+            [1, [2]],
+            [[1], 2],
+        ),
         *(torch.zeros(2), torch.zeros(2, 1), torch.zeros(2).double(), torch.tensor([0.0, -0.0])),
-        *(torch.zeros(2).bfloat16(), np.float32(0), np.float64(0), np.zeros(1), torch.zeros(0), torch.zeros(())),
+        *(
+            torch.zeros(2).bfloat16(),
+            np.float32(0),
+            np.float64(0),
+            np.zeros(1),
+            torch.zeros(0),
+            torch.zeros(()),
+        ),
         {"a": torch.zeros(2)},
     ]
     assert len({digest(state) for state in states}) == len(states)
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
-    assert digest(torch.arange(6).reshape(2, 3).T) == digest(torch.arange(6).reshape(2, 3).T.contiguous())
+    assert digest(torch.arange(6).reshape(2, 3).T) == digest(
+        torch.arange(6).reshape(2, 3).T.contiguous()
+    )

@@ -25,7 +25,10 @@ def _texts(tree: ast.AST) -> Iterator[str]:
     """String literals; in place of what an f-string fills in, a word."""
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
-            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "smoke" for part in node.values)
+            yield "".join(
+                str(part.value) if isinstance(part, ast.Constant) else "smoke"
+                for part in node.values
+            )
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
 
@@ -58,7 +61,9 @@ def test_the_last_line_of_tune_is_understood(
     results = tmp_path / "my results"
     results.mkdir()
     monkeypatch.setattr(
-        tune, "Tuner", lambda *_: SimpleNamespace(run=lambda points: None, failures=[], results=results)
+        tune,
+        "Tuner",
+        lambda *_: SimpleNamespace(run=lambda points: None, failures=[], results=results),
     )
     assert tune._main(["optimizer=sgd"]) == 0
     words = shlex.split(capsys.readouterr().out.rpartition("next: ")[2])
@@ -75,7 +80,9 @@ def test_what_is_said_of_tune_can_be_said_to_it(words: str) -> None:
         tune._main([*words.split(), "optimizer=nobody"])
 
 
-@pytest.mark.parametrize("words", ["schedule=constant", "optimizer.lr=0.05 steps=20", "optimizer=sgd seed=0"])
+@pytest.mark.parametrize(
+    "words", ["schedule=constant", "optimizer.lr=0.05 steps=20", "optimizer=sgd seed=0"]
+)
 def test_what_a_run_advises_can_be_said_to_it(words: str) -> None:
     check(compose_config(words.split()))
 
@@ -94,7 +101,11 @@ def test_every_command_says_its_version_and_its_help_and_does_nothing(
     else:
         said = ""
     said += capsys.readouterr().out
-    assert said.startswith(f"optbench {optbench.__version__}") if flag == "--version" else "python -m optbench" in said
+    assert (
+        said.startswith(f"optbench {optbench.__version__}")
+        if flag == "--version"
+        else "python -m optbench" in said
+    )
 
 
 def test_the_table_is_not_written_outside_a_checkout(

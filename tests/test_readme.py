@@ -22,7 +22,9 @@ def test_certified_sharpness_for_your_own_model(capsys: pytest.CaptureFixture[st
     assert "each at most" in (out := capsys.readouterr().out) and "found no larger one" in out
 
 
-@pytest.mark.parametrize("command", ["pip install -c constraints.txt -e .", "-m optbench", "-m pytest"])
+@pytest.mark.parametrize(
+    "command", ["pip install -c constraints.txt -e .", "-m optbench", "-m pytest"]
+)
 def test_the_two_commands_are_there(command: str) -> None:
     assert command in README.split("## The main job")[0]
 
@@ -45,4 +47,7 @@ def test_three_lines_of_watch() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     names = {"model": model, "loss": torch.nn.functional.cross_entropy, "wandb": Wandb}
     exec(block.group(1), {**names, "optimizer": optimizer, "loader": loader, "test_loader": loader})
-    assert len(logged) == 1 and {"sharpness/lambda_max", "edge/distance", "gap/error"} <= logged[0].keys()
+    assert (
+        len(logged) == 1
+        and {"sharpness/lambda_max", "edge/distance", "gap/error"} <= logged[0].keys()
+    )

@@ -15,8 +15,21 @@ from tests import checkpoints
 from tests.conftest import Command, Outcome
 
 TINY = (
-    *("task=digits", "task.train_size=60", "model.widths=[4]", "batch_size=20", "probes=none", "log_every=1"),
-    *("picture=false", "checkpoint_seconds=1e-9", "steps=8", "optimizer=custom", "optimizer.lr=0.1"),
+    *(
+        "task=digits",
+        "task.train_size=60",
+        "model.widths=[4]",
+        "batch_size=20",
+        "probes=none",
+        "log_every=1",
+    ),
+    *(
+        "picture=false",
+        "checkpoint_seconds=1e-9",
+        "steps=8",
+        "optimizer=custom",
+        "optimizer.lr=0.1",
+    ),
 )
 MINE = """
 import os, random
@@ -43,8 +56,9 @@ class Mine(Optimizer):
         return loss
 """
 PLAIN = "p.data -= group['lr'] * p.grad"
-NUMPY_SCALAR = "state['v'] = np.float32(0.9) * state.get('v', np.float32(0)) + np.float32(p.grad.norm()); " + (
-    "p.data -= group['lr'] * p.grad / float(1 + state['v'])"
+NUMPY_SCALAR = (
+    "state['v'] = np.float32(0.9) * state.get('v', np.float32(0)) + np.float32(p.grad.norm()); "
+    + ("p.data -= group['lr'] * p.grad / float(1 + state['v'])")
 )
 NUMPY_ARRAY = "state['m'] = 0.9 * state.get('m', np.zeros(tuple(p.shape))) + p.grad.numpy(); " + (
     "p.data -= group['lr'] * torch.from_numpy(state['m']).to(p)"
@@ -82,7 +96,12 @@ def _state(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("name", "update"),
-    [("np_scalar", NUMPY_SCALAR), ("np_array", NUMPY_ARRAY), ("precise", PRECISE), ("noisy", NOISY)],
+    [
+        ("np_scalar", NUMPY_SCALAR),
+        ("np_array", NUMPY_ARRAY),
+        ("precise", PRECISE),
+        ("noisy", NOISY),
+    ],
 )
 def test_state_of_every_kind_goes_on_bit_identical(
     optbench: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, update: str
@@ -91,15 +110,27 @@ def test_state_of_every_kind_goes_on_bit_identical(
     whole = optbench(*words, "results_dir=whole").folder
     _until(optbench, monkeypatch, 4, *words, "results_dir=stopped")
     resumed = optbench(*words, "results_dir=stopped")
-    assert "going on from step 4" in resumed.err and "damaged" not in resumed.err and "bit-identical" not in resumed.err
+    assert (
+        "going on from step 4" in resumed.err
+        and "damaged" not in resumed.err
+        and "bit-identical" not in resumed.err
+    )
     assert (resumed.folder / METRICS).read_bytes() == (whole / METRICS).read_bytes()
     assert _state(resumed.folder)["digest"] == _state(whole)["digest"]
 
 
-def test_state_that_no_checkpoint_can_hold_stops_the_run_at_the_first(optbench: Command, tmp_path: Path) -> None:
+def test_state_that_no_checkpoint_can_hold_stops_the_run_at_the_first(
+    optbench: Command, tmp_path: Path
+) -> None:
     stopped = optbench(*TINY, _write(tmp_path, "unheld", DATACLASS))
-    assert stopped.code == 2 and len([line for line in stopped.err.splitlines() if "optbench:" in line]) == 1
-    assert "optimizer.state.0.h is a fractions.Fraction" in stopped.err and "Traceback" not in stopped.err
+    assert (
+        stopped.code == 2
+        and len([line for line in stopped.err.splitlines() if "optbench:" in line]) == 1
+    )
+    assert (
+        "optimizer.state.0.h is a fractions.Fraction" in stopped.err
+        and "Traceback" not in stopped.err
+    )
 
 
 def test_python_and_numpy_draw_the_same_in_two_runs_and_another_for_another_seed(
@@ -108,7 +139,9 @@ def test_python_and_numpy_draw_the_same_in_two_runs_and_another_for_another_seed
     words = (*TINY, _write(tmp_path, "drawing", NOISY))
     first, second = (optbench(*words, f"results_dir={name}").folder for name in "ab")
     assert (first / METRICS).read_bytes() == (second / METRICS).read_bytes()
-    assert (optbench(*words, "seed=1").folder / METRICS).read_bytes() != (first / METRICS).read_bytes()
+    assert (optbench(*words, "seed=1").folder / METRICS).read_bytes() != (
+        first / METRICS
+    ).read_bytes()
 
 
 def test_a_checkpoint_without_the_newer_keys_is_gone_on_from(
@@ -139,23 +172,39 @@ def test_a_finished_folder_of_an_earlier_version_stands(optbench: Command, tmp_p
         (folder / name).write_text(json.dumps(content))
     assert "finished before" in optbench(*words).out
     (folder / METRICS).unlink()
-    assert "is finished, but metrics.jsonl is missing: overwrite=true runs it again" in optbench(*words).err
+    assert (
+        "is finished, but metrics.jsonl is missing: overwrite=true runs it again"
+        in optbench(*words).err
+    )
 
 
-def test_a_finished_run_does_not_stand_for_code_that_has_changed(optbench: Command, tmp_path: Path) -> None:
+def test_a_finished_run_does_not_stand_for_code_that_has_changed(
+    optbench: Command, tmp_path: Path
+) -> None:
     words = (*TINY, _write(tmp_path, "edited", PLAIN))
     folder = optbench(*words).folder
     then = json.loads((folder / PROVENANCE).read_text())["sources"]
-    assert len(then["edited.Mine"]) == 64 and then["optbench.tasks.digits.digits"].startswith("optbench ")
+    assert len(then["edited.Mine"]) == 64 and then["optbench.tasks.digits.digits"].startswith(
+        "optbench "
+    )
     _write(tmp_path, "edited", f"{PLAIN}  # a comment")
     assert "finished before" in optbench(*words).out
     _write(tmp_path, "edited", PLAIN.replace("-=", "+="))
     refused = optbench(*words)
     assert refused.code == 2 and len(refused.err.strip().splitlines()) == 1
-    assert f"the code of edited.Mine has changed since (source hash {then['edited.Mine'][:12]} then, " in refused.err
-    for way_out in ("overwrite=true runs it again", f"move {folder} away", "another results folder"):
+    assert (
+        f"the code of edited.Mine has changed since (source hash {then['edited.Mine'][:12]} then, "
+        in refused.err
+    )
+    for way_out in (
+        "overwrite=true runs it again",
+        f"move {folder} away",
+        "another results folder",
+    ):
         assert way_out in refused.err
-    assert optbench(*words, "overwrite=true").code == 0 and "finished before" in optbench(*words).out
+    assert (
+        optbench(*words, "overwrite=true").code == 0 and "finished before" in optbench(*words).out
+    )
 
 
 def test_a_run_that_is_half_done_does_not_go_on_with_other_code(
@@ -206,7 +255,9 @@ def test_digests_close_a_finished_run(optbench: Command, tmp_path: Path) -> None
     assert record.check_digests(folder) == "digests.json is missing or damaged"
 
 
-def test_a_picture_that_was_never_drawn_is_drawn_by_the_same_command(optbench: Command, tmp_path: Path) -> None:
+def test_a_picture_that_was_never_drawn_is_drawn_by_the_same_command(
+    optbench: Command, tmp_path: Path
+) -> None:
     words = [word for word in TINY if word != "picture=false"]
     words = [*words, "picture=true", _write(tmp_path, "drawn", PLAIN)]
     folder = optbench(*words).folder
@@ -232,7 +283,9 @@ def test_only_what_a_run_writes_is_removed_by_overwrite(optbench: Command, tmp_p
     for name in ("notes.json", "my.pt", "curve.png", "rows.jsonl"):
         (folder / name).write_text("mine")
     assert optbench(*words, "overwrite=true").code == 0
-    assert {"notes.json", "my.pt", "curve.png", "rows.jsonl"} <= {file.name for file in folder.iterdir()}
+    assert {"notes.json", "my.pt", "curve.png", "rows.jsonl"} <= {
+        file.name for file in folder.iterdir()
+    }
 
 
 def test_the_mirrors_files_are_those_that_it_writes() -> None:
@@ -242,4 +295,6 @@ def test_the_mirrors_files_are_those_that_it_writes() -> None:
 
 
 def test_the_digest_of_a_state_is_the_same_however_numpy_lays_it_out() -> None:
-    assert digest(np.arange(6).reshape(2, 3).T) == digest(np.ascontiguousarray(np.arange(6).reshape(2, 3).T))
+    assert digest(np.arange(6).reshape(2, 3).T) == digest(
+        np.ascontiguousarray(np.arange(6).reshape(2, 3).T)
+    )

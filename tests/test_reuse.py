@@ -36,11 +36,18 @@ def test_another_text_under_the_same_name_is_refused_and_overwrite_trains_on_it(
     refused = optbench(*ON_TEXT)
     assert refused.code == 2 and len(refused.err.strip().splitlines()) == 1
     assert f"data have changed since (data hash {then[:12]} then, " in refused.err
-    assert "overwrite=true runs it again" in refused.err and f"move {first.folder} away" in refused.err
+    assert (
+        "overwrite=true runs it again" in refused.err and f"move {first.folder} away" in refused.err
+    )
     assert _hash(first.folder) == then
     again = optbench(*ON_TEXT, "overwrite=true")
     now = _hash(again.folder)
-    assert again.code == 0 and again.folder == first.folder and now != then and f"{now[:12]} now" in refused.err
+    assert (
+        again.code == 0
+        and again.folder == first.folder
+        and now != then
+        and f"{now[:12]} now" in refused.err
+    )
     assert "finished before" in optbench(*ON_TEXT).out
     (tmp_path / "text.txt").unlink()
     assert "cannot read text.txt (No such file or directory)" in optbench(*ON_TEXT).err
@@ -53,9 +60,18 @@ def test_another_image_in_the_folder_is_refused_and_a_sweep_goes_on_beside_it(
     for label in ("a", "b"):
         (images / label).mkdir(parents=True)
         for i in range(10):
-            pixels = np.random.default_rng([i, ord(label)]).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            pixels = np.random.default_rng([i, ord(label)]).integers(
+                0, 256, (8, 8, 3), dtype=np.uint8
+            )
             Image.fromarray(pixels).save(images / label / f"{i}.png")
-    run = ("task=image_folder", "task.folder=images", "model=linear", "optimizer=sgd", "batch_size=4", "probes=none")
+    run = (
+        "task=image_folder",
+        "task.folder=images",
+        "model=linear",
+        "optimizer=sgd",
+        "batch_size=4",
+        "probes=none",
+    )
     first = optbench(*run, "steps=2")
     assert first.code == 0, first.err
     assert "finished before" in optbench(*run, "steps=2").out
@@ -65,7 +81,9 @@ def test_another_image_in_the_folder_is_refused_and_a_sweep_goes_on_beside_it(
     assert len(list((tmp_path / "results/runs").iterdir())) == 2
 
 
-def test_data_are_read_once_for_all_that_differ_in_the_optimizer_alone(optbench: Command, tmp_path: Path) -> None:
+def test_data_are_read_once_for_all_that_differ_in_the_optimizer_alone(
+    optbench: Command, tmp_path: Path
+) -> None:
     asked = []
 
     def config(overrides: tuple[str, ...]) -> DictConfig:
@@ -73,8 +91,20 @@ def test_data_are_read_once_for_all_that_differ_in_the_optimizer_alone(optbench:
         return compose_config(overrides)
 
     present = PresentData()
-    for overrides in (("seed=0",), ("seed=0", "optimizer=adam"), ("seed=1",), ("seed=0", "dtype=float64")):
-        command = ("task=digits", "task.label_noise=0.1", "steps=1", "probes=none", "model=linear", *overrides)
+    for overrides in (
+        ("seed=0",),
+        ("seed=0", "optimizer=adam"),
+        ("seed=1",),
+        ("seed=0", "dtype=float64"),
+    ):
+        command = (
+            "task=digits",
+            "task.label_noise=0.1",
+            "steps=1",
+            "probes=none",
+            "model=linear",
+            *overrides,
+        )
         folder = optbench(*command).folder
         present.check(folder, lambda command=command: config(command))  # type: ignore[misc]
         assert data_hash(compose_config(command)) == _hash(folder)
@@ -84,10 +114,14 @@ def test_data_are_read_once_for_all_that_differ_in_the_optimizer_alone(optbench:
         present.check(folder, lambda: config(()))
 
 
-def test_a_study_refuses_runs_on_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_refuses_runs_on_other_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text(SENTENCES[0])
-    commands = [[*ON_TEXT, "optimizer=sgd", "wandb.mode=disabled", f"seed={seed}"] for seed in (0, 1)]
+    commands = [
+        [*ON_TEXT, "optimizer=sgd", "wandb.mode=disabled", f"seed={seed}"] for seed in (0, 1)
+    ]
     assert make_runs(commands, 2, Path("results"), Path("study"))[1] == []
     before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("results/runs/*/*")}
     assert make_runs(commands, 2, Path("results"), Path("study"))[1] == []
@@ -116,7 +150,10 @@ def test_the_tuner_refuses_runs_on_other_data(tmp_path: Path, called: Call) -> N
         "final_seeds": [0, 1],
         "held_out": "second",
         "common": [],
-        "tasks": {"first": on_text, "second": on_text | {"run": [*ON_TEXT[:2], "task.context=4", "steps=2"]}},
+        "tasks": {
+            "first": on_text,
+            "second": on_text | {"run": [*ON_TEXT[:2], "task.context=4", "steps=2"]},
+        },
     }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(suite))
     (tmp_path / "text.txt").write_text(SENTENCES[0])

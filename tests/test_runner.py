@@ -57,13 +57,16 @@ def _assert_same(a: Any, b: Any, path: str = "") -> None:
         assert a == b, path
 
 
-def test_the_record_has_every_step_of_the_full_batch_and_probes_at_their_cadence(optbench: Command) -> None:
+def test_the_record_has_every_step_of_the_full_batch_and_probes_at_their_cadence(
+    optbench: Command,
+) -> None:
     folder = optbench(*SHORT, "picture=true").folder
     lines = _lines(folder)
     assert [line["step"] for line in lines] == list(range(41))
     assert all("batch/loss" in line for line in lines[:-1]) and "batch/loss" not in lines[-1]
     assert [line["step"] for line in lines if "sharpness/lambda_max" in line] == [0, 10, 20, 30, 40]
-    for line in lines[:-1:10]:  # the full batch's loss is the train loss, but for train against eval mode
+    # the full batch's loss is the train loss, but for train against eval mode
+    for line in lines[:-1:10]:
         assert line["batch/loss"] == pytest.approx(line["train/loss"], rel=1e-6)
         assert line["edge/distance"] == line["sharpness/lambda_max"] / line["edge/threshold"]
     summary = _summary(folder)
@@ -96,9 +99,20 @@ def test_mini_batch_losses_are_averaged_between_records(optbench: Command) -> No
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
-def test_a_run_with_probes_is_bit_identical_to_the_run_without(optbench: Command, model: str, optimizer: str) -> None:
-    small = ("task=digits", "steps=6", "batch_size=50", "task.train_size=200", f"optimizer={optimizer}", *model.split())
-    watched = _state(optbench(*small, "probes.sharpness.every=2", "probes.generalization.every=1").folder)
+def test_a_run_with_probes_is_bit_identical_to_the_run_without(
+    optbench: Command, model: str, optimizer: str
+) -> None:
+    small = (
+        "task=digits",
+        "steps=6",
+        "batch_size=50",
+        "task.train_size=200",
+        f"optimizer={optimizer}",
+        *model.split(),
+    )
+    watched = _state(
+        optbench(*small, "probes.sharpness.every=2", "probes.generalization.every=1").folder
+    )
     alone = _state(optbench(*small, "probes=none").folder)
     for part in ("model", "optimizer", "batches", "random"):
         _assert_same(watched[part], alone[part], part)
@@ -107,14 +121,36 @@ def test_a_run_with_probes_is_bit_identical_to_the_run_without(optbench: Command
 @pytest.mark.parametrize(
     ("model", "optimizer", "batch"),
     [
-        *((MODELS[0], optimizer, batch) for optimizer in ("adam", "lion", "muon") for batch in ("full", "50")),
-        *((MODELS[2], *rest) for rest in (("adam", "full"), ("adam", "50"), ("lion", "50"), ("muon", "full"))),
+        *(
+            (MODELS[0], optimizer, batch)
+            for optimizer in ("adam", "lion", "muon")
+            for batch in ("full", "50")
+        ),
+        *(
+            (MODELS[2], *rest)
+            for rest in (("adam", "full"), ("adam", "50"), ("lion", "50"), ("muon", "full"))
+        ),
     ],
 )
 def test_every_probe_only_reads(optbench: Command, model: str, optimizer: str, batch: str) -> None:
-    small = ("task=digits", "steps=4", f"batch_size={batch}", "task.train_size=100", f"optimizer={optimizer}")
-    every = ("probes=dynamics", "probes.sharpness.every=2", "probes.layers.interval=1", "probes.direction.interval=1")
-    fewer = ("probes.critical.interval=1", "probes.noise.batches=2", "probes.batch_sharpness.batches=2")
+    small = (
+        "task=digits",
+        "steps=4",
+        f"batch_size={batch}",
+        "task.train_size=100",
+        f"optimizer={optimizer}",
+    )
+    every = (
+        "probes=dynamics",
+        "probes.sharpness.every=2",
+        "probes.layers.interval=1",
+        "probes.direction.interval=1",
+    )
+    fewer = (
+        "probes.critical.interval=1",
+        "probes.noise.batches=2",
+        "probes.batch_sharpness.batches=2",
+    )
     watched = _state(optbench(*small, *model.split(), *every, *fewer).folder)
     alone = _state(optbench(*small, *model.split(), "probes=none").folder)
     for part in ("model", "optimizer", "batches", "random"):
@@ -135,10 +171,14 @@ def test_a_divergence_is_a_result_with_its_step_and_no_padded_value(optbench: Co
     outcome = optbench("task=quadratic", "optimizer.lr=1.0", "steps=500")  # λ₁ = 10, threshold 2
     summary, lines = _summary(outcome.folder), _lines(outcome.folder)
     assert outcome.code == 0 and summary["status"] == "diverged"
-    # Each step multiplies the leading component by 1 − 10 = −9, the loss by 81: 10⁶ is passed in about 4.
+    # Each step multiplies the leading component by 1 − 10 = −9, the loss by 81: 10⁶ is passed in
+    # about 4.
     assert 2 <= summary["step"] <= 8
     assert lines[-1]["step"] < summary["step"]
-    assert "finished before (diverged" in optbench("task=quadratic", "optimizer.lr=1.0", "steps=500").out
+    assert (
+        "finished before (diverged"
+        in optbench("task=quadratic", "optimizer.lr=1.0", "steps=500").out
+    )
 
 
 def test_weights_that_overflow_between_two_losses_are_a_divergence(optbench: Command) -> None:
@@ -186,7 +226,9 @@ def _wait_for_progress(results: Path, process: Forked) -> None:
     time.sleep(random.uniform(0, 0.6))
 
 
-def test_killed_at_random_moments_and_resumed_it_ends_bit_identical(uninterrupted: Path, tmp_path: Path) -> None:
+def test_killed_at_random_moments_and_resumed_it_ends_bit_identical(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
     kills = 0
     for _ in range(3):
         process = Forked(tmp_path, *KILLED)
@@ -194,8 +236,17 @@ def test_killed_at_random_moments_and_resumed_it_ends_bit_identical(uninterrupte
         process.send(signal.SIGKILL)
         kills += process.end() == -signal.SIGKILL
     assert kills > 0
-    command = [sys.executable, "-m", "optbench", f"results_dir={tmp_path}", "wandb.mode=disabled", *KILLED]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    command = [
+        sys.executable,
+        "-m",
+        "optbench",
+        f"results_dir={tmp_path}",
+        "wandb.mode=disabled",
+        *KILLED,
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True
+    )
     assert done.returncode == 0, done.stderr
     folder = _run_folder(tmp_path)
     assert (folder / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
@@ -203,7 +254,9 @@ def test_killed_at_random_moments_and_resumed_it_ends_bit_identical(uninterrupte
     assert len(json.loads((folder / "provenance.json").read_text())["sessions"]) > 1
 
 
-def test_a_truncated_checkpoint_is_passed_over_for_the_one_before(uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_is_passed_over_for_the_one_before(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
     process = Forked(tmp_path, *KILLED)
     _wait_for(lambda: list(tmp_path.glob("runs/*/checkpoint.previous.pt")), process)
     process.send(signal.SIGKILL)

@@ -16,7 +16,9 @@ from optbench.search import Choices, Range, read
 from tests.conftest import Command
 
 ROOT = Path(__file__).resolve().parent.parent
-OPTIMIZERS = sorted(file.stem for file in (ROOT / "conf/optimizer").glob("*.yaml") if file.stem != "custom")
+OPTIMIZERS = sorted(
+    file.stem for file in (ROOT / "conf/optimizer").glob("*.yaml") if file.stem != "custom"
+)
 
 
 def _config(optimizer: str, *overrides: str) -> DictConfig:
@@ -28,7 +30,9 @@ def _config(optimizer: str, *overrides: str) -> DictConfig:
     ("scale", "low", "high", "middle"),
     [("linear", -1.0, 3.0, 1.0), ("log", 1e-4, 1e-2, 1e-3), ("one_minus_log", 0.9, 0.999, 0.99)],
 )
-def test_an_axis_is_uniform_on_its_scale(scale: str, low: float, high: float, middle: float) -> None:
+def test_an_axis_is_uniform_on_its_scale(
+    scale: str, low: float, high: float, middle: float
+) -> None:
     axis = read({"x": {"low": low, "high": high, "scale": scale}})["x"]
     # exp and log: a few roundings, 1e-15 each
     assert [axis.at(u) for u in (0, 0.5, 1)] == pytest.approx([low, middle, high], rel=1e-13)
@@ -44,7 +48,9 @@ def test_choices_share_the_axis_equally() -> None:
 
 
 def test_numbers_that_yaml_takes_for_words_are_numbers() -> None:
-    assert read(yaml.safe_load("lr: {low: 1e-4, high: 1, scale: log}"))["lr"] == Range(1e-4, 1.0, "log")
+    assert read(yaml.safe_load("lr: {low: 1e-4, high: 1, scale: log}"))["lr"] == Range(
+        1e-4, 1.0, "log"
+    )
     assert read(None) == {}
 
 
@@ -54,16 +60,26 @@ BAD: dict[str, Any] = {
     r"search must be a mapping, a line an axis, got \[3\]": [3],
     r"search.x.choices must be .* at least 1 item": {"x": {"choices": []}},
     r"search.x.choices.0.* must be ": {"x": {"choices": [[1]]}},
-    r"there is no key search.x.lo. Did you mean low": {"x": {"low": 1, "high": 2, "scale": "log", "lo": 1}},
+    r"there is no key search.x.lo. Did you mean low": {
+        "x": {"low": 1, "high": 2, "scale": "log", "lo": 1}
+    },
     r"search.x.scale must be 'linear', 'log' or 'one_minus_log', got 'logg'": {
         "x": {"low": 1, "high": 2, "scale": "logg"}
     },
     r"search.x.low must be a valid number, got 'a'": {"x": {"low": "a", "high": 2, "scale": "log"}},
-    r"search.x.low must be a valid number, got True": {"x": {"low": True, "high": 2, "scale": "log"}},
-    r"search.x.high must be a finite number, got inf": {"x": {"low": 1, "high": float("inf"), "scale": "log"}},
-    r"search.x.high must be a finite number, got inf$": {"x": {"low": 1, "high": "inf", "scale": "log"}},
+    r"search.x.low must be a valid number, got True": {
+        "x": {"low": True, "high": 2, "scale": "log"}
+    },
+    r"search.x.high must be a finite number, got inf": {
+        "x": {"low": 1, "high": float("inf"), "scale": "log"}
+    },
+    r"search.x.high must be a finite number, got inf$": {
+        "x": {"low": 1, "high": "inf", "scale": "log"}
+    },
     r"low < high, above 0, got low=0 and high=2": {"x": {"low": 0, "high": 2, "scale": "log"}},
-    r"low < high, below 1, got low=0 and high=1": {"x": {"low": 0, "high": 1, "scale": "one_minus_log"}},
+    r"low < high, below 1, got low=0 and high=1": {
+        "x": {"low": 0, "high": 1, "scale": "one_minus_log"}
+    },
     r"low < high, got low=2 and high=1": {"x": {"low": 2, "high": 1, "scale": "linear"}},
 }
 
@@ -87,7 +103,9 @@ def test_every_yaml_says_what_it_is_and_where_to_search(optimizer: str) -> None:
         assert default is not None, f"{key} has no default that it could replace"
         if isinstance(axis, Range):
             # 0 switches a setting off, which no logarithm reaches
-            assert axis.low <= default <= axis.high or default == 0, f"{key}={default} is outside its range"
+            assert axis.low <= default <= axis.high or default == 0, (
+                f"{key}={default} is outside its range"
+            )
         elif isinstance(axis, Choices):
             assert default in axis.choices
 
@@ -103,7 +121,9 @@ def test_every_corner_of_every_space_is_an_override_that_builds(optimizer: str, 
     build(config)
 
 
-def test_about_and_search_are_neither_settings_nor_part_of_the_name(optbench: Command, tmp_path: Path) -> None:
+def test_about_and_search_are_neither_settings_nor_part_of_the_name(
+    optbench: Command, tmp_path: Path
+) -> None:
     conf = tmp_path / "my_conf" / "optimizer"
     conf.mkdir(parents=True)
     (conf / "mine.yaml").write_text("_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\n")
@@ -121,7 +141,10 @@ def test_about_and_search_are_neither_settings_nor_part_of_the_name(optbench: Co
 def test_a_tuned_element_of_a_list_is_an_ordinary_override(optbench: Command) -> None:
     run = ("task=quadratic", "optimizer=adam", "optimizer.betas.0=0.85", "steps=5")
     folder = optbench(*run).folder
-    assert yaml.safe_load((folder / "config.yaml").read_text())["optimizer"]["betas"] == [0.85, 0.999]
+    assert yaml.safe_load((folder / "config.yaml").read_text())["optimizer"]["betas"] == [
+        0.85,
+        0.999,
+    ]
     assert "finished before" in optbench(*run).out
     assert json.loads((folder / "summary.json").read_text())["status"] == "done"
 

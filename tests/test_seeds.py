@@ -5,7 +5,10 @@ from optbench.seeds import derive, generator, global_stream
 
 def test_streams_are_reproducible_and_differ_by_name_and_seed() -> None:
     assert derive(0, "init") == derive(0, "init")
-    assert len({derive(seed, name) for seed in range(5) for name in ("init", "order", "augmentation")}) == 15
+    assert (
+        len({derive(seed, name) for seed in range(5) for name in ("init", "order", "augmentation")})
+        == 15
+    )
 
 
 def test_derived_seeds_never_change() -> None:

@@ -59,12 +59,29 @@ def test_what_an_encoding_lacks_is_spelled_and_the_bytes_of_a_name_are_kept(tmp_
     assert (tmp_path / "said").read_bytes() == b"? = 1, caf\xe9\n"
 
 
-def test_the_closing_table_on_a_terminal_that_has_ascii_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_closing_table_on_a_terminal_that_has_ascii_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     number = os.open(tmp_path / "said", os.O_WRONLY | os.O_CREAT)
     monkeypatch.setattr(sys, "stdout", startup.unfailing(number, "ascii"))
-    summary = {"name": "zoë", "status": "done", "step": 1, "steps": 1, "train_seconds": 1.0, "probe_seconds": 0.0}
+    summary = {
+        "name": "zoë",
+        "status": "done",
+        "step": 1,
+        "steps": 1,
+        "train_seconds": 1.0,
+        "probe_seconds": 0.0,
+    }
     closing_table(
-        summary | {"last": {"train/loss": 1.0, "sharpness/lambda_max_bound": 0.1, "sharpness/lambda_max": 2.0}}, 0.1
+        summary
+        | {
+            "last": {
+                "train/loss": 1.0,
+                "sharpness/lambda_max_bound": 0.1,
+                "sharpness/lambda_max": 2.0,
+            }
+        },
+        0.1,
     )
     sys.stdout.flush()
     assert b"sharpness 2 ? 0.1" in (tmp_path / "said").read_bytes()

@@ -1,7 +1,8 @@
 """Hand-worked cases, scipy, properties, and simulated entrants whose truth is known.
 
-A simulation of n repetitions has the Monte-Carlo error √(p(1−p)/n): at p = 0.95, 0.011 for 400 and 0.008 for 800.
-Bounds lie three of these off the nominal rate; seeds are fixed, so that a test is the same each time.
+A simulation of n repetitions has the Monte-Carlo error √(p(1−p)/n): at p = 0.95, 0.011 for 400 and
+0.008 for 800. Bounds lie three of these off the nominal rate; seeds are fixed, so that a test is
+the same each time.
 """
 
 import itertools
@@ -19,7 +20,9 @@ from optbench import statistics as s
 
 INF = math.inf
 E_T_S = st.tuples(st.integers(2, 5), st.integers(1, 4), st.integers(2, 5))
-SCORES = E_T_S.flatmap(lambda shape: npst.arrays(np.float64, shape, elements=st.integers(-8, 8).map(lambda i: i / 4)))
+SCORES = E_T_S.flatmap(
+    lambda shape: npst.arrays(np.float64, shape, elements=st.integers(-8, 8).map(lambda i: i / 4))
+)
 
 
 def test_interquartile_mean_by_hand_and_by_scipy() -> None:
@@ -63,7 +66,8 @@ def test_friedman_is_scipys_ties_included_and_the_critical_difference_demsars() 
     _, p, _ = s.friedman(values)
     assert p == pytest.approx(stats.friedmanchisquare(*values.T).pvalue, rel=1e-10)
     _, _, difference = s.friedman(np.random.default_rng(2).normal(size=(14, 4)))
-    assert difference == pytest.approx(1.25, abs=0.005)  # Demšar (2006), section 3.2.2, 14 data sets and 4 classifiers
+    # Demšar (2006), section 3.2.2, 14 data sets and 4 classifiers
+    assert difference == pytest.approx(1.25, abs=0.005)
     tabled = {2: 1.960, 3: 2.343, 5: 2.728, 10: 3.164}  # his table 5, to three decimals
     for entrants, q in tabled.items():
         found = s.friedman(np.zeros((1, entrants)))[2] / math.sqrt(entrants * (entrants + 1) / 6)
@@ -84,7 +88,14 @@ def test_rank_intervals_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("costs", "median"),
-    [([1, 2, INF], 2), ([1, INF, INF], INF), ([1, 2, INF, INF], INF), ([3, 1], 2), ([INF], INF), ([5], 5)],
+    [
+        ([1, 2, INF], 2),
+        ([1, INF, INF], INF),
+        ([1, 2, INF, INF], INF),
+        ([3, 1], 2),
+        ([INF], INF),
+        ([5], 5),
+    ],
 )
 def test_a_miss_is_censored_never_dropped(costs: list[float], median: float) -> None:
     assert s.censored_median(costs) == median
@@ -131,11 +142,16 @@ def _simulated(rng: np.random.Generator, shift: float = 0.0) -> s.Array:
 
 
 def _alike(rng: np.random.Generator) -> s.Array:
-    return np.asarray(np.linspace(0.9, 1.05, TASKS)[:, None] + 0.1 * rng.normal(size=(TASKS, SEEDS)))
+    return np.asarray(
+        np.linspace(0.9, 1.05, TASKS)[:, None] + 0.1 * rng.normal(size=(TASKS, SEEDS))
+    )
 
 
-# Tenfold spreads leave fewer degrees of freedom than can be estimated; what is lost is said in the docstring.
-@pytest.mark.parametrize(("entrant", "rate", "error"), [(_alike, 0.95, 3 * 0.011), (_simulated, 0.925, 3 * 0.013)])
+# Tenfold spreads leave fewer degrees of freedom than can be estimated; what is lost is said in the
+# docstring.
+@pytest.mark.parametrize(
+    ("entrant", "rate", "error"), [(_alike, 0.95, 3 * 0.011), (_simulated, 0.925, 3 * 0.013)]
+)
 def test_the_interval_of_the_interquartile_mean_covers(
     entrant: Callable[[np.random.Generator], s.Array], rate: float, error: float
 ) -> None:
@@ -183,7 +199,9 @@ def test_permuting_entrants_changes_nothing(scores: s.Array, random: object) -> 
     permuted, same_p, same = s.friedman(-scores[order].mean(axis=2).T)
     assert np.allclose(permuted, means[order]) and p == pytest.approx(same_p) and difference == same
     costs = np.abs(scores).reshape(len(scores), -1) + 1
-    assert np.array_equal(s.performance_profile(costs, [1, 2])[order], s.performance_profile(costs[order], [1, 2]))
+    assert np.array_equal(
+        s.performance_profile(costs, [1, 2])[order], s.performance_profile(costs[order], [1, 2])
+    )
 
 
 @given(SCORES, st.floats(0.01, 1))
@@ -204,7 +222,8 @@ def test_adding_seeds_narrows_the_intervals(scores: s.Array) -> None:
     assert many.high - many.low <= few.high - few.low + 1e-12
     tiled = [np.tile(scores, (1, 1, times)) for times in (1, 4)]
     few_pair, many_pair = (s.compare(every[0], every[1], draws=400) for every in tiled)
-    if few_pair.p < 0.5:  # above, the step from exact to asymptotic p-values, near ten pairs, can raise it a little
+    # above, the step from exact to asymptotic p-values, near ten pairs, can raise it a little
+    if few_pair.p < 0.5:
         assert many_pair.p <= few_pair.p + 1e-12
     widths = [p.difference.high - p.difference.low for p in (few_pair, many_pair)]
     assert widths[1] <= widths[0] * 1.05 + 1e-12  # 400 draws place an end to a few percent

@@ -31,13 +31,17 @@ class ElsewhereLauncher(Launcher):
     def setup(self, **about: Any) -> None:
         self.about = about
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
         task = pickle.dumps(self.about["task_function"])
         context = multiprocessing.get_context("fork")
         returns: list[JobReturn] = []
         for overrides in job_overrides:
             here, there = context.Pipe(duplex=False)
-            process = context.Process(target=self._work, args=(task, list(overrides), initial_job_idx, there))
+            process = context.Process(
+                target=self._work, args=(task, list(overrides), initial_job_idx, there)
+            )
             process.start()
             returns.append(pickle.loads(here.recv_bytes()))
             process.join()
@@ -47,7 +51,9 @@ class ElsewhereLauncher(Launcher):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1), os.dup2(nowhere, 2)
         setup_globals()
-        config = self.about["hydra_context"].config_loader.load_sweep_config(self.about["config"], overrides)
+        config = self.about["hydra_context"].config_loader.load_sweep_config(
+            self.about["config"], overrides
+        )
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
         HydraConfig.instance().set_config(config)
@@ -107,7 +113,8 @@ def test_a_divergence_is_no_failure(optbench: Command, launcher: str) -> None:
 EXITS: dict[str, Callable[[str], str]] = {
     "at its import": lambda call: f"import sys\n{call}\n",
     "in a step": lambda call: (
-        f"import sys, torch\nclass Mine(torch.optim.SGD):\n    def step(self, closure=None):\n        {call}\n"
+        "import sys, torch\nclass Mine(torch.optim.SGD):\n    def step(self, closure=None):\n     "
+        f"   {call}\n"
     ),
 }
 
@@ -116,7 +123,12 @@ EXITS: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("when", EXITS)
 @pytest.mark.parametrize("mode", [(), ("--multirun",)])
 def test_a_module_that_ends_the_process_is_an_error(
-    optbench: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, call: str, mode: tuple[str, ...]
+    optbench: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+    call: str,
+    mode: tuple[str, ...],
 ) -> None:
     module = f"ending_{abs(hash((when, call, mode)))}"
     (tmp_path / f"{module}.py").write_text(EXITS[when](call))

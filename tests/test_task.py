@@ -7,7 +7,10 @@ from optbench.task import Split, classification, half_mse
 
 
 def test_half_mse_is_half_the_squared_norm_averaged_over_examples() -> None:
-    outputs, targets = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    outputs, targets = (
+        torch.tensor([[1.0, 2.0], [0.0, 0.0]]),
+        torch.tensor([[0.0, 0.0], [3.0, 4.0]]),
+    )
     assert half_mse(outputs, targets) == (5 + 25) / 2 / 2
     # nn.MSELoss averages over the C outputs too: a factor of 2/C.
     assert mse_loss(outputs, targets) == half_mse(outputs, targets) * 2 / 2
@@ -44,10 +47,14 @@ def test_chunks_cover_a_split_in_order() -> None:
 
 def test_tokens_keep_their_type_and_a_sequence_is_averaged_over_its_tokens() -> None:
     tokens = torch.tensor([[0, 1, 2], [2, 1, 0]])
-    task = classification({"train": (tokens, tokens)}, 3, "ce").to(torch.device("cpu"), torch.float64)
+    task = classification({"train": (tokens, tokens)}, 3, "ce").to(
+        torch.device("cpu"), torch.float64
+    )
     assert task.train.inputs.dtype == torch.int64 and task.input_shape == (3,)
     outputs = torch.randn(2, 3, 3, dtype=torch.float64)
     each = [-outputs[i, j].log_softmax(0)[tokens[i, j]] for i in range(2) for j in range(3)]
     torch.testing.assert_close(task.loss(outputs, tokens), torch.stack(each).mean())
     assert task.error is not None
-    assert task.error(torch.nn.functional.one_hot(tokens.flip(1), 3), tokens) == pytest.approx(4 / 6)
+    assert task.error(torch.nn.functional.one_hot(tokens.flip(1), 3), tokens) == pytest.approx(
+        4 / 6
+    )

@@ -29,7 +29,9 @@ from tests.conftest import Call, Outcome
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = ("suite=tiny.yaml", "optimizer=adam,sgd", "jobs=2")
 QUICK = ("task=quadratic", "steps=5", "wandb.mode=disabled", "picture=false")
-SPACE = search.read({"lr": {"low": 1e-4, "high": 1.0, "scale": "log"}, "nesterov": {"choices": [True, False]}})
+SPACE = search.read(
+    {"lr": {"low": 1e-4, "high": 1.0, "scale": "log"}, "nesterov": {"choices": [True, False]}}
+)
 
 TINY = {
     "version": 1,
@@ -75,7 +77,8 @@ def test_sobol_points_are_uniform_and_the_same_each_time() -> None:
     assert sobol_points(SPACE, 8, seed=0) == points[:8]
     rates = np.log10([float(point[0].removeprefix("optimizer.lr=")) for point in points])
     assert stats.kstest(rates, stats.uniform(-4, 4).cdf).pvalue > 0.5
-    assert sum(point[1] == "optimizer.nesterov=true" for point in points) == 32  # balanced, as Sobol's points are
+    # balanced, as Sobol's points are
+    assert sum(point[1] == "optimizer.nesterov=true" for point in points) == 32
 
 
 def test_selection_is_by_validation_and_of_the_held_out_task_by_rank_on_the_others() -> None:
@@ -84,13 +87,19 @@ def test_selection_is_by_validation_and_of_the_held_out_task_by_rank_on_the_othe
     assert select({"a": [float("inf")] * 2}, "d") == {"a": 0, "d": 0}
 
 
-def test_every_optimizer_with_a_search_space_is_found_and_one_without_is_refused(tmp_path: Path) -> None:
+def test_every_optimizer_with_a_search_space_is_found_and_one_without_is_refused(
+    tmp_path: Path,
+) -> None:
     assert {"adam", "sgd", "muon", "sam"} <= search_spaces("all").keys()
     with pytest.raises(UserError, match=r"no optimizer called adamm\. Did you mean adam"):
         search_spaces("adamm")
     (tmp_path / "optimizer").mkdir()
-    (tmp_path / "optimizer" / "mine.yaml").write_text("_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\n")
-    with pytest.raises(UserError, match=r"mine declares no search space: add `search:` to mine\.yaml"):
+    (tmp_path / "optimizer" / "mine.yaml").write_text(
+        "_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\n"
+    )
+    with pytest.raises(
+        UserError, match=r"mine declares no search space: add `search:` to mine\.yaml"
+    ):
         search_spaces("mine", tmp_path)
 
 
@@ -100,7 +109,9 @@ def test_a_wrong_argument_takes_one_line() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_crash_costs_one_run(tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_costs_one_run(
+    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The optimizer of one run kills its own process, as a fault in a C library would."""
     (tmp_path / f"fatal{number}.py").write_text(
         "import os, torch\nclass Fatal(torch.optim.SGD):\n"
@@ -113,7 +124,10 @@ def test_a_crash_costs_one_run(tmp_path: Path, number: signal.Signals, monkeypat
     assert ended["seed=1"].folder is None and f"killed by {number.name}" in ended["seed=1"].why
     for seed in (0, 2):
         folder = ended[f"seed={seed}"].folder
-        assert folder is not None and json.loads((folder / "summary.json").read_text())["status"] == "done"
+        assert (
+            folder is not None
+            and json.loads((folder / "summary.json").read_text())["status"] == "done"
+        )
 
 
 def test_a_run_that_cannot_be_says_why(tmp_path: Path) -> None:
@@ -127,7 +141,9 @@ def _finals(results: Path) -> dict[str, float]:
     return {run.name: run.last["test/error"] for run in runs}
 
 
-def test_a_suite_killed_in_the_middle_is_finished_by_the_same_command(tmp_path: Path, tune: Tune, called: Call) -> None:
+def test_a_suite_killed_in_the_middle_is_finished_by_the_same_command(
+    tmp_path: Path, tune: Tune, called: Call
+) -> None:
     """Kill the tuner, and a worker with it, then give the command again: the runs are those of an undisturbed one."""
     (tmp_path / "whole").mkdir()
     undisturbed = tune(tmp_path / "whole")
@@ -137,7 +153,9 @@ def test_a_suite_killed_in_the_middle_is_finished_by_the_same_command(tmp_path: 
     broken.mkdir()
     (broken / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     command = [sys.executable, "-m", "optbench.tune", *COMMAND]
-    process = subprocess.Popen(command, cwd=broken, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, cwd=broken, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE
+    )
     _wait_for(broken / "results" / "suites" / "tiny-v1" / INDEX, lines=3)
     process.kill()
     process.communicate()
@@ -177,7 +195,8 @@ def _contribute(folder: Path, called: Call) -> None:
     for line in lines:
         line["last"]["test/error"] = 0.0
     entry.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert "not ranked: adam: unverified" in board()[1].replace("\n", " ")  # its mark was of another file
+    # its mark was of another file
+    assert "not ranked: adam: unverified" in board()[1].replace("\n", " ")
     code, said = board("--verify", "--sample", "2", "--jobs", "1")
     assert code == 1 and "0 then," in said and "not adam" in said
     assert "re-run, and found to differ" in board()[1].replace("\n", " ")
@@ -203,4 +222,7 @@ def test_results_that_cannot_be_written_take_one_line(tmp_path: Path, tune: Tune
     assert "say results_dir=DIR with a folder" in done.err
     assert len(done.err.strip().splitlines()) == 1
     wrong = tune(tmp_path, "jobs=none")
-    assert wrong.code == 2 and "jobs must be a positive number of runs at a time, got none" in wrong.err
+    assert (
+        wrong.code == 2
+        and "jobs must be a positive number of runs at a time, got none" in wrong.err
+    )

@@ -25,16 +25,21 @@ def _batch(n: int = 11) -> tuple[Tensor, Tensor]:
 
 def _gradients(micro_batch_size: int | None) -> list[Tensor]:
     net = _net()
-    update = Update(net, half_mse, torch.optim.SGD(net.parameters(), 1e-9), micro_batch_size=micro_batch_size)
+    update = Update(
+        net, half_mse, torch.optim.SGD(net.parameters(), 1e-9), micro_batch_size=micro_batch_size
+    )
     loss = update(*_batch())
     reference = _net()
-    assert float(loss) == pytest.approx(half_mse(reference(_batch()[0]), _batch()[1]).item(), rel=1e-14)
+    assert float(loss) == pytest.approx(
+        half_mse(reference(_batch()[0]), _batch()[1]).item(), rel=1e-14
+    )
     return [p.grad for p in net.parameters() if p.grad is not None]
 
 
 @pytest.mark.parametrize("size", [1, 4, 10, 11, 100])
 def test_micro_batches_of_any_size_give_the_gradient_of_the_whole_batch(size: int) -> None:
-    # 11 examples in float64: sums in another order, an error of at most about 11 eps = 2.4e-15 relative.
+    # 11 examples in float64: sums in another order, an error of at most about 11 eps = 2.4e-15
+    # relative.
     for a, b in zip(_gradients(size), _gradients(None), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-15)
 
@@ -52,8 +57,11 @@ def test_clipping_bounds_the_norm_of_the_whole_gradient() -> None:
     before = [p.detach().clone() for p in net.parameters()]
     update = Update(net, half_mse, torch.optim.SGD(net.parameters(), 1.0), clip_norm=0.01)
     update(*_batch())
-    moved = torch.cat([(p.detach() - b).flatten() for p, b in zip(net.parameters(), before, strict=True)])
-    assert float(moved.norm()) == pytest.approx(0.01, rel=1e-4)  # clip_grad_norm_ adds 1e-6 to the norm
+    moved = torch.cat(
+        [(p.detach() - b).flatten() for p, b in zip(net.parameters(), before, strict=True)]
+    )
+    # clip_grad_norm_ adds 1e-6 to the norm
+    assert float(moved.norm()) == pytest.approx(0.01, rel=1e-4)
 
 
 def test_gradients_count_every_call_of_the_closure() -> None:
@@ -61,7 +69,9 @@ def test_gradients_count_every_call_of_the_closure() -> None:
     update = Update(net, half_mse, torch.optim.LBFGS(net.parameters(), max_iter=5))
     loss = update(*_batch())
     assert update.gradients > 1
-    assert float(loss) == pytest.approx(half_mse(_net()(_batch()[0]), _batch()[1]).item(), rel=1e-14)
+    assert float(loss) == pytest.approx(
+        half_mse(_net()(_batch()[0]), _batch()[1]).item(), rel=1e-14
+    )
 
 
 def test_an_optimizer_that_ignores_the_closure_is_refused() -> None:
@@ -102,7 +112,8 @@ def test_an_optimizer_that_differentiates_the_gradient_gets_its_graph_and_leaves
     x = (3 * h).sqrt().diag()
     update = Update(net, half_mse, _differentiates(net))
     update(x, torch.zeros(3, 3, dtype=torch.float64))
-    # Rows of W are independent and the Hessian of each is diag(h): D = h, g = h w; eps 1e-8 relative to h ≥ 1.
+    # Rows of W are independent and the Hessian of each is diag(h): D = h, g = h w; eps 1e-8
+    # relative to h ≥ 1.
     torch.testing.assert_close(net.weight.detach(), before - 0.1 * before, rtol=1e-7, atol=1e-9)
     assert all(p.grad is not None and not p.grad.requires_grad for p in net.parameters())
     assert update.gradients == 2  # the gradient, and the product with the Hessian
@@ -113,12 +124,15 @@ def test_micro_batches_give_the_same_graph_as_the_whole_batch(clip_norm: float |
     ends = []
     for size in (None, 4):
         net = _net()
-        update = Update(net, half_mse, _differentiates(net), micro_batch_size=size, clip_norm=clip_norm)
+        update = Update(
+            net, half_mse, _differentiates(net), micro_batch_size=size, clip_norm=clip_norm
+        )
         torch.manual_seed(0)
         for _ in range(3):
             update(*_batch())
         ends.append([p.detach().clone() for p in net.parameters()])
-    # Sums in another order, 1e-15 relative, over a diagonal estimate that may be 1e-4 of the largest.
+    # Sums in another order, 1e-15 relative, over a diagonal estimate that may be 1e-4 of the
+    # largest.
     for a, b in zip(*ends, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 

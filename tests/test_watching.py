@@ -31,7 +31,9 @@ def _data(seed: int, N: int = 40) -> tuple[Tensor, Tensor]:
 
 def _model() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 3))
+    return nn.Sequential(
+        nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 3)
+    )
 
 
 def _train(name: str, watched: bool) -> tuple[list[Tensor], list[dict[str, object]]]:
@@ -43,7 +45,9 @@ def _train(name: str, watched: bool) -> tuple[list[Tensor], list[dict[str, objec
     loader = DataLoader(TensorDataset(*_data(0)), batch_size=10, shuffle=True)
     watching: Watch | None = None
     if watched:
-        watching = watch(model, optimizer, F.cross_entropy, loader, every=3, test=_data(1), say=lambda _: None)
+        watching = watch(
+            model, optimizer, F.cross_entropy, loader, every=3, test=_data(1), say=lambda _: None
+        )
     trace, found = [], []
     for epoch in range(6):
         model.eval() if epoch == 1 else model.train()
@@ -89,14 +93,23 @@ def test_the_numbers_are_those_of_the_engine() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     x, y = _data(0)
     found = watch(model, optimizer, F.cross_entropy, (x, y), test=_data(1), say=lambda _: None)()
-    sharpness = float(top_eigenpairs(Hessian(model, F.cross_entropy, (x, y), mode="train"), accuracy=1e-6).values[0])
-    assert found["sharpness/lambda_max"] == pytest.approx(sharpness, rel=5e-3)  # the accuracy of the probe
+    sharpness = float(
+        top_eigenpairs(Hessian(model, F.cross_entropy, (x, y), mode="train"), accuracy=1e-6).values[
+            0
+        ]
+    )
+    # the accuracy of the probe
+    assert found["sharpness/lambda_max"] == pytest.approx(sharpness, rel=5e-3)
     assert found["edge/threshold"] == pytest.approx(20)
     assert found["edge/distance"] == pytest.approx(float(str(found["sharpness/lambda_max"])) / 20)
     model.eval()
     with torch.no_grad():
-        assert found["train/error"] == pytest.approx(float((model(x).argmax(1) != y).double().mean()))
-        losses = [float(F.cross_entropy(model(inputs), targets)) for inputs, targets in ((x, y), _data(1))]
+        assert found["train/error"] == pytest.approx(
+            float((model(x).argmax(1) != y).double().mean())
+        )
+        losses = [
+            float(F.cross_entropy(model(inputs), targets)) for inputs, targets in ((x, y), _data(1))
+        ]
     assert found["gap/loss"] == pytest.approx(losses[1] - losses[0], rel=1e-5)
 
 
@@ -104,7 +117,12 @@ def test_it_measures_at_the_first_and_every_so_many_calls_and_resumes() -> None:
     def make() -> Watch:
         model = _model()
         return watch(
-            model, torch.optim.SGD(model.parameters(), lr=0.1), F.cross_entropy, _data(0), every=4, say=lambda _: None
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            F.cross_entropy,
+            _data(0),
+            every=4,
+            say=lambda _: None,
         )
 
     one = make()
@@ -132,19 +150,27 @@ def test_examples_bound_what_is_read_and_any_probe_can_be_had() -> None:
     assert "spectrum/trace" in few()
 
 
-def test_regression_has_no_error_and_lines_are_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_regression_has_no_error_and_lines_are_said_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     model = nn.Linear(6, 1)
     x, _ = _data(0)
-    measure = watch(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), (x, x[:, :1]), every=1)
+    measure = watch(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), (x, x[:, :1]), every=1
+    )
     assert "train/error" not in measure() and "gap/loss" not in measure()
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == len(set(lines)) and any("edge of stability: λ₁(H) = 2/η" in line for line in lines)
+    assert len(lines) == len(set(lines)) and any(
+        "edge of stability: λ₁(H) = 2/η" in line for line in lines
+    )
 
 
 def test_the_distance_of_adam_is_absent_until_it_means_something_and_then_of_order_1() -> None:
     model, (x, y), lines = _model(), _data(0), list[str]()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    measure = watch(model, optimizer, F.cross_entropy, (x, y), every=1, full_batch=True, say=lines.append)
+    measure = watch(
+        model, optimizer, F.cross_entropy, (x, y), every=1, full_batch=True, say=lines.append
+    )
     distances = {}
     for update in range(1, 101):
         optimizer.zero_grad()

@@ -24,11 +24,15 @@ class _Reshaped(nn.Module):
         return out.view(-1, *self.shape)
 
 
-def _found(model: nn.Module, loss: Any, targets: Tensor, **options: Any) -> tuple[dict[str, Any], list[str]]:
+def _found(
+    model: nn.Module, loss: Any, targets: Tensor, **options: Any
+) -> tuple[dict[str, Any], list[str]]:
     torch.manual_seed(1)
     said, optimizer = list[str](), torch.optim.SGD(model.parameters(), lr=0.1)
     x = torch.randn(len(targets), 6)
-    return dict(watch(model, optimizer, loss, (x, targets), test=(x, targets), say=said.append, **options)()), said
+    return dict(
+        watch(model, optimizer, loss, (x, targets), test=(x, targets), say=said.append, **options)()
+    ), said
 
 
 def test_classes_are_the_last_dimension_or_the_second() -> None:
@@ -47,14 +51,28 @@ def test_classes_are_the_last_dimension_or_the_second() -> None:
     ("outputs", "targets", "match"),
     [
         (torch.zeros(4, 5, 5), torch.zeros(4, 5).long(), "two dimensions may be that of classes"),
-        (torch.zeros(4, 1), torch.tensor([0, 1, 0, 1]), "targets up to 1 are not classes of 1 outputs"),
-        (torch.zeros(4, 3), torch.tensor([0, 1, 0, 3]), "targets up to 3 are not classes of 3 outputs"),
-        (torch.zeros(4), torch.zeros(4).long(), r"scores of classes for targets \(4,\), got \(4,\)"),
+        (
+            torch.zeros(4, 1),
+            torch.tensor([0, 1, 0, 1]),
+            "targets up to 1 are not classes of 1 outputs",
+        ),
+        (
+            torch.zeros(4, 3),
+            torch.tensor([0, 1, 0, 3]),
+            "targets up to 3 are not classes of 3 outputs",
+        ),
+        (
+            torch.zeros(4),
+            torch.zeros(4).long(),
+            r"scores of classes for targets \(4,\), got \(4,\)",
+        ),
         (torch.zeros(4, 3), torch.zeros(5).long(), "none fits"),
         ((torch.zeros(4, 3),), torch.zeros(4).long(), "got tuple: pass error="),
     ],
 )
-def test_there_is_no_error_where_classes_are_not_to_be_told(outputs: Any, targets: Tensor, match: str) -> None:
+def test_there_is_no_error_where_classes_are_not_to_be_told(
+    outputs: Any, targets: Tensor, match: str
+) -> None:
     with pytest.raises(NoErrorError, match=match):
         misclassified(outputs, targets)
 
@@ -71,12 +89,18 @@ def test_ignored_targets_are_no_errors_in_chunks_either() -> None:
 @pytest.mark.parametrize(
     ("model", "loss", "targets"),
     [
-        (_Reshaped(1), lambda o, t: F.binary_cross_entropy_with_logits(o[:, 0], t.to(o.dtype)), torch.arange(40) % 2),
+        (
+            _Reshaped(1),
+            lambda o, t: F.binary_cross_entropy_with_logits(o[:, 0], t.to(o.dtype)),
+            torch.arange(40) % 2,
+        ),
         (_Reshaped(4, 4), F.cross_entropy, torch.arange(160).view(40, 4) % 4),
         (nn.LSTM(6, 3), lambda o, t: F.cross_entropy(o[0], t), torch.arange(40) % 3),
     ],
 )
-def test_an_error_that_is_not_to_be_had_is_said_and_the_loss_is_there(model: Any, loss: Any, targets: Tensor) -> None:
+def test_an_error_that_is_not_to_be_had_is_said_and_the_loss_is_there(
+    model: Any, loss: Any, targets: Tensor
+) -> None:
     found, said = _found(model, loss, targets)
     assert {"train/loss", "test/loss", "gap/loss", "sharpness/lambda_max"} <= found.keys()
     assert not any(key.endswith("/error") for key in found)
@@ -89,7 +113,10 @@ def test_an_error_that_is_not_to_be_had_is_said_and_the_loss_is_there(model: Any
         ({"batches": []}, "batches must hold at least one, got a list that is empty"),
         ({"batches": None}, "batches must be a pair .* got None"),
         ({"test": 3}, "test must be a pair .* got 3"),
-        ({"probes": "sharpness"}, "probes must be a mapping of names to probes, .* got 'sharpness'"),
+        (
+            {"probes": "sharpness"},
+            "probes must be a mapping of names to probes, .* got 'sharpness'",
+        ),
         ({"weight": 3}, "weight must be a function .* got 3"),
         ({"say": 3}, "say must be a function .* got 3"),
         ({"examples": 2.5}, "examples must be a positive number, or None for all, got 2.5"),

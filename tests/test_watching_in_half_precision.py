@@ -14,7 +14,8 @@ from tests.references import lambda_by_double_backward
 
 CLASSES = torch.tensor([0.2, 1.0, 4.0])
 CLOSE = 5e-3  # relative error of λ₁: the bound that the probe asks for
-# Relative error of a mean of at most 600 losses in single precision. Outputs are in half, in chunks as in the whole.
+# Relative error of a mean of at most 600 losses in single precision. Outputs are in half, in chunks
+# as in the whole.
 SUMS = 2e-6
 
 
@@ -22,7 +23,9 @@ def _class_weighted(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs, targets, weight=CLASSES.to(outputs.dtype))
 
 
-def _found(dtype: torch.dtype, loss: Any, outputs: int) -> tuple[Any, nn.Module, Tensor, Tensor, list[str]]:
+def _found(
+    dtype: torch.dtype, loss: Any, outputs: int
+) -> tuple[Any, nn.Module, Tensor, Tensor, list[str]]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, outputs)).to(dtype)
     x, labels, said = torch.randn(600, 6), (torch.arange(600) % 3).sort().values, list[str]()
@@ -34,7 +37,9 @@ def _found(dtype: torch.dtype, loss: Any, outputs: int) -> tuple[Any, nn.Module,
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("loss", "outputs"), [(F.cross_entropy, 3), (_class_weighted, 3), (F.mse_loss, 1)])
+@pytest.mark.parametrize(
+    ("loss", "outputs"), [(F.cross_entropy, 3), (_class_weighted, 3), (F.mse_loss, 1)]
+)
 def test_losses_have_their_digits(dtype: torch.dtype, loss: Any, outputs: int) -> None:
     found, model, x, y, said = _found(dtype, loss, outputs)
     with torch.no_grad():
@@ -50,7 +55,9 @@ def test_losses_have_their_digits(dtype: torch.dtype, loss: Any, outputs: int) -
 
 def test_a_loss_that_rounds_by_itself_is_said() -> None:
     constants = CLASSES.bfloat16()
-    found, model, x, y, said = _found(torch.bfloat16, lambda o, t: F.cross_entropy(o, t, weight=constants), 3)
+    found, model, x, y, said = _found(
+        torch.bfloat16, lambda o, t: F.cross_entropy(o, t, weight=constants), 3
+    )
     with torch.no_grad():
         train = float(F.cross_entropy(model(x).double(), y, weight=constants.double()))
     # Units of 2^-9, of the value and of each of a few thousand terms of sums; seen: 3e-3.

@@ -24,10 +24,22 @@ CLOSE = 5e-3
 
 
 def _watch(
-    model: nn.Module, loss: Any, data: tuple[Tensor, Tensor], said: list[str] | None = None, **options: Any
+    model: nn.Module,
+    loss: Any,
+    data: tuple[Tensor, Tensor],
+    said: list[str] | None = None,
+    **options: Any,
 ) -> Watch:
     optimizer = options.pop("optimizer", None) or torch.optim.SGD(model.parameters(), lr=0.1)
-    return watch(model, optimizer, loss, data, every=1, say=(said if said is not None else []).append, **options)
+    return watch(
+        model,
+        optimizer,
+        loss,
+        data,
+        every=1,
+        say=(said if said is not None else []).append,
+        **options,
+    )
 
 
 def _images(N: int = 600) -> tuple[Tensor, Tensor]:
@@ -37,9 +49,12 @@ def _images(N: int = 600) -> tuple[Tensor, Tensor]:
 
 def _cnn() -> nn.Module:
     torch.manual_seed(0)
-    # Few parameters and many activations, so that the graph of 600 images is one that a mean would be cut in.
+    # Few parameters and many activations, so that the graph of 600 images is one that a mean would
+    # be cut in.
     first, second = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 2, 1)
-    return nn.Sequential(first, nn.Tanh(), nn.AvgPool2d(4), second, nn.Tanh(), nn.Flatten(), nn.Linear(8, 3))
+    return nn.Sequential(
+        first, nn.Tanh(), nn.AvgPool2d(4), second, nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)
+    )
 
 
 def _class_weighted(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -62,7 +77,9 @@ def test_losses_that_are_no_mean_over_examples(loss: Loss) -> None:
     found = _watch(model, loss, (x, y), test=test)()
     double = copy.deepcopy(model).double()
     value, residual = lambda_by_lanczos(loss(double(in_double(x)), y), [*double.parameters()])
-    assert residual < 1e-6 * value and found["sharpness/lambda_max"] == pytest.approx(value, rel=CLOSE)
+    assert residual < 1e-6 * value and found["sharpness/lambda_max"] == pytest.approx(
+        value, rel=CLOSE
+    )
     with torch.no_grad():
         losses = [float(loss(model(inputs), targets)) for inputs, targets in ((x, y), test)]
     assert found["train/loss"] == pytest.approx(losses[0], rel=1e-5)
@@ -76,9 +93,14 @@ class _OwnMean(nn.Module):
 
 def test_layers_with_statistics_of_their_own_batch_in_eval_mode_too() -> None:
     torch.manual_seed(0)
-    model, (x, y) = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), _OwnMean(), nn.Tanh(), nn.Linear(4, 3)), _images()
+    model, (x, y) = (
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 4), _OwnMean(), nn.Tanh(), nn.Linear(4, 3)),
+        _images(),
+    )
     found = _watch(model, F.cross_entropy, (x, y), test=(x, y))()
-    assert found["sharpness/lambda_max"] == pytest.approx(_lambda(model, F.cross_entropy, x, y), rel=CLOSE)
+    assert found["sharpness/lambda_max"] == pytest.approx(
+        _lambda(model, F.cross_entropy, x, y), rel=CLOSE
+    )
     with torch.no_grad():
         assert found["test/loss"] == pytest.approx(float(F.cross_entropy(model(x), y)), rel=1e-5)
 
@@ -104,16 +126,26 @@ def test_a_model_that_writes_to_its_weights_is_not_moved() -> None:
     tokens, labels = torch.randint(0, 9, (40, 3)), torch.arange(40) % 3
     before = copy.deepcopy(model.state_dict())
     found = _watch(model, F.cross_entropy, (tokens, labels), said, test=(tokens, labels))()
-    assert all(torch.equal(before[name], now) for name, now in model.state_dict().items()) and model.calls == 0
+    assert (
+        all(torch.equal(before[name], now) for name, now in model.state_dict().items())
+        and model.calls == 0
+    )
     assert any("held" in line for line in said)
     model(tokens)  # now the weights are what a forward pass makes of them
-    assert found["sharpness/lambda_max"] == pytest.approx(_lambda(model, F.cross_entropy, tokens, labels), rel=CLOSE)
+    assert found["sharpness/lambda_max"] == pytest.approx(
+        _lambda(model, F.cross_entropy, tokens, labels), rel=CLOSE
+    )
 
 
 def test_a_batch_norm_frozen_in_eval_mode_is_measured_so() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+        nn.Linear(6, 8),
+        nn.BatchNorm1d(8),
+        nn.Tanh(),
+        nn.Linear(8, 8),
+        nn.BatchNorm1d(8),
+        nn.Linear(8, 3),
     )
     x, y = torch.randn(40, 6), torch.arange(40) % 3
     model(3 * x + 1)  # running statistics that are not the batch's
@@ -128,7 +160,9 @@ def test_a_batch_norm_frozen_in_eval_mode_is_measured_so() -> None:
     model.get_submodule("1").train()
     changed = measure()["sharpness/lambda_max"]
     assert changed == pytest.approx(_lambda(model, F.cross_entropy, x, y), rel=CLOSE)
-    assert abs(float(str(changed)) - expected) > 0.05 * expected and measure.notes["modes"] == "train"
+    assert (
+        abs(float(str(changed)) - expected) > 0.05 * expected and measure.notes["modes"] == "train"
+    )
 
 
 class _Autocast(nn.Module):
@@ -169,15 +203,22 @@ def test_what_runs_otherwise_than_it_is_written(how: str) -> None:
         expected = lambda_by_differences(model, F.cross_entropy, x, y)
         assert found["sharpness/lambda_max"] == pytest.approx(expected, rel=CLOSE)
     else:
-        assert found["sharpness/lambda_max"] == pytest.approx(_lambda(_mlp(), F.cross_entropy, x, y), rel=CLOSE)
+        assert found["sharpness/lambda_max"] == pytest.approx(
+            _lambda(_mlp(), F.cross_entropy, x, y), rel=CLOSE
+        )
 
 
 def test_half_precision_weights_are_measured_in_single() -> None:
     model, (x, y), said = _mlp().bfloat16(), _data(), list[str]()
     measure = _watch(model, F.cross_entropy, (x, y), said)
     found = measure()
-    assert found["sharpness/lambda_max"] == pytest.approx(_lambda(model, F.cross_entropy, x.bfloat16(), y), rel=CLOSE)
-    assert measure.notes["precision"] == "float32" and sum("torch.bfloat16" in line for line in said) == 1
+    assert found["sharpness/lambda_max"] == pytest.approx(
+        _lambda(model, F.cross_entropy, x.bfloat16(), y), rel=CLOSE
+    )
+    assert (
+        measure.notes["precision"] == "float32"
+        and sum("torch.bfloat16" in line for line in said) == 1
+    )
     assert {"edge/distance", "train/loss"} <= found.keys()
     double = _watch(model, F.cross_entropy, (x, y), dtype=torch.float64)
     double()
@@ -236,7 +277,9 @@ def test_what_trains_may_change() -> None:
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
         found = measure()
-        assert found["sharpness/lambda_max"] == pytest.approx(_lambda(model, F.cross_entropy, x, y), rel=CLOSE)
+        assert found["sharpness/lambda_max"] == pytest.approx(
+            _lambda(model, F.cross_entropy, x, y), rel=CLOSE
+        )
     assert step == 74
 
 
@@ -255,7 +298,10 @@ def test_a_search_that_does_not_converge_is_said(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("changed", "match"),
     [
-        ({"optimizer": torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)}, "none of them"),
+        (
+            {"optimizer": torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)},
+            "none of them",
+        ),
         ({"optimizer": "adam"}, "must be a torch.optim.Optimizer, got str"),
         ({"error": "nope"}, "error must be 'auto', None or a function .* got 'nope'"),
         ({"every": 0}, "every must be a positive number of steps, got 0"),

@@ -17,15 +17,27 @@ from tests.references import lambda_by_differences, lambda_by_double_backward
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 CLASSES = torch.tensor([0.2, 1.0, 4.0])
-# Relative error of a solved λ₁ in single precision. The probe asks for a bound of .5 %; residuals enter squared.
+# Relative error of a solved λ₁ in single precision. The probe asks for a bound of .5 %; residuals
+# enter squared.
 CLOSE = 1e-4
 HELD = 5e-3  # and of one held from the measurement before: the bound that the probe asks for
-SUMS = 2e-6  # relative error of a mean of at most 600 losses in single precision, summed in another order
+# relative error of a mean of at most 600 losses in single precision, summed in another order
+SUMS = 2e-6
 
 
-def _watch(model: nn.Module, loss: Any, data: Any, said: list[str] | None = None, **options: Any) -> Watch:
+def _watch(
+    model: nn.Module, loss: Any, data: Any, said: list[str] | None = None, **options: Any
+) -> Watch:
     optimizer = options.pop("optimizer", None) or torch.optim.SGD(model.parameters(), lr=0.1)
-    return watch(model, optimizer, loss, data, every=1, say=(said if said is not None else []).append, **options)
+    return watch(
+        model,
+        optimizer,
+        loss,
+        data,
+        every=1,
+        say=(said if said is not None else []).append,
+        **options,
+    )
 
 
 def _mlp(outputs: int = 3) -> nn.Sequential:
@@ -41,7 +53,9 @@ def _data(N: int = 40) -> tuple[Tensor, Tensor]:
 def _right(found: Any, expected: float) -> None:
     """λ₁ is as close as its own bound says, and that is close."""
     assert abs(found["sharpness/lambda_max"] - expected) <= found["sharpness/lambda_max_bound"]
-    assert found["sharpness/lambda_max"] == pytest.approx(expected, rel=CLOSE if found["sharpness/solved"] else HELD)
+    assert found["sharpness/lambda_max"] == pytest.approx(
+        expected, rel=CLOSE if found["sharpness/solved"] else HELD
+    )
 
 
 class _Waves(nn.Module):
@@ -53,7 +67,9 @@ class _Waves(nn.Module):
         self.inner, self.outer = nn.Linear(6, 4), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        waves = torch.sin(self.inner(x).unsqueeze(-1) * torch.linspace(0.5, 1.5, 200, dtype=x.dtype))
+        waves = torch.sin(
+            self.inner(x).unsqueeze(-1) * torch.linspace(0.5, 1.5, 200, dtype=x.dtype)
+        )
         out: Tensor = self.outer(waves.mean(-1))
         return out
 
@@ -76,7 +92,11 @@ def _info_nce(outputs: Tensor, _: Tensor) -> Tensor:
         (_class_weighted, lambda _, targets: CLASSES.double()[targets].sum(), True),
         (_info_nce, None, False),
         (lambda o, t: F.cross_entropy(o, torch.where(t == 1, -100, t)), None, False),
-        (lambda o, t: F.cross_entropy(o, torch.where(t == 1, -100, t)), lambda _, t: (t != 1).sum(), True),
+        (
+            lambda o, t: F.cross_entropy(o, torch.where(t == 1, -100, t)),
+            lambda _, t: (t != 1).sum(),
+            True,
+        ),
     ],
 )
 @pytest.mark.parametrize("order", ["mixed", "sorted"])
@@ -105,7 +125,9 @@ class _OwnNorm(nn.Module):
 
 
 @pytest.mark.parametrize("layer", [_OwnNorm, lambda: nn.BatchNorm1d(4, track_running_stats=False)])
-def test_statistics_of_the_batch_in_eval_mode_are_of_all_examples(layer: Callable[[], nn.Module]) -> None:
+def test_statistics_of_the_batch_in_eval_mode_are_of_all_examples(
+    layer: Callable[[], nn.Module],
+) -> None:
     torch.manual_seed(0)
     model, (x, y) = nn.Sequential(nn.Linear(6, 4), layer(), nn.Tanh(), nn.Linear(4, 3)), _data(600)
     found = _watch(model, F.cross_entropy, (x, y), test=(x[100:], y[100:]))()
@@ -113,7 +135,9 @@ def test_statistics_of_the_batch_in_eval_mode_are_of_all_examples(layer: Callabl
     with torch.no_grad():
         outputs = model(x[100:])
     assert found["test/loss"] == pytest.approx(float(F.cross_entropy(outputs, y[100:])), rel=SUMS)
-    assert found["test/error"] == pytest.approx(float((outputs.argmax(1) != y[100:]).double().mean()))
+    assert found["test/error"] == pytest.approx(
+        float((outputs.argmax(1) != y[100:]).double().mean())
+    )
 
 
 class _Pair(nn.Module):
@@ -171,11 +195,16 @@ def test_gradients_scaled_by_frequency_are_not_those_of_the_loss() -> None:
     _right(found, lambda_by_double_backward(_Tokens(), F.cross_entropy, tokens, labels))
 
 
-@pytest.mark.parametrize("layer", [nn.Hardsigmoid, nn.Hardswish, lambda: nn.Hardsigmoid(inplace=True)])
+@pytest.mark.parametrize(
+    "layer", [nn.Hardsigmoid, nn.Hardswish, lambda: nn.Hardsigmoid(inplace=True)]
+)
 def test_hard_activations(layer: Callable[[], nn.Module]) -> None:
     model, (x, y) = _mlp(), _data()
     model[1] = layer()  # none of the 320 inputs is within STEP of a kink
-    _right(_watch(model, F.cross_entropy, (x, y))(), lambda_by_differences(model, F.cross_entropy, x, y))
+    _right(
+        _watch(model, F.cross_entropy, (x, y))(),
+        lambda_by_differences(model, F.cross_entropy, x, y),
+    )
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
@@ -184,9 +213,13 @@ def test_hard_activations(layer: Callable[[], nn.Module]) -> None:
 def test_weight_norm(norm: Any, dim: Any) -> None:
     model, (x, y) = _mlp(), _data()
     norm(model[0], dim=dim)
-    reference = _mlp()  # torch cannot copy the old one; its g and v have the same values and spectrum
+    # torch cannot copy the old one; its g and v have the same values and spectrum
+    reference = _mlp()
     nn.utils.parametrizations.weight_norm(reference[0], dim=dim)
-    _right(_watch(model, F.cross_entropy, (x, y))(), lambda_by_differences(reference, F.cross_entropy, x, y))
+    _right(
+        _watch(model, F.cross_entropy, (x, y))(),
+        lambda_by_differences(reference, F.cross_entropy, x, y),
+    )
 
 
 class _Writing(nn.Module):
@@ -227,7 +260,9 @@ def test_what_a_forward_pass_writes_is_put_back_also_by_evaluate() -> None:
     del model.last
     _right(found, lambda_by_double_backward(model, F.cross_entropy, tokens, labels))
     with torch.no_grad():
-        assert found["train/loss"] == pytest.approx(float(F.cross_entropy(model(tokens), labels)), rel=SUMS)
+        assert found["train/loss"] == pytest.approx(
+            float(F.cross_entropy(model(tokens), labels)), rel=SUMS
+        )
 
 
 def test_weights_that_are_not_finite_for_a_while() -> None:
@@ -242,24 +277,38 @@ def test_weights_that_are_not_finite_for_a_while() -> None:
 
 @pytest.mark.parametrize(
     ("loss", "got"),
-    [(lambda *_: None, "got NoneType"), (nn.CrossEntropyLoss(reduction="none"), r"got torch.float32 of shape (40,)")],
+    [
+        (lambda *_: None, "got NoneType"),
+        (nn.CrossEntropyLoss(reduction="none"), r"got torch.float32 of shape (40,)"),
+    ],
 )
 def test_a_loss_that_is_no_number_is_said_and_training_goes_on(loss: Any, got: str) -> None:
     said = list[str]()
     assert _watch(_mlp(), loss, _data(), said)() == {}
-    assert {line.split(" ")[0] for line in said if "absent" in line} == {"sharpness", "edge/distance", "generalization"}
+    assert {line.split(" ")[0] for line in said if "absent" in line} == {
+        "sharpness",
+        "edge/distance",
+        "generalization",
+    }
     assert any(got in line for line in said)
 
 
-@pytest.mark.parametrize(("weights", "measured"), [(torch.bfloat16, None), (torch.float32, torch.float64)])
-def test_constants_of_a_loss_in_another_precision_are_said(weights: torch.dtype, measured: Any) -> None:
+@pytest.mark.parametrize(
+    ("weights", "measured"), [(torch.bfloat16, None), (torch.float32, torch.float64)]
+)
+def test_constants_of_a_loss_in_another_precision_are_said(
+    weights: torch.dtype, measured: Any
+) -> None:
     constants, said = CLASSES.to(weights), list[str]()
     model, (x, y) = _mlp().to(weights), _data()
-    found = _watch(model, lambda o, t: F.cross_entropy(o, t, weight=constants), (x, y), said, dtype=measured)()
+    found = _watch(
+        model, lambda o, t: F.cross_entropy(o, t, weight=constants), (x, y), said, dtype=measured
+    )()
     assert "train/loss" in found and "sharpness/lambda_max" not in found
     precision = measured or torch.float32
     assert any(
-        line.startswith(f"sharpness is absent: the model or its loss does not run in {precision}") for line in said
+        line.startswith(f"sharpness is absent: the model or its loss does not run in {precision}")
+        for line in said
     )
 
 
@@ -285,7 +334,9 @@ def test_a_loss_that_counts_is_left_as_it_was_and_training_with_it() -> None:
                 found = probes()
                 assert loss.calls == step
                 scale = 1 + (step + 1) / 100  # of the next call
-                assert found["train/loss"] == pytest.approx(F.cross_entropy(model(x), y).item() * scale, rel=SUMS)
+                assert found["train/loss"] == pytest.approx(
+                    F.cross_entropy(model(x), y).item() * scale, rel=SUMS
+                )
             optimizer.zero_grad()
             loss(model(x), y).backward()
             optimizer.step()

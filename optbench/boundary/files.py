@@ -26,7 +26,8 @@ def read_bytes(path: Path, limit: int = LARGEST_BYTES) -> bytes:
     """Return what is in a regular file.
 
     Raises:
-        UnreadableError: If it is none (a folder, link, pipe or device), is larger than the limit, or cannot be read.
+        UnreadableError: If it is none (a folder, link, pipe or device), is larger than the limit,
+            or cannot be read.
     """
     try:
         with open_regular(path, links=False) as stream:
@@ -81,10 +82,12 @@ def read_yaml(path: Path, limit: int = LARGEST_BYTES, aliases: bool = False) -> 
     Args:
         path: The file.
         limit: How large it may be, in bytes.
-        aliases: Whether it may have some, as what people write has; written out, they make a small file a huge object.
+        aliases: Whether it may have some, as what people write has; written out, they make a small
+            file a huge object.
 
     Raises:
-        UnreadableError: If it cannot be read, is no YAML, or holds what JSON could not but for infinity.
+        UnreadableError: If it cannot be read, is no YAML, or holds what JSON could not but for
+            infinity.
     """
     text = read_text(path, limit)
     try:
@@ -108,7 +111,9 @@ def _check_events(text: str, aliases: bool) -> None:
         return  # nearly always, and reading the events takes as long as all the rest
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
+            event, yaml.CollectionEndEvent
+        )
         if depth > DEEPEST:
             raise UnreadableError(f"nested deeper than {DEEPEST} levels")
         if not aliases and isinstance(event, yaml.AliasEvent):
@@ -121,7 +126,9 @@ def _size(node: Any, known: dict[int, float]) -> float:
         return 1
     if id(node) not in known:
         known[id(node)] = math.inf  # until it is known: what is met again within itself has no end
-        known[id(node)] = 1 + sum(_size(part, known) for part in (node.values() if isinstance(node, dict) else node))
+        known[id(node)] = 1 + sum(
+            _size(part, known) for part in (node.values() if isinstance(node, dict) else node)
+        )
     return known[id(node)]
 
 

@@ -1,7 +1,7 @@
 """Kinds of numbers that keys and arguments have, and what each expects in plain words.
 
-Put them into a signature, as in `def mine(seed: int, noise: NotNegative = 0.0, sizes: Sequence[Size] = (64,))`: the
-command line is held against it before anything is built.
+Put them into a signature, as in `def mine(seed: int, noise: NotNegative = 0.0, sizes:
+Sequence[Size] = (64,))`: the command line is held against it before anything is built.
 """
 
 from typing import Annotated, Any
@@ -52,7 +52,12 @@ def _say(schema: dict[str, Any]) -> str:
         case "number":
             return "a finite number" + _range(schema)
         case other:
-            names = {"boolean": "true or false", "null": "null", "string": "text", "object": "a mapping"}
+            names = {
+                "boolean": "true or false",
+                "null": "null",
+                "string": "text",
+                "object": "a mapping",
+            }
             return names.get(str(other), "something else")
 
 
@@ -63,8 +68,17 @@ def _say_list(schema: dict[str, Any]) -> str:
 
 
 def _range(schema: dict[str, Any]) -> str:
-    words = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
-    bounds = [f"{word} {schema[key]:.10g}" for key, word in words.items() if abs(schema.get(key, 2**63)) < BEYOND_WORDS]
+    words = {
+        "exclusiveMinimum": "above",
+        "minimum": "at least",
+        "exclusiveMaximum": "below",
+        "maximum": "at most",
+    }
+    bounds = [
+        f"{word} {schema[key]:.10g}"
+        for key, word in words.items()
+        if abs(schema.get(key, 2**63)) < BEYOND_WORDS
+    ]
     return ", " + " and ".join(bounds) if bounds else ""
 
 

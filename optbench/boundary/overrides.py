@@ -11,8 +11,9 @@ _QUOTE = re.compile(r"(\\*)('|\Z)")
 def quoted(text: str) -> str:
     r"""Return what Hydra reads as this text; the text itself where that is so already.
 
-    Two readers come one after the other. OmegaConf takes `${` for an interpolation, unless an odd number of
-    backslashes stands before it. Hydra ends a quoted value at the first quote that has an even number before it.
+    Two readers come one after the other. OmegaConf takes `${` for an interpolation, unless an odd
+    number of backslashes stands before it. Hydra ends a quoted value at the first quote that has an
+    even number before it.
     """
     if _PLAIN.fullmatch(text) and not _NO_TEXT.fullmatch(text):
         return text

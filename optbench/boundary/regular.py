@@ -1,7 +1,8 @@
 """Reading files that come from elsewhere: regular ones only, and never more of them than expected.
 
-A FIFO hangs whoever opens it, a device never ends, and a small packed file can unpack to any size. Whoever reads
-a file that optbench did not write itself, or that somebody may have changed, reads it through here.
+A FIFO hangs whoever opens it, a device never ends, and a small packed file can unpack to any size.
+Whoever reads a file that optbench did not write itself, or that somebody may have changed, reads it
+through here.
 """
 
 import errno
@@ -55,7 +56,9 @@ def open_regular(path: Path, links: bool = True) -> BinaryIO:
     kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
     if kind != stat.S_IFREG:
         os.close(descriptor)
-        raise UnreadableFileError(path, f"is {_KINDS.get(kind, 'something else')}, not a regular file")
+        raise UnreadableFileError(
+            path, f"is {_KINDS.get(kind, 'something else')}, not a regular file"
+        )
     return os.fdopen(descriptor, "rb")
 
 

@@ -35,7 +35,8 @@ def shaped(kind: type[T], content: Any, where: str = "", prefix: str = "") -> T:
     Raises:
         ShapeError: If they do not fit.
     """
-    return shaped_text(kind, json.dumps(content), where, prefix)  # not as Python objects: there a list is no tuple
+    # not as Python objects: there a list is no tuple
+    return shaped_text(kind, json.dumps(content), where, prefix)
 
 
 def shaped_text(kind: type[T], text: str, where: str = "", prefix: str = "") -> T:
@@ -62,7 +63,9 @@ def _names(adapter: TypeAdapter[Any]) -> set[str]:
 
     def walk(node: Any) -> None:
         if isinstance(node, dict):
-            found.update(node.get("properties", ()) if isinstance(node.get("properties"), dict) else ())
+            found.update(
+                node.get("properties", ()) if isinstance(node.get("properties"), dict) else ()
+            )
             for part in node.values():
                 walk(part)
 
@@ -75,7 +78,9 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "…"
 
 
-def complain(error: ValidationError, where: str = "", prefix: str = "", known: Iterable[str] = ()) -> str:
+def complain(
+    error: ValidationError, where: str = "", prefix: str = "", known: Iterable[str] = ()
+) -> str:
     """Return pydantic's first refusal in a line: `KEY must be EXPECTED, got VALUE, in WHERE`."""
     errors = error.errors(include_url=False)
     first = errors[0]

@@ -1,6 +1,7 @@
 """Keys that somebody wrote, held against the signature of what will be called with them.
 
-The annotations of a function or class are its declared shape: a plug-in that annotates is checked like our own.
+The annotations of a function or class are its declared shape: a plug-in that annotates is checked
+like our own.
 """
 
 import inspect
@@ -18,7 +19,8 @@ from optbench.boundary.kinds import expected
 from optbench.boundary.shape import STRICT, ShapeError, shortened
 from optbench.errors import nearest
 
-NOT_BOOLEANS = ("yes", "no", "on", "off", "y", "n")  # what YAML 1.1 calls booleans, and we read as text
+# what YAML 1.1 calls booleans, and we read as text
+NOT_BOOLEANS = ("yes", "no", "on", "off", "y", "n")
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -49,7 +51,11 @@ def keys_of(function: Callable[..., Any], positional: int = 0) -> Keys:
         if p.kind is p.VAR_KEYWORD:
             rest = _options(p.annotation)
             takes_others |= rest is None
-            named |= {name: other for name, other in (rest.named if rest else {}).items() if name not in named}
+            named |= {
+                name: other
+                for name, other in (rest.named if rest else {}).items()
+                if name not in named
+            }
     by_position = list(named)[:positional]
     return Keys({name: p for name, p in named.items() if name not in by_position}, takes_others)
 
@@ -139,7 +145,11 @@ def check_arguments(
     keys = keys_of(function, positional)
     for name in (*given, *built):
         if name not in keys.named and not keys.takes_others:
-            raise ShapeError(unknown(f"{prefix}{name}", [*(prefix + other for other in keys.named), *elsewhere()]))
+            raise ShapeError(
+                unknown(
+                    f"{prefix}{name}", [*(prefix + other for other in keys.named), *elsewhere()]
+                )
+            )
     for name, value in given.items():
         parameter = keys.named.get(name)
         if parameter is None or not _is_default(value, parameter):
@@ -162,7 +172,9 @@ def check_value(key: str, value: Any, kind: Any) -> None:
     try:
         checker.validate_json(json.dumps(value))
     except ValidationError as why:
-        wanted = expected(kind) or why.errors(include_url=False)[0]["msg"].removeprefix("Input should be ")
+        wanted = expected(kind) or why.errors(include_url=False)[0]["msg"].removeprefix(
+            "Input should be "
+        )
         wanted = "a node with _target_" if wanted == "callable" else wanted
         raise ShapeError(f"{printable(key)} must be {wanted}, got {shown(value)}") from None
     except TypeError:
@@ -172,7 +184,10 @@ def check_value(key: str, value: Any, kind: Any) -> None:
 def _check_unsaid(key: str, value: Any) -> None:
     for part in _leaves(value):
         if isinstance(part, str) and part.lower() in NOT_BOOLEANS:
-            raise ShapeError(f"{printable(key)} must be true or false where it is a yes or no, got {shown(value)}")
+            raise ShapeError(
+                f"{printable(key)} must be true or false where it is a yes or no, got "
+                f"{shown(value)}"
+            )
         if isinstance(part, float) and not math.isfinite(part):
             raise ShapeError(f"{printable(key)} must be finite, got {shown(value)}")
 

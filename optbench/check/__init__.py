@@ -1,6 +1,7 @@
 """`python -m optbench.check TARGET`: what an optimizer, a task or a probe does, and what is wrong with it.
 
-A check is a function from its subject to a `Finding`; a family of checks is a file with a list of them.
+A check is a function from its subject to a `Finding`; a family of checks is a file with a list of
+them.
 """
 
 import time
@@ -16,8 +17,9 @@ class Finding:
     """What came of one check.
 
     Attributes:
-        verdict: `pass`; `fail`; `warn` for what may surprise; `reported` for what is neither right nor wrong;
-            `not tried`, with the reason; `excluded` for a failure that the YAML's `about.excluded` gives a reason for.
+        verdict: `pass`; `fail`; `warn` for what may surprise; `reported` for what is neither right
+            nor wrong; `not tried`, with the reason; `excluded` for a failure that the YAML's
+            `about.excluded` gives a reason for.
         detail: What was found, in one line.
     """
 

@@ -37,10 +37,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("targets", nargs="+", metavar="TARGET", help="optimizer, task or probe, import path, or all")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the optimizer")
-    parser.add_argument("--config-dir", type=Path, default=None, metavar="DIR", help="YAMLs of your own")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output instead of tables")
+    parser.add_argument(
+        "targets", nargs="+", metavar="TARGET", help="optimizer, task or probe, import path, or all"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the optimizer"
+    )
+    parser.add_argument(
+        "--config-dir", type=Path, default=None, metavar="DIR", help="YAMLs of your own"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object on standard output instead of tables"
+    )
     given = parser.parse_args(arguments)
     sys.path.insert(0, str(Path.cwd()))
     try:
@@ -71,7 +79,11 @@ def _report(targets: Sequence[Target], as_json: bool) -> int:
             if not as_json:
                 console.print(_table(target.name, found[target.name]))
     if as_json:
-        print(json.dumps({name: [asdict(row) for row in rows] for name, rows in found.items()}, indent=2))
+        print(
+            json.dumps(
+                {name: [asdict(row) for row in rows] for name, rows in found.items()}, indent=2
+            )
+        )
     failed = [name for name, rows in found.items() if any(row.verdict == "fail" for row in rows)]
     if not as_json:
         seconds = sum(row.seconds for rows in found.values() for row in rows)

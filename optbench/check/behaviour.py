@@ -18,7 +18,9 @@ from optbench.task import half_mse
 
 def follows_a_schedule(subject: Subject) -> Finding:
     """A hundred steps after the learning rate fell to a millionth, it all but stands still."""
-    training = Training(subject, schedule=lambda o: LambdaLR(o, lambda step: 1.0 if step < 5 else 1e-6))
+    training = Training(
+        subject, schedule=lambda o: LambdaLR(o, lambda step: 1.0 if step < 5 else 1e-6)
+    )
     start = training.weights()
     training.steps(5)
     fast = moved(start, training.weights()) / 5
@@ -52,7 +54,9 @@ def layers_rescaled(subject: Subject) -> Finding:
     for scale in (1.0, 4.0):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model = nn.Sequential(nn.Linear(5, 7, bias=False), nn.ReLU(), nn.Linear(7, 3, bias=False))
+            model = nn.Sequential(
+                nn.Linear(5, 7, bias=False), nn.ReLU(), nn.Linear(7, 3, bias=False)
+            )
         with torch.no_grad():
             first, last = model.parameters()
             first.mul_(scale)
@@ -61,7 +65,10 @@ def layers_rescaled(subject: Subject) -> Finding:
         Training(subject, model).steps(10)
         ends.append(model(batch()[0]).detach())
     apart = float((ends[0] - ends[1]).norm() / (ends[0] - start).norm())
-    return Finding("reported", "invariant" if apart < 1e-2 else f"the functions are {apart:.2g} of the way apart")
+    return Finding(
+        "reported",
+        "invariant" if apart < 1e-2 else f"the functions are {apart:.2g} of the way apart",
+    )
 
 
 def converges_inside_its_edge_and_diverges_outside(subject: Subject) -> Finding:

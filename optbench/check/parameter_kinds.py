@@ -139,9 +139,14 @@ def float64(subject: Subject) -> Finding:
     narrow.steps(3)
     if any(w.dtype != torch.float64 for w in wide.weights()):
         return Finding("fail", "the weights are no longer float64")
-    apart = moved([w.double() for w in narrow.weights()], wide.weights()) / moved(before, wide.weights())
+    apart = moved([w.double() for w in narrow.weights()], wide.weights()) / moved(
+        before, wide.weights()
+    )
     low = sorted({str(t.dtype) for t in tensors(wide.optimizer.state_dict()) if _is_rounded(t)})
-    detail = f"float32 is {apart:.1g} of the way apart" + f"; its state holds {', '.join(low)}" * bool(low)
+    detail = (
+        f"float32 is {apart:.1g} of the way apart"
+        + f"; its state holds {', '.join(low)}" * bool(low)
+    )
     return Finding("warn" if low or not apart < 1e-2 else "pass", detail)
 
 

@@ -70,7 +70,9 @@ def only_reads(subject: ProbeSubject) -> Finding:
     without, _, _ = _measure(subject, False)
     pairs = list(zip(with_it.parameters, without.parameters, strict=True))
     weights = all(torch.equal(p, q) for p, q in pairs)
-    gradients = all(p.grad is not None and q.grad is not None and torch.equal(p.grad, q.grad) for p, q in pairs)
+    gradients = all(
+        p.grad is not None and q.grad is not None and torch.equal(p.grad, q.grad) for p, q in pairs
+    )
     return passed(weights and gradients and with_it.gradients == without.gradients)
 
 

@@ -21,7 +21,9 @@ def takes_a_step(subject: Subject) -> Finding:
     after = training.weights()
     still = sum(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     finite = all(bool(w.isfinite().all()) for w in after)
-    return passed(finite and not still, f"moved by {moved(before, after):.2g}, {still} tensors stood still")
+    return passed(
+        finite and not still, f"moved by {moved(before, after):.2g}, {still} tensors stood still"
+    )
 
 
 def state_round_trip(subject: Subject) -> Finding:
@@ -36,7 +38,9 @@ def state_round_trip(subject: Subject) -> Finding:
     content = io.BytesIO()
     schedule = parts.update.schedule
     assert schedule is not None
-    torch.save([parts.model.state_dict(), parts.optimizer.state_dict(), schedule.state_dict()], content)
+    torch.save(
+        [parts.model.state_dict(), parts.optimizer.state_dict(), schedule.state_dict()], content
+    )
     content.seek(0)
     state = torch.load(content, weights_only=True)
     rest = training()
@@ -47,7 +51,8 @@ def state_round_trip(subject: Subject) -> Finding:
     rest.done = 7
     rest.steps(7)
     return passed(
-        same(whole.weights(), rest.weights()), f"differs by {moved(whole.weights(), rest.weights()):.2g} at the end"
+        same(whole.weights(), rest.weights()),
+        f"differs by {moved(whole.weights(), rest.weights()):.2g} at the end",
     )
 
 
@@ -96,7 +101,9 @@ def closure_is_called(subject: Subject) -> Finding:
     calls = f"called {len(losses)} time{'s' * (len(losses) > 1)} a step"
     if returned is None:
         return Finding("warn", f"{calls}, and step() returns nothing")
-    return passed(float(torch.as_tensor(returned).detach()) == float(losses[0]), f"{calls}, returns the loss")
+    return passed(
+        float(torch.as_tensor(returned).detach()) == float(losses[0]), f"{calls}, returns the loss"
+    )
 
 
 def closure_keeps_gradients_on(subject: Subject) -> Finding:
@@ -111,14 +118,19 @@ def closure_keeps_gradients_on(subject: Subject) -> Finding:
 
     with torch.random.fork_rng():
         training.optimizer.step(watched)  # type: ignore[arg-type]
-    return Finding("pass") if all(seen) else Finding("warn", "off: a closure must say torch.enable_grad() itself")
+    return (
+        Finding("pass")
+        if all(seen)
+        else Finding("warn", "off: a closure must say torch.enable_grad() itself")
+    )
 
 
 def evaluation_between_steps(subject: Subject) -> Finding:
     """Modes, where it has them, are swapped for an evaluation without a trace; the runner does it so."""
     training, watched = Training(subject), Training(subject)
     if not (
-        callable(getattr(training.optimizer, "eval", None)) and callable(getattr(training.optimizer, "train", None))
+        callable(getattr(training.optimizer, "eval", None))
+        and callable(getattr(training.optimizer, "train", None))
     ):
         return Finding("not tried", "has no train() and eval()")
     differs = 0.0
@@ -129,7 +141,10 @@ def evaluation_between_steps(subject: Subject) -> Finding:
         with evaluating(watched.model, watched.optimizer):
             differs = max(differs, moved(before, watched.weights()))
     unchanged = same(training.weights(), watched.weights())
-    return passed(unchanged and differs > 0, f"weights of evaluation are up to {differs:.2g} away from those trained")
+    return passed(
+        unchanged and differs > 0,
+        f"weights of evaluation are up to {differs:.2g} away from those trained",
+    )
 
 
 def leaves_the_model_alone(subject: Subject) -> Finding:
@@ -137,7 +152,9 @@ def leaves_the_model_alone(subject: Subject) -> Finding:
     training, fresh = Training(subject), net()
     training.steps(3)
     pairs = list(zip(training.model.parameters(), fresh.parameters(), strict=True))
-    kept = all((p.shape, p.dtype, p.requires_grad) == (q.shape, q.dtype, q.requires_grad) for p, q in pairs)
+    kept = all(
+        (p.shape, p.dtype, p.requires_grad) == (q.shape, q.dtype, q.requires_grad) for p, q in pairs
+    )
     return passed(kept and not any(p.grad is not None and p.grad.requires_grad for p, _ in pairs))
 
 

@@ -42,7 +42,9 @@ class Subject:
 def entries(group: str, config_dir: Path | None = None) -> list[str]:
     """The names of a group's YAMLs."""
     folders = [conf_folder(), *([config_dir] if config_dir else [])]
-    return sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")} - {"custom"})
+    return sorted(
+        {file.stem for folder in folders for file in (folder / group).glob("*.yaml")} - {"custom"}
+    )
 
 
 def optimizer(target: str, settings: Iterable[str] = (), config_dir: Path | None = None) -> Subject:
@@ -57,14 +59,19 @@ def optimizer(target: str, settings: Iterable[str] = (), config_dir: Path | None
     if "." in target:
         choice = ["optimizer=custom", f"optimizer._target_={target}"]
     elif target not in (known := entries("optimizer", config_dir)):
-        raise UserError(f"there is no optimizer called {target}.{nearest(target, known)} Known: {', '.join(known)}")
+        raise UserError(
+            f"there is no optimizer called {target}.{nearest(target, known)} Known: "
+            f"{', '.join(known)}"
+        )
     given = [f"++optimizer.{setting}" for setting in settings]
     config = compose_config([*choice, *given, "task=quadratic", "device=cpu"], config_dir)
     check(config)
     node = OmegaConf.to_container(config.optimizer, resolve=True)
     assert isinstance(node, dict)
     excluded = (node.get("about") or {}).get("excluded") or {}
-    return Subject(target, optimizer_factory(config.optimizer), {str(k): v for k, v in node.items()}, excluded)
+    return Subject(
+        target, optimizer_factory(config.optimizer), {str(k): v for k, v in node.items()}, excluded
+    )
 
 
 def net(dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -77,7 +84,10 @@ def net(dtype: torch.dtype = torch.float32) -> nn.Sequential:
 def batch(number: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Eleven examples for it, others for another number."""
     generator = torch.Generator().manual_seed(number)
-    return (torch.randn(11, 5, generator=generator).to(dtype), torch.randn(11, 3, generator=generator).to(dtype))
+    return (
+        torch.randn(11, 5, generator=generator).to(dtype),
+        torch.randn(11, 3, generator=generator).to(dtype),
+    )
 
 
 @dataclass
@@ -124,7 +134,9 @@ def same(one: Iterable[Tensor], other: Iterable[Tensor]) -> bool:
 
 def moved(before: Iterable[Tensor], after: Iterable[Tensor]) -> float:
     """‖after − before‖ over all tensors together."""
-    return float(torch.stack([(b - a).double().norm() for a, b in zip(before, after, strict=True)]).norm())
+    return float(
+        torch.stack([(b - a).double().norm() for a, b in zip(before, after, strict=True)]).norm()
+    )
 
 
 @contextmanager

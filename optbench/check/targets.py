@@ -41,9 +41,15 @@ def find(name: str, settings: Sequence[str] = (), config_dir: Path | None = None
     """
     if "." in name:
         return _of_path(name, settings, config_dir)
-    kinds: dict[str, Callable[[], Target]] = {n: lambda: _probe(name, config_dir) for n in _probe_names(config_dir)}
-    kinds |= {n: lambda: _task(f"task={name}", name, config_dir) for n in entries("task", config_dir)}
-    kinds |= {n: lambda: _optimizer(name, settings, config_dir) for n in entries("optimizer", config_dir)}
+    kinds: dict[str, Callable[[], Target]] = {
+        n: lambda: _probe(name, config_dir) for n in _probe_names(config_dir)
+    }
+    kinds |= {
+        n: lambda: _task(f"task={name}", name, config_dir) for n in entries("task", config_dir)
+    }
+    kinds |= {
+        n: lambda: _optimizer(name, settings, config_dir) for n in entries("optimizer", config_dir)
+    }
     if name not in kinds:
         raise UserError(
             f"there is no optimizer, task or probe called {name}.{nearest(name, kinds)} "

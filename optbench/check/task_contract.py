@@ -31,7 +31,9 @@ def splits_fit_each_other(subject: TaskSubject) -> Finding:
     splits = subject.build(0).splits
     shapes = {tuple(s.inputs.shape[1:]) for s in splits.values()}
     whole = all(len(s) and len(s.inputs) == len(s.targets) for s in splits.values())
-    finite = all(bool(s.inputs.isfinite().all()) for s in splits.values() if s.inputs.is_floating_point())
+    finite = all(
+        bool(s.inputs.isfinite().all()) for s in splits.values() if s.inputs.is_floating_point()
+    )
     sizes = ", ".join(f"{name} {len(s)}" for name, s in splits.items())
     return passed(whole and finite and len(shapes) == 1, sizes)
 
@@ -58,7 +60,9 @@ def gives_gradients(subject: TaskSubject) -> Finding:
     model = build_model(subject.config, task)
     task.loss(model(task.train.inputs[:64]), task.train.targets[:64]).backward()
     norm = sum(float(p.grad.norm()) for p in model.parameters() if p.grad is not None)
-    return passed(0 < norm < float("inf"), f"{sum(p.numel() for p in model.parameters())} parameters")
+    return passed(
+        0 < norm < float("inf"), f"{sum(p.numel() for p in model.parameters())} parameters"
+    )
 
 
 CHECKS: list[Check] = [

@@ -31,7 +31,8 @@ class PresentData:
 
         Args:
             path: The run folder.
-            config: Gives the configuration of the run's command; called where its data have not been read yet.
+            config: Gives the configuration of the run's command; called where its data have not
+                been read yet.
             way_out: What to say that the user can do, beside moving the folder away.
 
         Raises:
@@ -51,7 +52,8 @@ class PresentData:
         now = self._hashes[key]
         if then != now:
             raise UserError(
-                f"{path.name} is finished, but its data have changed since (data hash {then[:12]} then, {now[:12]} "
+                f"{path.name} is finished, but its data have changed since (data hash {then[:12]} "
+                f"then, {now[:12]} "
                 f"now): {way_out}"
             )
 
@@ -61,7 +63,9 @@ class PresentData:
             self._sources[target] = source(target)
         return {target: self._sources[target] for target in named}
 
-    def check_command(self, path: Path, overrides: Iterable[str], config_dir: Path | None = None) -> None:
+    def check_command(
+        self, path: Path, overrides: Iterable[str], config_dir: Path | None = None
+    ) -> None:
         """Do the same for the main job's overrides."""
         self.check(path, lambda: _compose(overrides, config_dir))
 
@@ -73,7 +77,8 @@ def data_hash(config: DictConfig) -> str:
     from optbench.configuration.construct import DTYPES, build_task
     from optbench.seeds import global_stream
 
-    with global_stream(config.seed, "dropout"):  # as in a run, for a task that draws from the global stream
+    # as in a run, for a task that draws from the global stream
+    with global_stream(config.seed, "dropout"):
         task = build_task(config)
     return task.to(torch.device("cpu"), DTYPES[config.dtype]).data_hash()
 
@@ -99,5 +104,6 @@ def _recorded(path: Path) -> dict[str, Any]:
         return {**settings, **{key: settings[key] for key in DATA}}
     except (UnreadableError, TypeError, KeyError) as why:
         raise UserError(
-            f"{path} is finished, but its {record.CONFIG} cannot be read ({' '.join(str(why).split())}): move it away"
+            f"{path} is finished, but its {record.CONFIG} cannot be read "
+            f"({' '.join(str(why).split())}): move it away"
         ) from why

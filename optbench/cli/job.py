@@ -27,8 +27,8 @@ from optbench.run.resume import Start, resume_or_start
 def run_job(config: DictConfig, name: str, choices: Mapping[str, str], present: PresentData) -> str:
     """Run, and return the status. Prints the table and, as its last line, the run folder's path.
 
-    A run that is finished, and whole, with data and code that are still the same, is not run again, and one that was
-    cut short goes on where it was, unless `overwrite`.
+    A run that is finished, and whole, with data and code that are still the same, is not run again,
+    and one that was cut short goes on where it was, unless `overwrite`.
 
     Args:
         config: The configuration.
@@ -44,7 +44,10 @@ def run_job(config: DictConfig, name: str, choices: Mapping[str, str], present: 
     if before and not config.overwrite:
         present.check(path, lambda: config, "overwrite=true runs it again; or ")
         others = _other_versions(path)
-        print(f"finished before ({before['status']} at step {before['step']}{others}); overwrite=true runs it again")
+        print(
+            f"finished before ({before['status']} at step {before['step']}{others}); "
+            "overwrite=true runs it again"
+        )
         _complete(path, config.picture)
         print(path)
         return str(before["status"])
@@ -58,7 +61,9 @@ def run_job(config: DictConfig, name: str, choices: Mapping[str, str], present: 
     return status
 
 
-def _train(experiment: Experiment, folder: RunFolder, config: DictConfig, choices: Mapping[str, str]) -> str:
+def _train(
+    experiment: Experiment, folder: RunFolder, config: DictConfig, choices: Mapping[str, str]
+) -> str:
     terminal = Terminal(experiment.settings.steps)
     settings = OmegaConf.to_container(config, resolve=True)
     assert isinstance(settings, dict)
@@ -66,7 +71,9 @@ def _train(experiment: Experiment, folder: RunFolder, config: DictConfig, choice
     start = Start(lambda: build(config), about, sources(settings))
     runner = resume_or_start(start, experiment, folder, terminal)
     experiment = runner.experiment
-    record.write_whole(folder.path / record.CONFIG, OmegaConf.to_yaml({**settings, "choices": dict(choices)}))
+    record.write_whole(
+        folder.path / record.CONFIG, OmegaConf.to_yaml({**settings, "choices": dict(choices)})
+    )
     folder.write_summary("running", runner.progress())
     mirror = Mirror(folder.path, config.wandb.mode)
     try:
@@ -92,19 +99,27 @@ def _run(runner: Runner) -> dict[str, Any]:
         if outcome["status"] == "done":
             runner.save()
     except BaseException as error:
-        with contextlib.suppress(OSError):  # a full disk, most likely; then the error itself says so
-            runner.folder.write_summary("crashed", runner.progress() | {"error": f"{type(error).__name__}: {error}"})
+        # a full disk, most likely; then the error itself says so
+        with contextlib.suppress(OSError):
+            runner.folder.write_summary(
+                "crashed", runner.progress() | {"error": f"{type(error).__name__}: {error}"}
+            )
         raise
     return outcome
 
 
 def _memory(experiment: Experiment) -> dict[str, float]:
     update = experiment.update
-    return {"peak_gib": peak_gib(update.parameters[0].device), "optimizer_gib": state_gib(update.optimizer)}
+    return {
+        "peak_gib": peak_gib(update.parameters[0].device),
+        "optimizer_gib": state_gib(update.optimizer),
+    }
 
 
 def _other_versions(path: Path) -> str:
-    changed = changed_versions(record.read_json(path / record.PROVENANCE) or {}, {"versions": versions()})
+    changed = changed_versions(
+        record.read_json(path / record.PROVENANCE) or {}, {"versions": versions()}
+    )
     return f"; {changed}" if changed else ""
 
 

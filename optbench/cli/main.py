@@ -37,7 +37,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print(GO_ON, file=sys.stderr)
         sys.exit(130)
-    except RunError as error:  # told already; a sweeper other than Hydra's own may end with the first
+    except (
+        RunError
+    ) as error:  # told already; a sweeper other than Hydra's own may end with the first
         sys.exit(error.code)
     except Exception as error:
         text, code = _explained(error, wants_tracebacks)
@@ -49,7 +51,9 @@ def _main(wants_tracebacks: bool) -> int:
     _find_own_files()
     for problem in find_plugins():
         print(f"optbench: {problem}", file=sys.stderr)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits by itself; we say it in one line
+    os.environ["HYDRA_FULL_ERROR"] = (
+        "1"  # else Hydra prints and exits by itself; we say it in one line
+    )
     sys.argv[1:] = with_paths(sys.argv[1:])
     job = Job(wants_tracebacks, _here())
     with telling_failures(_here()) as codes:
@@ -95,7 +99,11 @@ class Job:
 def _job(config: DictConfig, present: PresentData) -> str:
     """Run one point of the configuration space."""
     hydra_config = HydraConfig.get()
-    choices = {key: value for key, value in hydra_config.runtime.choices.items() if not key.startswith("hydra/")}
+    choices = {
+        key: value
+        for key, value in hydra_config.runtime.choices.items()
+        if not key.startswith("hydra/")
+    }
     given = {override.lstrip("+").split("=")[0] for override in hydra_config.overrides.task}
     if "epochs" in given:
         if "steps" in given:

@@ -34,7 +34,10 @@ def _main() -> int:
     print(f"test it:  python -m pytest test_{arguments.name}.py")
     if arguments.kind == "optimizer":
         print(f"check it: python -m optbench.check {arguments.name}.{_class_name(arguments.name)}")
-    print(f"run it:   python -m optbench --config-dir conf {RUN[arguments.kind].format(name=arguments.name)}")
+    print(
+        "run it:   python -m optbench --config-dir conf "
+        f"{RUN[arguments.kind].format(name=arguments.name)}"
+    )
     return 0
 
 
@@ -42,12 +45,21 @@ def write(kind: str, name: str, folder: Path) -> list[Path]:
     """Write NAME.py, its YAML under conf/ and test_NAME.py, and return their paths.
 
     Raises:
-        UserError: If the name cannot be a module's, is taken, or a file is there already; then nothing is written.
+        UserError: If the name cannot be a module's, is taken, or a file is there already; then
+            nothing is written.
     """
-    if not (name.isidentifier() and name.isascii() and name == name.lower() and not name.startswith("_")):
-        raise UserError(f"a name must be small letters, digits and _, beginning with a letter, got {name[:LONGEST]}")
+    if not (
+        name.isidentifier() and name.isascii() and name == name.lower() and not name.startswith("_")
+    ):
+        raise UserError(
+            "a name must be small letters, digits and _, beginning with a letter, got "
+            f"{name[:LONGEST]}"
+        )
     if keyword.iskeyword(name) or len(name) > LONGEST:
-        raise UserError(f"a name must be no word of Python's own, and at most {LONGEST} letters, got {name[:LONGEST]}")
+        raise UserError(
+            f"a name must be no word of Python's own, and at most {LONGEST} letters, got "
+            f"{name[:LONGEST]}"
+        )
     group = KINDS[kind]
     if (conf_folder() / group / f"{name}.yaml").exists():
         raise UserError(f"optbench has {group}={name} already: choose another name")

@@ -1,7 +1,8 @@
 """A sweep runs to its end whatever fails in it, then says what did: Hydra's launchers may run it anywhere.
 
-A list of failures in the process that began the sweep stays empty where a launcher runs jobs in processes or on
-machines of its own. What comes back from there is Hydra's record of the job, so the failure travels in that.
+A list of failures in the process that began the sweep stays empty where a launcher runs jobs in
+processes or on machines of its own. What comes back from there is Hydra's record of the job, so the
+failure travels in that.
 """
 
 import sys
@@ -40,7 +41,8 @@ class RunError(Exception):
 def telling_failures(here: str) -> Iterator[list[int]]:
     """Have every launcher that Hydra makes watched; the list fills with the exit codes of runs that failed.
 
-    Hydra gives what a launcher returns to nobody but the sweeper, and of no sweeper can one ask for it.
+    Hydra gives what a launcher returns to nobody but the sweeper, and of no sweeper can one ask for
+    it.
     """
     codes: list[int] = []
     plain = Plugins.instantiate_launcher
@@ -48,7 +50,9 @@ def telling_failures(here: str) -> Iterator[list[int]]:
     def watched(
         self: Plugins, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> Launcher:
-        launcher = plain(self, hydra_context=hydra_context, task_function=task_function, config=config)
+        launcher = plain(
+            self, hydra_context=hydra_context, task_function=task_function, config=config
+        )
         name = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
         return _Watched(launcher, here, codes, keep=config.hydra.sweeper._target_ != name)
 
@@ -62,8 +66,8 @@ def telling_failures(here: str) -> Iterator[list[int]]:
 class _Watched(Launcher):
     """A launcher that says which of its runs failed.
 
-    It keeps failures from Hydra's own sweeper, which would raise the first and leave the runs after it undone;
-    any other has a rule of its own for them.
+    It keeps failures from Hydra's own sweeper, which would raise the first and leave the runs after
+    it undone; any other has a rule of its own for them.
     """
 
     def __init__(self, launcher: Launcher, here: str, codes: list[int], keep: bool) -> None:
@@ -72,7 +76,9 @@ class _Watched(Launcher):
     def setup(self, **about: Any) -> None:
         self._launcher.setup(**about)
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
         ended = self._launcher.launch(job_overrides, initial_job_idx=initial_job_idx)
         for job in ended:
             if job.status is JobStatus.FAILED:

@@ -40,7 +40,8 @@ NOT_IN_THE_NAME = (
     "optimizer.search",
 )
 FINGERPRINT_EXAMPLES = 1000
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.float32}  # of weights and data
+# of weights and data
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.float32}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -50,11 +51,19 @@ def resolve_device(name: str) -> torch.device:
         UserError: If there is no such device.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as why:
-        raise UserError(f"device={name} is not to be had here ({str(why).splitlines()[0]}): say device=cpu") from why
+        raise UserError(
+            f"device={name} is not to be had here ({str(why).splitlines()[0]}): say device=cpu"
+        ) from why
     return torch.device(name)
 
 
@@ -70,14 +79,17 @@ def run_name(config: DictConfig, choices: Mapping[str, str]) -> str:
         node.pop(last, None)
     content["device"] = resolve_device(config.device).type
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
-    return "-".join([choices["task"], choices["model"], choices["optimizer"], f"seed{config.seed}", digest])
+    return "-".join(
+        [choices["task"], choices["model"], choices["optimizer"], f"seed{config.seed}", digest]
+    )
 
 
 def build(config: DictConfig) -> Experiment:
     """Build everything that the configuration names, on its device.
 
     Raises:
-        UserError: If something in the configuration cannot be; the message shows the value and the way out.
+        UserError: If something in the configuration cannot be; the message shows the value and the
+            way out.
     """
     check(config)
     search.read(config.optimizer.get("search"))
@@ -128,7 +140,9 @@ def _make_reproducible() -> None:
     """Have a GPU give the same bits each time, and float32 where float32 is asked for."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # 10 bits of mantissa
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
+        False  # 10 bits of mantissa
+    )
 
 
 def _make(what: str, factory: Callable[..., Any], *args: Any, **settings: Any) -> Any:
@@ -146,7 +160,9 @@ def _make(what: str, factory: Callable[..., Any], *args: Any, **settings: Any) -
         if isinstance(cause, MissingMandatoryValue):
             raise cause from None
         line = " ".join(str(cause).split())
-        raise UserError(f"cannot build the {what} as configured: {type(cause).__name__}: {line}") from error
+        raise UserError(
+            f"cannot build the {what} as configured: {type(cause).__name__}: {line}"
+        ) from error
 
 
 def build_task(config: DictConfig) -> Task:
@@ -184,8 +200,8 @@ def optimizer_factory(node: DictConfig) -> Callable[[Iterable[Any]], Optimizer]:
 def _parameters(config: DictConfig, model: nn.Module) -> list[Any]:
     """What the optimizer trains: one group, or one for each learning rate where the model asks for several.
 
-    A model asks for them by `lr_factors`, {parameter name: factor on optimizer.lr}, as μP does. What a weight decays by
-    in a step, lr · weight_decay, stays as it is.
+    A model asks for them by `lr_factors`, {parameter name: factor on optimizer.lr}, as μP does.
+    What a weight decays by in a step, lr · weight_decay, stays as it is.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     factors: Mapping[str, float] | None = getattr(model, "lr_factors", None)
@@ -194,7 +210,8 @@ def _parameters(config: DictConfig, model: nn.Module) -> list[Any]:
     lr = config.optimizer.get("lr")
     if lr is None:
         raise UserError(
-            "this model gives each layer its own share of optimizer.lr, and this optimizer has learning rates of its "
+            "this model gives each layer its own share of optimizer.lr, and this optimizer has "
+            "learning rates of its "
             "own for its parts: say model.scaling=standard, or an optimizer with one optimizer.lr"
         )
     groups: dict[float, list[nn.Parameter]] = {}
@@ -219,12 +236,15 @@ def _check_fit(task: Task, model: nn.Module, optimizer: Optimizer) -> None:
         way_out = "" if kind == "numbers" else "; model=gpt takes tokens"
         line = " ".join(str(why).split())
         raise UserError(
-            f"this model does not fit this task, whose inputs are {kind} of shape {task.input_shape}{way_out} "
+            f"this model does not fit this task, whose inputs are {kind} of shape "
+            f"{task.input_shape}{way_out} "
             f"({type(why).__name__}: {line})"
         ) from why
 
 
-def _check_micro_batches(task: Task, model: nn.Module, optimizer: Optimizer, size: int | None, batch_size: int) -> None:
+def _check_micro_batches(
+    task: Task, model: nn.Module, optimizer: Optimizer, size: int | None, batch_size: int
+) -> None:
     """Raise a UserError if the mean of the micro-batches' losses is not the loss of the batch."""
     if size is None or size >= batch_size:
         return
@@ -232,7 +252,8 @@ def _check_micro_batches(task: Task, model: nn.Module, optimizer: Optimizer, siz
         unweighted = replace(task, weight=None)
         if not is_mean_of_parts(unweighted, task.loss, model, task.train.first(batch_size), size):
             raise UserError(
-                f"micro_batch_size={size} would train on another loss: the task's is not the mean over examples "
+                f"micro_batch_size={size} would train on another loss: the task's is not the mean "
+                "over examples "
                 "(class weights, ignored targets, a contrastive loss); say micro_batch_size=null"
             )
 
@@ -257,7 +278,10 @@ def build_probes(config: DictConfig) -> Iterator[tuple[str, Probe]]:
 def _settings(config: DictConfig, batches: Batches) -> Settings:
     steps = config.steps if config.steps is not None else round(config.epochs * batches.per_epoch)
     if steps < 1:
-        raise UserError(f"epochs={config.epochs} is less than one update of {batches.per_epoch} an epoch: say more")
+        raise UserError(
+            f"epochs={config.epochs} is less than one update of {batches.per_epoch} an epoch: say "
+            "more"
+        )
     return Settings(
         steps=steps,
         seed=config.seed,

@@ -35,7 +35,9 @@ def _explain(error: BaseException) -> tuple[str | None, int]:
     if isinstance(error, MissingConfigException):  # also an OSError
         return _unknown_entry(error), 2
     if isinstance(error, OSError):
-        return file_trouble(error) or f"{error.strerror or error}: {str(error.filename)[:LONGEST_VALUE]}", 1
+        return file_trouble(
+            error
+        ) or f"{error.strerror or error}: {str(error.filename)[:LONGEST_VALUE]}", 1
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _wrong_setting(error), 2
     return _elsewhere(error)
@@ -51,7 +53,10 @@ def _elsewhere(error: BaseException) -> tuple[str | None, int]:
         if {"hydra", "omegaconf"} & set(path.parts):
             return f"this cannot be read as a configuration ({said})", 2
         if path.is_file() and not any(path.is_relative_to(folder) for folder in LIBRARIES):
-            return f"{path.name}, line {frame.lineno}, raised {said}; HYDRA_FULL_ERROR=1 shows the whole traceback", 1
+            return (
+                f"{path.name}, line {frame.lineno}, raised {said}; HYDRA_FULL_ERROR=1 shows the whole traceback",
+                1,
+            )
     return None, 1
 
 
@@ -73,7 +78,9 @@ def _wrong_setting(error: BaseException) -> str:
         return f"say +{key}=VALUE: no YAML gives it" if key in known else unknown(key, known)
     if found := re.search(r"Missing mandatory value: (\S+)", line):
         return f"{found.group(1)} has no default: say {found.group(1)}=VALUE"
-    if found := re.search(r"access probes\.(\w+)\.\w+: node `probes\.\w+` is not a container", line):
+    if found := re.search(
+        r"access probes\.(\w+)\.\w+: node `probes\.\w+` is not a container", line
+    ):
         name = found.group(1)
         return f"other probes take settings from probes.{name}: to switch it off, say probes.{name}.every=never"
     return line
@@ -81,9 +88,16 @@ def _wrong_setting(error: BaseException) -> str:
 
 def _known_settings() -> list[str]:
     """Return the keys that there are with the entries chosen on the command line, as far as they can be composed."""
-    chosen = [word for word in sys.argv[1:] if re.fullmatch(r"(task|model|optimizer|schedule|probes)=[\w/]+", word)]
+    chosen = [
+        word
+        for word in sys.argv[1:]
+        if re.fullmatch(r"(task|model|optimizer|schedule|probes)=[\w/]+", word)
+    ]
     for choices in (chosen, []):
-        with contextlib.suppress(Exception), initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        with (
+            contextlib.suppress(Exception),
+            initialize_config_dir(str(conf_folder()), version_base="1.3"),
+        ):
             content = OmegaConf.to_container(compose("config", choices), resolve=False)
             assert isinstance(content, dict)
             return known_keys({str(key): value for key, value in content.items()})

@@ -1,7 +1,8 @@
 """What a configuration must be: every key's type and range, read here before anything is built.
 
-The keys of the core are declared below. Those of a group (optimizer, task, model, schedule, probes) are declared by
-the signature of its `_target_`, so that a plug-in declares its own by annotating; see `optbench.boundary.kinds`.
+The keys of the core are declared below. Those of a group (optimizer, task, model, schedule, probes)
+are declared by the signature of its `_target_`, so that a plug-in declares its own by annotating;
+see `optbench.boundary.kinds`.
 """
 
 import contextlib
@@ -24,9 +25,15 @@ from optbench.errors import UserError, who_ended
 Node = Annotated[dict[str, Any], Field(description="a node with _target_")]
 Part = Annotated[dict[str, Any], Field(description="a mapping")]
 Device = Annotated[
-    str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$", description="auto, cpu, cuda, cuda:NUMBER or mps")
+    str,
+    Field(
+        pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$",
+        description="auto, cpu, cuda, cuda:NUMBER or mps",
+    ),
 ]
-FolderName = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$", description="the name of a folder")]
+FolderName = Annotated[
+    str, Field(min_length=1, pattern=r"^[^\x00]+$", description="the name of a folder")
+]
 Word = str | int | float  # a name that may look like a number
 Elsewhere = Callable[[], Collection[str]]
 
@@ -130,7 +137,9 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
-def _check_whole(shape: Callable[..., Any], content: Mapping[str, Any], prefix: str, elsewhere: Elsewhere) -> None:
+def _check_whole(
+    shape: Callable[..., Any], content: Mapping[str, Any], prefix: str, elsewhere: Elsewhere
+) -> None:
     check_arguments(shape, content, prefix, elsewhere=elsewhere)
     for name in keys_of(shape).named:
         if name not in content:
@@ -146,7 +155,9 @@ def _nodes(content: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any
     probes = content.get("probes")
     for name, node in (probes if isinstance(probes, dict) else {}).items():
         if node is not None and not isinstance(node, dict):
-            raise ShapeError(f"probes.{name} must be a node with _target_ or null, got {shown(node)}")
+            raise ShapeError(
+                f"probes.{name} must be a node with _target_ or null, got {shown(node)}"
+            )
         # A task may tune a probe that is not in the set chosen; then there is nothing to build.
         if node is not None and "_target_" in node:
             yield "probes", f"probes.{name}", node
@@ -178,7 +189,9 @@ def _check_node(node: Mapping[str, Any], prefix: str, group: str, elsewhere: Els
         given = {name: value for name, value in given.items() if name not in ABOUT_IT}
     if prefix == "task." and "seed" in given:
         raise ShapeError("there is no key task.seed: the run's seed is given as seed=NUMBER")
-    check_arguments(target, given, prefix, GIVEN.get(group, 0), elsewhere, EVERYWHERE.get(group), within)
+    check_arguments(
+        target, given, prefix, GIVEN.get(group, 0), elsewhere, EVERYWHERE.get(group), within
+    )
     for name, inner in within.items():
         _check_node(inner, f"{prefix}{name}.", group, elsewhere)
 
@@ -190,7 +203,9 @@ def _is_node(value: Any) -> bool:
 def _target(node: Mapping[str, Any], prefix: str) -> Callable[..., Any]:
     path = node.get("_target_")
     if not isinstance(path, str) or not path:
-        raise ShapeError(f"{prefix}_target_ must be an import path such as my_file.Mine, got {shown(path)}")
+        raise ShapeError(
+            f"{prefix}_target_ must be an import path such as my_file.Mine, got {shown(path)}"
+        )
     return imported(path, f"{prefix}_target_=")
 
 
@@ -214,7 +229,9 @@ def imported(path: str, key: str = "") -> Callable[..., Any]:
 
 def known_keys(content: Mapping[str, Any]) -> list[str]:
     """Every key that can be given to such a configuration, whether a YAML gives it or not."""
-    found = dict.fromkeys((*keys_of(Configuration).named, *(f"wandb.{name}" for name in keys_of(Wandb).named)))
+    found = dict.fromkeys(
+        (*keys_of(Configuration).named, *(f"wandb.{name}" for name in keys_of(Wandb).named))
+    )
     for key, path, node in _nodes(content):
         found |= dict.fromkeys(_keys_of_node(node, f"{path}.", GIVEN.get(key, 0)))
     return list(found)

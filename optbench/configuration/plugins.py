@@ -5,8 +5,8 @@ A package declares, for example, in its pyproject.toml
     [project.entry-points."optbench.optimizers"]
     mine = "my_package"
 
-and holds `my_package/conf/optimizer/mine.yaml`. `optbench.tasks` and `optbench.probes` go with `conf/task/` and
-`conf/probes/`. Nothing of it is imported until it is chosen.
+and holds `my_package/conf/optimizer/mine.yaml`. `optbench.tasks` and `optbench.probes` go with
+`conf/task/` and `conf/probes/`. Nothing of it is imported until it is chosen.
 """
 
 from importlib.metadata import EntryPoint, entry_points
@@ -29,9 +29,15 @@ def conf_folders(ours: Path) -> tuple[list[Path], list[str]]:
             folder = _folder(entry)
             wanted = f"conf/{kind}/{entry.name}.yaml"
             if folder is None or not (folder.parent / wanted).is_file():
-                problems.append(f"{_who(entry)} says it brings {kind}={entry.name}, but {entry.module} has no {wanted}")
+                problems.append(
+                    f"{_who(entry)} says it brings {kind}={entry.name}, but {entry.module} has no "
+                    f"{wanted}"
+                )
             elif (ours / kind / f"{entry.name}.yaml").is_file():
-                problems.append(f"{_who(entry)} brings {kind}={entry.name}, a name that optbench has: its own is used")
+                problems.append(
+                    f"{_who(entry)} brings {kind}={entry.name}, a name that optbench has: its own "
+                    "is used"
+                )
             else:
                 folders[folder] = None
     return list(folders), problems

@@ -28,17 +28,20 @@ def block_densities(
 
     Args:
         operator: A Hessian or Gauss-Newton matrix.
-        blocks: Parameter names by block, such as `per_layer(model)`; names that the operator does not act on
-            count for nothing.
+        blocks: Parameter names by block, such as `per_layer(model)`; names that the operator does
+            not act on count for nothing.
         steps: Lanczos steps a block and probe; each costs a product of the whole operator.
         probes: Random vectors a block.
         seed: Seed or generator for them.
 
     Raises:
-        ValueError: If the operator is not of a model, or no block holds a parameter that it acts on.
+        ValueError: If the operator is not of a model, or no block holds a parameter that it acts
+            on.
     """
     if not isinstance(operator, ModelOperator):
-        raise ValueError(f"operator must be a Hessian or GaussNewton, got {type(operator).__name__}")
+        raise ValueError(
+            f"operator must be a Hessian or GaussNewton, got {type(operator).__name__}"
+        )
     generator = seeded(seed)
     places = operator.split(torch.arange(operator.size, device=operator.device))
     found = {}
@@ -48,7 +51,9 @@ def block_densities(
             block = Restricted(operator, torch.cat(rows))
             found[name] = spectral_density(block, min(steps, block.size), probes, seed=generator)
     if not found:
-        raise ValueError(f"blocks must name parameters that the operator acts on, got {list(blocks)[:5]}")
+        raise ValueError(
+            f"blocks must name parameters that the operator acts on, got {list(blocks)[:5]}"
+        )
     return found
 
 
@@ -57,23 +62,25 @@ def block_heterogeneity(
 ) -> float:
     """Mean Jensen-Shannon distance between the spectral densities of all pairs of blocks.
 
-    JS(p, q) = √(½ KL(p‖m) + ½ KL(q‖m)), m = ½(p + q), in bits: 0 where all blocks have one spectrum, 1 where no
-    two overlap. Dimensionless. Densities are compared as they are, not scaled to one another, after each node is
-    widened to a Gaussian, without which two quadratures never overlap.
+    JS(p, q) = √(½ KL(p‖m) + ½ KL(q‖m)), m = ½(p + q), in bits: 0 where all blocks have one
+    spectrum, 1 where no two overlap. Dimensionless. Densities are compared as they are, not scaled
+    to one another, after each node is widened to a Gaussian, without which two quadratures never
+    overlap.
 
     Args:
         densities: Of two blocks or more.
-        width: Standard deviation of the Gaussians; None for a hundredth of the range of all nodes. The distance
-            depends on it: compare only at one width relative to the range.
+        width: Standard deviation of the Gaussians; None for a hundredth of the range of all nodes.
+            The distance depends on it: compare only at one width relative to the range.
         points: Points of the grid that the integrals are sums over.
 
     Raises:
         ValueError: If there are fewer than two blocks.
 
     References:
-        Zhang et al. (2024), arXiv:2402.16788, who average the distance over pairs of blocks at initialization. The
-        width and the grid are ours: their published code has one block a parameter tensor and Gaussians of
-        σ² = 1e-5, whatever the range, and does not have the distance itself.
+        Zhang et al. (2024), arXiv:2402.16788, who average the distance over pairs of blocks at
+        initialization. The width and the grid are ours: their published code has one block a
+        parameter tensor and Gaussians of σ² = 1e-5, whatever the range, and does not have the
+        distance itself.
     """
     if len(densities) < 2:
         raise ValueError(f"densities must be of at least two blocks, got {len(densities)}")

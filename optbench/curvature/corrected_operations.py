@@ -25,7 +25,8 @@ HALF = (torch.float16, torch.bfloat16)
 def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """The weight g v / ‖v‖, with a norm for each index along `dim`, or of the whole for −1.
 
-    torch's double backward of its fused form is wrong on a CPU (2.13): a Hessian through it is not symmetric.
+    torch's double backward of its fused form is wrong on a CPU (2.13): a Hessian through it is not
+    symmetric.
     """
     if dim == -1:
         return v * (g / v.square().sum().sqrt())
@@ -49,7 +50,8 @@ def embedding(
 ) -> Tensor:
     """An embedding whose gradient is dense, and that of the loss.
 
-    A sparse one cannot be differentiated again; one that is scaled by frequencies is not the gradient of the loss.
+    A sparse one cannot be differentiated again; one that is scaled by frequencies is not the
+    gradient of the loss.
     """
     return F.embedding(input, weight, padding_idx, max_norm, norm_type)
 
@@ -130,16 +132,18 @@ class Measured(TorchFunctionMode):
     """While it is entered, operations give way to those with right derivatives, in one precision.
 
     Args:
-        dtype: Precision of the measurement. In float64 a cast to float32 inside the model is left out, such as that
-            of a norm which is always taken in single precision; it would leave float32's rounding in the result.
+        dtype: Precision of the measurement. In float64 a cast to float32 inside the model is left
+            out, such as that of a norm which is always taken in single precision; it would leave
+            float32's rounding in the result.
 
     Attributes:
-        any_order: Whether norms are of primitive operations: torch's third derivatives of them are wrong. So they are
-            under torch's transforms in any case.
+        any_order: Whether norms are of primitive operations: torch's third derivatives of them are
+            wrong. So they are under torch's transforms in any case.
 
     Raises:
         MeasurementError: From the operation that computes in half precision.
-        ThirdDerivativeError: Where the model takes a derivative to be differentiated, unless `any_order`.
+        ThirdDerivativeError: Where the model takes a derivative to be differentiated, unless
+            `any_order`.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -170,10 +174,16 @@ class Measured(TorchFunctionMode):
         if func in NORMS and (self.any_order or transformed()):
             return NORMS[func](func, *args, **given)
         found = INSTEAD.get(func, func)(*args, **given)
-        if isinstance(found, Tensor) and found.dtype is not self.dtype and found.dtype in HALF and found.requires_grad:
+        if (
+            isinstance(found, Tensor)
+            and found.dtype is not self.dtype
+            and found.dtype in HALF
+            and found.requires_grad
+        ):
             name = getattr(func, "__name__", str(func))
             raise MeasurementError(
-                f"the model computes in {found.dtype} ({name}): curvature in half precision is not trusted; switch the "
+                f"the model computes in {found.dtype} ({name}): curvature in half precision is not "
+                "trusted; switch the "
                 "cast off inside the model, or measure a copy without it"
             )
         return found

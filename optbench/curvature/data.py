@@ -46,7 +46,10 @@ class Chunks:
         weight: Weight | None = None,
     ) -> None:
         if not isinstance(batches, Iterable):
-            raise ValueError(f"batches must be one (inputs, targets) pair or an iterable of them, got {batches!r}")
+            raise ValueError(
+                "batches must be one (inputs, targets) pair or an iterable of them, got "
+                f"{batches!r}"
+            )
         self.batches: Iterable[Any] = [batches] if _is_pair(batches) else batches
         if isinstance(self.batches, Iterator):
             raise ValueError(
@@ -85,10 +88,14 @@ class Chunks:
         for batch in self.uncut():
             yield from self.parts(batch, self.limit)
 
-    def parts(self, batch: Pair, limit: int | None, weigh: bool = True) -> Iterator[tuple[float, Pair]]:
+    def parts(
+        self, batch: Pair, limit: int | None, weigh: bool = True
+    ) -> Iterator[tuple[float, Pair]]:
         """A batch in parts of at most `limit` examples, with their weights; 0 if they are not asked for."""
         size = limit or len(batch[0])
-        for inputs, targets in zip(torch.split(batch[0], size), torch.split(batch[1], size), strict=True):
+        for inputs, targets in zip(
+            torch.split(batch[0], size), torch.split(batch[1], size), strict=True
+        ):
             part = self._moved(inputs), self._moved(targets)
             weight = self.weight_of(part) if weigh else 0.0
             if (
@@ -107,9 +114,13 @@ class Chunks:
         try:
             found = float(self.weight(*batch))
         except (TypeError, ValueError) as why:
-            raise MeasurementError(f"weight must give a number for (inputs, targets): {why}") from why
+            raise MeasurementError(
+                f"weight must give a number for (inputs, targets): {why}"
+            ) from why
         if not 0 <= found < math.inf:
-            raise MeasurementError(f"weight must be finite and not negative, got {found} for {len(batch[0])} examples")
+            raise MeasurementError(
+                f"weight must be finite and not negative, got {found} for {len(batch[0])} examples"
+            )
         return found
 
     def _rewind(self) -> None:
@@ -124,7 +135,9 @@ class Chunks:
         """The first examples of the first batch, at most `count`."""
         batch = next(self.uncut(), None)
         if batch is None:
-            raise ValueError(f"batches must hold at least one, got a {type(self.batches).__name__} that is empty")
+            raise ValueError(
+                f"batches must hold at least one, got a {type(self.batches).__name__} that is empty"
+            )
         return self._moved(batch[0][:count]), self._moved(batch[1][:count])
 
     def versions(self) -> tuple[int, ...]:
@@ -132,12 +145,16 @@ class Chunks:
         if not isinstance(self.batches, list):
             return ()
         tensors = [t for batch in self.batches for t in batch if isinstance(t, Tensor)]
-        return tuple(number for t in tensors for number in (id(t), 0 if t.is_inference() else t._version))
+        return tuple(
+            number for t in tensors for number in (id(t), 0 if t.is_inference() else t._version)
+        )
 
     def extent(self) -> tuple[object, ...]:
         """How much data there is, as far as it can be seen without reading it."""
         if isinstance(self.batches, list):
-            return tuple(tuple(t.shape) for batch in self.batches for t in batch if isinstance(t, Tensor))
+            return tuple(
+                tuple(t.shape) for batch in self.batches for t in batch if isinstance(t, Tensor)
+            )
         holders = (self.batches, getattr(self.batches, "dataset", None))
         return tuple(len(x) for x in holders if isinstance(x, Sized))
 
@@ -151,15 +168,19 @@ class Chunks:
         batch_sampler = getattr(self.batches, "batch_sampler", None)
         own, inner = getattr(self.batches, "sampler", None), getattr(batch_sampler, "sampler", None)
         owners = (self.batches, own, batch_sampler, inner)
-        found = {id(g): g for o in owners if isinstance(g := getattr(o, "generator", None), torch.Generator)}
+        found = {
+            id(g): g
+            for o in owners
+            if isinstance(g := getattr(o, "generator", None), torch.Generator)
+        }
         return list(found.values())
 
 
 def with_own_workers(batches: Iterable[Any]) -> Iterable[Any]:
     """The same batches; of a DataLoader with persistent workers, a copy that has not started its own.
 
-    Its one iterator may be the one that training reads from, and would be set back; and its workers draw on where they
-    were, so that each pass would see other random numbers.
+    Its one iterator may be the one that training reads from, and would be set back; and its workers
+    draw on where they were, so that each pass would see other random numbers.
     """
     if not (isinstance(batches, DataLoader) and batches.persistent_workers):
         return batches
@@ -169,7 +190,9 @@ def with_own_workers(batches: Iterable[Any]) -> Iterable[Any]:
 
 
 def _is_pair(batches: object) -> bool:
-    return isinstance(batches, (tuple, list)) and len(batches) == 2 and isinstance(batches[0], Tensor)
+    return (
+        isinstance(batches, (tuple, list)) and len(batches) == 2 and isinstance(batches[0], Tensor)
+    )
 
 
 def _checked(batch: Any) -> Pair:
@@ -178,13 +201,18 @@ def _checked(batch: Any) -> Pair:
     for name, tensor in zip(("inputs", "targets"), batch, strict=True):
         if not isinstance(tensor, Tensor):
             raise ValueError(
-                f"{name} must be a tensor, got {type(tensor).__name__}: wrap the model so that one tensor goes in"
+                f"{name} must be a tensor, got {type(tensor).__name__}: wrap the model so that one "
+                "tensor goes in"
             )
     inputs, targets = batch
     if not inputs.ndim or not targets.ndim:
-        raise ValueError("each batch must hold several examples, got a single one: put the data set in a DataLoader")
+        raise ValueError(
+            "each batch must hold several examples, got a single one: put the data set in a "
+            "DataLoader"
+        )
     if len(inputs) == 0 or len(inputs) != len(targets):
         raise ValueError(
-            f"inputs and targets must have as many examples, at least one, got {len(inputs)} and {len(targets)}"
+            f"inputs and targets must have as many examples, at least one, got {len(inputs)} and "
+            f"{len(targets)}"
         )
     return inputs, targets

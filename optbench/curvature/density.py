@@ -38,7 +38,9 @@ class SpectralDensity:
         """Σ_j w_j t_j^order ≈ tr(A^order) / P; unbiased for orders below twice the steps."""
         return float((self.weights * self.nodes**order).sum())
 
-    def smoothed(self, grid: Tensor | None = None, width: float | None = None) -> tuple[Tensor, Tensor]:
+    def smoothed(
+        self, grid: Tensor | None = None, width: float | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The density with each node widened to a Gaussian, Σ_j w_j N(t; t_j, width²).
 
         Args:
@@ -55,7 +57,9 @@ class SpectralDensity:
         if grid is None:
             grid = torch.linspace(low - 5 * width, high + 5 * width, 1000, dtype=torch.float64)
         distances = (grid.double().unsqueeze(1) - self.nodes) / width
-        return grid, torch.exp(-distances.square() / 2) @ self.weights / (width * math.sqrt(2 * math.pi))
+        return grid, torch.exp(-distances.square() / 2) @ self.weights / (
+            width * math.sqrt(2 * math.pi)
+        )
 
     def plot(self, axes: Axes | None = None, **line: Any) -> Axes:
         """Draw the smoothed density, on a logarithmic scale since the bulk dwarfs the outliers."""
@@ -69,7 +73,9 @@ class SpectralDensity:
         return axes
 
 
-def spectral_density(operator: Operator, steps: int = 64, probes: int = 4, *, seed: Seed = 0) -> SpectralDensity:
+def spectral_density(
+    operator: Operator, steps: int = 64, probes: int = 4, *, seed: Seed = 0
+) -> SpectralDensity:
     """Spectral density of A by stochastic Lanczos quadrature.
 
     For a unit Rademacher vector z, m Lanczos steps with full reorthogonalisation give Ritz values

@@ -23,14 +23,16 @@ from optbench.curvature.symmetry import Witness
 from optbench.curvature.weighting import still_splits
 from optbench.fast_layers.errors import ThirdDerivativeError
 
-DRIFT = 1e-9  # by which the weights of all batches may differ, relative, without being other weights
+DRIFT = (
+    1e-9  # by which the weights of all batches may differ, relative, without being other weights
+)
 
 
 class ModelOperator(Operator):
     """What Hessian and Gauss-Newton share: a weighted mean of losses, one product per chunk.
 
-    A batch is cut into chunks only where its loss is the weighted mean of theirs, which is checked once: in value,
-    gradient and curvature.
+    A batch is cut into chunks only where its loss is the weighted mean of theirs, which is checked
+    once: in value, gradient and curvature.
 
     Attributes:
         strategy: How products are done: "cached", "linearized" or "recomputed"; "auto" or "timed"
@@ -38,7 +40,8 @@ class ModelOperator(Operator):
             rounding on the choice: a run that must be bit-identical after a resume stores this and
             passes it back.
         objective: The loss as a function of the selected parameters; `.names`, `.sizes`.
-        hvps: Products done, but for one of an operator's first, by which products are found to be symmetric.
+        hvps: Products done, but for one of an operator's first, by which products are found to be
+            symmetric.
     """
 
     builders: dict[str, Builder]
@@ -64,26 +67,28 @@ class ModelOperator(Operator):
         Args:
             model: The model; it is read, never changed.
             loss: loss(outputs, targets), a scalar.
-            batches: One (inputs, targets) pair, whose loss it is then, or a re-iterable of pairs such as a DataLoader,
-                of whose losses it is the weighted mean.
+            batches: One (inputs, targets) pair, whose loss it is then, or a re-iterable of pairs
+                such as a DataLoader, of whose losses it is the weighted mean.
             params: Predicate of (name, parameter), parameter names, or None for all that train.
-            chunk: Most examples differentiated at once; None for as many as fit in `memory`. A large chunk is
-                taken in up to four parts, so that its peak stays near that of training steps on the chunk: about one
-                where graphs are recomputed, three where they are kept.
+            chunk: Most examples differentiated at once; None for as many as fit in `memory`. A
+                large chunk is taken in up to four parts, so that its peak stays near that of
+                training steps on the chunk: about one where graphs are recomputed, three where they
+                are kept.
             mode: "train", "eval", or None for the mode the model is in when measured. Dropout in
                 train mode keeps one mask, drawn from a fixed seed.
             dtype: Precision; None for the parameters' own. float64 measures a float32 model in
                 double precision.
-            weight: weight(inputs, targets), what a batch weighs in the mean: for a loss that is a mean over something
-                else than examples, such as the number of targets that are not ignored. None for the number of
-                examples; a warning says where that is not the loss over all batches together.
+            weight: weight(inputs, targets), what a batch weighs in the mean: for a loss that is a
+                mean over something else than examples, such as the number of targets that are not
+                ignored. None for the number of examples; a warning says where that is not the loss
+                over all batches together.
             strategy: "cached" keeps the graph of all chunks' gradients; "recomputed" builds each
                 chunk's graph anew for every block of vectors and frees it; "auto" caches if the
                 graphs fit in `memory`, by their size alone, so it is reproducible. "linearized"
                 keeps a traced derivative instead, sometimes quicker after a slow set-up; "timed"
-                takes the quicker of the two. Neither is the default: where tracing worked it won 3 to
-                5 % of a product (MLP, ViT) or lost half, for a set-up of 12 to 33 gradients, so a
-                measurement of few products is slower; it raises on some models and crashes the
+                takes the quicker of the two. Neither is the default: where tracing worked it won 3
+                to 5 % of a product (MLP, ViT) or lost half, for a set-up of 12 to 33 gradients, so
+                a measurement of few products is slower; it raises on some models and crashes the
                 process on some functions (torch 2.13: nn.MSELoss), before which no timing can stop;
                 and a choice by the clock changes rounding, so a resumed run would not be identical.
             memory: Bytes the kept graphs may take (estimated from a sample).
@@ -94,14 +99,19 @@ class ModelOperator(Operator):
                 that of the whole.
 
         Raises:
-            MeasurementError: If an argument is out of range; see `select`, `Chunks`, `Objective`. At a product: if the
-                loss does not depend on the parameters, if torch cannot differentiate it twice, or not rightly so that
-                products are not symmetric, or if a chunk cuts what is no mean over examples.
+            MeasurementError: If an argument is out of range; see `select`, `Chunks`, `Objective`.
+                At a product: if the loss does not depend on the parameters, if torch cannot
+                differentiate it twice, or not rightly so that products are not symmetric, or if a
+                chunk cuts what is no mean over examples.
         """
         if not callable(loss):
-            raise MeasurementError(f"loss must be a function (outputs, targets) -> scalar, got {loss!r}")
+            raise MeasurementError(
+                f"loss must be a function (outputs, targets) -> scalar, got {loss!r}"
+            )
         if not (weight is None or callable(weight)):
-            raise MeasurementError(f"weight must be a function (inputs, targets) -> number, got {weight!r}")
+            raise MeasurementError(
+                f"weight must be a function (inputs, targets) -> number, got {weight!r}"
+            )
         if chunk is not None:
             check_whole(chunk=chunk)
             if chunk < 1:
@@ -129,8 +139,8 @@ class ModelOperator(Operator):
     def layers(self) -> str:
         """Through which layers products go, once one is done.
 
-        "fast": ours, whose second derivative is cheap; "torch"; or "primitive": torch's with norms of primitive
-        operations, for a model that differentiates by itself.
+        "fast": ours, whose second derivative is cheap; "torch"; or "primitive": torch's with norms
+        of primitive operations, for a model that differentiates by itself.
         """
         if self.objective.differentiates_itself:
             return "primitive"
@@ -173,11 +183,14 @@ class ModelOperator(Operator):
             with self.chunks.kept_rng():
                 pair = self.chunks.sample(sys.maxsize)
             data = zip(("inputs", "targets"), pair, strict=True)
-            way_out = " and ".join(f"{name} of shape {tuple(t.shape)}, {t.dtype}" for name, t in data)
+            way_out = " and ".join(
+                f"{name} of shape {tuple(t.shape)}, {t.dtype}" for name, t in data
+            )
             if self.objective.own_dtypes() != {self.dtype}:
                 way_out += "; hold its constants in buffers, or cast them to the dtype of what they are applied to"
             raise MeasurementError(
-                f"the model or its loss does not run in {self.dtype} ({type(why).__name__}: {why}) on {way_out}"
+                f"the model or its loss does not run in {self.dtype} ({type(why).__name__}: {why}) "
+                f"on {way_out}"
             ) from why
 
     def _check_derivatives(self) -> None:
@@ -186,13 +199,24 @@ class ModelOperator(Operator):
         builder = self.builders["cached"] if isinstance(self, Hessian) else None
         with self.chunks.kept_rng():
             try:
-                check_derivatives(self.objective, self.chunks.sample(EXAMPLES), builder, self.memory)
-            except (RuntimeError, ValueError, IndexError):  # what a few of the examples cannot do, all may
-                check_derivatives(self.objective, self.chunks.sample(sys.maxsize), builder, self.memory)
+                check_derivatives(
+                    self.objective, self.chunks.sample(EXAMPLES), builder, self.memory
+                )
+            # what a few of the examples cannot do, all may
+            except (RuntimeError, ValueError, IndexError):
+                check_derivatives(
+                    self.objective, self.chunks.sample(sys.maxsize), builder, self.memory
+                )
 
     def _make_plan(self) -> None:
         self._plan = make_plan(
-            self.objective, self.chunks, self.builders, self.strategy, self.chunk, self.memory, self.batched
+            self.objective,
+            self.chunks,
+            self.builders,
+            self.strategy,
+            self.chunk,
+            self.memory,
+            self.batched,
         )
         self.strategy = self._plan.strategy
 
@@ -277,12 +301,15 @@ class ModelOperator(Operator):
         self._planned_for = ()
         self.prepare()
 
-    def _add_images(self, images: Tensor | None, rows: Tensor, weight: float, product: Product) -> Tensor:
+    def _add_images(
+        self, images: Tensor | None, rows: Tensor, weight: float, product: Product
+    ) -> Tensor:
         once, first = self.strategy == "recomputed", images is None
         blocks: list[slice] | range = [slice(None)] if self.batched else range(len(rows))
         for i in blocks:
             parts = product(rows[i], self.batched, once and i == blocks[-1])
-            if images is None:  # not before: while a graph is built or gone through, memory is at its peak
+            # not before: while a graph is built or gone through, memory is at its peak
+            if images is None:
                 images = torch.empty_like(rows)
             into = self.objective.split(images[i])
             if first:
@@ -315,7 +342,8 @@ class ModelOperator(Operator):
             self.objective.check_parameters()
             yield from self._built("cached")
         else:
-            yield from self._products  # without reading the data, so that no generator needs keeping
+            # without reading the data, so that no generator needs keeping
+            yield from self._products
 
     def _built(self, kind: str) -> Iterator[tuple[float, Product]]:
         leaves = self.objective.leaves()

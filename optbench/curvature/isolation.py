@@ -80,8 +80,8 @@ def _enter_unless_held_off(self: Any) -> Any:
 def without_autocast(device: torch.device) -> Iterator[None]:
     """Autocast off, also where the model itself or a wrapper around its forward switches it on.
 
-    torch's `autocast.__enter__` is replaced at the first use, once, by one that asks whether it is held off in its own
-    thread: to put it back would race with other threads that measure.
+    torch's `autocast.__enter__` is replaced at the first use, once, by one that asks whether it is
+    held off in its own thread: to put it back would race with other threads that measure.
     """
     if torch.autocast.__enter__ is _ENTER:
         torch.autocast.__enter__ = _enter_unless_held_off  # type: ignore[method-assign]
@@ -119,7 +119,10 @@ class _Kept:
 
     def restore(self) -> bool:
         """Put storage and numbers back; returns whether anything had been written."""
-        moved = self.tensor.data_ptr() != self.storage.data_ptr() or self.tensor.shape != self.storage.shape
+        moved = (
+            self.tensor.data_ptr() != self.storage.data_ptr()
+            or self.tensor.shape != self.storage.shape
+        )
         if moved:
             self.tensor.data = self.storage
         changed = not _identical(self.tensor, self.copy)
@@ -145,9 +148,9 @@ def _identical(a: Tensor, b: Tensor) -> bool:
 def untouched(model: nn.Module, *others: object) -> Iterator[list[str]]:
     """Bring weights, buffers and attributes of every module back, bit for bit, whatever a forward pass writes.
 
-    Such as an embedding with `max_norm`, a clamp in place, a counter of calls. Yields a list that holds, at the end,
-    the names of the parameters that had been written to. Costs one copy of weights and buffers, and reads them once.
-    For the others see `kept_attributes`.
+    Such as an embedding with `max_norm`, a clamp in place, a counter of calls. Yields a list that
+    holds, at the end, the names of the parameters that had been written to. Costs one copy of
+    weights and buffers, and reads them once. For the others see `kept_attributes`.
     """
     written: list[str] = []
     named = [*model.named_parameters(), *model.named_buffers()]
@@ -167,7 +170,12 @@ def kept_attributes(model: nn.Module, *others: object) -> Iterator[None]:
     And what other objects hold, but for numbers in their tensors: these may be a whole data set.
     """
     owners = [(owner, _attributes(owner)) for owner in (*model.modules(), *others)]
-    own = [(vars(module), name) for module in model.modules() for name in vars(module) if name not in USUAL]
+    own = [
+        (vars(module), name)
+        for module in model.modules()
+        for name in vars(module)
+        if name not in USUAL
+    ]
     values = [table[name] for table, name in own]
     values += [x for other in others for x in vars(other).values() if not isinstance(x, Tensor)]
     for table, name in own:
@@ -182,7 +190,11 @@ def kept_attributes(model: nn.Module, *others: object) -> Iterator[None]:
 
 def stand_in(value: Any) -> Any:
     """A copy of a tensor that takes what is written to it: writing numbers back would spoil a graph that needs them."""
-    return value.clone() if isinstance(value, Tensor) and _is_plain(value) and not value.requires_grad else value
+    return (
+        value.clone()
+        if isinstance(value, Tensor) and _is_plain(value) and not value.requires_grad
+        else value
+    )
 
 
 @contextlib.contextmanager
@@ -223,7 +235,8 @@ def _attributes(owner: object) -> dict[str, Any]:
 
 def _put_back(owner: object, attributes: dict[str, Any]) -> None:
     now = vars(owner)
-    tables = [name for name in TABLES if type(now.get(name)) is dict]  # compiled modules of torch.jit have others
+    # compiled modules of torch.jit have others
+    tables = [name for name in TABLES if type(now.get(name)) is dict]
     for name in tables:
         if not _same_values(now[name], attributes[name]):
             now[name].clear()
@@ -244,7 +257,8 @@ def _same_values(a: dict[str, Any], b: dict[str, Any]) -> bool:
 def in_mode(model: nn.Module, mode: Mode | None) -> Iterator[None]:
     """Put every module in the mode, and each back in its own afterwards; None leaves them.
 
-    Where a class has a `train` of its own, which may hold a batch norm in eval mode, the modes are those that it sets.
+    Where a class has a `train` of its own, which may hold a batch norm in eval mode, the modes are
+    those that it sets.
     """
     before = [(module, module.training) for module in model.modules()]
     try:
@@ -266,7 +280,9 @@ def kept_buffers(modules: Sequence[nn.Module]) -> Iterator[None]:
     training = [(module, dict(module._buffers)) for module in modules if module.training]
     try:
         for module, buffers in training:
-            module._buffers.update({name: b if b is None else b.detach().clone() for name, b in buffers.items()})
+            module._buffers.update(
+                {name: b if b is None else b.detach().clone() for name, b in buffers.items()}
+            )
         yield
     finally:
         for module, buffers in training:

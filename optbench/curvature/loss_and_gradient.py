@@ -24,7 +24,9 @@ def loss_and_gradient(operator: ModelOperator) -> tuple[float, Tensor]:
         The mean loss, and its gradient, flat, shape (P,), in the order of the operator's rows.
     """
     if not isinstance(operator, ModelOperator):
-        raise ValueError(f"operator must be a Hessian or GaussNewton, got {type(operator).__name__}")
+        raise ValueError(
+            f"operator must be a Hessian or GaussNewton, got {type(operator).__name__}"
+        )
     operator.prepare()
     operator.objective.check_parameters()
     total, weights = 0.0, 0.0
@@ -43,7 +45,9 @@ def loss_and_gradient(operator: ModelOperator) -> tuple[float, Tensor]:
 def mean_loss(operator: ModelOperator) -> float:
     """L at the current weights, as `loss_and_gradient` has it; one forward pass."""
     if not isinstance(operator, ModelOperator):
-        raise ValueError(f"operator must be a Hessian or GaussNewton, got {type(operator).__name__}")
+        raise ValueError(
+            f"operator must be a Hessian or GaussNewton, got {type(operator).__name__}"
+        )
     operator.prepare()
     total, weights = 0.0, 0.0
     itself = operator.objective.differentiates_itself

@@ -49,8 +49,8 @@ class Objective:
         dtype: Precision of the measurement; None for the parameters' own.
 
     Raises:
-        MeasurementError: If the loss is declared to sum, if parameters differ in precision or device,
-            are complex, or in half precision with no dtype given.
+        MeasurementError: If the loss is declared to sum, if parameters differ in precision or
+            device, are complex, or in half precision with no dtype given.
     """
 
     def __init__(
@@ -63,12 +63,18 @@ class Objective:
     ) -> None:
         reduction = getattr(loss, "reduction", "mean")
         if reduction not in ("mean", "batchmean"):
-            raise MeasurementError(f"loss must reduce by 'mean', got {reduction!r}: chunks are weighted by their size")
+            raise MeasurementError(
+                f"loss must reduce by 'mean', got {reduction!r}: chunks are weighted by their size"
+            )
         if mode not in (None, "train", "eval"):
             raise ValueError(f"mode must be 'train', 'eval' or None, got {mode!r}")
         self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.mode = mode
-        self.selection = params if params is None or callable(params) or isinstance(params, str) else list(params)
+        self.selection = (
+            params
+            if params is None or callable(params) or isinstance(params, str)
+            else list(params)
+        )
         self.names = select(self.model, self.selection)
         self.others = modules_of(loss, self.model)
         weights = self._weights()
@@ -78,7 +84,9 @@ class Objective:
         self.both = _Both(self.model, loss, self.dtype)
         self.cheap = True  # whether layers whose second derivative is cheap may be put in
         self.operations = Measured(self.dtype)
-        self.writes = False  # whether a forward pass was seen to write to weights: it then gets copies
+        self.writes = (
+            False  # whether a forward pass was seen to write to weights: it then gets copies
+        )
         self._checked = False  # that the loss reads no weights behind our back
 
     def leaves(self) -> list[Tensor]:
@@ -99,12 +107,15 @@ class Objective:
         if shapes != self.shapes:
             before, now = len(self.names), len(names)
             raise MeasurementError(
-                f"the parameters that train have changed since this operator was made ({before} tensors then, {now} "
+                f"the parameters that train have changed since this operator was made ({before} "
+                f"tensors then, {now} "
                 f"now, or others): make a new one"
             )
         for name, weight in zip(self.names, self._weights(), strict=True):
             if not bool(weight.isfinite().all()):
-                raise FloatingPointError(f"weights must be finite, got {name} with NaN or infinity in it")
+                raise FloatingPointError(
+                    f"weights must be finite, got {name} with NaN or infinity in it"
+                )
 
     def own_dtypes(self) -> set[torch.dtype]:
         """Precisions that the selected weights have in the model."""
@@ -136,10 +147,14 @@ class Objective:
 
     def _scalar(self, value: Tensor) -> Tensor:
         if not isinstance(value, Tensor) or value.ndim:
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            got = (
+                f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            )
             raise MeasurementError(f"loss must return a scalar mean, got {got}")
         if value.is_complex():
-            raise MeasurementError(f"loss must be real, got {value.dtype}: take .real, or the square of .abs()")
+            raise MeasurementError(
+                f"loss must be real, got {value.dtype}: take .real, or the square of .abs()"
+            )
         if not self._checked and value.requires_grad:
             self._refuse_own_weights(value)
         return value
@@ -215,13 +230,18 @@ class Objective:
     def fingerprint(self) -> tuple[object, ...]:
         """Changes when weights, buffers, modules, their modes or settings change.
 
-        Writes through `.data`, to lists and dicts, and what the loss reads from globals escape it; call `refresh()`
-        after those.
+        Writes through `.data`, to lists and dicts, and what the loss reads from globals escape it;
+        call `refresh()` after those.
         """
         seen: list[object] = []  # one walk through the modules: this is done at every product
         others = (module for root in self.others for module in root.modules())
         for module in (*self.both.modules(), *others):
-            seen += id(module), module.training, len(module._forward_hooks), len(module._forward_pre_hooks)
+            seen += (
+                id(module),
+                module.training,
+                len(module._forward_hooks),
+                len(module._forward_pre_hooks),
+            )
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 if tensor is not None:
                     seen += _place(tensor), tensor._version, tensor.requires_grad
@@ -239,7 +259,8 @@ class Objective:
     def mixes_examples(self) -> bool:
         """Whether a batch norm would use the chunk's own statistics, so that chunks matter."""
         return any(
-            (m.training if self.mode is None else self.mode == "train") or m.running_mean is None for m in self._norms()
+            (m.training if self.mode is None else self.mode == "train") or m.running_mean is None
+            for m in self._norms()
         )
 
     def never_mixes(self) -> bool:
@@ -252,7 +273,11 @@ class Objective:
 
         def state() -> Tensor:
             cuda = self.device.type == "cuda"
-            return torch.cuda.get_rng_state(self.device) if cuda else torch.default_generator.get_state()
+            return (
+                torch.cuda.get_rng_state(self.device)
+                if cuda
+                else torch.default_generator.get_state()
+            )
 
         seed_globals(self.device, 1)
         before = state()
@@ -277,9 +302,14 @@ class _Both(nn.Module):
         if part == "loss":
             return self.loss(*arguments)
         outputs: Tensor = self.model(arguments[0])
-        if isinstance(outputs, Tensor) and outputs.is_floating_point() and outputs.dtype != self.dtype:
+        if (
+            isinstance(outputs, Tensor)
+            and outputs.is_floating_point()
+            and outputs.dtype != self.dtype
+        ):
             raise MeasurementError(
-                f"the model's outputs must be {self.dtype}, got {outputs.dtype}: curvature in mixed "
+                f"the model's outputs must be {self.dtype}, got {outputs.dtype}: curvature in "
+                "mixed "
                 "precision is not trusted, switch casts off inside the model"
             )
         return outputs if part == "outputs" else self.loss(outputs, arguments[1])
@@ -295,24 +325,31 @@ def _place(tensor: Tensor) -> int:
     return tensor.data_ptr() if tensor.layout == torch.strided else id(tensor)
 
 
-def _precision(weights: Sequence[Tensor], dtype: torch.dtype | None) -> tuple[torch.dtype, torch.device]:
+def _precision(
+    weights: Sequence[Tensor], dtype: torch.dtype | None
+) -> tuple[torch.dtype, torch.device]:
     dtypes, devices = {p.dtype for p in weights}, {p.device for p in weights}
     if any(device.type == "meta" for device in devices):
         raise MeasurementError(
-            "parameters must have data, got some on device meta: model.to_empty(device=…), load them"
+            "parameters must have data, got some on device meta: model.to_empty(device=…), load "
+            "them"
         )
     if len(devices) > 1:
         raise MeasurementError(f"parameters must be on one device, got {sorted(map(str, devices))}")
     if any(d.is_complex for d in dtypes):
         raise MeasurementError(
-            f"parameters must be real, got {sorted(map(str, dtypes))}: hold real and imaginary parts as parameters "
+            f"parameters must be real, got {sorted(map(str, dtypes))}: hold real and imaginary "
+            "parts as parameters "
             "(torch.view_as_complex in the forward pass), or leave these out with params=[…]"
         )
     if dtype is None and len(dtypes) > 1:
         raise MeasurementError(
-            f"parameters must have one dtype, got {sorted(map(str, dtypes))}: pass dtype=torch.float32"
+            f"parameters must have one dtype, got {sorted(map(str, dtypes))}: pass "
+            "dtype=torch.float32"
         )
     found = dtype or dtypes.pop()
     if found not in PRECISIONS:
-        raise MeasurementError(f"dtype must be float32 or float64, got {found}: pass dtype=torch.float32")
+        raise MeasurementError(
+            f"dtype must be float32 or float64, got {found}: pass dtype=torch.float32"
+        )
     return found, devices.pop()

@@ -14,9 +14,30 @@ from torch import Tensor, nn
 
 from optbench.curvature.isolation import kept_values, stand_in
 
-KEPT = (bool, int, float, str, tuple, list, dict, type(None), Tensor, torch.Generator, np.random.Generator)
+KEPT = (
+    bool,
+    int,
+    float,
+    str,
+    tuple,
+    list,
+    dict,
+    type(None),
+    Tensor,
+    torch.Generator,
+    np.random.Generator,
+)
 LARGEST = 2**22
-OF_OTHERS = (FunctionType, MethodType, BuiltinFunctionType, ModuleType, partial, type, Tensor, nn.Module)
+OF_OTHERS = (
+    FunctionType,
+    MethodType,
+    BuiltinFunctionType,
+    ModuleType,
+    partial,
+    type,
+    Tensor,
+    nn.Module,
+)
 """What has attributes that are nobody's state, or that are kept otherwise."""
 
 
@@ -34,14 +55,26 @@ def modules_of(loss: object, model: nn.Module) -> list[nn.Module]:
 def kept_state(loss: object) -> Iterator[None]:
     """Bring back what a loss writes to itself: attributes of its object, variables of the functions around it.
 
-    Such as a count of its calls, or a running mean. Kept are numbers, text, tensors of up to `LARGEST` numbers, lists,
-    dicts and generators; not what it writes to globals, or to objects further in.
+    Such as a count of its calls, or a running mean. Kept are numbers, text, tensors of up to
+    `LARGEST` numbers, lists, dicts and generators; not what it writes to globals, or to objects
+    further in.
     """
     tables = [vars(x) for x in _objects_of(loss)]
-    own = [(table, name, value) for table in tables for name, value in table.items() if isinstance(value, KEPT)]
-    cells = [(cell, cell.cell_contents) for cell in _variables_of(loss) if isinstance(cell.cell_contents, KEPT)]
+    own = [
+        (table, name, value)
+        for table in tables
+        for name, value in table.items()
+        if isinstance(value, KEPT)
+    ]
+    cells = [
+        (cell, cell.cell_contents)
+        for cell in _variables_of(loss)
+        if isinstance(cell.cell_contents, KEPT)
+    ]
     before = [set(table) for table in tables]
-    values = [x for x in (*(value for *_, value in own), *(value for _, value in cells)) if _is_small(x)]
+    values = [
+        x for x in (*(value for *_, value in own), *(value for _, value in cells)) if _is_small(x)
+    ]
     for table, name, value in own:
         table[name] = stand_in(value) if _is_small(value) else value
     for cell, value in cells:
@@ -78,7 +111,9 @@ def _objects_of(loss: object) -> list[object]:
 
 
 def _variables_of(loss: object) -> list[CellType]:
-    return [cell for cell in getattr(_function(loss), "__closure__", None) or () if _is_filled(cell)]
+    return [
+        cell for cell in getattr(_function(loss), "__closure__", None) or () if _is_filled(cell)
+    ]
 
 
 def _function(loss: object) -> Any:
@@ -93,7 +128,12 @@ def _own(loss: object) -> list[object]:
     while isinstance(loss, partial):
         held += [*loss.args, *loss.keywords.values()]
         loss = loss.func
-    return [*held, loss, getattr(loss, "__self__", None), *(cell.cell_contents for cell in _variables_of(loss))]
+    return [
+        *held,
+        loss,
+        getattr(loss, "__self__", None),
+        *(cell.cell_contents for cell in _variables_of(loss)),
+    ]
 
 
 def _is_filled(cell: CellType) -> bool:

@@ -54,7 +54,9 @@ class Operator(ABC):
         if v.ndim == 2 and not v.shape[1]:
             return v.clone()
         if v.ndim not in (1, 2) or v.shape[0] != self.size:
-            raise ValueError(f"v must have shape ({self.size},) or ({self.size}, K), got {tuple(v.shape)}")
+            raise ValueError(
+                f"v must have shape ({self.size},) or ({self.size}, K), got {tuple(v.shape)}"
+            )
         if v.dtype != self.dtype or v.device != self.device:
             raise ValueError(
                 f"v must be {self.dtype} on {self.device}, got {v.dtype} on {v.device}: "
@@ -113,7 +115,9 @@ class Operator(ABC):
 def check_operator(operator: object) -> None:
     """Raise a ValueError unless it is an operator."""
     if not isinstance(operator, Operator):
-        raise ValueError(f"operator must be an Operator, such as a Hessian, got {type(operator).__name__}")
+        raise ValueError(
+            f"operator must be an Operator, such as a Hessian, got {type(operator).__name__}"
+        )
 
 
 def check_whole(**numbers: object) -> None:
@@ -191,10 +195,14 @@ class Preconditioned(Operator):
         if not isinstance(diagonal, Tensor) or diagonal.is_complex():
             raise ValueError(f"diagonal must be a real tensor, got {type(diagonal).__name__}")
         if diagonal.shape != (operator.size,):
-            raise ValueError(f"diagonal must have shape ({operator.size},), got {tuple(diagonal.shape)}")
+            raise ValueError(
+                f"diagonal must have shape ({operator.size},), got {tuple(diagonal.shape)}"
+            )
         bad = ~(torch.isfinite(diagonal) & (diagonal > 0))
         if bad.any():
-            raise ValueError(f"diagonal must be positive and finite, got {diagonal[bad][0].item()}: add ε to it")
+            raise ValueError(
+                f"diagonal must be positive and finite, got {diagonal[bad][0].item()}: add ε to it"
+            )
         self.operator = operator
         self.scale = diagonal.detach().to(operator.device, operator.dtype).rsqrt()
         self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
@@ -228,9 +236,20 @@ class Restricted(Operator):
         check_operator(operator)
         if not isinstance(rows, Tensor):
             raise ValueError(f"rows must be a tensor of indices, got {type(rows).__name__}")
-        ints = rows.ndim == 1 and len(rows) > 0 and not rows.is_floating_point() and rows.dtype != torch.bool
-        if not ints or len(rows.unique()) < len(rows) or not 0 <= int(rows.min()) <= int(rows.max()) < operator.size:
-            raise ValueError(f"rows must be different indices below P = {operator.size}, got {rows}")
+        ints = (
+            rows.ndim == 1
+            and len(rows) > 0
+            and not rows.is_floating_point()
+            and rows.dtype != torch.bool
+        )
+        if (
+            not ints
+            or len(rows.unique()) < len(rows)
+            or not 0 <= int(rows.min()) <= int(rows.max()) < operator.size
+        ):
+            raise ValueError(
+                f"rows must be different indices below P = {operator.size}, got {rows}"
+            )
         self.operator, self.rows, self.size = operator, rows, len(rows)
         self.dtype, self.device = operator.dtype, operator.device
 

@@ -41,7 +41,11 @@ def rms_norm(
 ) -> Tensor:
     """F.rms_norm: the last dimensions over their root mean square, not centred."""
     square = input.square().mean(_last(input, normalized_shape), keepdim=True)
-    return _affine(input * (square + (torch.finfo(input.dtype).eps if eps is None else eps)).rsqrt(), weight, None)
+    return _affine(
+        input * (square + (torch.finfo(input.dtype).eps if eps is None else eps)).rsqrt(),
+        weight,
+        None,
+    )
 
 
 def group_norm(
@@ -91,7 +95,8 @@ def batch_norm(
     """F.batch_norm: over a channel of all examples at all places; in eval mode with the running statistics."""
     if not training:
         return _from_running(input, running_mean, running_var, weight, bias, eps)
-    if running_mean is not None:  # the measurement's copies: the forward pass may read what it has put there
+    # the measurement's copies: the forward pass may read what it has put there
+    if running_mean is not None:
         with torch.no_grad():
             original(input, running_mean, running_var, None, None, True, momentum, eps)
     dims = [i for i in range(input.ndim) if i != 1]
@@ -122,7 +127,11 @@ def _normalized(x: Tensor, dims: list[int], eps: float) -> Tensor:
 
 def _of_channels(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     shape = (1, -1) + (1,) * (x.ndim - 2)
-    return _affine(x, weight if weight is None else weight.view(shape), bias if bias is None else bias.view(shape))
+    return _affine(
+        x,
+        weight if weight is None else weight.view(shape),
+        bias if bias is None else bias.view(shape),
+    )
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -25,8 +25,10 @@ Strategy = Literal["auto", "cached", "linearized", "recomputed", "timed"]
 
 SAMPLE = 32  # examples whose graph is weighed; graphs grow linearly with the examples
 TRUST = 1e4  # rounding units by which two correct products may differ: norms amplify rounding
-PARTS = 4  # of a chunk, one after the other: what a second derivative needs beside the graph is then a quarter
-GRAIN = 2 << 20  # bytes of a kept graph below which a part would cost more time than its memory is worth
+# of a chunk, one after the other: what a second derivative needs beside the graph is then a quarter
+PARTS = 4
+# bytes of a kept graph below which a part would cost more time than its memory is worth
+GRAIN = 2 << 20
 PRODUCTS = 8  # products a measurement is expected to need, over which a set-up is spread
 
 
@@ -50,7 +52,9 @@ class Plan:
 def check_strategy(strategy: Strategy) -> Strategy:
     """The strategy, if it is one; else ValueError."""
     if strategy not in get_args(Strategy):
-        raise ValueError(f"strategy must be one of {', '.join(get_args(Strategy))}, got {strategy!r}")
+        raise ValueError(
+            f"strategy must be one of {', '.join(get_args(Strategy))}, got {strategy!r}"
+        )
     return strategy
 
 
@@ -65,24 +69,27 @@ def make_plan(
 ) -> Plan:
     """Weigh a sample's graph, cut the data so that one chunk fits in memory, choose the strategy.
 
-    1. A chunk that was asked for is cut, if the loss of every batch is the weighted mean of its parts'; else it is
-       an error.
-    2. Otherwise a batch whose graph does not fit in memory is cut, on the same condition; else it is taken whole.
-    3. A graph that is differentiated twice takes two to three times the memory of a training step on its chunk, and
-       while it is, as much again. A chunk is therefore taken in `PARTS` parts, in fewer where its kept graph is but a
-       few `GRAIN` or a few vectors of P numbers, of which each part writes and adds one: a chunk size that trains also
-       measures. On the same condition, and not where a dropout mask is drawn: parts would draw others.
+    1. A chunk that was asked for is cut, if the loss of every batch is the weighted mean of its
+       parts'; else it is an error.
+    2. Otherwise a batch whose graph does not fit in memory is cut, on the same condition; else it
+       is taken whole.
+    3. A graph that is differentiated twice takes two to three times the memory of a training step
+       on its chunk, and while it is, as much again. A chunk is therefore taken in `PARTS` parts, in
+       fewer where its kept graph is but a few `GRAIN` or a few vectors of P numbers, of which each
+       part writes and adds one: a chunk size that trains also measures. On the same condition, and
+       not where a dropout mask is drawn: parts would draw others.
 
     Only "timed" looks at the clock, and only where the whole graph fits.
 
     Raises:
-        MeasurementError: If a chunk was asked for and parts are another loss, or if forced transforms give wrong
-            products on this model.
+        MeasurementError: If a chunk was asked for and parts are another loss, or if forced
+            transforms give wrong products on this model.
     """
     sample = chunks.sample(SAMPLE)
     try:
         size = graph_bytes(objective, builders["cached"], sample)
-    except (RuntimeError, ValueError, IndexError):  # of a batch that is one example, such as a graph's nodes
+    # of a batch that is one example, such as a graph's nodes
+    except (RuntimeError, ValueError, IndexError):
         sample = chunks.sample(sys.maxsize)
         size = graph_bytes(objective, builders["cached"], sample)
     per_example = size / len(sample[0])
@@ -102,11 +109,18 @@ def make_plan(
     chunks.limit = _verified(objective, chunks, [finer, largest], max(given), memory, per_example)
     if chunks.limit is None and chunk is not None and largest < max(given):
         raise MeasurementError(
-            f"chunk={chunk} cuts a loss that is not the mean over examples: its parts are another loss (class weights, "
-            "ignored targets, a contrastive loss, statistics over a batch); leave chunk out, or pass weight=(inputs, "
-            "targets) -> what a part weighs in the mean, such as its number of targets that are not ignored"
+            f"chunk={chunk} cuts a loss that is not the mean over examples: its parts are another "
+            "loss (class weights, "
+            "ignored targets, a contrastive loss, statistics over a batch); leave chunk out, or "
+            "pass weight=(inputs, "
+            "targets) -> what a part weighs in the mean, such as its number of targets that are "
+            "not ignored"
         )
-    if len(given) > 1 and chunks.weight is None and not batches_are_parts(objective, chunks, memory):
+    if (
+        len(given) > 1
+        and chunks.weight is None
+        and not batches_are_parts(objective, chunks, memory)
+    ):
         warnings.warn(UNEQUAL, WeightingWarning, stacklevel=2)
     if strategy == "timed":
         strategy = fastest(objective, builders, next(iter(chunks)))
@@ -115,25 +129,36 @@ def make_plan(
         error = disagreement(objective, builders["cached"], builder, sample, batched)
         if error > TRUST * torch.finfo(objective.dtype).eps:
             raise MeasurementError(
-                f"strategy={strategy!r}, batched={batched} gives products that are off by {error:.1e}: torch "
+                f"strategy={strategy!r}, batched={batched} gives products that are off by "
+                f"{error:.1e}: torch "
                 "transforms a layer of this model wrongly or draws its dropout mask anew; "
                 "use strategy='cached' or 'recomputed' with batched=False"
             )
     weights = [weight for weight, _ in chunks.weighted()]
     if not math.fsum(weights) > 0:
-        raise MeasurementError(f"weight must be positive for some batch, got 0 for all {len(given)}")
+        raise MeasurementError(
+            f"weight must be positive for some batch, got 0 for all {len(given)}"
+        )
     return Plan(strategy, math.fsum(weights), len(weights), total)
 
 
 UNEQUAL = (
-    "the loss over all batches together is not the mean of the batches' losses by their numbers of examples (class "
-    "weights, ignored targets, padding, a contrastive loss): what is measured is that mean; pass weight=(inputs, "
-    "targets) -> what a batch weighs, such as its number of targets that are not ignored, or one pair of all"
+    "the loss over all batches together is not the mean of the batches' losses by their numbers of "
+    "examples (class "
+    "weights, ignored targets, padding, a contrastive loss): what is measured is that mean; pass "
+    "weight=(inputs, "
+    "targets) -> what a batch weighs, such as its number of targets that are not ignored, or one "
+    "pair of all"
 )
 
 
 def _verified(
-    objective: Objective, chunks: Chunks, limits: list[int], largest: int, memory: int, per_example: float
+    objective: Objective,
+    chunks: Chunks,
+    limits: list[int],
+    largest: int,
+    memory: int,
+    per_example: float,
 ) -> int | None:
     """The first of the limits at which the parts are the same loss as the whole; None for no cut."""
     for limit in dict.fromkeys(limits):
@@ -170,7 +195,8 @@ def graph_bytes(objective: Objective, builder: Builder, chunk: Pair) -> int:
     except RuntimeError as why:
         if "saved tensor hooks" not in str(why):
             raise
-        # torch.func's gradients inside the model cannot be weighed: the data are not cut for memory's sake.
+        # torch.func's gradients inside the model cannot be weighed: the data are not cut for
+        # memory's sake.
         build(builder, objective, leaves, chunk)
         return 0
     return sum(size for pointer, size in held.items() if pointer not in own)
@@ -189,7 +215,9 @@ def fastest(objective: Objective, builders: Mapping[str, Builder], chunk: Pair) 
     return "linearized" if trusted and linearized < cached else "cached"
 
 
-def disagreement(objective: Objective, reference: Builder, builder: Builder, chunk: Pair, batched: bool) -> float:
+def disagreement(
+    objective: Objective, reference: Builder, builder: Builder, chunk: Pair, batched: bool
+) -> float:
     """Relative difference of a builder's product from the reference's, which is not batched.
 
     torch's transforms can be wrong without a word: in 2.13 torch.func.hessian is off by 10% on
@@ -198,11 +226,17 @@ def disagreement(objective: Objective, reference: Builder, builder: Builder, chu
     """
     leaves = objective.leaves()
     generator = torch.Generator().manual_seed(0)
-    tangents = torch.randn((2, sum(objective.sizes)), generator=generator, dtype=objective.dtype).to(objective.device)
+    tangents = torch.randn(
+        (2, sum(objective.sizes)), generator=generator, dtype=objective.dtype
+    ).to(objective.device)
     expected = _flat(reference(objective, leaves, chunk)(tangents[1], False, False))
     product = builder(objective, leaves, chunk)
     product(tangents[1], False, False)  # a mask drawn anew shows from the second product on
-    found = [x[1] for x in product(tangents, True, False)] if batched else product(tangents[1], False, False)
+    found = (
+        [x[1] for x in product(tangents, True, False)]
+        if batched
+        else product(tangents[1], False, False)
+    )
     size, off = float(expected.norm()), float((_flat(found) - expected).norm())
     return off / size if size else off
 
@@ -215,7 +249,8 @@ def _seconds(objective: Objective, builder: Builder, chunk: Pair) -> float:
     """Seconds for a set-up and as many products as a measurement needs."""
     leaves = objective.leaves()
     tangent = torch.ones(sum(objective.sizes), dtype=objective.dtype, device=objective.device)
-    builder(objective, leaves, chunk)(tangent, False, False)  # warms up allocators and compiled kernels
+    # warms up allocators and compiled kernels
+    builder(objective, leaves, chunk)(tangent, False, False)
     start = _now(objective.device)
     product = builder(objective, leaves, chunk)
     middle = _now(objective.device)

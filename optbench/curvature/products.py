@@ -1,7 +1,8 @@
 """How a curvature product is done on one chunk: by double backward, or by linearization.
 
-A builder takes the objective, the leaves and a chunk, and returns a product: a function from a flat tangent to its
-image, one tensor per parameter. What it holds (a graph) lives as long as the product.
+A builder takes the objective, the leaves and a chunk, and returns a product: a function from a flat
+tangent to its image, one tensor per parameter. What it holds (a graph) lives as long as the
+product.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ from optbench.fast_layers.errors import ThirdDerivativeError
 Tensors = Sequence[Tensor]
 Product = Callable[[Tensor, bool, bool], Tensors]
 """(tangent, batched, last) -> images. The tangent has shape (P,), or (B, P) if batched, when images have the
-vectors as an extra first dimension; the last product frees the graph as it goes, which lowers the peak of memory."""
+vectors as an extra first dimension; the last product frees the graph as it goes, which lowers the
+peak of memory."""
 Builder = Callable[[Objective, Tensors, Pair], Product]
 
 
 def build(builder: Builder, objective: Objective, leaves: Tensors, chunk: Pair) -> Product:
     """A product from the builder, through the layers that this model needs.
 
-    Layers are put in whose second derivative is cheap, but not in a model that differentiates by itself: they have no
-    third, and torch's norms have a wrong one. It gets norms of primitive operations. The objective remembers that, and
-    `ModelOperator.layers` tells.
+    Layers are put in whose second derivative is cheap, but not in a model that differentiates by
+    itself: they have no third, and torch's norms have a wrong one. It gets norms of primitive
+    operations. The objective remembers that, and `ModelOperator.layers` tells.
     """
     try:
         return builder(objective, leaves, chunk)
@@ -71,7 +73,8 @@ def dependent(value: Tensor) -> Tensor:
     """
     if not value.requires_grad:
         raise MeasurementError(
-            "the loss does not depend on the parameters: it, or the model's outputs, were detached, taken under "
+            "the loss does not depend on the parameters: it, or the model's outputs, were "
+            "detached, taken under "
             "torch.no_grad(), or come from other parameters than those selected"
         )
     return value
@@ -111,7 +114,8 @@ UNDIFFERENTIABLE = (
 def _undifferentiable(why: Exception) -> MeasurementError:
     first = str(why).strip().splitlines()[0]
     return MeasurementError(
-        f"torch cannot differentiate this loss twice ({first}): write that operation from others, or leave what is "
+        f"torch cannot differentiate this loss twice ({first}): write that operation from others, "
+        "or leave what is "
         "before it out with params=[…]"
     )
 
@@ -169,14 +173,20 @@ def _forward(objective: Objective, derivative: Callable[[Tensors], Tensors]) -> 
     return product
 
 
-def _output_gradient(objective: Objective, leaves: Tensors, outputs: Tensor, chunk: Pair) -> tuple[Tensor, Tensor]:
+def _output_gradient(
+    objective: Objective, leaves: Tensors, outputs: Tensor, chunk: Pair
+) -> tuple[Tensor, Tensor]:
     at = outputs.detach().requires_grad_()
-    return _derivative(dependent(objective.scalar(leaves, at.clone(), chunk[1])), [at], keep=True)[0], at
+    return _derivative(dependent(objective.scalar(leaves, at.clone(), chunk[1])), [at], keep=True)[
+        0
+    ], at
 
 
 def _single(outputs: Tensor) -> Tensor:
     if not isinstance(outputs, Tensor):
-        raise ValueError(f"Gauss-Newton needs a model with one output tensor, got {type(outputs).__name__}")
+        raise ValueError(
+            f"Gauss-Newton needs a model with one output tensor, got {type(outputs).__name__}"
+        )
     return outputs
 
 
@@ -221,4 +231,6 @@ def _derivative(
             is_grads_batched=batched,
         )
     lead = along.shape[:1] if batched and along is not None else ()
-    return [x.new_zeros((*lead, *x.shape)) if g is None else g for x, g in zip(at, found, strict=True)]
+    return [
+        x.new_zeros((*lead, *x.shape)) if g is None else g for x, g in zip(at, found, strict=True)
+    ]

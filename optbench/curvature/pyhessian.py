@@ -35,7 +35,14 @@ from torch import Tensor, nn
 
 from optbench.curvature.data import Chunks, Pair
 from optbench.curvature.eigen.pairs import Eigenpairs
-from optbench.curvature.isolation import eager, in_mode, kept_rng, seed_globals, untouched, without_autocast
+from optbench.curvature.isolation import (
+    eager,
+    in_mode,
+    kept_rng,
+    seed_globals,
+    untouched,
+    without_autocast,
+)
 from optbench.curvature.loss_function import Loss
 from optbench.curvature.trace import TraceEstimate
 
@@ -50,13 +57,17 @@ class PyHessian:
         seed: Seed of PyHessian's random vectors.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, batches: Pair | Iterable[Pair], *, seed: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, loss: Loss, batches: Pair | Iterable[Pair], *, seed: int = 0
+    ) -> None:
         self.model, self.loss, self.seed = model, loss, seed
         self.params = [p for p in model.parameters() if p.requires_grad]
         self.device, self.dtype = self.params[0].device, self.params[0].dtype
         self.chunks = Chunks(batches, self.device, self.dtype)
 
-    def top_eigenpairs(self, k: int = 1, *, tol: float = 1e-3, max_iterations: int = 100) -> Eigenpairs:
+    def top_eigenpairs(
+        self, k: int = 1, *, tol: float = 1e-3, max_iterations: int = 100
+    ) -> Eigenpairs:
         """The k eigenvalues largest in magnitude, by power iteration with PyHessian's own stop.
 
         Returns:
@@ -77,9 +88,13 @@ class PyHessian:
             images = [self._flat(engine.params, _product(engine, vectors[i])) for i in order]
         theta = torch.tensor([values[i] for i in order], dtype=self.dtype, device=self.device)
         residuals = (torch.stack(images, 1) - columns * theta).norm(dim=0)
-        return Eigenpairs(theta, columns, residuals, residuals, spent, spent < k * max_iterations, columns)
+        return Eigenpairs(
+            theta, columns, residuals, residuals, spent, spent < k * max_iterations, columns
+        )
 
-    def trace(self, *, tol: float = 1e-3, max_iterations: int = 100, confidence: float = 0.95) -> TraceEstimate:
+    def trace(
+        self, *, tol: float = 1e-3, max_iterations: int = 100, confidence: float = 0.95
+    ) -> TraceEstimate:
         """Hutchinson's estimate from the samples PyHessian takes before it stops."""
         with self._engine() as (engine, _):
             draws = torch.tensor(engine.trace(maxIter=max_iterations, tol=tol), dtype=torch.float64)
@@ -96,7 +111,8 @@ class PyHessian:
             NotImplementedError: Always.
         """
         raise NotImplementedError(
-            "PyHessian 0.1's density calls torch.eig, which torch has removed: use optbench.curvature.spectral_density"
+            "PyHessian 0.1's density calls torch.eig, which torch has removed: use "
+            "optbench.curvature.spectral_density"
         )
 
     @contextlib.contextmanager
@@ -136,7 +152,9 @@ class PyHessian:
 
     def _build(self) -> Any:
         first = self.chunks.sample(sys.maxsize)
-        used = torch.autograd.grad(self.loss(self.model(first[0]), first[1]), self.params, allow_unused=True)
+        used = torch.autograd.grad(
+            self.loss(self.model(first[0]), first[1]), self.params, allow_unused=True
+        )
         for p, gradient in zip(self.params, used, strict=True):
             p.requires_grad_(gradient is not None)
         one = isinstance(self.chunks.batches, list) and len(self.chunks.batches) == 1
@@ -159,7 +177,9 @@ class PyHessian:
     def _flat(self, own: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
         """PyHessian's list as a flat vector over all parameters, zero where one is unused."""
         found = {id(p): part.detach() for p, part in zip(own, parts, strict=True)}
-        return torch.cat([found.get(id(p), torch.zeros_like(p)).flatten().detach() for p in self.params])
+        return torch.cat(
+            [found.get(id(p), torch.zeros_like(p)).flatten().detach() for p in self.params]
+        )
 
 
 class _Quiet:

@@ -17,26 +17,32 @@ from optbench.curvature.products import Builder, build
 
 EXAMPLES = 8  # operations are what is looked at, not data
 STEP = 1e-5  # of the root mean square weight, in double precision
-STEADY = 1e-3  # relative difference of two differences, above which a kink may lie between them: then they tell
+# relative difference of two differences, above which a kink may lie between them: then they tell
+STEADY = 1e-3
 CLEAR = 10  # nothing, unless both are this many times farther from H v than from each other
 WRONG = 5e-3  # relative difference from H v that is said
 COPIES = 12  # of the weights in double precision, that this takes
 
 
 NOT_THE_DIFFERENCE = (
-    "products differ from differences of the gradient by {:.1%}: part of the loss is detached or held while it depends "
-    "on the weights (a stop-gradient, a projection of weights in forward), or an operation has a wrong second "
+    "products differ from differences of the gradient by {:.1%}: part of the loss is detached or "
+    "held while it depends "
+    "on the weights (a stop-gradient, a projection of weights in forward), or an operation has a "
+    "wrong second "
     "derivative; the Hessian is that of the loss with this part held"
 )
 
 
-def check_derivatives(objective: Objective, sample: Pair, builder: Builder | None, memory: int) -> None:
+def check_derivatives(
+    objective: Objective, sample: Pair, builder: Builder | None, memory: int
+) -> None:
     """Look at the second derivatives of a loss on a few examples, before products are trusted.
 
     Args:
         objective: The loss.
         sample: Inputs and targets.
-        builder: How products with its Hessian are done; None if there are none to compare with differences.
+        builder: How products with its Hessian are done; None if there are none to compare with
+            differences.
         memory: Bytes that the comparison may take.
 
     Raises:
@@ -56,15 +62,18 @@ def refuse_dropped_derivatives(objective: Objective, sample: Pair) -> None:
     """Look for what torch drops without a word when a gradient is differentiated.
 
     Raises:
-        MeasurementError: If the gradient passes a function that is declared to be differentiable once, or the model
-            has a spectral norm in train mode, whose vectors move with the weights while torch holds them.
+        MeasurementError: If the gradient passes a function that is declared to be differentiable
+            once, or the model has a spectral norm in train mode, whose vectors move with the
+            weights while torch holds them.
     """
     for name, module in objective.model.named_modules():
         if _iterates(module):
             where = name.partition(".parametrizations")[0] or "the model"
             raise MeasurementError(
-                f"spectral_norm of {where} is in train mode: its vectors change with the weights at every forward "
-                "pass, and torch's derivatives hold them; measure with mode='eval', or put this module in eval mode"
+                f"spectral_norm of {where} is in train mode: its vectors change with the weights "
+                "at every forward "
+                "pass, and torch's derivatives hold them; measure with mode='eval', or put this "
+                "module in eval mode"
             )
     leaves = objective.leaves()
     value = objective.value(leaves, sample)
@@ -74,7 +83,8 @@ def refuse_dropped_derivatives(objective: Objective, sample: Pair) -> None:
     found = _nodes([g.grad_fn for g in gradients if g is not None and g.grad_fn is not None])
     if found & {"torch::autograd::Error", "torch::autograd::DelayedError"}:
         raise MeasurementError(
-            "an autograd function of this model is differentiable once (once_differentiable): its second derivative "
+            "an autograd function of this model is differentiable once (once_differentiable): its "
+            "second derivative "
             "would be dropped; write its backward pass from differentiable operations"
         )
 
@@ -98,12 +108,15 @@ def _nodes(roots: Sequence[Any]) -> set[str]:
     return names
 
 
-def off_from_differences(objective: Objective, builder: Builder, sample: Pair, memory: int) -> float | None:
+def off_from_differences(
+    objective: Objective, builder: Builder, sample: Pair, memory: int
+) -> float | None:
     """How far H v is from (∇L(w + hv) − ∇L(w − hv)) / 2h, relative, on a few examples in double precision.
 
-    It is far where a part of the loss is detached (a target network, a stop-gradient), a custom autograd function has
-    no second derivative, a layer changes with its own buffers (spectral norm in train mode), or torch is wrong. None
-    where it cannot be told: at a kink, where the model does not run in double precision, where weights are too many.
+    It is far where a part of the loss is detached (a target network, a stop-gradient), a custom
+    autograd function has no second derivative, a layer changes with its own buffers (spectral norm
+    in train mode), or torch is wrong. None where it cannot be told: at a kink, where the model does
+    not run in double precision, where weights are too many.
 
     Args:
         objective: The loss.
@@ -123,11 +136,15 @@ def off_from_differences(objective: Objective, builder: Builder, sample: Pair, m
 def _off(objective: Objective, builder: Builder, data: Pair) -> float | None:
     leaves = objective.leaves()
     generator = torch.Generator().manual_seed(0)
-    v = torch.randn(sum(objective.sizes), generator=generator, dtype=torch.float64).to(objective.device)
+    v = torch.randn(sum(objective.sizes), generator=generator, dtype=torch.float64).to(
+        objective.device
+    )
     _hold_padding(objective, v)
     image = _flat(build(builder, objective, leaves, data)(v, False, True))
     size = float(_flat(leaves).square().mean().sqrt()) or 1.0
-    one, other = (_difference(objective, leaves, v, data, STEP * size * part) for part in (1.0, 0.5))
+    one, other = (
+        _difference(objective, leaves, v, data, STEP * size * part) for part in (1.0, 0.5)
+    )
     largest = float(torch.maximum(other.norm(), image.norm()))
     if not largest > 0:
         return None
@@ -148,7 +165,9 @@ def _hold_padding(objective: Objective, v: Tensor) -> None:
             part[rows[id(names[name])]] = 0
 
 
-def _difference(objective: Objective, leaves: Sequence[Tensor], v: Tensor, data: Pair, h: float) -> Tensor:
+def _difference(
+    objective: Objective, leaves: Sequence[Tensor], v: Tensor, data: Pair, h: float
+) -> Tensor:
     along = objective.split(v)
 
     def gradient(step: float) -> Tensor:

@@ -29,7 +29,9 @@ def select(model: nn.Module, params: Selection = None) -> list[str]:
         raise MeasurementError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
     if lazy:
-        raise MeasurementError(f"parameters must have a shape, got lazy {lazy[0]}: do a forward pass first")
+        raise MeasurementError(
+            f"parameters must have a shape, got lazy {lazy[0]}: do a forward pass first"
+        )
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if params is None:
         chosen = list(trained)
@@ -38,11 +40,17 @@ def select(model: nn.Module, params: Selection = None) -> list[str]:
     else:
         chosen = _by_name(model, trained, [params] if isinstance(params, str) else params)
     if not trained:
-        raise MeasurementError("the model has no parameter that trains: set requires_grad of those to be measured")
+        raise MeasurementError(
+            "the model has no parameter that trains: set requires_grad of those to be measured"
+        )
     if any(trained[name].is_inference() for name in chosen):
-        raise MeasurementError("parameters were made in torch.inference_mode(), where nothing can be differentiated")
+        raise MeasurementError(
+            "parameters were made in torch.inference_mode(), where nothing can be differentiated"
+        )
     if not chosen:
-        raise MeasurementError(f"params must leave at least one parameter that trains, got none of {len(trained)}")
+        raise MeasurementError(
+            f"params must leave at least one parameter that trains, got none of {len(trained)}"
+        )
     return chosen
 
 
@@ -52,11 +60,13 @@ def _by_name(model: nn.Module, trained: dict[str, nn.Parameter], names: Iterable
     for name in names:
         if name not in everything:
             raise MeasurementError(
-                f"params must name parameters of the model, got {name!r}: see model.named_parameters()"
+                f"params must name parameters of the model, got {name!r}: see "
+                "model.named_parameters()"
             )
         if not everything[name].requires_grad:
             raise MeasurementError(
-                f"params must name parameters that train, got {name!r}, whose requires_grad is False"
+                f"params must name parameters that train, got {name!r}, whose requires_grad is "
+                "False"
             )
         wanted.add(id(everything[name]))
     return [name for name, p in trained.items() if id(p) in wanted]

@@ -9,9 +9,12 @@ from torch import Tensor
 
 from optbench.curvature.errors import MeasurementError
 
-ROUNDING = 1e4  # units of rounding by which right products may be asymmetric: norms amplify rounding
+ROUNDING = (
+    1e4  # units of rounding by which right products may be asymmetric: norms amplify rounding
+)
 LEAST = 1e-6  # in double precision: constants of a model in single precision are asymmetric by 1e-7
-WRONG = 1e-3  # part of ‖A q‖ by which a projected matrix may be skew: below it, no eigenvalue is off by more
+# part of ‖A q‖ by which a projected matrix may be skew: below it, no eigenvalue is off by more
+WRONG = 1e-3
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,9 @@ class Witness:
         """
         there, back = self.vector * images, self.image * vectors
         one, other = there.sum(0, dtype=torch.float64), back.sum(0, dtype=torch.float64)
-        # The sums have P terms with random signs, so this is about what they come to; the second part is what a
-        # vector comes to that is no worse than others, below which a component may be nothing but rounding.
+        # The sums have P terms with random signs, so this is about what they come to; the second
+        # part is what a vector comes to that is no worse than others, below which a component may
+        # be nothing but rounding.
         size = torch.hypot(_norms(there), _norms(back))
         usual = _norms(self.image) * _norms(vectors) / len(vectors) ** 0.5
         allowed = max(ROUNDING * torch.finfo(vectors.dtype).eps, LEAST) * torch.maximum(size, usual)
@@ -63,8 +67,11 @@ def _norms(columns: Tensor) -> Tensor:
 def not_symmetric(seen: str) -> MeasurementError:
     """The error for products that are not of a symmetric matrix."""
     return MeasurementError(
-        f"curvature products are not symmetric ({seen}): single precision cancels, as where inputs that are not "
-        "normalized meet a batch norm (dtype=torch.float64 tells), or an operation has a wrong second derivative in "
-        "torch or in a custom autograd function (leave its parameters out with params=[…]): eigenvalues would mean "
+        f"curvature products are not symmetric ({seen}): single precision cancels, as where inputs "
+        "that are not "
+        "normalized meet a batch norm (dtype=torch.float64 tells), or an operation has a wrong "
+        "second derivative in "
+        "torch or in a custom autograd function (leave its parameters out with params=[…]): "
+        "eigenvalues would mean "
         "nothing"
     )

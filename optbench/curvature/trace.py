@@ -116,7 +116,9 @@ def diagonal(
     variance = (squares / samples - mean.square()).clamp_min(0) * samples / (samples - 1)
     if deflate is not None:
         mean += deflate.vectors.double().square() @ deflate.values.double()
-    return DiagonalEstimate(mean.to(operator.dtype), (variance / samples).sqrt().to(operator.dtype), samples)
+    return DiagonalEstimate(
+        mean.to(operator.dtype), (variance / samples).sqrt().to(operator.dtype), samples
+    )
 
 
 def _probes(
@@ -131,7 +133,8 @@ def _probes(
         raise ValueError(f"deflate must be Eigenpairs, got {type(deflate).__name__}")
     if deflate is not None and deflate.vectors.shape[0] != operator.size:
         raise ValueError(
-            f"deflate must hold pairs of P = {operator.size} entries, got vectors of {deflate.vectors.shape[0]}"
+            f"deflate must hold pairs of P = {operator.size} entries, got vectors of "
+            f"{deflate.vectors.shape[0]}"
         )
     generator = seeded(seed)
     for _ in range(samples):

@@ -25,13 +25,15 @@ class Handling:
         seed: Of the run; only the label noise depends on it.
         loss: `ce` (mean cross-entropy, natural log) or `mse` (½‖f − y‖² on one-hot targets).
         train_size: Training examples; None for as many as validation and imbalance leave.
-        val_size: Examples to choose with, class-balanced, taken from those meant for training; 0 for none.
+        val_size: Examples to choose with, class-balanced, taken from those meant for training; 0
+            for none.
         split_seed: Seed of that division, the same for every run.
         label_noise: Share of training labels replaced by a wrong one.
-        imbalance: Training examples of the most frequent class over those of the rarest. In between they fall off
-            geometrically with the number of the class, as in Cui et al. (2019), arXiv:1901.05555.
-        normalise: `standard` subtracts the mean and divides by the standard deviation of each channel (or feature);
-            `none` leaves bytes in [0, 1] and numbers as they are.
+        imbalance: Training examples of the most frequent class over those of the rarest. In between
+            they fall off geometrically with the number of the class, as in Cui et al. (2019),
+            arXiv:1901.05555.
+        normalise: `standard` subtracts the mean and divides by the standard deviation of each
+            channel (or feature); `none` leaves bytes in [0, 1] and numbers as they are.
     """
 
     seed: Whole
@@ -49,10 +51,15 @@ class Handling:
     def check_sizes(self, name: str, pool: int) -> None:
         """Raise a UserError unless validation and training fit in a pool of so many; before any download, say."""
         if not 0 <= self.val_size < pool:
-            raise UserError(f"task.val_size must be between 0 and {pool - 1} for {name}, got {self.val_size}")
+            raise UserError(
+                f"task.val_size must be between 0 and {pool - 1} for {name}, got {self.val_size}"
+            )
         available = pool - self.val_size
         if self.train_size is not None and not 1 <= self.train_size <= available:
-            raise UserError(f"task.train_size must be between 1 and {available} for {name}, got {self.train_size}")
+            raise UserError(
+                f"task.train_size must be between 1 and {available} for {name}, got "
+                f"{self.train_size}"
+            )
 
 
 Labelled = Annotated[Any, Handling]
@@ -76,8 +83,8 @@ def divide(
         test: The same, for reporting; it stays whole, and clean.
         classes: Number of classes, C.
         handling: What the user asked for.
-        statistics: Published means and standard deviations of the channels, of bytes in [0, 1]; None to take those
-            of the training examples.
+        statistics: Published means and standard deviations of the channels, of bytes in [0, 1];
+            None to take those of the training examples.
         val: Examples to choose with, where they come apart; then `val_size` is 0.
 
     Raises:
@@ -89,12 +96,16 @@ def divide(
     if val is None:
         val = Split(pool.inputs[chosen], labels[chosen])
     train = rest[_subset(labels[rest], handling)]
-    noisy = with_label_noise(labels[train], classes, handling.label_noise, generator(handling.seed, "label_noise"))
+    noisy = with_label_noise(
+        labels[train], classes, handling.label_noise, generator(handling.seed, "label_noise")
+    )
     inputs = {"train": pool.inputs[train], "val": val.inputs, "test": test.inputs}
     targets = {"train": noisy, "val": val.targets, "test": test.targets}
     ready = {split: as_numbers(x) for split, x in inputs.items()}
     if handling.normalise == "standard":
-        mean, std = _statistics(ready["train"]) if statistics is None else map(torch.tensor, statistics)
+        mean, std = (
+            _statistics(ready["train"]) if statistics is None else map(torch.tensor, statistics)
+        )
         for x in ready.values():
             shape = (-1, *(1 for _ in x.shape[2:]))
             x.sub_(mean.to(x).reshape(shape)).div_(std.to(x).reshape(shape))
@@ -137,13 +148,17 @@ def _subset(labels: Tensor, handling: Handling) -> Tensor:
     classes = len(labels.unique())
     if size is None:
         counts = labels.unique(return_counts=True)[1]
-        size = next(n - 1 for n in count(1) if bool((_quota(n, classes, handling.imbalance) > counts).any()))
+        size = next(
+            n - 1 for n in count(1) if bool((_quota(n, classes, handling.imbalance) > counts).any())
+        )
     return _choose(labels, _quota(size, classes, handling.imbalance), handling.split_seed)[0]
 
 
 def _quota(size: int, classes: int, imbalance: float = 1.0) -> Tensor:
     """Share `size` out among classes in proportion to imbalance^(−c/(C−1)), by largest remainder."""
-    shares = torch.tensor([imbalance ** (-c / max(classes - 1, 1)) for c in range(classes)], dtype=torch.float64)
+    shares = torch.tensor(
+        [imbalance ** (-c / max(classes - 1, 1)) for c in range(classes)], dtype=torch.float64
+    )
     exact = size * shares / shares.sum()
     quota = exact.floor().long()
     remainders = (exact - quota).argsort(descending=True, stable=True)
@@ -154,8 +169,8 @@ def _quota(size: int, classes: int, imbalance: float = 1.0) -> Tensor:
 def balanced_split(labels: Tensor, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Choose `size` examples, as equal in number per class as can be, and return (chosen, the rest).
 
-    Both are indices in a shuffled order that depends on `seed` alone: the data set of a task is the same
-    for every run, whatever the run's own seed.
+    Both are indices in a shuffled order that depends on `seed` alone: the data set of a task is the
+    same for every run, whatever the run's own seed.
 
     Raises:
         UserError: If a class has too few examples.
@@ -170,14 +185,18 @@ def _choose(labels: Tensor, quota: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         members = order[labels[order] == label]
         if n > len(members):
             raise UserError(
-                f"cannot take {int(quota.sum())} examples of {len(labels)}: class {label} would need {n} and has "
-                f"{len(members)}; say a smaller task.train_size or task.val_size, or a task.imbalance nearer 1"
+                f"cannot take {int(quota.sum())} examples of {len(labels)}: class {label} would "
+                f"need {n} and has "
+                f"{len(members)}; say a smaller task.train_size or task.val_size, or a "
+                "task.imbalance nearer 1"
             )
         mask[members[:n]] = True
     return order[mask[order]], order[~mask[order]]
 
 
-def with_label_noise(labels: Tensor, classes: int, fraction: float, generator: torch.Generator) -> Tensor:
+def with_label_noise(
+    labels: Tensor, classes: int, fraction: float, generator: torch.Generator
+) -> Tensor:
     """Give exactly round(fraction·N) of N labels, drawn at random, a uniformly random *other* label.
 
     Labels of any shape: in a sequence each token has its own.

@@ -1,9 +1,10 @@
 """The only place that imports torchvision, because the import needs help beside some builds of torch.
 
-torchvision's compiled operators are built for one build of torch. Beside another (a CPU-only torch, most
-often) they do not load, and `import torchvision` then fails with `operator torchvision::nms does not exist`
-while it registers shapes for two of them. optbench needs its data sets, not its operators: where they are
-missing we declare the two signatures first, and the import goes through. Calling `nms` would still fail.
+torchvision's compiled operators are built for one build of torch. Beside another (a CPU-only torch,
+most often) they do not load, and `import torchvision` then fails with `operator torchvision::nms
+does not exist` while it registers shapes for two of them. optbench needs its data sets, not its
+operators: where they are missing we declare the two signatures first, and the import goes through.
+Calling `nms` would still fail.
 """
 
 import hashlib
@@ -61,9 +62,12 @@ def fetch(name: str, way_out: str, check: Callable[[], Any]) -> None:
     except RuntimeError as why:
         if "Error downloading" in str(why):  # MNIST's word for OSError at every mirror
             line = " ".join(str(why).split())
-            raise MachineError(f"{name} is not here and cannot be fetched ({line}). {way_out}") from why
+            raise MachineError(
+                f"{name} is not here and cannot be fetched ({line}). {way_out}"
+            ) from why
         raise MachineError(
-            f"{name} does not have the published checksums: a file is corrupt, or it is a re-encoded copy. {way_out}"
+            f"{name} does not have the published checksums: a file is corrupt, or it is a "
+            f"re-encoded copy. {way_out}"
         ) from why
 
 

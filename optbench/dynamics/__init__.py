@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     from optbench.dynamics.settling import unsettled
     from optbench.dynamics.update_rule import Term, combine, unknown
 
-__all__ = ["Edge", "NormStep", "Term", "combine", "edge", "norm_edge", "sam_edge", "unknown", "unsettled"]
+__all__ = [
+    "Edge",
+    "NormStep",
+    "Term",
+    "combine",
+    "edge",
+    "norm_edge",
+    "sam_edge",
+    "unknown",
+    "unsettled",
+]
 
 _HOME = {
     "edge": "dispatch",

@@ -92,17 +92,19 @@ edge.register = _register_after_the_rules  # type: ignore[method-assign, assignm
 
 
 def closed_form(
-    *classes: type[Optimizer], understood: Collection[str] | None, off: Mapping[str, Any] | None = None
+    *classes: type[Optimizer],
+    understood: Collection[str] | None,
+    off: Mapping[str, Any] | None = None,
 ) -> Callable[[Rule], Rule]:
     """Register a rule that trusts only the classes' own methods, understood options and minimization.
 
-    A subclass, or a single optimizer, with a method of its own is another optimizer and goes to the black box; so
-    does one with an option that the rule has not understood.
+    A subclass, or a single optimizer, with a method of its own is another optimizer and goes to the
+    black box; so does one with an option that the rule has not understood.
 
     Args:
         classes: What the rule is for, subclasses included.
-        understood: Constructor arguments that the rule describes at every value, see `misunderstood`. None if its
-            answer holds at whatever value, as that no edge is known.
+        understood: Constructor arguments that the rule describes at every value, see
+            `misunderstood`. None if its answer holds at whatever value, as that no edge is known.
         off: Value at which an option does nothing, where that is not its default.
     """
 
@@ -119,8 +121,8 @@ def by_name(
 ) -> Callable[[Rule], Rule]:
     """Register a rule for "package.Class" without importing the package.
 
-    With an option that the rule has not understood, the black box answers; so it does for a version of the package
-    whose groups or attributes are not as the rule reads them.
+    With an option that the rule has not understood, the black box answers; so it does for a version
+    of the package whose groups or attributes are not as the rule reads them.
 
     Args:
         name: Package and class, as the package exports it, or the module in full and the class.
@@ -135,7 +137,9 @@ def by_name(
             try:
                 return rule(optimizer)
             except (KeyError, AttributeError) as problem:
-                return black_box(optimizer, f"the rule for {name} does not fit this version, {problem!r}")
+                return black_box(
+                    optimizer, f"the rule for {name} does not fit this version, {problem!r}"
+                )
 
         _BY_NAME[name] = guarded
         return rule
@@ -151,7 +155,9 @@ def trainable(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], Tensor]]:
                 yield group, p
 
 
-def stateful(optimizer: Optimizer, term: Callable[[dict[str, Any], Tensor, Mapping[str, Any]], Term]) -> list[Term]:
+def stateful(
+    optimizer: Optimizer, term: Callable[[dict[str, Any], Tensor, Mapping[str, Any]], Term]
+) -> list[Term]:
     """A term per parameter with state; one without has had no gradient and does not move."""
     return [
         term(group, p, state) if (state := optimizer.state.get(p)) else Term(p, lr=0.0)
@@ -170,7 +176,9 @@ def describe(terms: Sequence[Term], formula: str) -> str:
     return text
 
 
-def _guarded(rule: Rule, cls: type[Optimizer], understood: Collection[str] | None, off: Mapping[str, Any]) -> Rule:
+def _guarded(
+    rule: Rule, cls: type[Optimizer], understood: Collection[str] | None, off: Mapping[str, Any]
+) -> Rule:
     def guarded(optimizer: Optimizer) -> Edge:
         methods = overridden(optimizer, cls)
         if understood is None:  # no helper of a step that has no edge gives it one
@@ -186,12 +194,17 @@ def _guarded(rule: Rule, cls: type[Optimizer], understood: Collection[str] | Non
 
 
 def _unlike_the_rule(
-    optimizer: Optimizer, methods: Sequence[str], understood: Collection[str] | None, off: Mapping[str, Any]
+    optimizer: Optimizer,
+    methods: Sequence[str],
+    understood: Collection[str] | None,
+    off: Mapping[str, Any],
 ) -> str:
     """Why the rule for a class does not describe this optimizer, or ""."""
     name = type(optimizer).__name__
     if methods:
-        return f"{name} has a {methods[0]} of its own, which the rule for its class does not describe"
+        return (
+            f"{name} has a {methods[0]} of its own, which the rule for its class does not describe"
+        )
     option = "" if understood is None else misunderstood(optimizer, understood, off)
     return f"the rule for {name} does not describe {option}".rstrip(",") if option else ""
 
@@ -201,7 +214,9 @@ def _with_hooks(found: Edge, optimizer: Optimizer) -> Edge:
     names = foreign_hooks(optimizer)
     if not names or found.source == "unknown":
         return found
-    word = f"its step hooks ({', '.join(names)}) are taken to change neither gradients nor parameters"
+    word = (
+        f"its step hooks ({', '.join(names)}) are taken to change neither gradients nor parameters"
+    )
     resolve = found.resolve
     return replace(
         found,

@@ -131,7 +131,9 @@ class Edge:
             ValueError: If the geometry is not "l2"; norm sharpness is not an eigenvalue.
         """
         if self.geometry != "l2":
-            raise ValueError(f"geometry is {self.geometry!r}, not 'l2': measure norm_sharpness(..., radii=...)")
+            raise ValueError(
+                f"geometry is {self.geometry!r}, not 'l2': measure norm_sharpness(..., radii=...)"
+            )
         if self.plain:
             return matvec
 
@@ -167,7 +169,8 @@ class Edge:
         same = None not in order and self.preconditioner is None
         old = self.preconditioner or tuple(torch.ones_like(p) for p in self.parameters)
         diagonal = tuple(
-            torch.full_like(p, math.inf) if i is None else old[i] for i, p in zip(order, parameters, strict=True)
+            torch.full_like(p, math.inf) if i is None else old[i]
+            for i, p in zip(order, parameters, strict=True)
         )
         resolve = self.resolve
         return replace(
@@ -178,14 +181,17 @@ class Edge:
             shift=self.shift and tuple(0.0 if i is None else self.shift[i] for i in order),
             radii=self.radii and tuple(0.0 if i is None else self.radii[i] for i in order),
             learned=tuple(i is not None and self.learns[i] for i in order),
-            resolve=resolve and (lambda g: resolve(_gather(g, parameters, order)).reordered(parameters)),
+            resolve=resolve
+            and (lambda g: resolve(_gather(g, parameters, order)).reordered(parameters)),
         )
 
 
 def split(v: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """Views of a flat (P,) or (P, K) as one tensor per parameter, of its shape or (*shape, K)."""
     pieces = torch.split(v, [p.numel() for p in parameters])
-    return [piece.reshape(p.shape + v.shape[1:]) for piece, p in zip(pieces, parameters, strict=True)]
+    return [
+        piece.reshape(p.shape + v.shape[1:]) for piece, p in zip(pieces, parameters, strict=True)
+    ]
 
 
 def join(pieces: Sequence[Tensor], like: Tensor) -> Tensor:

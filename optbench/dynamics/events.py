@@ -24,9 +24,10 @@ class Events:
     threshold is positive. A measurement stands for the steps until the next one, the last for as
     many as the one before, so that an uneven cadence does not bias shares and quantiles.
 
-    A measured step is annealed where the learning rate is below half of that at the first crossing (without a
-    crossing, of the largest): the threshold there has run away from what training meets. It ends low, whatever the
-    dynamics are: as lr → 0, r → 0. With a constant learning rate nothing is annealed.
+    A measured step is annealed where the learning rate is below half of that at the first crossing
+    (without a crossing, of the largest): the threshold there has run away from what training meets.
+    It ends low, whatever the dynamics are: as lr → 0, r → 0. With a constant learning rate nothing
+    is annealed.
 
     Attributes:
         verdict: "edge reached" if r ≥ 1 at some measured step, "edge not reached" if at none,
@@ -36,7 +37,8 @@ class Events:
         last_below: Measured step before it, a lower bound; None if the first is already above.
         started_above: Whether the first measurement is above: no progressive sharpening was seen.
         share_at_edge: Share of the measured steps not annealed with r ≥ 1 − band.
-        plateau_ratio: Median of r over the later half, in steps, of those not annealed that follow the crossing.
+        plateau_ratio: Median of r over the later half, in steps, of those not annealed that follow
+            the crossing.
         plateau_low: Its lower quartile.
         plateau_high: Its upper quartile.
         max_ratio: Largest r.
@@ -107,8 +109,9 @@ def find_events(
         loss: Loss of each record, shape (T,).
         measured: Measured sharpness, in the geometry of the edge, shape (T,).
         threshold: Threshold at that step, shape (T,) or a number.
-        lr: Learning rate at that step, shape (T,) or a number. None, or where it is NaN: 1/threshold in its place, to
-            which it is proportional but for thresholds on the gradient.
+        lr: Learning rate at that step, shape (T,) or a number. None, or where it is NaN:
+            1/threshold in its place, to which it is proportional but for thresholds on the
+            gradient.
         band: How far below the threshold still counts as at the edge.
         rise: Relative rise of the loss that makes a spike.
         drop: Relative drop of sharpness that makes a spike a catapult.
@@ -127,7 +130,9 @@ def find_events(
         ratio = np.where(h > 0, m / h, np.nan)
     known = np.isfinite(ratio) & np.isfinite(h)
     with np.errstate(all="ignore"):
-        pace = np.broadcast_to(np.asarray(math.nan if lr is None else lr, dtype=float), t.shape)[known]
+        pace = np.broadcast_to(np.asarray(math.nan if lr is None else lr, dtype=float), t.shape)[
+            known
+        ]
         pace = np.where(np.isnan(pace).any(), 1 / h[known], pace)
     result = _edge_events(t[known], ratio[known], pace, band)
     crossing = result.get("first_crossing")

@@ -45,7 +45,9 @@ class Estimate:
         return (self.high - self.low) / 2 / abs(self.value) if self.value else math.inf
 
 
-def batch_sharpness(batches: Iterable[Batch], count: int, level: float = 0.95, until: float | None = None) -> Estimate:
+def batch_sharpness(
+    batches: Iterable[Batch], count: int, level: float = 0.95, until: float | None = None
+) -> Estimate:
     """E_B[g_BᵀH_Bg_B/‖g_B‖²]: what settles at 2/η for SGD without momentum.
 
     Costs one gradient and one product on the batch per batch. Batches must be drawn as the

@@ -86,7 +86,9 @@ def norm_sharpness(
     return NormSharpness(best_value, best, spent, optima)
 
 
-def _ascend(hvp: MatVec, corner: Callable[[Tensor, Tensor], Tensor], d: Tensor, budget: int) -> NormSharpness:
+def _ascend(
+    hvp: MatVec, corner: Callable[[Tensor, Tensor], Tensor], d: Tensor, budget: int
+) -> NormSharpness:
     """Climb from a corner of the ball until it maps to itself or the budget is spent."""
     product = hvp(d)
     value, spent, shift = float(d @ product), 1, 0.0

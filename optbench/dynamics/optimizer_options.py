@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 HARMLESS = frozenset(
-    {"foreach", "fused", "capturable", "differentiable", "triton", "use_triton", "kahan_sum", "verbose"}
+    {
+        "foreach",
+        "fused",
+        "capturable",
+        "differentiable",
+        "triton",
+        "use_triton",
+        "kahan_sum",
+        "verbose",
+    }
 )
 """Arguments that choose how the same update is computed, rounded or reported, never which one."""
 
@@ -42,7 +51,10 @@ def constructors(cls: type) -> Iterator[list[inspect.Parameter]]:
         _, *parameters = inspect.signature(vars(parent)["__init__"]).parameters.values()
         if parent is Optimizer or any(p.name == "defaults" for p in parameters):
             return  # a base of optimizers, to which a class hands its finished defaults
-        if parameters and parameters[0].kind not in {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}:
+        if parameters and parameters[0].kind not in {
+            inspect.Parameter.VAR_KEYWORD,
+            inspect.Parameter.VAR_POSITIONAL,
+        }:
             parameters = parameters[1:]
         yield parameters
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -66,7 +78,11 @@ def overridden(optimizer: Optimizer, cls: type[Optimizer]) -> list[str]:
 def patched(optimizer: Optimizer) -> list[str]:
     """Names of the methods that were replaced on this one optimizer, other than by torch's schedules."""
     cls = type(optimizer)
-    methods = {n: v for n, v in vars(optimizer).items() if callable(getattr(cls, n, None)) and n not in AROUND}
+    methods = {
+        n: v
+        for n, v in vars(optimizer).items()
+        if callable(getattr(cls, n, None)) and n not in AROUND
+    }
     return [n for n, value in methods.items() if bottom(value) is not bottom(getattr(cls, n))]
 
 
@@ -116,6 +132,8 @@ def told(value: Any) -> Any:
         return {k if isinstance(k, str) else id(k): told(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [told(v) for v in value]
-    if isinstance(value, Number | str | bytes | Enum | torch.dtype | torch.device | set | frozenset | None):
+    if isinstance(
+        value, Number | str | bytes | Enum | torch.dtype | torch.device | set | frozenset | None
+    ):
         return value
     return [type(value), told(vars(value))] if plain(value) else [type(value), id(value)]

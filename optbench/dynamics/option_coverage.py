@@ -10,21 +10,24 @@ from torch.optim import Optimizer
 from optbench.dynamics.black_box.twin import settings
 from optbench.dynamics.optimizer_options import HARMLESS, TORCHS, arguments, constructors, told
 
-SCHEDULED = frozenset({"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr", "param_names"})
+SCHEDULED = frozenset(
+    {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr", "param_names"}
+)
 """What torch's schedules and named parameters leave in groups, which no step reads."""
 
 
 def misunderstood(optimizer: Optimizer, understood: Collection[str], off: Mapping[str, Any]) -> str:
     """Return the first option whose value a rule does not describe, such as "cautious=True", or "".
 
-    - A constructor argument that is neither understood nor harmless has to have its default, and to be seen
+    - A constructor argument that is neither understood nor harmless has to have its default, and to
+      be seen
       to: in the groups, or as an attribute of that name, with or without an underscore.
     - What a class took through **kwargs has to be what the class sets without them.
 
     Args:
         optimizer: Any.
-        understood: Arguments that the rule describes at every value. The name of a **kwargs, such as
-            "kwargs", for whatever comes through it.
+        understood: Arguments that the rule describes at every value. The name of a **kwargs, such
+            as "kwargs", for whatever comes through it.
         off: Value at which an option does nothing, where that is not its default.
     """
     for name, neutral in off.items():
@@ -50,7 +53,9 @@ def _in_the_signature(optimizer: Optimizer, understood: Collection[str]) -> str:
 
 def _beyond_the_signature(optimizer: Optimizer, understood: Collection[str]) -> str:
     cls = type(optimizer)
-    open_ends = [p.name for parameters in constructors(cls) for p in parameters if p.kind is p.VAR_KEYWORD]
+    open_ends = [
+        p.name for parameters in constructors(cls) for p in parameters if p.kind is p.VAR_KEYWORD
+    ]
     if all(name in understood for name in open_ends):
         return ""
     known = {*arguments(cls), *understood, *HARMLESS, *SCHEDULED, *TORCHS, "params", "step"}
@@ -63,10 +68,13 @@ def _beyond_the_signature(optimizer: Optimizer, understood: Collection[str]) -> 
     return ""
 
 
-def _set_by_the_user(optimizer: Optimizer, group: dict[str, Any], held: Mapping[str, Any]) -> dict[str, Any]:
+def _set_by_the_user(
+    optimizer: Optimizer, group: dict[str, Any], held: Mapping[str, Any]
+) -> dict[str, Any]:
     try:
         set_ = settings(optimizer, group)
-    except Exception:  # a class that cannot be copied does not tell, so that everything counts as set
+    # a class that cannot be copied does not tell, so that everything counts as set
+    except Exception:
         return dict(held)
     return {k: v for k, v in held.items() if k in set_}
 

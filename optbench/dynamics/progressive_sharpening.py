@@ -55,7 +55,9 @@ def sharpening(loss: Callable[[], Tensor], parameters: Sequence[Tensor], u: Tens
     def gradient(of: Tensor, create_graph: bool) -> tuple[Tensor, ...]:
         if not of.requires_grad:
             return tuple(torch.zeros_like(p) for p in parameters)
-        return torch.autograd.grad(of, parameters, create_graph=create_graph, materialize_grads=True)
+        return torch.autograd.grad(
+            of, parameters, create_graph=create_graph, materialize_grads=True
+        )
 
     with torch.enable_grad():
         first = gradient(loss(), True)

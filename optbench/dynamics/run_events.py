@@ -13,15 +13,16 @@ MEASURED = ("edge/preconditioned_sharpness", "edge/norm_sharpness", "sharpness/l
 def report(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the events of a run, as `find_events` has them, for its summary.
 
-    The loss is that of the training batch, so the full batch's at every step where that is trained on; the
-    measured quantity is the one that the run's threshold is on.
+    The loss is that of the training batch, so the full batch's at every step where that is trained
+    on; the measured quantity is the one that the run's threshold is on.
     """
     if not records:
         return {"verdict": "not measured"}
     on = measured_quantity(records)
     loss = "batch/loss" if any("batch/loss" in record for record in records) else "train/loss"
     columns = [[record.get(key, math.nan) for record in records] for key in (loss, on)]
-    # Both quantity and threshold must stand in one record: a thinned sharpness has no threshold of its own.
+    # Both quantity and threshold must stand in one record: a thinned sharpness has no threshold of
+    # its own.
     threshold = [record.get("edge/threshold", math.nan) for record in records]
     rate = [record.get("edge/lr", math.nan) for record in records]
     steps = [record["step"] for record in records]
@@ -32,4 +33,7 @@ def report(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def measured_quantity(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the metric that this run's `edge/threshold` is on."""
-    return next((m for m in MEASURED if any(m in r and "edge/threshold" in r for r in records)), MEASURED[-1])
+    return next(
+        (m for m in MEASURED if any(m in r and "edge/threshold" in r for r in records)),
+        MEASURED[-1],
+    )

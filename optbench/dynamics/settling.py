@@ -21,7 +21,8 @@ MEMORIES = 2
 PASSES = 2
 """How often P has averaged as many examples as the Hessian is over: it is near 0 where none of them had a gradient."""
 
-_MOMENTA = ("betas", "momentum", "beta1", "beta")  # what torch and pytorch_optimizer call a group's β
+# what torch and pytorch_optimizer call a group's β
+_MOMENTA = ("betas", "momentum", "beta1", "beta")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class Unsettled:
         return math.ceil(self.needed - self.averaged)
 
 
-def unsettled(here: Edge, optimizer: Optimizer, updates: int, batches: float = 1.0) -> Unsettled | None:
+def unsettled(
+    here: Edge, optimizer: Optimizer, updates: int, batches: float = 1.0
+) -> Unsettled | None:
     """Return what P still lacks, or None where the edge may be compared with.
 
     The threshold (2−ηλ)/(η T(−1)) supposes a P that holds still while the filter T forgets, for
@@ -57,10 +60,11 @@ def unsettled(here: Edge, optimizer: Optimizer, updates: int, batches: float = 1
        entries the smallest is then a third of what it should be, from 10 gradients a fifth, and
        from 2 a thousandth; λ₁(P⁻¹H) is about these entries.
     2. If no gradient comes in the next m steps, ν falls to t/(t+m) of itself, √ν to √(2/3) for
-       t = 2m. The first moment's bias correction 1−βᵗ, part of P, grows by less: from .88 to .96 for β = .9.
-    3. An entry that few examples move (a pixel that is seldom on) has P = ε until one of them comes,
-       while H knows them all. On digits λ₁(P⁻¹H) was 100 times too large until n examples had been
-       seen, and often 5 times until 2n had.
+       t = 2m. The first moment's bias correction 1−βᵗ, part of P, grows by less: from .88 to .96
+       for β = .9.
+    3. An entry that few examples move (a pixel that is seldom on) has P = ε until one of them
+       comes, while H knows them all. On digits λ₁(P⁻¹H) was 100 times too large until n examples
+       had been seen, and often 5 times until 2n had.
 
     Later P moves by at most (1−β₂)/2 a step, and does not settle further. What the optimizer does
     before is not wrong in the formula: RMSprop's real P is too small by √(1−αᵗ). But it changes
@@ -73,7 +77,8 @@ def unsettled(here: Edge, optimizer: Optimizer, updates: int, batches: float = 1
         here: The edge, in any order of its tensors.
         optimizer: What it is the edge of; wrappers and parts are looked through.
         updates: Updates done so far.
-        batches: n/B, how many batches hold as many examples as the Hessian is over; 1 for the full batch.
+        batches: n/B, how many batches hold as many examples as the Hessian is over; 1 for the full
+            batch.
     """
     groups = {_key(p): (group, count) for group, p, count in _counted(optimizer)}
     found = []

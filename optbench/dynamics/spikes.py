@@ -48,7 +48,9 @@ def spikes(loss: Series, rise: float, window: int) -> list[tuple[int, int, float
     return found
 
 
-def catapult(spike: tuple[int, int, float], t: Series, loss: Series, measured: Series, window: int) -> Catapult:
+def catapult(
+    spike: tuple[int, int, float], t: Series, loss: Series, measured: Series, window: int
+) -> Catapult:
     """The spike as a catapult, if sharpness drops after it: `sharpness_ratio` says, NaN where it was not measured."""
     start, end, base = spike
     peak = start + int(np.nanargmax(loss[start:end]))

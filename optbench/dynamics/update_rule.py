@@ -24,7 +24,8 @@ class Term:
         shift: Coupled weight decay.
         diagonal: P, or its scalar part if there is a root; None for the identity.
         root: v ↦ M^-½ v on a block (n, K) of flat columns, for P = diagonal · M.
-        learned: Whether P is learned from gradients, so that it has to settle; None: if there is one.
+        learned: Whether P is learned from gradients, so that it has to settle; None: if there is
+            one.
     """
 
     parameter: Tensor

@@ -43,16 +43,17 @@ REPLACED: dict[Any, Callable[..., Any]] = {
 }
 INSTEAD: dict[Any, Callable[..., Any]] = REPLACED | {
     F.multi_head_attention_forward: _entered(F.multi_head_attention_forward),
-    torch.autograd.grad: _entered(torch.autograd.grad),  # a checkpointed layer runs again inside of it
+    # a checkpointed layer runs again inside of it
+    torch.autograd.grad: _entered(torch.autograd.grad),
 }
 
 
 class CheapSecondDerivatives(TorchFunctionMode):
     """While it is entered, torch's functions give way to those that are cheap to differentiate twice.
 
-    Values and derivatives are those of torch's up to rounding. A third derivative raises `ThirdDerivativeError`. Where
-    no gradient is taken, in other than single and double precision, and inside of torch's transforms (a model that
-    calls vmap or jvp), torch's own functions stay.
+    Values and derivatives are those of torch's up to rounding. A third derivative raises
+    `ThirdDerivativeError`. Where no gradient is taken, in other than single and double precision,
+    and inside of torch's transforms (a model that calls vmap or jvp), torch's own functions stay.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,7 +1,7 @@
 """Activations whose first and second derivatives are taken once, when the graph is built.
 
-A product with the Hessian then takes three multiplications in them. torch works both derivatives out anew for every
-product: of gelu in a score of elementwise steps.
+A product with the Hessian then takes three multiplications in them. torch works both derivatives
+out anew for every product: of gelu in a score of elementwise steps.
 """
 
 from __future__ import annotations
@@ -65,12 +65,16 @@ def _same(tensor: Tensor) -> Tensor:
 
 def tanh(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """torch.tanh in this form, by f' = 1 − f², so that it keeps no more than torch."""
-    return _saturating(original, torch.ops.aten.tanh_backward, lambda y: (y * y).sub_(1).mul_(y).mul_(2))
+    return _saturating(
+        original, torch.ops.aten.tanh_backward, lambda y: (y * y).sub_(1).mul_(y).mul_(2)
+    )
 
 
 def sigmoid(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """torch.sigmoid in this form, by f' = f (1 − f)."""
-    return _saturating(original, torch.ops.aten.sigmoid_backward, lambda y: (y - y * y).mul_(1 - 2 * y))
+    return _saturating(
+        original, torch.ops.aten.sigmoid_backward, lambda y: (y - y * y).mul_(1 - 2 * y)
+    )
 
 
 def _saturating(original: Callable[..., Tensor], pull: Pull, bend: Bend) -> Callable[..., Tensor]:
@@ -79,7 +83,11 @@ def _saturating(original: Callable[..., Tensor], pull: Pull, bend: Bend) -> Call
         return y, y, bend
 
     def activate(input: Tensor, **kwargs: Any) -> Tensor:
-        return original(input, **kwargs) if kwargs or input.numel() < LEAST else _activate(input, curve, pull)
+        return (
+            original(input, **kwargs)
+            if kwargs or input.numel() < LEAST
+            else _activate(input, curve, pull)
+        )
 
     return activate
 
@@ -115,7 +123,9 @@ class _Gradient(Function):
     """f'(x) g."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, place: Tensor, kept: Tensor, bend: Tensor, pull: Pull) -> Tensor:
+    def forward(
+        ctx: Any, g: Tensor, place: Tensor, kept: Tensor, bend: Tensor, pull: Pull
+    ) -> Tensor:
         ctx.pull = pull
         ctx.save_for_backward(kept, bend.mul_(g))
         found: Tensor = pull(g, kept)

@@ -31,8 +31,24 @@ def attention(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
             is_causal or attn_mask.requires_grad or attn_mask.dtype not in (torch.bool, query.dtype)
         )
         empty = not (query.numel() and key.numel() and value.numel())
-        if dropout_p or enable_gqa or odd or empty or key.shape[:-2] != lead or value.shape[:-2] != lead:
-            return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        if (
+            dropout_p
+            or enable_gqa
+            or odd
+            or empty
+            or key.shape[:-2] != lead
+            or value.shape[:-2] != lead
+        ):
+            return original(
+                query,
+                key,
+                value,
+                attn_mask,
+                dropout_p,
+                is_causal,
+                scale=scale,
+                enable_gqa=enable_gqa,
+            )
         factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
         flat = [x.reshape(-1, *x.shape[-2:]) for x in (query, key, value)]
         mask = _mask(query, key, attn_mask, is_causal)
@@ -50,7 +66,9 @@ def _mask(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tens
     if causal:
         mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
     if mask is not None and mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~mask, -math.inf)
+        mask = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill_(
+            ~mask, -math.inf
+        )
     return mask
 
 
@@ -78,7 +96,9 @@ class _Attention(Function):
 
 class _Gradient(Function):
     @staticmethod
-    def forward(ctx: Any, g: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, c: float) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, g: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, c: float
+    ) -> tuple[Tensor, ...]:
         dq, dk, dv, s = _gradients(g, q, k, v, p, c)
         ctx.save_for_backward(g, q, k, v, p, s)
         ctx.c = c
@@ -89,7 +109,9 @@ class _Gradient(Function):
     @second
     def backward(ctx: Any, dq: Tensor | None, dk: Tensor | None, dv: Tensor | None) -> Gradients:
         g, q, k, v, p, s = ctx.saved_tensors
-        dq, dk, dv = (torch.zeros_like(x) if d is None else d for d, x in ((dq, q), (dk, k), (dv, v)))
+        dq, dk, dv = (
+            torch.zeros_like(x) if d is None else d for d, x in ((dq, q), (dk, k), (dv, v))
+        )
         dq, dk = dq * ctx.c, dk * ctx.c
         t = torch.baddbmm(torch.bmm(dq, k.mT), q, dk.mT)  # of the scores
         t -= (p * t).sum(-1, keepdim=True)
@@ -103,7 +125,9 @@ class _Gradient(Function):
         return along_g, along_q, along_k, along_v, None, None
 
 
-def _gradients(g: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, c: float) -> tuple[Tensor, ...]:
+def _gradients(
+    g: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, c: float
+) -> tuple[Tensor, ...]:
     """The gradients c s k, c sᵀ q and pᵀ g in q, k and v, and s = p∘(r − Σ p∘r), r = g vᵀ, that in the scores."""
     s = torch._softmax_backward_data(torch.bmm(g, v.mT), p, -1, p.dtype)
     return torch.bmm(s, k) * c, torch.bmm(s.mT, q) * c, torch.bmm(p.mT, g), s

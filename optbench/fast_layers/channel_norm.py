@@ -1,8 +1,9 @@
 """Group norm and batch norm with a second derivative in a few passes; torch's takes some thirty.
 
-The equations are those of `layer_norm`. What is normalized together is here a group's channels at all places, or a
-channel in all examples (batch norm in train mode), and w and b are the same at all places. All is then a combination
-of a, g and x̂ with one coefficient for each example and channel, and needs but the sums of a, a x̂ and a g over places.
+The equations are those of `layer_norm`. What is normalized together is here a group's channels at
+all places, or a channel in all examples (batch norm in train mode), and w and b are the same at all
+places. All is then a combination of a, g and x̂ with one coefficient for each example and channel,
+and needs but the sums of a, a x̂ and a g over places.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ def group_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """F.group_norm in this form."""
 
     def normalize(
-        input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+        input: Tensor,
+        num_groups: int,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
     ) -> Tensor:
         fits = input.ndim > 1 and input.numel() and input.shape[1] % num_groups == 0
         if not fits or _misfit(input, weight, bias):
@@ -44,9 +49,15 @@ def batch_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        if not training or input.ndim < 2 or input.numel() <= input.shape[1] or _misfit(input, weight, bias):
+        if (
+            not training
+            or input.ndim < 2
+            or input.numel() <= input.shape[1]
+            or _misfit(input, weight, bias)
+        ):
             return original(input, running_mean, running_var, weight, bias, training, momentum, eps)
-        if running_mean is not None:  # the measurement's copies: the forward pass may read what it has put there
+        # the measurement's copies: the forward pass may read what it has put there
+        if running_mean is not None:
             with torch.no_grad():
                 original(input, running_mean, running_var, None, None, True, momentum, eps)
         return _normalize(input, weight, bias, None, eps)
@@ -54,11 +65,17 @@ def batch_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return normalize
 
 
-def _normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int | None, eps: float) -> Tensor:
-    places = x.reshape(*x.shape[:2], -1).contiguous()  # torch's kernels read gradients and x̂ as if they were
+def _normalize(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int | None, eps: float
+) -> Tensor:
+    places = x.reshape(
+        *x.shape[:2], -1
+    ).contiguous()  # torch's kernels read gradients and x̂ as if they were
     w = x.new_ones(x.shape[1]) if weight is None else weight
     b = x.new_zeros(x.shape[1]) if bias is None else bias
-    found: Tensor = _Normalized.apply(places, link(places), w.view(-1, 1), b.view(-1, 1), groups, eps)  # type: ignore[no-untyped-call]
+    found: Tensor = _Normalized.apply(
+        places, link(places), w.view(-1, 1), b.view(-1, 1), groups, eps
+    )  # type: ignore[no-untyped-call]
     like = found.view(x.shape)
     for kind, ndim in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
         if x.ndim == ndim and x.is_contiguous(memory_format=kind):
@@ -75,7 +92,9 @@ class _Normalized(Function):
     """x, shape (B, C, S), normalized over groups of channels, or over the batch if groups is None; w, b: (C, 1)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, place: Tensor, w: Tensor, b: Tensor, groups: int | None, eps: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, place: Tensor, w: Tensor, b: Tensor, groups: int | None, eps: float
+    ) -> Tensor:
         center = x - _mean(_sum(x), groups, x.shape[2])
         rho = (_mean(_sum(center * center), groups, x.shape[2]) + eps).rsqrt()
         unit = center.mul_(rho)
@@ -128,13 +147,17 @@ def _gradients(g: Tensor, unit: Tensor, rho: Tensor, w: Tensor, groups: int | No
     """dx, dw and db by torch's kernels: x̂ is its own normalization, of mean 0 and ρ = 1."""
     B, C, S = unit.shape
     flat, every = w.reshape(-1).contiguous(), [True, True, True]
-    zero, one = (unit.new_full((C,) if groups is None else (B, groups), value) for value in (0.0, 1.0))
+    zero, one = (
+        unit.new_full((C,) if groups is None else (B, groups), value) for value in (0.0, 1.0)
+    )
     if groups is None:
         found = torch.ops.aten.native_batch_norm_backward(
             g.contiguous(), unit, flat, None, None, zero, one, True, 0.0, every
         )
     else:
-        found = torch.ops.aten.native_group_norm_backward(g.contiguous(), unit, zero, one, flat, B, C, S, groups, every)
+        found = torch.ops.aten.native_group_norm_backward(
+            g.contiguous(), unit, zero, one, flat, B, C, S, groups, every
+        )
     dx, dw, db = found
     return dx.mul_(rho), dw.view(-1, 1), db.view(-1, 1)
 

@@ -1,7 +1,7 @@
 """Convolution with a second derivative made of the kernels of its first.
 
-torch takes the gradient of a weight's gradient as a convolution whose kernel is as large as the image, which takes two
-to three times as long as what training uses for the same numbers.
+torch takes the gradient of a weight's gradient as a convolution whose kernel is as large as the
+image, which takes two to three times as long as what training uses for the same numbers.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class _Gradient(Function):
     """The gradients in x, w and b, which are linear in each of g, x and w."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor, w: Tensor, needed: Sequence[bool], settings: Settings) -> Gradients:
+    def forward(
+        ctx: Any, g: Tensor, x: Tensor, w: Tensor, needed: Sequence[bool], settings: Settings
+    ) -> Gradients:
         ctx.save_for_backward(g, x, w)
         ctx.settings = settings
         ctx.set_materialize_grads(False)
@@ -81,8 +83,14 @@ class _Gradient(Function):
         if dx is not None:
             pushed = _convolve(dx, w, None, ctx.settings)
             along_g = pushed if along_g is None else pushed.add_(along_g)
-        needed = (ctx.needs_input_grad[1] and dw is not None, ctx.needs_input_grad[2] and dx is not None, False)
-        along_x, along_w, _ = _gradients(g, x if dx is None else dx, w if dw is None else dw, needed, ctx.settings)
+        needed = (
+            ctx.needs_input_grad[1] and dw is not None,
+            ctx.needs_input_grad[2] and dx is not None,
+            False,
+        )
+        along_x, along_w, _ = _gradients(
+            g, x if dx is None else dx, w if dw is None else dw, needed, ctx.settings
+        )
         return along_g, along_x, along_w, None, None
 
 
@@ -91,7 +99,9 @@ def _convolve(x: Tensor, w: Tensor, b: Tensor | None, settings: Settings) -> Ten
     return torch.convolution(x, w, b, stride, padding, dilation, False, [0] * len(stride), groups)
 
 
-def _gradients(g: Tensor, x: Tensor, w: Tensor, needed: Sequence[bool], settings: Settings) -> Gradients:
+def _gradients(
+    g: Tensor, x: Tensor, w: Tensor, needed: Sequence[bool], settings: Settings
+) -> Gradients:
     if not any(needed):
         return None, None, None
     stride, padding, dilation, groups = settings
@@ -104,7 +114,9 @@ def _gradients(g: Tensor, x: Tensor, w: Tensor, needed: Sequence[bool], settings
 
 
 def _spread(value: int | Sequence[int], dimensions: int) -> list[int]:
-    return [value] * dimensions if isinstance(value, int) else list(value) * (dimensions // len(value))
+    return (
+        [value] * dimensions if isinstance(value, int) else list(value) * (dimensions // len(value))
+    )
 
 
 def _edge(
@@ -113,6 +125,9 @@ def _edge(
     """Padding at each end of each dimension; None if the ends differ or torch refuses."""
     if not isinstance(padding, str):
         return _spread(padding, len(stride))
-    both = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    both = [
+        d * (k - 1) if padding == "same" else 0
+        for d, k in zip(dilation, weight.shape[2:], strict=True)
+    ]
     refused = padding not in ("same", "valid") or (padding == "same" and set(stride) != {1})
     return None if refused or any(b % 2 for b in both) else [b // 2 for b in both]

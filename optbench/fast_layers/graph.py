@@ -22,7 +22,9 @@ Gradients = tuple[Tensor | None, ...]
 
 def transformed() -> bool:
     """Whether torch's transforms (vmap, jvp, torch.func.grad) are at work."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    )
 
 
 class _Calls(threading.local):
@@ -54,11 +56,17 @@ def refuse_derivative_of(func: Any) -> None:
 DIFFERENTIATE = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
 
 
-def seen_inside(function: Any, mode: Callable[[], AbstractContextManager[object]]) -> Callable[..., Any]:
+def seen_inside(
+    function: Any, mode: Callable[[], AbstractContextManager[object]]
+) -> Callable[..., Any]:
     """One of torch's Python functions, with what it calls seen by the mode, which else sees the function alone."""
     blind = {name: lambda _: False for name in ("has_torch_function", "has_torch_function_unary")}
     copy = FunctionType(
-        function.__code__, function.__globals__ | blind, function.__name__, function.__defaults__, function.__closure__
+        function.__code__,
+        function.__globals__ | blind,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
     )
     copy.__kwdefaults__ = function.__kwdefaults__
 

@@ -1,7 +1,7 @@
 """Layer norm with a second derivative in a few passes; torch's takes a score.
 
-With x̂ = ρ (x − mean x), ρ = (var x + ε)^-½, y = w x̂ + b, and the derivative of x̂, which is symmetric,
-J a = ρ (a − mean a − x̂ mean(a x̂)), the gradients of y·g are
+With x̂ = ρ (x − mean x), ρ = (var x + ε)^-½, y = w x̂ + b, and the derivative of x̂, which is
+symmetric, J a = ρ (a − mean a − x̂ mean(a x̂)), the gradients of y·g are
 
     dx = J(w g),   dw = Σ g x̂,   db = Σ g,
 
@@ -40,7 +40,9 @@ def layer_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         fits = input.numel() and shape and input.shape[-len(shape) :] == shape
         if not fits or any(p.shape != shape or p.dtype != input.dtype for p in affine):
             return original(input, normalized_shape, weight, bias, eps)
-        rows = input.reshape(-1, count).contiguous()  # torch's kernels read gradients and x̂ as if they were
+        rows = input.reshape(
+            -1, count
+        ).contiguous()  # torch's kernels read gradients and x̂ as if they were
         w = input.new_ones(count) if weight is None else weight.reshape(-1)
         b = input.new_zeros(count) if bias is None else bias.reshape(-1)
         found: Tensor = _Normalized.apply(rows, link(rows), w, b, eps)  # type: ignore[no-untyped-call]
@@ -70,7 +72,9 @@ class _Normalized(Function):
 
 class _Gradient(Function):
     @staticmethod
-    def forward(ctx: Any, g: Tensor, place: Tensor, unit: Tensor, rho: Tensor, w: Tensor) -> Gradients:
+    def forward(
+        ctx: Any, g: Tensor, place: Tensor, unit: Tensor, rho: Tensor, w: Tensor
+    ) -> Gradients:
         along = ((g * unit) @ w).unsqueeze(1) / len(w)
         ctx.save_for_backward(g, unit, rho, w, along)
         return _gradients(g, unit, rho, w)
@@ -93,7 +97,9 @@ def _gradients(g: Tensor, unit: Tensor, rho: Tensor, w: Tensor) -> Gradients:
     return dx.mul_(rho), dw, db
 
 
-def _project(g: Tensor, unit: Tensor, w: Tensor | None = None, sums: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+def _project(
+    g: Tensor, unit: Tensor, w: Tensor | None = None, sums: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """J(w g) / ρ, and if asked for Σ g x̂ and Σ g: x̂ is its own normalization, of mean 0 and ρ = 1."""
     mean, rho = unit.new_zeros(len(unit), 1), unit.new_ones(len(unit), 1)
     found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_layer_norm_backward(

@@ -18,8 +18,9 @@ from optbench.watching import Data, Watch, watch
 class WatchCallback(Callback):
     """Send sharpness, distance to the edge and generalization gap to the trainer's own loggers.
 
-    All data go through the transfer hooks of the module or data module, such as `on_after_batch_transfer`: `test` as
-    in validation, the rest as in training. What the hooks draw at random is drawn once.
+    All data go through the transfer hooks of the module or data module, such as
+    `on_after_batch_transfer`: `test` as in validation, the rest as in training. What the hooks draw
+    at random is drawn once.
 
     Args:
         loss: (outputs of the module's forward, targets) → the mean over the batch's examples.
@@ -28,7 +29,9 @@ class WatchCallback(Callback):
         options: The rest of `optbench.watch`, such as `test` and `examples`.
     """
 
-    def __init__(self, loss: Loss, batches: Data | None = None, every: int = 100, **options: Any) -> None:
+    def __init__(
+        self, loss: Loss, batches: Data | None = None, every: int = 100, **options: Any
+    ) -> None:
         self.loss, self.batches, self.every, self.options = loss, batches, every, options
         self._watch: Watch | None = None
         self._updates = 0
@@ -39,15 +42,24 @@ class WatchCallback(Callback):
         if not trainer.is_global_zero:
             return
         if len(trainer.optimizers) != 1:
-            raise UserError(f"WatchCallback needs one optimizer, and this module has {len(trainer.optimizers)}")
+            raise UserError(
+                f"WatchCallback needs one optimizer, and this module has {len(trainer.optimizers)}"
+            )
         batches = trainer.train_dataloader if self.batches is None else self.batches
         if self.batches is None and isinstance(batches, (list, tuple, dict)):
-            raise UserError("WatchCallback needs one training loader, and this trainer has several: pass batches=")
-        options = self.options | {"test": _transferred(self.options.get("test"), trainer, held_out=True)}
+            raise UserError(
+                "WatchCallback needs one training loader, and this trainer has several: pass "
+                "batches="
+            )
+        options = self.options | {
+            "test": _transferred(self.options.get("test"), trainer, held_out=True)
+        }
         batches = _transferred(batches, trainer)
         data_module = [] if trainer.datamodule is None else [trainer.datamodule]
         with untouched(pl_module, *data_module):  # whatever the hooks write
-            self._watch = watch(pl_module, trainer.optimizers[0], self.loss, batches, self.every, **options)
+            self._watch = watch(
+                pl_module, trainer.optimizers[0], self.loss, batches, self.every, **options
+            )
         self._updates = trainer.global_step
         if self._restored is not None:
             self._watch.load_state_dict(self._restored)
@@ -75,7 +87,8 @@ def _transferred(data: Any, trainer: Trainer, held_out: bool = False) -> Any:
     if isinstance(data, Iterator) or not isinstance(data, Iterable):
         return data
     pair = isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Tensor)
-    return _Transferred([list(data)] if pair else data, trainer, held_out)  # a list, as a DataLoader makes
+    # a list, as a DataLoader makes
+    return _Transferred([list(data)] if pair else data, trainer, held_out)
 
 
 class _Transferred:
@@ -98,7 +111,8 @@ class _Transferred:
         trainer.state.stage = RunningStage.VALIDATING if self._held_out else stage
         try:
             with in_mode(module, "eval" if self._held_out else None):
-                # As the training loop does, on a copy: a hook may write to the batch, which may be the data set itself.
+                # As the training loop does, on a copy: a hook may write to the batch, which may be
+                # the data set itself.
                 batch = apply_to_collection(batch, Tensor, Tensor.clone)
                 batch = trainer.precision_plugin.convert_input(batch)
                 batch = module._on_before_batch_transfer(batch)

@@ -23,9 +23,10 @@ LABELS = ("labels", "label", "label_ids")
 class WatchCallback(TrainerCallback):
     """Send sharpness, distance to the edge and generalization gap to the trainer's own log, and so to W&B.
 
-    The loss is the one that the model computes itself when it is given labels, of all examples measured on together:
-    the first of the training set and, for the gap, of the evaluation set where there is one. Where it must be taken in
-    parts, these weigh what the model's loss makes of them, such as their labels that are not ignored.
+    The loss is the one that the model computes itself when it is given labels, of all examples
+    measured on together: the first of the training set and, for the gap, of the evaluation set
+    where there is one. Where it must be taken in parts, these weigh what the model's loss makes of
+    them, such as their labels that are not ignored.
 
     Args:
         trainer: The trainer. Of several evaluation sets by name, none is used.
@@ -37,7 +38,9 @@ class WatchCallback(TrainerCallback):
         ValueError: If examples is not a positive number.
     """
 
-    def __init__(self, trainer: Trainer, every: int = 100, examples: int = 64, **options: Any) -> None:
+    def __init__(
+        self, trainer: Trainer, every: int = 100, examples: int = 64, **options: Any
+    ) -> None:
         if not isinstance(examples, int) or isinstance(examples, bool) or examples < 1:
             raise ValueError(f"examples must be a positive number, got {examples!r}")
         self.trainer, self.every, self.examples, self.options = trainer, every, examples, options
@@ -73,7 +76,10 @@ class WatchCallback(TrainerCallback):
         if several:
             self._watch.say("gap/loss is absent: eval_dataset holds several sets")
         if other := _other_loss(self.trainer):
-            self._watch.say(f"the loss that is measured is the model's own: what {other} makes of it is left out")
+            self._watch.say(
+                f"the loss that is measured is the model's own: what {other} makes of it is left "
+                "out"
+            )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
@@ -82,7 +88,8 @@ class WatchCallback(TrainerCallback):
         found = {} if self._watch is None else self._watch()
         numbers = {key: value for key, value in found.items() if not isinstance(value, list)}
         if numbers:
-            own = control.should_log  # which logging anything clears, and with it the trainer's own record
+            # which logging anything clears, and with it the trainer's own record
+            own = control.should_log
             self.trainer.log(numbers)
             control.should_log = own
 
@@ -90,7 +97,10 @@ class WatchCallback(TrainerCallback):
         if data is None:
             return []
         if not hasattr(data, "__len__"):
-            raise UserError("WatchCallback needs data sets with a length: give the trainer one that is not a stream")
+            raise UserError(
+                "WatchCallback needs data sets with a length: give the trainer one that is not a "
+                "stream"
+            )
         return [data[i] for i in range(min(self.examples, len(data)))]
 
 
@@ -118,8 +128,8 @@ class _Indexed(nn.Module):
     def weight(self) -> Weight | None:
         """What examples weigh in the model's loss: 1, or their labels that are not ignored, shifted by one or not.
 
-        That by which the mean of the examples' losses is the loss of them all. None where none of these is it: the loss
-        is then never taken in parts.
+        That by which the mean of the examples' losses is the loss of them all. None where none of
+        these is it: the loss is then never taken in parts.
         """
         labels = next(x for name, x in self.data.items() if name in LABELS)
         ones = torch.ones(len(labels), device=labels.device)
@@ -151,7 +161,11 @@ def _itself(outputs: Tensor, targets: Tensor) -> Tensor:
 def _collated(trainer: Trainer, model: nn.Module, examples: list[Any]) -> dict[str, Tensor]:
     """One batch of all examples, so padded to one length, of what the model's forward takes."""
     taken = {*inspect.signature(model.forward).parameters, *LABELS}
-    batch = trainer.data_collator([{k: v for k, v in example.items() if k in taken} for example in examples])
+    batch = trainer.data_collator(
+        [{k: v for k, v in example.items() if k in taken} for example in examples]
+    )
     if not any(name in batch for name in LABELS):
-        raise UserError("WatchCallback needs labels in the batches, from which the model computes its loss")
+        raise UserError(
+            "WatchCallback needs labels in the batches, from which the model computes its loss"
+        )
     return {name: x for name, x in batch.items() if isinstance(x, Tensor)}

@@ -1,8 +1,9 @@
 """Many runs of the main job share one machine: each in a process of its own, so that a crash costs one run.
 
-The processes are forked from a server that has imported everything once; a run starts in a fraction of a second.
-Several launchers may be given the same runs, at once or one after the other's end: whoever is at work on a run has
-claimed it, with a lock that goes with its process, and the others do what else there is before they look again.
+The processes are forked from a server that has imported everything once; a run starts in a fraction
+of a second. Several launchers may be given the same runs, at once or one after the other's end:
+whoever is at work on a run has claimed it, with a lock that goes with its process, and the others
+do what else there is before they look again.
 """
 
 import contextlib
@@ -27,7 +28,8 @@ from optbench.boundary.overrides import quoted
 from optbench.record.folder import read_finished
 from optbench.startup import begun, secure_terminal
 
-PRELOADED = ["optbench.cli.main", "torch._dynamo", "torch.nn.functional"]  # by every run, before its first step
+# by every run, before its first step
+PRELOADED = ["optbench.cli.main", "torch._dynamo", "torch.nn.functional"]
 CLAIMED = 75  # exit code of a process whose run another one is at work on
 LOST = 255  # what Python gives for the exit code of a process whose fork server has died
 MOST_LOSSES = 3  # of one run, which then is taken to be their cause
@@ -69,8 +71,9 @@ def launch(
 ) -> Generator[Finished, None, None]:
     """Run the main job once for each list of overrides, `jobs` at a time, and yield each as it ends.
 
-    Every run has as many threads, by default cores/jobs, one at least; rounding depends on them. Left early, or on
-    Ctrl-C, the runs at work are asked to stop: each writes its checkpoint, and goes on from it when it is given again.
+    Every run has as many threads, by default cores/jobs, one at least; rounding depends on them.
+    Left early, or on Ctrl-C, the runs at work are asked to stop: each writes its checkpoint, and
+    goes on from it when it is given again.
 
     Args:
         commands: The lists of overrides.
@@ -78,7 +81,8 @@ def launch(
         threads: Of each.
         results: The results folder; None where the commands say it.
         where: More overrides for all of them, which move no result: how to run.
-        claims: Folder of the claims; launchers that share it share the runs. None: of this launcher alone.
+        claims: Folder of the claims; launchers that share it share the runs. None: of this launcher
+            alone.
         seconds: A run that takes longer is stopped, and has failed.
         say: Takes a line for the person who waits.
     """
@@ -87,7 +91,9 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="optbench-") as scratch:
         claims = claims or Path(scratch) / "claims"
         claims.mkdir(parents=True, exist_ok=True)
-        launcher = _Launcher(Path(scratch), results, claims, jobs, threads, tuple(where), seconds, say)
+        launcher = _Launcher(
+            Path(scratch), results, claims, jobs, threads, tuple(where), seconds, say
+        )
         launcher.waiting = [_Waiting(tuple(command)) for command in commands]
         try:
             while launcher.waiting or launcher.running:
@@ -106,7 +112,12 @@ class _Waiting:
     @property
     def claim(self) -> str:
         """Name of the file that is locked by whoever is at work on it."""
-        return hashlib.sha256("\0".join(self.command).encode(errors="surrogateescape")).hexdigest()[:16] + ".lock"
+        return (
+            hashlib.sha256("\0".join(self.command).encode(errors="surrogateescape")).hexdigest()[
+                :16
+            ]
+            + ".lock"
+        )
 
 
 @dataclass
@@ -172,7 +183,9 @@ class _Launcher:
             self._say_once("another process is at work on some of these runs: waiting for it")
             run.about.not_before = time.monotonic() + LOOK_AGAIN
         elif run.process.exitcode == LOST and run.about.losses < MOST_LOSSES:
-            self._say_once("the server that starts the runs was killed: they go on from their checkpoints")
+            self._say_once(
+                "the server that starts the runs was killed: they go on from their checkpoints"
+            )
             _kill_unseen(run.process)
             run.about.losses += 1
         else:
@@ -184,11 +197,17 @@ class _Launcher:
         command, code = run.about.command, run.process.exitcode or 0
         out, err = (_lines(run.said / name) for name in ("out", "err"))
         if code == 0 and out:
-            folder = self.results / "runs" / Path(out[-1]).name if self.results is not None else Path(out[-1])
+            folder = (
+                self.results / "runs" / Path(out[-1]).name
+                if self.results is not None
+                else Path(out[-1])
+            )
             if read_finished(folder):
                 return Finished(command, folder)
         if run.stopped:
-            return Finished(command, None, f"stopped after {self.seconds:g} seconds, its time limit")
+            return Finished(
+                command, None, f"stopped after {self.seconds:g} seconds, its time limit"
+            )
         died = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return Finished(command, None, f"{died}: {err[-1] if err else 'no word'}")
 
@@ -205,14 +224,19 @@ def _results_dir(results: Path | None) -> list[str]:
 def _start_process(overrides: Sequence[str], said: Path, threads: int, claim: Path) -> BaseProcess:
     context = _context(threads)
     for _ in range(MOST_LOSSES):
-        process: BaseProcess = context.Process(target=_main_job, args=(overrides, said, threads, claim), daemon=False)
+        process: BaseProcess = context.Process(
+            target=_main_job, args=(overrides, said, threads, claim), daemon=False
+        )
         try:
             process.start()
-        except (EOFError, ConnectionError):  # the fork server has just been killed; the next try starts another
+        # the fork server has just been killed; the next try starts another
+        except (EOFError, ConnectionError):
             time.sleep(0.1)
         else:
             return process
-    raise ConnectionError("the server that starts the runs is killed again and again: is there too little memory?")
+    raise ConnectionError(
+        "the server that starts the runs is killed again and again: is there too little memory?"
+    )
 
 
 def _context(threads: int) -> Any:
@@ -243,7 +267,9 @@ def _without_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _main_job(overrides: Sequence[str], said: Path, threads: int, claim: Path | None = None) -> None:
+def _main_job(
+    overrides: Sequence[str], said: Path, threads: int, claim: Path | None = None
+) -> None:
     """Be the main job, with what it says in files, and the claim on the run for as long as this process lives."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
     for descriptor, name in ((1, "out"), (2, "err")):

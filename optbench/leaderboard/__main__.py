@@ -1,7 +1,8 @@
 """`python -m optbench.leaderboard [RESULTS]`: the board of a suite, from run folders and committed entries.
 
 Reads RESULTS/runs (what was run here) and RESULTS/entries (what was contributed), and writes
-RESULTS/leaderboard.md, .csv and .html for one suite, RESULTS/leaderboard-SUITE.* where another is asked for.
+RESULTS/leaderboard.md, .csv and .html for one suite, RESULTS/leaderboard-SUITE.* where another is
+asked for.
 """
 
 import argparse
@@ -36,19 +37,42 @@ from optbench.protocol.suite import FINAL, Suite, known_suites, read_suite
 def main() -> None:
     """Parse the command line, and write the board or do what else it says."""
     parser = Parser(
-        prog="python -m optbench.leaderboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m optbench.leaderboard",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="folder (default: results)")
-    known = ", ".join(known_suites())
-    parser.add_argument("--suite", default="", help=f"{known} or a .yaml (default: the one that has most runs here)")
-    parser.add_argument("--out", type=Path, help="folder to write to (default: RESULTS)")
-    parser.add_argument("--enter", metavar="NAMES", help="write these optimizers' runs (or `all`) to RESULTS/entries")
     parser.add_argument(
-        "--verify", metavar="NAMES", nargs="?", const="", help="re-run these entries (none named: all unverified ones)"
+        "results", nargs="?", type=Path, default=Path("results"), help="folder (default: results)"
     )
-    parser.add_argument("--sample", type=_positive, metavar="N", help="with --verify: N finals an entry, drawn (all)")
-    parser.add_argument("--marks", type=Path, help="with --verify: file for the marks (default: one of your own)")
-    parser.add_argument("--jobs", type=int, default=cores(), help="with --verify: runs at a time (as many as cores)")
+    known = ", ".join(known_suites())
+    parser.add_argument(
+        "--suite", default="", help=f"{known} or a .yaml (default: the one that has most runs here)"
+    )
+    parser.add_argument("--out", type=Path, help="folder to write to (default: RESULTS)")
+    parser.add_argument(
+        "--enter",
+        metavar="NAMES",
+        help="write these optimizers' runs (or `all`) to RESULTS/entries",
+    )
+    parser.add_argument(
+        "--verify",
+        metavar="NAMES",
+        nargs="?",
+        const="",
+        help="re-run these entries (none named: all unverified ones)",
+    )
+    parser.add_argument(
+        "--sample",
+        type=_positive,
+        metavar="N",
+        help="with --verify: N finals an entry, drawn (all)",
+    )
+    parser.add_argument(
+        "--marks", type=Path, help="with --verify: file for the marks (default: one of your own)"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=cores(), help="with --verify: runs at a time (as many as cores)"
+    )
     parser.add_argument("--wandb", metavar="PROJECT", help="log the board as a W&B table too")
     given = parser.parse_args()
     exit_with(lambda: _main(given), "--out DIR")
@@ -64,7 +88,9 @@ def _main(given: argparse.Namespace) -> int:
     began = time.monotonic()
     if not given.results.is_dir():
         where = printable(str(given.results))
-        raise UserError(f"there is no folder {where}: make runs first, python -m optbench.tune suite=smoke")
+        raise UserError(
+            f"there is no folder {where}: make runs first, python -m optbench.tune suite=smoke"
+        )
     runs, passed_over = read_results(given.results)
     for name, why in passed_over:
         print(printable(f"passed over {name}: {why}"), file=sys.stderr)
@@ -78,7 +104,10 @@ def _main(given: argparse.Namespace) -> int:
     board.words[:] = words(board)
     _write(board, given.out or given.results)
     _print(board)
-    print(f"{len(runs)} runs read, {len(board.standings)} optimizers ranked, in {time.monotonic() - began:.1f} s")
+    print(
+        f"{len(runs)} runs read, {len(board.standings)} optimizers ranked, in "
+        f"{time.monotonic() - began:.1f} s"
+    )
     if given.wandb:
         from optbench.record.wandb import log_table
 
@@ -97,7 +126,9 @@ def _usual_suite(runs: list[Run], results: Path) -> str:
         counts[name] = (sum(run.local or run.optimizer not in doubtful for run in own), len(own))
     if not any(total for _, total in counts.values()):
         where = printable(str(results))
-        raise UserError(f"no run of a known suite under {where}: python -m optbench.tune suite=smoke makes some")
+        raise UserError(
+            f"no run of a known suite under {where}: python -m optbench.tune suite=smoke makes some"
+        )
     return max(counts, key=counts.__getitem__)
 
 
@@ -134,28 +165,52 @@ def _enter(suite: Suite, runs: list[Run], ranked: list[str], given: argparse.Nam
     for name in wanted:
         if name not in ranked:
             said = printable(name)
-            raise UserError(f"{said} is not ranked on {suite.label}, so it cannot be entered: see why on the board")
-        own = [run for run in runs if (run.suite, run.version, run.optimizer) == (suite.name, suite.version, name)]
+            raise UserError(
+                f"{said} is not ranked on {suite.label}, so it cannot be entered: see why on the "
+                "board"
+            )
+        own = [
+            run
+            for run in runs
+            if (run.suite, run.version, run.optimizer) == (suite.name, suite.version, name)
+        ]
         own.sort(key=lambda run: (run.phase == FINAL, run.task, run.point, run.seed))
         file = given.results / ENTRIES / suite.label / f"{name}.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
         write_together({file: "".join(run.line() + "\n" for run in own)})
         print(printable(str(file)))
     results, named = (shlex.quote(str(word)) for word in (given.results, given.suite or suite.name))
-    print(f"next: python -m optbench.leaderboard {results} --suite {named} --verify, then commit entries/")
+    print(
+        f"next: python -m optbench.leaderboard {results} --suite {named} --verify, then commit "
+        "entries/"
+    )
     return 0
 
 
 def _verify(suite: Suite, given: argparse.Namespace) -> int:
     entries = _chosen(suite, given)
     with tempfile.TemporaryDirectory(prefix="optbench-verify-") as scratch:
-        found = verify(suite, entries, given.sample, given.jobs, Path(scratch), given.marks or own_marks())
+        found = verify(
+            suite, entries, given.sample, given.jobs, Path(scratch), given.marks or own_marks()
+        )
     for name, checks in found.items():
         for check in checks:
-            print(printable(f"{name}: {check.name}: {check.verdict} ({check.then:g} then, {check.now:g} now)"))
-    wrong = [name for name, checks in found.items() if not checks or not all(check.agrees for check in checks)]
+            print(
+                printable(
+                    f"{name}: {check.name}: {check.verdict} ({check.then:g} then, {check.now:g} "
+                    "now)"
+                )
+            )
+    wrong = [
+        name
+        for name, checks in found.items()
+        if not checks or not all(check.agrees for check in checks)
+    ]
     told = printable(", ".join(wrong))
-    print(f"{len(found) - len(wrong)} of {len(found)} entries agree" + (f"; not {told}" if wrong else ""))
+    print(
+        f"{len(found) - len(wrong)} of {len(found)} entries agree"
+        + (f"; not {told}" if wrong else "")
+    )
     return 1 if wrong else 0
 
 
@@ -164,10 +219,14 @@ def _chosen(suite: Suite, given: argparse.Namespace) -> list[Entry]:
     entries = {entry.optimizer: entry for entry in read_entries(given.results, suite.label)}
     if given.verify == "all":
         return list(entries.values())
-    names = [name.strip() for name in given.verify.split(",") if name.strip()] or list(unverified(given.results, suite))
+    names = [name.strip() for name in given.verify.split(",") if name.strip()] or list(
+        unverified(given.results, suite)
+    )
     for name in names:
         if name not in entries:
-            raise UserError(f"{suite.label} has no entry {printable(name)}.{nearest(name, entries)}")
+            raise UserError(
+                f"{suite.label} has no entry {printable(name)}.{nearest(name, entries)}"
+            )
     return [entries[name] for name in names]
 
 

@@ -74,7 +74,8 @@ class Board:
 
     Attributes:
         profiles: Performance profiles over `FACTORS`, by entrant.
-        tuning: By task and entrant, the median best value of `select` among k points, for k = 1 … points.
+        tuning: By task and entrant, the median best value of `select` among k points, for k = 1 …
+            points.
         halves: Share of the half sets of seeds whose first is the board's first.
     """
 
@@ -97,7 +98,11 @@ class Board:
 def make_board(suite: Suite, admitted: Field) -> Board:
     """Compute the board of everyone who is admitted."""
     entrants = admitted.entrants
-    every = scores(suite, entrants) if entrants else np.zeros((0, len(suite.tasks), len(suite.final_seeds)))
+    every = (
+        scores(suite, entrants)
+        if entrants
+        else np.zeros((0, len(suite.tasks), len(suite.final_seeds)))
+    )
     names = [entrant.name for entrant in entrants]
     compared, p_values = _pairs(names, every)
     by_pair = _both_ways(names, compared, p_values)
@@ -131,11 +136,16 @@ def make_board(suite: Suite, admitted: Field) -> Board:
         admitted,
         standings,
         rows,
-        {_in(order, pair): _turned(c, _in(order, pair) != pair) for pair, (c, _) in ordered.items()},
+        {
+            _in(order, pair): _turned(c, _in(order, pair) != pair)
+            for pair, (c, _) in ordered.items()
+        },
         {_in(order, pair): p_value for pair, (_, p_value) in ordered.items()},
         p,
         difference,
-        [[names[e] for e in clique] for clique in cliques(means, difference)] if len(names) > 1 else [],
+        [[names[e] for e in clique] for clique in cliques(means, difference)]
+        if len(names) > 1
+        else [],
         {name: profile[e].tolist() for e, name in enumerate(names)},
         {task: {e.name: tuning_curve(suite, e, task) for e in entrants} for task in suite.tuned},
         robustness(suite, entrants, every) if len(entrants) > 1 else [],
@@ -143,16 +153,21 @@ def make_board(suite: Suite, admitted: Field) -> Board:
     )
 
 
-def _pairs(names: Sequence[str], every: Array) -> tuple[dict[tuple[str, str], Pair], dict[tuple[str, str], float]]:
+def _pairs(
+    names: Sequence[str], every: Array
+) -> tuple[dict[tuple[str, str], Pair], dict[tuple[str, str], float]]:
     compared = {
-        (names[a], names[b]): compare(every[a], every[b]) for a, b in itertools.combinations(range(len(names)), 2)
+        (names[a], names[b]): compare(every[a], every[b])
+        for a, b in itertools.combinations(range(len(names)), 2)
     }
     adjusted: Array = holm([pair.p for pair in compared.values()]) if compared else np.zeros(0)
     return compared, {pair: float(p) for pair, p in zip(compared, adjusted, strict=True)}
 
 
 def _both_ways(
-    names: Sequence[str], compared: Mapping[tuple[str, str], Pair], p: Mapping[tuple[str, str], float]
+    names: Sequence[str],
+    compared: Mapping[tuple[str, str], Pair],
+    p: Mapping[tuple[str, str], float],
 ) -> dict[tuple[str, str], tuple[float, float]]:
     """Return (effect, adjusted p) of every ordered pair."""
     found = {pair: (c.effect, p[pair]) for pair, c in compared.items()}
@@ -192,23 +207,36 @@ def robustness(suite: Suite, entrants: Sequence[Entrant], every: Array) -> list[
     """Return the ranking under other choices than the board's."""
     names = [entrant.name for entrant in entrants]
     board = -iqm(every.reshape(len(names), -1))
-    choices: dict[str, Array] = {"mean rank over the tasks instead of the score": mean_ranks(-every.mean(axis=2))}
+    choices: dict[str, Array] = {
+        "mean rank over the tasks instead of the score": mean_ranks(-every.mean(axis=2))
+    }
     for level, word in enumerate(_level_words(suite)):
         medians = np.apply_along_axis(censored_median, 2, costs(suite, entrants, level))
         choices[f"gradients to the {word} target"] = mean_ranks(medians)
     for t, task in enumerate(suite.tasks):
         if len(suite.tasks) > 2:
-            choices[f"without the task {task}"] = -iqm(np.delete(every, t, axis=1).reshape(len(names), -1))
-    tuned = np.array([[[i.value for i in tuning_curve(suite, e, task)] for task in suite.tuned] for e in entrants])
+            choices[f"without the task {task}"] = -iqm(
+                np.delete(every, t, axis=1).reshape(len(names), -1)
+            )
+    tuned = np.array(
+        [
+            [[i.value for i in tuning_curve(suite, e, task)] for task in suite.tuned]
+            for e in entrants
+        ]
+    )
     for k in range(1, suite.points + 1):
-        choices[f"best of {k} tuning point{'s' * (k > 1)} by validation"] = mean_ranks(tuned[:, :, k - 1])
+        choices[f"best of {k} tuning point{'s' * (k > 1)} by validation"] = mean_ranks(
+            tuned[:, :, k - 1]
+        )
     found = [_robust(choice, names, board, other) for choice, other in choices.items()]
     for e, name in enumerate(names if len(names) > 2 else []):
         # Scores do not depend on who else is in; mean ranks do.
         rest = [i for i in range(len(names)) if i != e]
         with_all = mean_ranks(-every.mean(axis=2))[rest]
         without = mean_ranks(-every[rest].mean(axis=2))
-        found.append(_robust(f"mean rank without {name}", [names[i] for i in rest], with_all, without))
+        found.append(
+            _robust(f"mean rank without {name}", [names[i] for i in rest], with_all, without)
+        )
     return found
 
 
@@ -250,4 +278,9 @@ def halves(every: Array) -> float:
 def runs_of(board: Board) -> list[Run]:
     """Return the final runs of everyone ranked, best first."""
     entrants = {entrant.name: entrant for entrant in board.admitted.entrants}
-    return [run for s in board.standings for task in board.suite.tasks for run in entrants[s.name].finals[task]]
+    return [
+        run
+        for s in board.standings
+        for task in board.suite.tasks
+        for run in entrants[s.name].finals[task]
+    ]

@@ -11,7 +11,9 @@ from optbench.protocol.selection import select
 from optbench.protocol.suite import TUNE, Suite
 from optbench.record.folder import FINISHED
 
-INITIAL_LOSS_TOLERANCE = 1e-4  # relative: summation order differs between processors and numbers of threads
+INITIAL_LOSS_TOLERANCE = (
+    1e-4  # relative: summation order differs between processors and numbers of threads
+)
 Refusals = dict[str, list[str]]
 
 
@@ -59,7 +61,8 @@ def admit(suite: Suite, runs: Iterable[Run], unverified: Mapping[str, str] | Non
     own = [run for run in runs if run.suite == suite.name]
     by_optimizer: dict[str, list[Run]] = defaultdict(list)
     reasons: dict[str, list[str]] = defaultdict(list)
-    # A file that nobody has verified has no vote on what is usual: a few of them could outvote all others.
+    # A file that nobody has verified has no vote on what is usual: a few of them could outvote all
+    # others.
     trusted = [run for run in own if run.local or run.optimizer not in unverified]
     usual = _usual_fingerprints(suite, own) | _usual_fingerprints(suite, trusted)
     for run in own:
@@ -136,13 +139,17 @@ def unlike(run: Run, other: Run) -> str:
 
 def _usual_fingerprints(suite: Suite, runs: Iterable[Run]) -> dict[tuple[str, str, int], Run]:
     """Return for each (task, phase, seed) a run with the fingerprint that most optimizers have there."""
-    voters: dict[tuple[str, str, int], dict[tuple[str, ...], dict[str, Run]]] = defaultdict(lambda: defaultdict(dict))
+    voters: dict[tuple[str, str, int], dict[tuple[str, ...], dict[str, Run]]] = defaultdict(
+        lambda: defaultdict(dict)
+    )
     for run in sorted(runs, key=lambda run: (run.optimizer, run.name)):
         if run.version == suite.version and run.digest == suite.digest[: len(run.digest)]:
             fingerprint = (run.problem, run.data_hash, run.init_hash, f"{run.initial_loss:.3g}")
             voters[run.task, run.phase, run.seed][fingerprint].setdefault(run.optimizer, run)
     return {
-        place: next(iter(max(groups.values(), key=len).values())) for place, groups in voters.items() if any(groups)
+        place: next(iter(max(groups.values(), key=len).values()))
+        for place, groups in voters.items()
+        if any(groups)
     }
 
 
@@ -162,7 +169,9 @@ def _entrant(suite: Suite, name: str, runs: Sequence[Run]) -> tuple[Entrant | No
     points = selected(suite, tuning)
     for task, own in finals.items():
         if wrong := {run.point for run in own} - {points[task]}:
-            return None, [f"reports point {min(wrong)} on {task}, where tuning selects point {points[task]}"]
+            return None, [
+                f"reports point {min(wrong)} on {task}, where tuning selects point {points[task]}"
+            ]
     wanted = len(suite.tasks) * len(suite.final_seeds)
     if (there := sum(map(len, finals.values()))) < wanted:
         return None, [f"unfinished: {there} of {wanted} final runs"]
@@ -172,7 +181,8 @@ def _entrant(suite: Suite, name: str, runs: Sequence[Run]) -> tuple[Entrant | No
 def selected(suite: Suite, tuning: Mapping[tuple[str, int], Sequence[Run]]) -> dict[str, int]:
     """Return the point that tuning selects on every task: see `select`."""
     values = {
-        task: [selecting_value(suite, tuning[task, point]) for point in range(suite.points)] for task in suite.tuned
+        task: [selecting_value(suite, tuning[task, point]) for point in range(suite.points)]
+        for task in suite.tuned
     }
     return select(values, suite.held_out)
 
@@ -180,7 +190,9 @@ def selected(suite: Suite, tuning: Mapping[tuple[str, int], Sequence[Run]]) -> d
 def selecting_value(suite: Suite, runs: Sequence[Run]) -> float:
     """Return the mean of what selects, over the tuning seeds of one point; infinite if one of them diverged."""
     metric = suite.tasks[runs[0].task].select
-    values = [math.inf if run.status == "diverged" else run.last.get(metric, math.inf) for run in runs]
+    values = [
+        math.inf if run.status == "diverged" else run.last.get(metric, math.inf) for run in runs
+    ]
     return math.fsum(values) / len(values)
 
 
@@ -188,10 +200,16 @@ def _alarms(suite: Suite, entrant: Entrant) -> Iterable[str]:
     for task, runs in entrant.finals.items():
         floor, metric = suite.tasks[task].floor, suite.tasks[task].metric
         for run in runs:
-            if floor is not None and run.status == "done" and run.last[metric] < floor - suite.tasks[task].floor_slack:
+            if (
+                floor is not None
+                and run.status == "done"
+                and run.last[metric] < floor - suite.tasks[task].floor_slack
+            ):
                 yield (
-                    f"{entrant.name} has {metric} {run.last[metric]:g} on {task} (seed {run.seed}), below the "
-                    f"{floor:g} that no learner can beat: test data have leaked, or the measure is wrong"
+                    f"{entrant.name} has {metric} {run.last[metric]:g} on {task} (seed "
+                    f"{run.seed}), below the "
+                    f"{floor:g} that no learner can beat: test data have leaked, or the measure is "
+                    "wrong"
                 )
 
 

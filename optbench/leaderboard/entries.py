@@ -101,7 +101,9 @@ def _run(entry: Entry, line: bytes) -> Run:
     except UnicodeDecodeError as why:
         raise UnreadableError("not UTF-8") from why
     if run.optimizer != entry.optimizer:
-        raise UnreadableError(f"of the optimizer {run.optimizer}, which has no place in {entry.name}")
+        raise UnreadableError(
+            f"of the optimizer {run.optimizer}, which has no place in {entry.name}"
+        )
     if run.label != entry.label:
         raise UnreadableError(f"of the suite {run.label}, which has no place in {entry.name}")
     return run

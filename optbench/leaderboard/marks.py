@@ -1,8 +1,10 @@
 """Which entries have been verified: known by the SHA-256 of their file.
 
-A results folder, which anyone may have sent, cannot bring marks along. They are read from two places:
+A results folder, which anyone may have sent, cannot bring marks along. They are read from two
+places:
 
-- `verified.json` beside this file: part of the code, written by CI on the main branch and trusted as the code is;
+- `verified.json` beside this file: part of the code, written by CI on the main branch and trusted
+  as the code is;
 - the user's own state folder, for what was re-run on this machine.
 """
 
@@ -52,9 +54,15 @@ def own_marks() -> Path:
     """
     state = os.environ.get("XDG_STATE_HOME", "")
     try:
-        return (Path(state) if state else Path.home() / ".local" / "state") / "optbench" / "verified.json"
+        return (
+            (Path(state) if state else Path.home() / ".local" / "state")
+            / "optbench"
+            / "verified.json"
+        )
     except RuntimeError as why:
-        raise UserError("there is no home folder to keep marks in: set XDG_STATE_HOME to a folder of yours") from why
+        raise UserError(
+            "there is no home folder to keep marks in: set XDG_STATE_HOME to a folder of yours"
+        ) from why
 
 
 def read_marks() -> dict[str, Mark]:
@@ -72,10 +80,16 @@ def add_mark(path: Path, digest: str, mark: Mark) -> None:
 
 def _read(path: Path) -> dict[str, Mark]:
     try:
-        return shaped(dict[Digest, Mark], read_json(Path(os.path.realpath(path)), LARGEST_MARKS_BYTES), str(path))
+        return shaped(
+            dict[Digest, Mark],
+            read_json(Path(os.path.realpath(path)), LARGEST_MARKS_BYTES),
+            str(path),
+        )
     except UnreadableError as why:
         if str(why) == "missing":
             return {}
-        raise UserError(f"the marks of what has been verified cannot be read: {path}: {why}") from why
+        raise UserError(
+            f"the marks of what has been verified cannot be read: {path}: {why}"
+        ) from why
     except ShapeError as why:
         raise UserError(f"the marks of what has been verified cannot be read: {why}") from why

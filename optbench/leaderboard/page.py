@@ -28,9 +28,15 @@ def board_page(board: Board) -> str:
         "alarms": board.admitted.alarms,
         "refused": [[name, "; ".join(why)] for name, why in board.admitted.refused.items()],
         "order": order,
-        "standings": {"head": tables.STANDING_COLUMNS, "rows": [_cells(line) for line in tables.standings(board)]},
+        "standings": {
+            "head": tables.STANDING_COLUMNS,
+            "rows": [_cells(line) for line in tables.standings(board)],
+        },
         "tasks": [_task(board, name, order) for name in suite.tasks],
-        "pairs": {"head": tables.PAIR_COLUMNS, "rows": [_cells(line) for line in tables.pairs(board)]},
+        "pairs": {
+            "head": tables.PAIR_COLUMNS,
+            "rows": [_cells(line) for line in tables.pairs(board)],
+        },
         "profiles": {"factors": FACTORS.tolist(), "series": board.profiles},
         "ranks": {
             "names": order,
@@ -40,13 +46,17 @@ def board_page(board: Board) -> str:
         },
         "tuning": {
             task: {
-                name: [[_finite(i.value), _finite(i.low), _finite(i.high)] for i in own] for name, own in curves.items()
+                name: [[_finite(i.value), _finite(i.low), _finite(i.high)] for i in own]
+                for name, own in curves.items()
             }
             for task, curves in board.tuning.items()
         },
         "robust": {
             "head": ("choice", "first", "Kendall's τ", "order"),
-            "rows": [_cells([r.choice, ", ".join(r.first), f"{r.tau:.2f}", " · ".join(r.order)]) for r in board.robust],
+            "rows": [
+                _cells([r.choice, ", ".join(r.first), f"{r.tau:.2f}", " · ".join(r.order)])
+                for r in board.robust
+            ],
         },
         "runs": [_run(run, run.optimizer) for run in runs_of(board)],
     }
@@ -70,7 +80,9 @@ def _page(content: dict[str, Any]) -> str:
     here = files("optbench.leaderboard")
     text = (here / "page.html").read_text(encoding="utf-8")
     # In a script element nothing is markup but `<`: escaped, no name can end it.
-    data = json.dumps(_visible(content), allow_nan=False, ensure_ascii=False).replace("<", "\\u003c")
+    data = json.dumps(_visible(content), allow_nan=False, ensure_ascii=False).replace(
+        "<", "\\u003c"
+    )
     parts = {
         "STYLE": (here / "page.css").read_text(encoding="utf-8"),
         "PLOTLY": get_plotlyjs(),
@@ -78,7 +90,9 @@ def _page(content: dict[str, Any]) -> str:
         "SCRIPT": (here / "page.js").read_text(encoding="utf-8"),
     }
     before, *rest = text.split("<!--")
-    return before + "".join(parts[key] + tail for key, _, tail in (part.partition("-->") for part in rest))
+    return before + "".join(
+        parts[key] + tail for key, _, tail in (part.partition("-->") for part in rest)
+    )
 
 
 def _task(board: Board, name: str, order: Sequence[str]) -> dict[str, Any]:

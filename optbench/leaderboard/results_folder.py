@@ -52,5 +52,10 @@ def _claimed_twice(entries: list[Entry]) -> Iterator[Reason]:
         lost = [run for run in entry.runs if _key(run) in shared]
         if lost:
             entry.runs = [run for run in entry.runs if _key(run) not in shared]
-            others = sorted({own.name for run in lost for own in shared[_key(run)] if own is not entry})
-            yield entry.name, f"{len(lost)} of its runs are in {', '.join(others)} too, such as {lost[0].name}"
+            others = sorted(
+                {own.name for run in lost for own in shared[_key(run)] if own is not entry}
+            )
+            yield (
+                entry.name,
+                f"{len(lost)} of its runs are in {', '.join(others)} too, such as {lost[0].name}",
+            )

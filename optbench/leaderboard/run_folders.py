@@ -22,22 +22,56 @@ from optbench.boundary import (
     shaped,
     shaped_text,
 )
-from optbench.leaderboard.run_line import CURVE_POINTS, DIGITS, Count, NotNegative, Number, Run, Word
+from optbench.leaderboard.run_line import (
+    CURVE_POINTS,
+    DIGITS,
+    Count,
+    NotNegative,
+    Number,
+    Run,
+    Word,
+)
 from optbench.protocol.suite import FINAL
 from optbench.record import folder as record
 
 T = TypeVar("T")
 Line = dict[str, bool | Number | list[bool | Number]]  # of a series: a metric is a number, or a few
 LARGEST_SERIES_BYTES = 2**26
-# What cannot move a result, or is what is compared: all else must be the same for runs that are ranked together.
+# What cannot move a result, or is what is compared: all else must be the same for runs that are
+# ranked together.
 NOT_THE_PROBLEM = {
-    *("optimizer", "seed", "board", "probes", "choices", "curvature", "log_every", "device", "results_dir"),
+    *(
+        "optimizer",
+        "seed",
+        "board",
+        "probes",
+        "choices",
+        "curvature",
+        "log_every",
+        "device",
+        "results_dir",
+    ),
     *("overwrite", "checkpoint_seconds", "picture", "wandb"),
 }
 NOT_THE_COMMAND = ("results_dir=", "device=", "wandb.", "picture=", "--config-dir")
 CURVES = (
-    *("train/loss", "val/loss", "test/loss", "train/error", "val/error", "test/error", "gap/loss", "gap/error"),
-    *("sharpness/lambda_max", "edge/threshold", "edge/distance", "cost/gradients", "time/train_seconds"),
+    *(
+        "train/loss",
+        "val/loss",
+        "test/loss",
+        "train/error",
+        "val/error",
+        "test/error",
+        "gap/loss",
+        "gap/error",
+    ),
+    *(
+        "sharpness/lambda_max",
+        "edge/threshold",
+        "edge/distance",
+        "cost/gradients",
+        "time/train_seconds",
+    ),
 )
 
 
@@ -141,12 +175,18 @@ def read_run(folder: Path, any_run: bool = False) -> Run | None:
         return None
     summary = shaped(Summary, _mapping(read_json, folder / record.SUMMARY), record.SUMMARY)
     if summary.schema != record.SCHEMA:
-        raise UnreadableError(f"schema {summary.schema} of {record.SUMMARY}, and this reads {record.SCHEMA}")
+        raise UnreadableError(
+            f"schema {summary.schema} of {record.SUMMARY}, and this reads {record.SCHEMA}"
+        )
     origin = shaped(Origin, _mapping(read_json, folder / record.PROVENANCE), record.PROVENANCE)
     place = config.board or Place("", 0, "", _as_name(summary.task), "final", 0)
     curve = _curve(folder) if place.phase == FINAL else {}
-    found = shaped(Run, _content(folder.name, place, whole, summary, origin) | {"curve": curve, "local": True})
-    if summary.status in record.FINISHED and (changed := record.check_digests(folder, weights=False)):
+    found = shaped(
+        Run, _content(folder.name, place, whole, summary, origin) | {"curve": curve, "local": True}
+    )
+    if summary.status in record.FINISHED and (
+        changed := record.check_digests(folder, weights=False)
+    ):
         raise UnreadableError(changed)
     return found
 
@@ -163,7 +203,9 @@ def _named(read: Callable[[Path], T], path: Path) -> T:
     try:
         return read(path)
     except UnreadableError as why:
-        raise UnreadableError(f"no {path.name}" if str(why) == "missing" else f"{path.name}: {why}") from why
+        raise UnreadableError(
+            f"no {path.name}" if str(why) == "missing" else f"{path.name}: {why}"
+        ) from why
 
 
 def _as_name(text: str) -> str:
@@ -171,8 +213,12 @@ def _as_name(text: str) -> str:
     return re.sub(r"[^\w-]", "_", text).lstrip("-") or "_"
 
 
-def _content(name: str, place: Place, config: Mapping[str, Any], summary: Summary, origin: Origin) -> dict[str, Any]:
-    settings = {key: value for key, value in config["optimizer"].items() if key not in ("about", "search")}
+def _content(
+    name: str, place: Place, config: Mapping[str, Any], summary: Summary, origin: Origin
+) -> dict[str, Any]:
+    settings = {
+        key: value for key, value in config["optimizer"].items() if key not in ("about", "search")
+    }
     given = origin.sessions[0].command[1:]
     return {
         "suite": place.suite or "none",
@@ -188,7 +234,10 @@ def _content(name: str, place: Place, config: Mapping[str, Any], summary: Summar
         "settings": _finite(settings),
         "command": [word for word in given if not word.startswith(NOT_THE_COMMAND)],
         "last": {key: rounded(value) for key, value in summary.last.items()},
-        **{key: rounded(getattr(summary, key)) for key in ("train_seconds", "peak_gib", "optimizer_gib")},
+        **{
+            key: rounded(getattr(summary, key))
+            for key in ("train_seconds", "peak_gib", "optimizer_gib")
+        },
         "device": origin.hardware.device,
         "torch": origin.versions.torch,
         "git_commit": origin.git_commit,
@@ -198,7 +247,9 @@ def _content(name: str, place: Place, config: Mapping[str, Any], summary: Summar
 def _problem(config: Mapping[str, Any]) -> str:
     task = {key: value for key, value in config["task"].items() if key != "root"}
     # What is null is off: a setting that optbench gains later leaves the problems as they were.
-    problem = {k: v for k, v in config.items() if k not in NOT_THE_PROBLEM and v is not None} | {"task": task}
+    problem = {k: v for k, v in config.items() if k not in NOT_THE_PROBLEM and v is not None} | {
+        "task": task
+    }
     return hashlib.sha256(json.dumps(problem, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -227,13 +278,19 @@ def _curve(folder: Path) -> dict[str, list[Any]]:
     for name in (record.METRICS, record.TIMINGS):
         for line in _series(folder / name):
             steps.setdefault(line["step"], {}).update(line)
-    measured = [values for _, values in sorted(steps.items()) if any(key in values for key in CURVES)]
+    measured = [
+        values for _, values in sorted(steps.items()) if any(key in values for key in CURVES)
+    ]
     keep = (
-        sorted({round(i * (len(measured) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)}) if measured else []
+        sorted({round(i * (len(measured) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)})
+        if measured
+        else []
     )
     kept = [measured[i] for i in keep]
     present = ["step", *[key for key in CURVES if any(key in values for values in kept)]]
-    return {key: [rounded(values[key]) if key in values else None for values in kept] for key in present}
+    return {
+        key: [rounded(values[key]) if key in values else None for values in kept] for key in present
+    }
 
 
 def rounded(value: Any) -> Any:

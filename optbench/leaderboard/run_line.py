@@ -14,7 +14,8 @@ CURVE_POINTS = 60
 DIGITS = 6  # significant ones: what a committed line keeps of a measured number
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | float  # as it is, so that its line is written again alike
+# as it is, so that its line is written again alike
+Number = Annotated[int, Field(ge=-(2**63), lt=2**63)] | float
 NotNegative = Annotated[int, Field(ge=0, lt=2**63)] | Annotated[float, Field(ge=0)]
 Word = Annotated[str, Field(max_length=4096)]
 Series = Annotated[Sequence[Number | None], Field(max_length=CURVE_POINTS)]
@@ -22,10 +23,14 @@ Series = Annotated[Sequence[Number | None], Field(max_length=CURVE_POINTS)]
 
 def _drawable(curve: Mapping[str, Sequence[float | None]]) -> Mapping[str, Sequence[float | None]]:
     steps = curve.get("step", [])
-    if any(step is None for step in steps) or any(len(series) != len(steps) for series in curve.values()):
+    if any(step is None for step in steps) or any(
+        len(series) != len(steps) for series in curve.values()
+    ):
         raise ValueError("series as long as that of the steps, which has no gaps")
     if any(
-        cost is not None and cost < 0 for key in ("cost/gradients", "time/train_seconds") for cost in curve.get(key, [])
+        cost is not None and cost < 0
+        for key in ("cost/gradients", "time/train_seconds")
+        for cost in curve.get(key, [])
     ):
         raise ValueError("series whose costs are not negative")
     return curve
@@ -40,12 +45,14 @@ class Run:
 
     Attributes:
         name: Name of the run folder. For showing, never a path.
-        problem: SHA-256 of the configuration less what is compared and what moves no result, 16 digits.
+        problem: SHA-256 of the configuration less what is compared and what moves no result, 16
+            digits.
         checked: Whether the data had their published checksums, None where there are none to have.
         settings: Settings of the optimizer.
         command: Overrides of the main job that make it again.
         last: Every metric's last value.
-        curve: Series by metric, each as long as `curve["step"]`, None where not measured then; finals only.
+        curve: Series by metric, each as long as `curve["step"]`, None where not measured then;
+            finals only.
         local: Whether its folder is here, so that it was run here.
     """
 

@@ -18,8 +18,12 @@ def main() -> None:
 
 def _main() -> int:
     parser = Parser(prog="python -m optbench.report", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, such as results/runs/*")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write (default: report.html)")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run folders, such as results/runs/*"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("report.html"), help="file to write (default: report.html)"
+    )
     given = parser.parse_args()
     if given.out.is_dir():
         raise UserError(f"--out must be a file to write, got the folder {given.out}")

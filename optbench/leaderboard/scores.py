@@ -33,7 +33,8 @@ class Row:
         score: Of the ranked metric, −∞ where a run diverged, shape (S,).
         metrics: Spreads by name.
         hit_rate: Share of the runs that reached the suite's target.
-        steps_to_target, gradients_to_target, seconds_to_target: Censored medians, training alone on the clock.
+        steps_to_target, gradients_to_target, seconds_to_target: Censored medians, training alone on
+            the clock.
         step_milliseconds: Training time a step, median.
         gradients_per_step: Batch gradients a step.
         peak_gib: Of the process on a CPU, of the GPU's memory on a GPU; the largest.
@@ -67,10 +68,19 @@ def row(suite: Suite, entrant: Entrant, task: str) -> Row:
     runs = entrant.finals[task]
     target = suite.tasks[task].target
     metrics = {name: _spread([_at_end(run, name) for run in runs]) for name in AT_END}
-    metrics |= {f"{name} at the end": _spread([_last_measured(run, name) for run in runs]) for name in CURVATURE}
-    metrics |= {f"{name} at the best": _spread([_at_best(suite, run, name) for run in runs]) for name in CURVATURE}
+    metrics |= {
+        f"{name} at the end": _spread([_last_measured(run, name) for run in runs])
+        for name in CURVATURE
+    }
+    metrics |= {
+        f"{name} at the best": _spread([_at_best(suite, run, name) for run in runs])
+        for name in CURVATURE
+    }
     metrics[f"{DISTANCE} at most"] = _spread([_most(run, DISTANCE) for run in runs])
-    reached = {unit: [cost_to_target(suite, run, target, unit) for run in runs] for unit in (STEP, GRADIENTS, SECONDS)}
+    reached = {
+        unit: [cost_to_target(suite, run, target, unit) for run in runs]
+        for unit in (STEP, GRADIENTS, SECONDS)
+    }
     return Row(
         entrant.name,
         task,
@@ -80,7 +90,9 @@ def row(suite: Suite, entrant: Entrant, task: str) -> Row:
         censored_median(reached[STEP]),
         censored_median(reached[GRADIENTS]),
         censored_median(reached[SECONDS]),
-        step_milliseconds=float(np.median([1000 * run.train_seconds / max(1, run.step) for run in runs])),
+        step_milliseconds=float(
+            np.median([1000 * run.train_seconds / max(1, run.step) for run in runs])
+        ),
         gradients_per_step=float(np.median([run.gradients / max(1, run.step) for run in runs])),
         peak_gib=max(run.peak_gib for run in runs),
         state_mib=max(1024 * run.optimizer_gib for run in runs),
@@ -97,10 +109,14 @@ def score(suite: Suite, run: Run) -> float:
 
 def scores(suite: Suite, entrants: Sequence[Entrant]) -> Array:
     """Return all scores, shape (E, T, S), tasks in the suite's order and seeds ascending."""
-    return np.array([[[score(suite, run) for run in e.finals[task]] for task in suite.tasks] for e in entrants])
+    return np.array(
+        [[[score(suite, run) for run in e.finals[task]] for task in suite.tasks] for e in entrants]
+    )
 
 
-def costs(suite: Suite, entrants: Sequence[Entrant], level: int | None = None, unit: str = GRADIENTS) -> Array:
+def costs(
+    suite: Suite, entrants: Sequence[Entrant], level: int | None = None, unit: str = GRADIENTS
+) -> Array:
     """Return the costs to reach a target, shape (E, T, S), ∞ where missed; `level` counts from the easiest."""
 
     def target(task: str) -> float:
@@ -109,7 +125,10 @@ def costs(suite: Suite, entrants: Sequence[Entrant], level: int | None = None, u
 
     return np.array(
         [
-            [[cost_to_target(suite, run, target(task), unit) for run in e.finals[task]] for task in suite.tasks]
+            [
+                [cost_to_target(suite, run, target(task), unit) for run in e.finals[task]]
+                for task in suite.tasks
+            ]
             for e in entrants
         ]
     )
@@ -133,16 +152,22 @@ def _last_measured(run: Run, metric: str) -> float:
 
 
 def _most(run: Run, metric: str) -> float:
-    return max((value for value in run.curve.get(metric, []) if value is not None), default=math.nan)
+    return max(
+        (value for value in run.curve.get(metric, []) if value is not None), default=math.nan
+    )
 
 
 def _at_best(suite: Suite, run: Run, metric: str) -> float:
     """The measurement nearest before, or at, the step of the best validation; the first one where none is before."""
     validated = [
-        (v, s) for v, s in zip(_of(run, suite.tasks[run.task].select), _of(run, STEP), strict=False) if v is not None
+        (v, s)
+        for v, s in zip(_of(run, suite.tasks[run.task].select), _of(run, STEP), strict=False)
+        if v is not None
     ]
     measured = [
-        (s, v) for v, s in zip(_of(run, metric), _of(run, STEP), strict=False) if v is not None and s is not None
+        (s, v)
+        for v, s in zip(_of(run, metric), _of(run, STEP), strict=False)
+        if v is not None and s is not None
     ]
     if not validated or not measured:
         return math.nan

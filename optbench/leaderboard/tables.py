@@ -29,7 +29,16 @@ TASK_COLUMNS: dict[str, Callable[[Row], str]] = {
     "state MiB": lambda r: number(r.state_mib),
     "diverged": lambda r: f"{r.diverged:.0%}",
 }
-STANDING_COLUMNS = ("rank", "may be", "optimizer", "score", "mean rank", "profile area", "hit rate", "diverged")
+STANDING_COLUMNS = (
+    "rank",
+    "may be",
+    "optimizer",
+    "score",
+    "mean rank",
+    "profile area",
+    "hit rate",
+    "diverged",
+)
 
 
 def standings(board: Board) -> list[list[str]]:
@@ -55,10 +64,14 @@ def markdown(board: Board) -> str:
     lines = [
         f"# Leaderboard: {suite.name}, version {suite.version}",
         "",
-        f"{len(suite.tasks)} tasks, {suite.points} tuning points an optimizer, {len(suite.final_seeds)} seeds; "
-        f"{suite.held_out} is held out of tuning. Score: 0 at the start, 1 at a fixed reference, interquartile mean "
-        "over tasks and seeds with a 95 % interval. `may be`: the ranks that are possible, for all together with "
-        "95 % confidence. Written by `python -m optbench.leaderboard`; `leaderboard.html` has the curves.",
+        f"{len(suite.tasks)} tasks, {suite.points} tuning points an optimizer, "
+        f"{len(suite.final_seeds)} seeds; "
+        f"{suite.held_out} is held out of tuning. Score: 0 at the start, 1 at a fixed reference, "
+        "interquartile mean "
+        "over tasks and seeds with a 95 % interval. `may be`: the ranks that are possible, for all "
+        "together with "
+        "95 % confidence. Written by `python -m optbench.leaderboard`; `leaderboard.html` has the "
+        "curves.",
         "",
         *_table(STANDING_COLUMNS, standings(board)),
         "",
@@ -69,15 +82,23 @@ def markdown(board: Board) -> str:
         "",
         "## Task by task",
         "",
-        "Medians over the seeds [least, greatest]. A target missed by half of the runs or more takes forever (∞). "
+        "Medians over the seeds [least, greatest]. A target missed by half of the runs or more "
+        "takes forever (∞). "
         "Edge: measured sharpness over the optimizer's own threshold.",
         "",
     ]
     order = [s.name for s in board.standings]
     for name, task in suite.tasks.items():
-        rows = sorted((r for r in board.rows if r.task == name), key=lambda r: order.index(r.optimizer))
+        rows = sorted(
+            (r for r in board.rows if r.task == name), key=lambda r: order.index(r.optimizer)
+        )
         held = ", held out of tuning" if name == suite.held_out else ""
-        lines += [f"### {name} ({task.kind}{held})", "", f"Target: {task.select} ≤ {task.target:g}.", ""]
+        lines += [
+            f"### {name} ({task.kind}{held})",
+            "",
+            f"Target: {task.select} ≤ {task.target:g}.",
+            "",
+        ]
         lines += [*_table(list(TASK_COLUMNS), [task_cells(r) for r in rows]), ""]
     lines += [
         "## Pairs",
@@ -88,7 +109,10 @@ def markdown(board: Board) -> str:
     lines += [*_table(PAIR_COLUMNS, pairs(board)), ""]
     if board.admitted.refused:
         lines += ["## Listed, not ranked", ""]
-        lines += [f"- {escape(name)}: {escape('; '.join(why))}" for name, why in board.admitted.refused.items()]
+        lines += [
+            f"- {escape(name)}: {escape('; '.join(why))}"
+            for name, why in board.admitted.refused.items()
+        ]
         lines.append("")
     return "\n".join(lines)
 
@@ -99,7 +123,14 @@ PAIR_COLUMNS = ("first", "second", "difference", "effect r", "wins", "p (Holm)")
 def pairs(board: Board) -> list[list[str]]:
     """Return the rows of the table of pairs, under `PAIR_COLUMNS`."""
     return [
-        [a, b, interval(pair.difference), f"{pair.effect:.2f}", f"{pair.wins:.0%}", f"{board.adjusted[a, b]:.2g}"]
+        [
+            a,
+            b,
+            interval(pair.difference),
+            f"{pair.effect:.2f}",
+            f"{pair.wins:.0%}",
+            f"{board.adjusted[a, b]:.2g}",
+        ]
         for (a, b), pair in sorted(board.pairs.items(), key=lambda item: board.adjusted[item[0]])
     ]
 
@@ -123,14 +154,26 @@ def comma_separated(board: Board) -> str:
         "step_milliseconds",
     )
     costs += ("gradients_per_step", "peak_gib", "state_mib", "diverged", "point")
-    head = ["suite", "version", "optimizer", "rank", "rank_low", "rank_high", "score_iqm", "score_low", "score_high"]
+    head = [
+        "suite",
+        "version",
+        "optimizer",
+        "rank",
+        "rank_low",
+        "rank_high",
+        "score_iqm",
+        "score_low",
+        "score_high",
+    ]
     writer.writerow([*head, "task", "seeds", *names, *costs])
     for r in board.rows:
         s = ranks[r.optimizer]
         own = [plain(board.suite.name), board.suite.version, plain(r.optimizer), s.rank, *s.ranks]
         own += [_csv(x) for x in (s.score.value, s.score.low, s.score.high)]
         metrics = [_csv(r.metrics[name].median) for name in names]
-        writer.writerow([*own, plain(r.task), len(r.score), *metrics, *[_csv(getattr(r, key)) for key in costs]])
+        writer.writerow(
+            [*own, plain(r.task), len(r.score), *metrics, *[_csv(getattr(r, key)) for key in costs]]
+        )
     return stream.getvalue()
 
 
@@ -155,7 +198,11 @@ def number(value: float) -> str:
 
 def spread(s: Spread) -> str:
     """Return median [least, greatest]."""
-    return "–" if math.isnan(s.median) else f"{number(s.median)} [{number(s.least)}, {number(s.greatest)}]"
+    return (
+        "–"
+        if math.isnan(s.median)
+        else f"{number(s.median)} [{number(s.least)}, {number(s.greatest)}]"
+    )
 
 
 def interval(i: Interval) -> str:

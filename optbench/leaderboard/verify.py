@@ -41,15 +41,20 @@ class Check:
 
 
 def verify(
-    suite: Suite, entries: Sequence[Entry], sample: int | None, jobs: int, scratch: Path, marks: Path
+    suite: Suite,
+    entries: Sequence[Entry],
+    sample: int | None,
+    jobs: int,
+    scratch: Path,
+    marks: Path,
 ) -> dict[str, list[Check]]:
     """Re-run final runs of contributed files, mark each file, and return the comparisons by optimizer.
 
     Args:
         suite: The protocol.
         entries: The files.
-        sample: How many finals of each, drawn from the machine's own randomness, which no contributor can foresee;
-            None for all.
+        sample: How many finals of each, drawn from the machine's own randomness, which no
+            contributor can foresee; None for all.
         jobs: Runs at a time.
         scratch: Folder to run in.
         marks: File to add the marks to.
@@ -57,11 +62,19 @@ def verify(
     found: dict[str, list[Check]] = {}
     for entry in entries:
         finals = [
-            run for run in entry.runs if run.phase == FINAL and run.task in suite.tasks and of_protocol(suite, run)
+            run
+            for run in entry.runs
+            if run.phase == FINAL and run.task in suite.tasks and of_protocol(suite, run)
         ]
-        own = finals if sample is None else secrets.SystemRandom().sample(finals, min(sample, len(finals)))
+        own = (
+            finals
+            if sample is None
+            else secrets.SystemRandom().sample(finals, min(sample, len(finals)))
+        )
         again = _again(entry.optimizer, own, jobs, scratch)
-        checks = [compare(suite, run, again.get(run.name), _peers(run, finals, again)) for run in own]
+        checks = [
+            compare(suite, run, again.get(run.name), _peers(run, finals, again)) for run in own
+        ]
         found[entry.optimizer] = checks
         agreed = bool(checks) and all(check.agrees for check in checks)
         verdicts = {check.name: check.verdict for check in checks}
@@ -80,7 +93,10 @@ def _peers(run: Run, finals: Sequence[Run], again: Mapping[str, Run]) -> Sequenc
 def compare(suite: Suite, run: Run, again: Run | None, peers: Sequence[Run]) -> Check:
     """Compare a run with itself, done again."""
     metric = suite.tasks[run.task].metric
-    then, now = run.last.get(metric, math.nan), again.last.get(metric, math.nan) if again else math.nan
+    then, now = (
+        run.last.get(metric, math.nan),
+        again.last.get(metric, math.nan) if again else math.nan,
+    )
     if again is None:
         return Check(run.name, "could not be run again", then, now)
     if any(again.settings.get(key, value) != value for key, value in run.settings.items()):
@@ -113,7 +129,12 @@ def _again(who: str, runs: Sequence[Run], jobs: int, scratch: Path) -> Mapping[s
     commands = [[*run.command, "wandb.mode=disabled", "picture=false"] for run in runs]
     by_command = {tuple(command): run.name for command, run in zip(commands, runs, strict=True)}
     found = {}
-    bar = track(launch(commands, jobs, results=scratch), who, total=len(commands), console=Console(stderr=True))
+    bar = track(
+        launch(commands, jobs, results=scratch),
+        who,
+        total=len(commands),
+        console=Console(stderr=True),
+    )
     for finished in bar:
         if finished.folder is None:
             continue

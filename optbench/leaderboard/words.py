@@ -17,13 +17,18 @@ def _first(board: Board) -> list[str]:
     best = board.standings[0]
     if len(board.standings) == 1:
         return [f"{best.name} is alone: there is nobody to compare it with."]
-    beaten = [second for (first, second) in board.pairs if first == best.name and _sure(board, (first, second))]
+    beaten = [
+        second
+        for (first, second) in board.pairs
+        if first == best.name and _sure(board, (first, second))
+    ]
     rest = len(board.standings) - 1
     if len(beaten) == rest:
         return [f"{best.name} is first, and sure to be ahead of every other entrant."]
     equals = [s.name for s in board.standings[1:] if s.name not in beaten]
     return [
-        f"{best.name} has the highest score, and is sure to be ahead of {len(beaten)} of the {rest} others; "
+        f"{best.name} has the highest score, and is sure to be ahead of {len(beaten)} of the "
+        f"{rest} others; "
         f"it cannot be told apart from {_and(equals)}."
     ]
 
@@ -44,13 +49,15 @@ def _groups(board: Board) -> list[str]:
     total = len(board.pairs)
     sure = sum(_sure(board, pair) for pair in board.pairs)
     lines.append(
-        f"Of {total} pairs, {sure} {'is' if sure == 1 else 'are'} told apart (Wilcoxon, Holm, all claims together "
+        f"Of {total} pairs, {sure} {'is' if sure == 1 else 'are'} told apart (Wilcoxon, Holm, all "
+        "claims together "
         f"wrong at most {1 - LEVEL:.0%} of the time)."
     )
     problems = len(board.suite.tasks) * len(board.suite.final_seeds)
     if (least := 2.0 ** (1 - problems)) * total >= 1 - LEVEL:
         lines.append(
-            f"With {problems} runs an entrant the least possible p is {least:.2g}: too few to tell anybody apart among "
+            f"With {problems} runs an entrant the least possible p is {least:.2g}: too few to tell "
+            "anybody apart among "
             f"{total} pairs."
         )
     return lines
@@ -66,26 +73,35 @@ def _friedman(board: Board) -> list[str]:
     found = "differ" if board.friedman_p < 1 - LEVEL else "cannot be shown to differ"
     tasks = len(board.suite.tasks)
     return [
-        f"Over the {tasks} tasks as blocks, mean ranks {found} (Friedman p = {board.friedman_p:.2g}); two must lie "
-        f"{board.critical_difference:.1f} apart to differ (Nemenyi), and there are only {tasks} tasks."
+        f"Over the {tasks} tasks as blocks, mean ranks {found} (Friedman p = "
+        f"{board.friedman_p:.2g}); two must lie "
+        f"{board.critical_difference:.1f} apart to differ (Nemenyi), and there are only {tasks} "
+        "tasks."
     ]
 
 
 def _choices(board: Board) -> list[str]:
     best = board.standings[0].name
-    other = [r for r in board.robust if best not in r.first and not r.choice.startswith("mean rank without")]
+    other = [
+        r
+        for r in board.robust
+        if best not in r.first and not r.choice.startswith("mean rank without")
+    ]
     lines = []
     for first in dict.fromkeys(tuple(r.first) for r in other):
         same = [r for r in other if tuple(r.first) == first]
         tau = min(r.tau for r in same)
         choices = "; ".join(r.choice for r in same)
         lines.append(
-            f"{_and(list(first))} would be first by: {choices} (Kendall's τ with the board {tau:.2f} or more)."
+            f"{_and(list(first))} would be first by: {choices} (Kendall's τ with the board "
+            f"{tau:.2f} or more)."
         )
     left_out = [r for r in board.robust if r.choice.startswith("mean rank without")]
     moved = [r.choice.removeprefix("mean rank without ") for r in left_out if r.tau < 1]
     if moved:
-        lines.append(f"Mean ranks of the others change their order without {_and(moved)}; scores never do.")
+        lines.append(
+            f"Mean ranks of the others change their order without {_and(moved)}; scores never do."
+        )
     elif left_out:
         lines.append("No entrant's absence changes the order of the others.")
     if not math.isnan(board.halves):
@@ -95,8 +111,12 @@ def _choices(board: Board) -> list[str]:
 
 def _held_out(board: Board) -> list[str]:
     held_out = board.suite.held_out
-    best = max((r for r in board.rows if r.task == held_out), key=lambda r: sum(r.score) / len(r.score))
-    return [f"On {held_out}, which nobody was tuned on, {best.optimizer} has the highest mean score."]
+    best = max(
+        (r for r in board.rows if r.task == held_out), key=lambda r: sum(r.score) / len(r.score)
+    )
+    return [
+        f"On {held_out}, which nobody was tuned on, {best.optimizer} has the highest mean score."
+    ]
 
 
 def _and(names: list[str]) -> str:

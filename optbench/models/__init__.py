@@ -29,7 +29,8 @@ def activation_layer(name: str) -> nn.Module:
     """
     if name not in ACTIVATIONS:
         raise UserError(
-            f"model.activation must be one of {', '.join(ACTIVATIONS)}, got {name}.{nearest(name, ACTIVATIONS)}"
+            f"model.activation must be one of {', '.join(ACTIVATIONS)}, got "
+            f"{name}.{nearest(name, ACTIVATIONS)}"
         )
     return ACTIVATIONS[name]()
 
@@ -41,7 +42,10 @@ def image_shape(input_shape: tuple[int, ...], model: str) -> tuple[int, int, int
         UserError: If the input is no image.
     """
     if len(input_shape) != 3:
-        raise UserError(f"model={model} needs images (channels, height, width), got inputs of shape {input_shape}")
+        raise UserError(
+            f"model={model} needs images (channels, height, width), got inputs of shape "
+            f"{input_shape}"
+        )
     channels, height, width = input_shape
     return channels, height, width
 

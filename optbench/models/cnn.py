@@ -25,7 +25,8 @@ def cnn(
     halvings = len(channels)
     if min(height, width) < 2**halvings:
         raise UserError(
-            f"model.channels has {halvings} entries, each halving the image, but it is {height}×{width} pixels: "
+            f"model.channels has {halvings} entries, each halving the image, but it is "
+            f"{height}×{width} pixels: "
             "give fewer"
         )
     layers: list[nn.Module] = []

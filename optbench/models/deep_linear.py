@@ -23,10 +23,12 @@ def deep_linear(
     Args:
         input_shape: Of one example; flattened.
         output_width: Rows of the last matrix.
-        width: Of every hidden layer; at least the smaller of inputs and outputs, or the map cannot be learnt.
+        width: Of every hidden layer; at least the smaller of inputs and outputs, or the map cannot
+            be learnt.
         depth: Number of matrices; 1 is the linear model.
-        init: `orthogonal`, every singular value of every matrix equal to `scale`, hence balanced where the matrices
-            are square; or `gaussian`, entries of standard deviation scale/√fan_in.
+        init: `orthogonal`, every singular value of every matrix equal to `scale`, hence balanced
+            where the matrices are square; or `gaussian`, entries of standard deviation
+            scale/√fan_in.
         scale: Small for saddle-to-saddle dynamics, 1 for none of them.
 
     References:

@@ -12,7 +12,9 @@ from optbench.models.transformer import Block, token_norm
 
 
 class _GPT(nn.Module):
-    def __init__(self, tokens: int, vocabulary: int, width: int, norm: str, blocks: list[Block]) -> None:
+    def __init__(
+        self, tokens: int, vocabulary: int, width: int, norm: str, blocks: list[Block]
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
         self.position = nn.Parameter(torch.empty(1, tokens, width))
@@ -38,9 +40,9 @@ def gpt(
 ) -> nn.Module:
     """Tokens and learned positions, `depth` causal pre-norm blocks, a linear head; no dropout, nothing tied.
 
-    Integer inputs of shape (T,) below `output_width`, outputs (T, output_width). Embeddings are drawn with
-    standard deviation width^-½, the linear layers as torch draws them. Radford et al. (2019), the GPT-2 report, without
-    its dropout and its tied embedding.
+    Integer inputs of shape (T,) below `output_width`, outputs (T, output_width). Embeddings are
+    drawn with standard deviation width^-½, the linear layers as torch draws them. Radford et al.
+    (2019), the GPT-2 report, without its dropout and its tied embedding.
 
     Raises:
         UserError: If the input is no sequence, or the heads do not divide the width.

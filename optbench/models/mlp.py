@@ -52,10 +52,12 @@ def mlp(
         activation: After each hidden layer.
         bias: Whether the linear layers have biases.
         norm: `layer`, `batch` or `none`, after each hidden linear layer, before the activation.
-        residual: Add its input to the output of each hidden layer that is as wide as the one before.
-        scaling: `mup_sgd` or `mup_adam` is the maximal update parametrization for SGD-like (heavy ball, SAM, …) or
-            entrywise normalising (Adam, sign, …) optimizers: a learning rate that is best at one width is so at
-            others. See `_mup`. At `base_width` it is the standard scaling.
+        residual: Add its input to the output of each hidden layer that is as wide as the one
+            before.
+        scaling: `mup_sgd` or `mup_adam` is the maximal update parametrization for SGD-like (heavy
+            ball, SAM, …) or entrywise normalising (Adam, sign, …) optimizers: a learning rate that
+            is best at one width is so at others. See `_mup`. At `base_width` it is the standard
+            scaling.
         base_width: The width at which learning rates mean what they say.
 
     References:
@@ -90,15 +92,16 @@ def _norms(name: str, width: int) -> list[nn.Module]:
 def _mup(net: _MLP, linears: Sequence[nn.Linear], adam: bool, base_width: int) -> None:
     """Scale weights and biases, and say by what factor each parameter's learning rate is to be scaled.
 
-    With m the fan_in and n the fan_out of a layer in units of base_width, where they are hidden widths:
+    With m the fan_in and n the fan_out of a layer in units of base_width, where they are hidden
+    widths:
 
         weights    input           hidden           output
         init var   1/fan_in        1/fan_in         1/(fan_in · m)
         SGD lr     n               n/m              1/m
         Adam lr    1               1/m              1/m
 
-    and hidden biases, norms' gains and shifts as input weights, of fan_in 1: no bias's variance falls with the width.
-    Table 3 of arXiv:2203.03466, relative to base_width.
+    and hidden biases, norms' gains and shifts as input weights, of fan_in 1: no bias's variance
+    falls with the width. Table 3 of arXiv:2203.03466, relative to base_width.
     """
     factors: dict[int, float] = {}
     for i, linear in enumerate(linears):

@@ -38,8 +38,9 @@ def resnet(
 ) -> nn.Module:
     """ResNet-(6n+2) with stages of `width`, 2·`width` and 4·`width` feature maps, and mean pooling.
 
-    He et al. (2016), arXiv:1512.03385, section 4.2. Convolutions start from Kaiming's normal, fan_out.
-    With `norm=none` the second convolution of each block starts at zero, without which it would diverge.
+    He et al. (2016), arXiv:1512.03385, section 4.2. Convolutions start from Kaiming's normal,
+    fan_out. With `norm=none` the second convolution of each block starts at zero, without which it
+    would diverge.
 
     Raises:
         UserError: If depth is not 6n + 2, or the input is no image.
@@ -58,7 +59,9 @@ def resnet(
             out = width << stage
             layers.append(_Block(maps, out, 2 if stage and not block else 1, norm))
             maps = out
-    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(maps, output_width))
+    net = nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(maps, output_width)
+    )
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

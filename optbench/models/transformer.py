@@ -34,14 +34,20 @@ class Block(nn.Module):
         self.norm1, self.norm2 = token_norm(norm, width), token_norm(norm, width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(
-            nn.Linear(width, expansion * width), activation_layer(activation), nn.Linear(expansion * width, width)
+            nn.Linear(width, expansion * width),
+            activation_layer(activation),
+            nn.Linear(expansion * width, width),
         )
         self.heads, self.causal = heads, causal
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (B, T, width) in and out."""
         B, T, D = x.shape
-        q, k, v = self.qkv(self.norm1(x)).reshape(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(self.norm1(x))
+            .reshape(B, T, 3, self.heads, D // self.heads)
+            .permute(2, 0, 3, 1, 4)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         x = x + self.out(mixed.transpose(1, 2).reshape(B, T, D))
         out: Tensor = x + self.mlp(self.norm2(x))

@@ -51,6 +51,8 @@ def vit(
     """
     channels, height, image_width = image_shape(input_shape, "vit")
     if height % patch or image_width % patch:
-        raise UserError(f"model.patch must divide the image ({height}×{image_width} pixels), got {patch}")
+        raise UserError(
+            f"model.patch must divide the image ({height}×{image_width} pixels), got {patch}"
+        )
     tokens = (height // patch) * (image_width // patch)
     return _ViT(channels, tokens, output_width, patch, width, depth, heads, expansion)

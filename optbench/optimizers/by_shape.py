@@ -16,8 +16,8 @@ Factory = Callable[[Any], Optimizer]
 class ByShape(Optimizer):
     """Train parameters of two or more dimensions with `matrices`, the others with `rest`.
 
-    A convolution's weight (O, I, h, w) is handed over as the matrix (O, I·h·w), a view of the same memory,
-    as Jordan et al. (2024) do. Learning-rate schedules see the groups of both parts.
+    A convolution's weight (O, I, h, w) is handed over as the matrix (O, I·h·w), a view of the same
+    memory, as Jordan et al. (2024) do. Learning-rate schedules see the groups of both parts.
 
     Args:
         params: Parameters of one model, or groups of them; a group's settings go to both parts.
@@ -45,7 +45,8 @@ class ByShape(Optimizer):
         """The groups given, each with those of its parameters that are kept, as the part sees them."""
         ids = {id(p) for p in kept}
         return [
-            group | {"params": [seen_as[id(p)] for p in group["params"] if id(seen_as[id(p)]) in ids]}
+            group
+            | {"params": [seen_as[id(p)] for p in group["params"] if id(seen_as[id(p)]) in ids]}
             for group in self.param_groups
         ]
 
@@ -67,7 +68,11 @@ class ByShape(Optimizer):
     @staticmethod
     def as_matrix(x: Tensor, like: Tensor) -> Tensor:
         """A tensor of the shape of a parameter, as the matrix that its optimizer sees."""
-        return x.contiguous().reshape(len(like), -1) if like.is_contiguous() else _view_as_matrix(x, like)
+        return (
+            x.contiguous().reshape(len(like), -1)
+            if like.is_contiguous()
+            else _view_as_matrix(x, like)
+        )
 
     @staticmethod
     def as_tensor(matrix: Tensor, like: Tensor) -> Tensor:
@@ -96,8 +101,8 @@ class ByShape(Optimizer):
 
 
 def _view_as_matrix(x: Tensor, like: Tensor) -> Tensor:
-    # Column order does not matter to an optimizer of matrices, sharing the memory does: for channels_last
-    # weights the columns are therefore (h, w, I) rather than (I, h, w).
+    # Column order does not matter to an optimizer of matrices, sharing the memory does: for
+    # channels_last weights the columns are therefore (h, w, I) rather than (I, h, w).
     if like.is_contiguous():
         return x.reshape(len(like), -1)
     order = (0, *range(2, like.ndim), 1)
@@ -109,7 +114,9 @@ def _as_matrix(p: nn.Parameter) -> nn.Parameter:
         return p
     matrix = nn.Parameter(_view_as_matrix(p.detach(), like=p))
     if matrix.data_ptr() != p.data_ptr():
-        raise ValueError(f"a parameter of shape {tuple(p.shape)} and strides {p.stride()} has no matrix view")
+        raise ValueError(
+            f"a parameter of shape {tuple(p.shape)} and strides {p.stride()} has no matrix view"
+        )
     return matrix
 
 

@@ -25,7 +25,11 @@ class GrokFast(Wrapper):
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], base: Factory, alpha: BelowOne = 0.98, lamb: NotNegative = 2.0
+        self,
+        params: Iterable[nn.Parameter],
+        base: Factory,
+        alpha: BelowOne = 0.98,
+        lamb: NotNegative = 2.0,
     ) -> None:
         if not 0 <= alpha < 1:
             raise UserError(f"optimizer.alpha must be in [0, 1), got {alpha}")

@@ -14,4 +14,6 @@ class LBFGS(torch.optim.LBFGS):
 
     def _gather_flat_grad(self) -> Tensor:
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._params]
-        return torch.cat([(part.to_dense() if part.is_sparse else part).reshape(-1) for part in parts])
+        return torch.cat(
+            [(part.to_dense() if part.is_sparse else part).reshape(-1) for part in parts]
+        )

@@ -15,7 +15,8 @@ from optbench.optimizers.wrapper import Closure, Factory, Wrapper
 class Lookahead(Wrapper):
     """After every k-th step of the base φ ← φ + α(w − φ), then w ← φ; φ starts at w. The base keeps its state.
 
-    Between these steps the weights are the fast ones, w, which is where gradients and measurements are.
+    Between these steps the weights are the fast ones, w, which is where gradients and measurements
+    are.
 
     Args:
         params: Parameters of one model.
@@ -42,7 +43,10 @@ class Lookahead(Wrapper):
         self.k, self.alpha = k, float(alpha)
         for group in self.param_groups:
             for p in group["params"]:
-                self.state[p] = {"slow": p.detach().clone(), "steps": torch.zeros((), dtype=p.dtype, device=p.device)}
+                self.state[p] = {
+                    "slow": p.detach().clone(),
+                    "steps": torch.zeros((), dtype=p.dtype, device=p.device),
+                }
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]

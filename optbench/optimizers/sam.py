@@ -13,8 +13,8 @@ from optbench.optimizers.wrapper import Closure, Factory, Wrapper, copy_all
 class SAM(Wrapper):
     """The base's step with the gradient at w + ρ g/‖g‖, g = ∇L(w), taken from w.
 
-    ‖g‖ is over all parameters together. The closure is called twice an update, the second time at the
-    perturbed weights; on one batch both times. Learning-rate schedules see the base's groups.
+    ‖g‖ is over all parameters together. The closure is called twice an update, the second time at
+    the perturbed weights; on one batch both times. Learning-rate schedules see the base's groups.
 
     Args:
         params: Parameters of one model.
@@ -25,7 +25,9 @@ class SAM(Wrapper):
         Foret et al. (2021), arXiv:2010.01412, without its per-device batches.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], base: Factory, rho: NotNegative = 0.05) -> None:
+    def __init__(
+        self, params: Iterable[nn.Parameter], base: Factory, rho: NotNegative = 0.05
+    ) -> None:
         if not rho >= 0:
             raise UserError(f"optimizer.rho must not be negative, got {rho}")
         super().__init__(params, base)
@@ -35,7 +37,9 @@ class SAM(Wrapper):
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """Climb, take the gradient there, come back, and let the base step; return the loss at w."""
         if closure is None:
-            raise UserError("SAM takes two gradients a step, so it needs a closure: optimizer.step(closure)")
+            raise UserError(
+                "SAM takes two gradients a step, so it needs a closure: optimizer.step(closure)"
+            )
         with torch.enable_grad():
             loss = closure()
         held = self.held()
@@ -57,7 +61,9 @@ class SAM(Wrapper):
         """ρ/‖g‖, and 0 for g = 0."""
         if not gradients:
             return torch.zeros(())
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+        norm = torch.linalg.vector_norm(
+            torch.stack([torch.linalg.vector_norm(g) for g in gradients])
+        )
         return torch.where(norm > 0, self.rho / norm, torch.zeros_like(norm))
 
 
@@ -73,11 +79,16 @@ class ASAM(SAM):
         xi: ξ, keeps a weight of 0 from standing still in the ascent.
 
     References:
-        Kwon et al. (2021), arXiv:2102.11600, equation (6) with element-wise normalization, biases too.
+        Kwon et al. (2021), arXiv:2102.11600, equation (6) with element-wise normalization, biases
+        too.
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], base: Factory, rho: NotNegative = 0.5, xi: NotNegative = 0.01
+        self,
+        params: Iterable[nn.Parameter],
+        base: Factory,
+        rho: NotNegative = 0.5,
+        xi: NotNegative = 0.01,
     ) -> None:
         if not xi >= 0:
             raise UserError(f"optimizer.xi must not be negative, got {xi}")

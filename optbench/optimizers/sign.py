@@ -46,7 +46,9 @@ class Signum(Optimizer):
                 if group["momentum"]:
                     direction = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
                     direction.lerp_(p.grad, 1 - group["momentum"])
-                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction.sign(), alpha=-group["lr"])
+                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(
+                    direction.sign(), alpha=-group["lr"]
+                )
         return loss
 
 

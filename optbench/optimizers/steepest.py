@@ -17,9 +17,9 @@ Norm = Literal["linf", "spectral"]
 class SteepestDescent(Optimizer):
     """w_l ← w_l − η (Σ_k ‖g_k‖_*) s_l, where s_l maximizes ⟨g_l, s⟩ over ‖s‖ ≤ 1, for every tensor l.
 
-    `linf`: s = sign g, ‖g‖_* = ‖g‖₁. `spectral`: s = UVᵀ of g = UΣVᵀ, ‖g‖_* = tr Σ, exactly, by an SVD; a
-    vector is a column, a convolution the matrix (first, rest). `normalised` leaves the factor Σ‖g_k‖_* out:
-    sign descent, and Muon without momentum.
+    `linf`: s = sign g, ‖g‖_* = ‖g‖₁. `spectral`: s = UVᵀ of g = UΣVᵀ, ‖g‖_* = tr Σ, exactly, by an
+    SVD; a vector is a column, a convolution the matrix (first, rest). `normalised` leaves the
+    factor Σ‖g_k‖_* out: sign descent, and Muon without momentum.
 
     Args:
         params: Parameters, one group.
@@ -32,7 +32,11 @@ class SteepestDescent(Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, norm: Norm = "linf", normalised: bool = False
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        norm: Norm = "linf",
+        normalised: bool = False,
     ) -> None:
         if norm not in ("linf", "spectral"):
             raise UserError(f"optimizer.norm must be linf or spectral, got {norm}")
@@ -47,7 +51,12 @@ class SteepestDescent(Optimizer):
             steps = [lmo(p.grad, group["norm"]) for p in held]
             size: float | Tensor = group["lr"]
             if not group["normalised"] and held:
-                size = size * torch.stack([(p.grad * s).sum() for p, s in zip(held, steps, strict=True)]).sum()
+                size = (
+                    size
+                    * torch.stack(
+                        [(p.grad * s).sum() for p, s in zip(held, steps, strict=True)]
+                    ).sum()
+                )
             for p, s in zip(held, steps, strict=True):
                 p.sub_(s * size)
         return loss

@@ -10,8 +10,9 @@ from optbench.optimizers.wrapper import Closure, Wrapper
 class WithGraph(Wrapper):
     """A base that needs `.grad` with its graph, such as those of pytorch_optimizer with a Hutchinson estimate.
 
-    Whoever makes the closure looks for `create_graph`; an optimizer of your own may have that attribute itself.
-    It is true only before the steps at which the base estimates: every `base.update_period`-th, the first included.
+    Whoever makes the closure looks for `create_graph`; an optimizer of your own may have that
+    attribute itself. It is true only before the steps at which the base estimates: every
+    `base.update_period`-th, the first included.
     """
 
     @property

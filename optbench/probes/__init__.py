@@ -1,8 +1,9 @@
 """Probes, one file each: training state → {metric: number}. A probe only reads.
 
-It changes no parameter, buffer, `.grad`, optimizer state or global random state: a run with probes is
-bit-identical to the run without. One that keeps something between calls also has `state_dict` and
-`load_state_dict`. One that does not apply leaves its keys out and says why once through `State.say`.
+It changes no parameter, buffer, `.grad`, optimizer state or global random state: a run with probes
+is bit-identical to the run without. One that keeps something between calls also has `state_dict`
+and `load_state_dict`. One that does not apply leaves its keys out and says why once through
+`State.say`.
 """
 
 import math
@@ -107,7 +108,8 @@ def _numbers(name: str, found: Mapping[str, Any]) -> Mapping[str, Value]:
         for number in value if isinstance(value, list) else [value]:
             if not isinstance(number, int | float):
                 raise UserError(
-                    f"probe {name} returned {metric}={printable(repr(number))[:80]} ({type(number).__name__}): a probe "
+                    f"probe {name} returned {metric}={printable(repr(number))[:80]} "
+                    f"({type(number).__name__}): a probe "
                     "returns numbers or lists of numbers, float(x) of a tensor"
                 )
     return found
@@ -123,27 +125,33 @@ def check_cadences(probes: Mapping[str, Probe]) -> None:
         if not (whole or paced or every in ("epoch", "log", "never") or every in before):
             known = "epoch, log, never" + (", adaptive" if isinstance(probe, SelfPaced) else "")
             raise UserError(
-                f"probes.{name}.every must be a positive number of steps, {known} or a probe before it, got {every}"
+                f"probes.{name}.every must be a positive number of steps, {known} or a probe "
+                f"before it, got {every}"
             )
         before.append(name)
 
 
-def due(probes: Mapping[str, Probe], step: int, steps: int, steps_per_epoch: int) -> dict[str, Probe]:
+def due(
+    probes: Mapping[str, Probe], step: int, steps: int, steps_per_epoch: int
+) -> dict[str, Probe]:
     """Return the probes whose cadence falls on this step; each does on the first and the last, unless it never does.
 
-    `never` switches a probe off, and those whose cadence is its name; a number means every so many steps, `epoch`
-    once an epoch, `log` ten times a decade (at the first step in each [10^(i/10), 10^((i+1)/10))), `adaptive` when
-    the probe says, a probe's name whenever that one is due.
+    `never` switches a probe off, and those whose cadence is its name; a number means every so many
+    steps, `epoch` once an epoch, `log` ten times a decade (at the first step in each [10^(i/10),
+    10^((i+1)/10))), `adaptive` when the probe says, a probe's name whenever that one is due.
     """
     found: dict[str, Probe] = {}
     for name, probe in probes.items():
         every = probe.every
-        if every in probes:  # which stands before, and is due on the first step and the last unless it never is
+        # which stands before, and is due on the first step and the last unless it never is
+        if every in probes:
             falls = every in found
         else:
             falls = every != "never" and (
                 step in (0, steps)
-                or (every == "adaptive" and isinstance(probe, SelfPaced) and step >= probe.next_step)
+                or (
+                    every == "adaptive" and isinstance(probe, SelfPaced) and step >= probe.next_step
+                )
                 or (every == "epoch" and step % steps_per_epoch == 0)
                 or (every == "log" and _new_tenth_of_a_decade(step))
                 or (isinstance(every, int) and step % every == 0)

@@ -17,8 +17,9 @@ from optbench.probes import State, Value
 class AfterUpdate:
     """Keeps the weights at every `interval`-th step, and measures the update from there one step later.
 
-    Whatever the optimizer is, the update is the difference of the weights: no copy of the optimizer takes a
-    step. A measurement stands at the step that the update led to. Memory: one copy of the weights.
+    Whatever the optimizer is, the update is the difference of the weights: no copy of the optimizer
+    takes a step. A measurement stands at the step that the update led to. Memory: one copy of the
+    weights.
 
     Args:
         every: `adaptive`, which is to say that `interval` rules.
@@ -38,7 +39,11 @@ class AfterUpdate:
         """Measure the update since the step before, if that one's weights were kept; keep these if it is time."""
         found: dict[str, Value] = {}
         of = state.shared.signature(state)
-        if self._before is not None and self._before[0] == state.step - 1 and self._of in (None, of):
+        if (
+            self._before is not None
+            and self._before[0] == state.step - 1
+            and self._of in (None, of)
+        ):
             found = self.measure(state, self._before[1])
         self._before = None
         if state.step % self.interval == 0 and state.step < state.steps:
@@ -59,7 +64,11 @@ class AfterUpdate:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        self._before, self.next_step, self._of = state["before"], state["next_step"], state.get("of")
+        self._before, self.next_step, self._of = (
+            state["before"],
+            state["next_step"],
+            state.get("of"),
+        )
 
 
 def trainable(state: State) -> list[Tensor]:

@@ -27,20 +27,24 @@ class BatchSharpness:
     """Batch sharpness, gradient–noise interaction and interaction-aware sharpness, with 95 % intervals.
 
     `batch/sharpness` = E_B[g_BᵀH_Bg_B/‖g_B‖²], which settles at 2/η for SGD; `batch/interaction` =
-    E_B[g_BᵀHg_B]/‖g‖²; `batch/interaction_aware_sharpness` = E_B[g_BᵀHg_B]/E_B‖g_B‖², H and g over `examples`.
-    `…_low` and `…_high` are the ends of the t interval over `batch/count` batches of `size` examples, drawn
-    afresh at every measurement without replacement within a batch, without augmentation. Absent for the full
-    batch, where all three are gᵀHg/‖g‖². Cost: a batch's gradient and product, and one product with H, a batch.
+    E_B[g_BᵀHg_B]/‖g‖²; `batch/interaction_aware_sharpness` = E_B[g_BᵀHg_B]/E_B‖g_B‖², H and g over
+    `examples`. `…_low` and `…_high` are the ends of the t interval over `batch/count` batches of
+    `size` examples, drawn afresh at every measurement without replacement within a batch, without
+    augmentation. Absent for the full batch, where all three are gᵀHg/‖g‖². Cost: a batch's gradient
+    and product, and one product with H, a batch.
 
     Args:
         every: Cadence.
         size: Examples a batch: the run's.
         batches: Most batches, at least 2.
-        until: Stop when the half width of the interval of batch sharpness is below this share of it.
-        examples: How many training examples H is over, always the same, the first ones; None for all.
+        until: Stop when the half width of the interval of batch sharpness is below this share of
+            it.
+        examples: How many training examples H is over, always the same, the first ones; None for
+            all.
 
     References:
-        Andreyev and Beneventano (2024), arXiv:2412.20553; Lee and Jang (2023), ICLR, openreview bH-kCY6LdKg.
+        Andreyev and Beneventano (2024), arXiv:2412.20553; Lee and Jang (2023), ICLR, openreview
+        bH-kCY6LdKg.
     """
 
     every: int | str = "log"
@@ -55,7 +59,9 @@ class BatchSharpness:
     def __call__(self, state: State) -> dict[str, Value]:
         """Draw batches and measure on each."""
         if state.full_batch or isinstance(self.size, str):
-            state.say("batch/sharpness is absent: the full batch is trained on, so it would be gᵀHg/‖g‖²")
+            state.say(
+                "batch/sharpness is absent: the full batch is trained on, so it would be gᵀHg/‖g‖²"
+            )
             return {}
         start = time.perf_counter()
         hessian = state.shared.hessian(state, self.examples)
@@ -71,7 +77,9 @@ class BatchSharpness:
         measured = {
             "batch/sharpness": first,
             "batch/interaction": interaction(gradients, hvp, slope, self.batches),
-            "batch/interaction_aware_sharpness": interaction_aware_sharpness(gradients, hvp, self.batches),
+            "batch/interaction_aware_sharpness": interaction_aware_sharpness(
+                gradients, hvp, self.batches
+            ),
         }
         found: dict[str, Value] = {"batch/count": first.batches}
         for name, estimate in measured.items():
@@ -82,14 +90,17 @@ class BatchSharpness:
 def draw(state: State, like: Hessian, size: int, count: int, stream: str) -> Iterator[Batch]:
     """Gradient and Hessian product of `count` batches of the training set, of a stream of the run's seed.
 
-    What a product needs to be trusted was looked at for `like`, the Hessian of the same loss over more examples.
+    What a product needs to be trusted was looked at for `like`, the Hessian of the same loss over
+    more examples.
     """
     random = generator(state.seed, f"{stream}/{state.step}")
     train = state.task.train
     for _ in range(count):
         chosen = torch.randperm(len(train), generator=random)[:size].to(train.inputs.device)
         data = (train.inputs[chosen], train.targets[chosen])
-        hessian = Hessian(state.model, state.task.loss, data, dtype=like.dtype, weight=state.task.weight)
+        hessian = Hessian(
+            state.model, state.task.loss, data, dtype=like.dtype, weight=state.task.weight
+        )
         hessian.trust_symmetry_of(like)
         yield loss_and_gradient(hessian)[1], hessian.__matmul__
 

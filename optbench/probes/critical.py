@@ -18,10 +18,10 @@ from optbench.probes.after_update import AfterUpdate, trainable, weights_at
 class Critical(AfterUpdate):
     """`update/critical_step` κ: the least multiple of the update d with L(w + κd) > L(w).
 
-    `update/critical_sharpness` = 2/(κη), where all groups have one learning rate η: gᵀHg/‖g‖² for gradient
-    descent on a quadratic. κ = 1 means that the step itself was on the verge. Both are absent where the loss
-    was never raised, 0 where every step along it raises it. At the step that d led to; the training loss, in
-    train mode. Cost: 5 to 8 forward passes.
+    `update/critical_sharpness` = 2/(κη), where all groups have one learning rate η: gᵀHg/‖g‖² for
+    gradient descent on a quadratic. κ = 1 means that the step itself was on the verge. Both are
+    absent where the loss was never raised, 0 where every step along it raises it. At the step that
+    d led to; the training loss, in train mode. Cost: 5 to 8 forward passes.
 
     Args:
         every: See `AfterUpdate`.
@@ -41,13 +41,18 @@ class Critical(AfterUpdate):
         hessian = state.shared.hessian(state, self.examples)
 
         def loss_along(s: float) -> float:
-            with weights_at(parameters, [torch.lerp(w, v, s) for w, v in zip(before, after, strict=True)]):
+            with weights_at(
+                parameters, [torch.lerp(w, v, s) for w, v in zip(before, after, strict=True)]
+            ):
                 return mean_loss(hessian)
 
         found = critical_step(loss_along)
         if math.isinf(found.step):
             return {}
-        result: dict[str, Value] = {"update/critical_step": found.step, "update/critical_forwards": found.forwards}
+        result: dict[str, Value] = {
+            "update/critical_step": found.step,
+            "update/critical_forwards": found.forwards,
+        }
         rates = {float(group.get("lr", math.nan)) for group in state.optimizer.param_groups}
         if len(rates) == 1 and found.step > 0 and (lr := rates.pop()) > 0:
             result["update/critical_sharpness"] = found.sharpness(lr)

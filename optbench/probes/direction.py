@@ -16,9 +16,10 @@ class Direction(AfterUpdate):
     """The update d from w, at the step that it led to: a check of the edge without a model of the optimizer.
 
     `update/sharpness` = dᵀHd/‖d‖²; `update/gradient_sharpness` = gᵀHg/‖g‖²; `update/loss_change` =
-    L(w + d) − L(w); `update/predicted_change` = g·d + ½dᵀHd. All with g, H at w over the same examples, in
-    train mode; where the loss changes by less than its own rounding (1e-7 of it in float32), so does the
-    comparison. Cost: one forward pass, one gradient, two Hessian-vector products.
+    L(w + d) − L(w); `update/predicted_change` = g·d + ½dᵀHd. All with g, H at w over the same
+    examples, in train mode; where the loss changes by less than its own rounding (1e-7 of it in
+    float32), so does the comparison. Cost: one forward pass, one gradient, two Hessian-vector
+    products.
 
     Args:
         every: See `AfterUpdate`.

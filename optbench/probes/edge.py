@@ -19,7 +19,8 @@ from optbench.probes import State, Value
 from optbench.probes.tracking import Tracker
 from optbench.seeds import derive
 
-NOT_YET = "no step taken yet"  # at step 0, before there is a preconditioner: expected, so not worth a line
+# at step 0, before there is a preconditioner: expected, so not worth a line
+NOT_YET = "no step taken yet"
 
 
 @dataclass
@@ -28,31 +29,35 @@ class Edge:
 
     What is measured depends on the optimizer's geometry, see `optbench.dynamics.edge`:
 
-    - λ₁(H) itself (SGD, SAM over it): what the sharpness probe found at the same step, at no cost (SAM: one
-      gradient, for its threshold depends on ‖∇L‖);
-    - `edge/preconditioned_sharpness` = λ₁(P^-½HP^-½) (Adam and its kin), `edge/preconditioned_lambda_2` … for
-      k > 1, with `edge/preconditioned_bound` on its error: as many products as sharpness takes, 5 to 8;
-    - `edge/norm_sharpness` = max dᵀHd over a ball in max or spectral norm (sign methods, Muon), a lower bound:
-      one gradient and `norm_hvps` products.
+    - λ₁(H) itself (SGD, SAM over it): what the sharpness probe found at the same step, at no cost
+      (SAM: one gradient, for its threshold depends on ‖∇L‖);
+    - `edge/preconditioned_sharpness` = λ₁(P^-½HP^-½) (Adam and its kin),
+      `edge/preconditioned_lambda_2` … for k > 1, with `edge/preconditioned_bound` on its error: as
+      many products as sharpness takes, 5 to 8;
+    - `edge/norm_sharpness` = max dᵀHd over a ball in max or spectral norm (sign methods, Muon), a
+      lower bound: one gradient and `norm_hvps` products.
 
-    H and ∇L are over the same examples, in the same mode, as the sharpness probe's. Absent where the threshold is
-    unknown, where it depends on the gradient and that of a mini-batch is used, and until the preconditioner has
-    averaged enough gradients to hold still, see `optbench.dynamics.settling`: 20 of them for Adam, more with a longer
-    memory or small batches. `edge/distance` alone is absent where the threshold is not positive.
-    `edge/lr` is the learning rate that the threshold is for, the largest of the groups'.
+    H and ∇L are over the same examples, in the same mode, as the sharpness probe's. Absent where
+    the threshold is unknown, where it depends on the gradient and that of a mini-batch is used, and
+    until the preconditioner has averaged enough gradients to hold still, see
+    `optbench.dynamics.settling`: 20 of them for Adam, more with a longer memory or small batches.
+    `edge/distance` alone is absent where the threshold is not positive. `edge/lr` is the learning
+    rate that the threshold is for, the largest of the groups'.
 
     Args:
         every: Cadence.
-        examples: How many training examples H is over, always the same, the first ones; None for all.
+        examples: How many training examples H is over, always the same, the first ones; None for
+            all.
         k: How many eigenvalues of the preconditioned Hessian.
         accuracy: Bound to reach for them, relative to the largest.
         audit_every: Solves between audits, of 20 products each.
-        solve_every: As the sharpness probe's, of the preconditioned Hessian; `edge/solved` is 0 between solves.
+        solve_every: As the sharpness probe's, of the preconditioned Hessian; `edge/solved` is 0
+            between solves.
         norm_hvps: Products a measurement of norm sharpness, at most 60.
 
     References:
-        Cohen et al. (2022), arXiv:2207.14484; Long and Bartlett (2023), arXiv:2309.12488; Islamov et al.
-        (2026), arXiv:2603.05002.
+        Cohen et al. (2022), arXiv:2207.14484; Long and Bartlett (2023), arXiv:2309.12488; Islamov
+        et al. (2026), arXiv:2603.05002.
     """
 
     every: int | str = "sharpness"
@@ -62,14 +67,17 @@ class Edge:
     audit_every: Count = 50
     solve_every: Count = 4
     norm_hvps: Annotated[int, Field(ge=1, le=60)] = 30
-    _direction: Tensor | None = field(default=None, init=False)  # of the last norm sharpness, to start from
+    # of the last norm sharpness, to start from
+    _direction: Tensor | None = field(default=None, init=False)
     _of: str | None = field(default=None, init=False)  # which parameters it is of
     _said: set[tuple[str, str]] = field(default_factory=set, init=False)
     _until: int = field(default=-1, init=False)  # the step that it was last said to be absent until
 
     def __post_init__(self) -> None:
         check_fields(self, "edge.")
-        self._tracker = Tracker("preconditioned sharpness", self.k, self.accuracy, self.audit_every, self.solve_every)
+        self._tracker = Tracker(
+            "preconditioned sharpness", self.k, self.accuracy, self.audit_every, self.solve_every
+        )
 
     def __call__(self, state: State) -> dict[str, Value]:
         """Measure what the optimizer's edge is on, and compare it with the threshold."""
@@ -89,7 +97,8 @@ class Edge:
             return {}
         if here.needs_gradient:
             here = here.at(state.shared.loss_and_gradient(state, self.examples)[1])
-        if math.isinf(here.threshold):  # a schedule has come down to lr = 0: nothing moves, so there is no edge
+        # a schedule has come down to lr = 0: nothing moves, so there is no edge
+        if math.isinf(here.threshold):
             return {}
         self._say_where_from(here, state)
         found = self._measure(here, state, start)
@@ -99,14 +108,17 @@ class Edge:
         """Whether P has still to settle, said once; again if a tensor joins later, after unfreezing it."""
         train = len(state.task.train.inputs)
         examples = train if self.examples is None else min(self.examples, train)
-        lacks = unsettled(here, state.optimizer, state.step, state.steps_per_epoch * examples / train)
+        lacks = unsettled(
+            here, state.optimizer, state.step, state.steps_per_epoch * examples / train
+        )
         if lacks is None:
             return False
         if state.step >= self._until:
             self._until = state.step + lacks.left
             name = type(state.optimizer).__name__
             state.say(
-                f"edge/distance is absent until step {self._until}: P of {name} holds still enough once it has "
+                f"edge/distance is absent until step {self._until}: P of {name} holds still enough "
+                "once it has "
                 f"averaged {lacks.needed} gradients"
             )
         return True
@@ -116,16 +128,28 @@ class Edge:
             sharpness = state.found.get("sharpness/lambda_max")
             if isinstance(sharpness, float):
                 return _compare(here, sharpness)
-            state.say("edge/distance is absent where the sharpness probe does not measure λ₁ at the same step")
+            state.say(
+                "edge/distance is absent where the sharpness probe does not measure λ₁ at the same "
+                "step"
+            )
             return {}
         hessian = state.shared.hessian(state, self.examples)
         before = hessian.hvps
         seed = derive(state.seed, f"edge/{state.step}")
-        found = (self._preconditioned if here.geometry == "l2" else self._norm)(here, hessian, seed, state)
-        return found | {"edge/hvps": hessian.hvps - before, "edge/seconds": time.perf_counter() - start}
+        found = (self._preconditioned if here.geometry == "l2" else self._norm)(
+            here, hessian, seed, state
+        )
+        return found | {
+            "edge/hvps": hessian.hvps - before,
+            "edge/seconds": time.perf_counter() - start,
+        }
 
-    def _preconditioned(self, here: Theory, hessian: Hessian, seed: int, state: State) -> dict[str, Value]:
-        pairs = self._tracker.solve(AtEdge(here, hessian), state.shared.signature(state), seed, state.say)
+    def _preconditioned(
+        self, here: Theory, hessian: Hessian, seed: int, state: State
+    ) -> dict[str, Value]:
+        pairs = self._tracker.solve(
+            AtEdge(here, hessian), state.shared.signature(state), seed, state.say
+        )
         values: list[float] = pairs.values.tolist()
         found: dict[str, Value] = {
             "edge/preconditioned_sharpness": values[0],
@@ -158,7 +182,13 @@ class Edge:
         key = here.source, here.geometry
         if key not in self._said:
             self._said.add(key)
-            quantity = "λ₁(H)" if here.plain else "λ₁(P⁻¹H)" if here.geometry == "l2" else f"{here.geometry} sharpness"
+            quantity = (
+                "λ₁(H)"
+                if here.plain
+                else "λ₁(P⁻¹H)"
+                if here.geometry == "l2"
+                else f"{here.geometry} sharpness"
+            )
             formula = here.formula.removesuffix(f" ({here.source})")
             reason = f"; {here.reason}" if here.reason else ""
             state.say(f"edge of stability: {quantity} = {formula} ({here.source}{reason})")

@@ -21,7 +21,8 @@ from optbench.task import Split, Task
 Mean = Callable[[Tensor, Tensor], Tensor]
 
 OUTPUTS = 2**28  # bytes of outputs that may be kept, to take a loss of all of them at once
-SAME = 1e-5  # relative difference that rounding may make between the loss of a whole and the mean of its parts'
+# relative difference that rounding may make between the loss of a whole and the mean of its parts'
+SAME = 1e-5
 ALIKE = 1e-3  # and of the outputs of an example in batches of different sizes
 FEW = 2  # examples that are looked at alone, to see whether others in the batch matter to them
 
@@ -34,13 +35,15 @@ class NoErrorError(MeasurementError):
 class Generalization:
     """`train/`, `val/`, `test/` `loss` and `error`, and `gap/loss`, `gap/error` = test − train.
 
-    All in eval mode without augmentation; the training labels are those trained on, label noise included. A loss is
-    that of all outputs together, also where it is no mean over examples. Cost: a forward pass over the examples named.
+    All in eval mode without augmentation; the training labels are those trained on, label noise
+    included. A loss is that of all outputs together, also where it is no mean over examples. Cost:
+    a forward pass over the examples named.
 
     Args:
         every: Cadence.
         train_examples: How many training examples, always the same, the first ones; None for all.
-        chunk: Examples a forward pass, which bounds memory; all at once where examples of a batch depend on each other.
+        chunk: Examples a forward pass, which bounds memory; all at once where examples of a batch
+            depend on each other.
     """
 
     every: int | str = "epoch"
@@ -66,32 +69,45 @@ class Generalization:
             return evaluate(state.task, state.model, split, self.chunk, state.say)
         except NoErrorError as why:
             state.say(f"error is absent: {why}")
-            return evaluate(replace(state.task, error=None), state.model, split, self.chunk, state.say)
+            return evaluate(
+                replace(state.task, error=None), state.model, split, self.chunk, state.say
+            )
 
 
 @torch.no_grad()
 def evaluate(
-    task: Task, model: nn.Module, split: Split, chunk: int = 250, say: Callable[[str], None] = lambda _: None
+    task: Task,
+    model: nn.Module,
+    split: Split,
+    chunk: int = 250,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, float]:
     """Return the loss and, where the task has one, the error over a split, in the model's mode.
 
-    Outputs in half precision are put in single before a loss is taken of them; where that cannot be, it is said.
+    Outputs in half precision are put in single before a loss is taken of them; where that cannot
+    be, it is said.
 
-    1. The model is called on `chunk` examples at a time, if their outputs do not depend on each other: a few of the
-       first chunk's are compared with those of the same examples alone. Else it is called once on all.
-    2. Each quantity is the weighted mean over chunks, if that is its value on the outputs of all: class weights or
-       ignored targets make it another. Where these outputs do not fit together, or in memory, thirds of the first
-       chunk tell, and of examples from all over the split, which may be sorted; what is no mean is then taken over
-       all examples at once.
+    1. The model is called on `chunk` examples at a time, if their outputs do not depend on each
+       other: a few of the first chunk's are compared with those of the same examples alone. Else it
+           is called once on all.
+    2. Each quantity is the weighted mean over chunks, if that is its value on the outputs of all:
+       class weights or ignored targets make it another. Where these outputs do not fit together, or
+       in memory, thirds of the first chunk tell, and of examples from all over the split, which may
+       be sorted; what is no mean is then taken over all examples at once.
 
     Raises:
         MeasurementError: If a quantity is not a real scalar.
         NoErrorError: If it is the error that there is none of.
     """
     given = {"loss": task.loss, "error": task.error}
-    measures = {name: _in_single(name, mean, say) for name, mean in given.items() if mean is not None}
+    measures = {
+        name: _in_single(name, mean, say) for name, mean in given.items() if mean is not None
+    }
     if len(split) <= chunk:
-        return {name: len(split) * value / len(split) for name, value in _at_once(measures, model, split).items()}
+        return {
+            name: len(split) * value / len(split)
+            for name, value in _at_once(measures, model, split).items()
+        }
     outputs: list[Tensor] | None = []
     parts: list[tuple[float, dict[str, float]]] = []
     for inputs, targets in split.chunks(chunk):
@@ -105,11 +121,17 @@ def evaluate(
     means = {name: sum(weight * each[name] for weight, each in parts) / total for name in measures}
     if outputs is None:
         samples, third = (split.first(chunk), _spread(split, chunk)), math.ceil(chunk / 3)
-        additive = all(is_mean_of_parts(task, q, model, few, third) for few in samples for q in measures.values())
+        additive = all(
+            is_mean_of_parts(task, q, model, few, third)
+            for few in samples
+            for q in measures.values()
+        )
         return means if additive else _at_once(measures, model, split)
     everything = torch.cat(outputs)
     whole = _values(measures, everything, split.targets)
-    return {name: means[name] if _same(means[name], whole[name]) else whole[name] for name in measures}
+    return {
+        name: means[name] if _same(means[name], whole[name]) else whole[name] for name in measures
+    }
 
 
 def _spread(split: Split, count: int) -> Split:
@@ -132,14 +154,18 @@ def _in_single(name: str, mean: Mean, say: Callable[[str], None]) -> Mean:
         value = _of_single(mean, outputs, targets)
         if isinstance(value, Tensor) and value.dtype in HALF:
             rounding = torch.finfo(value.dtype).eps / 2
-            say(f"{name} is rounded to {value.dtype} by the model or its loss: a relative error of {rounding:.0e}")
+            say(
+                f"{name} is rounded to {value.dtype} by the model or its loss: a relative error of "
+                f"{rounding:.0e}"
+            )
         return value
 
     return taken
 
 
 def _of_single(mean: Mean, outputs: Tensor, targets: Tensor) -> Tensor:
-    if isinstance(outputs, Tensor) and outputs.ndim and outputs.dtype in HALF:  # a scalar is a loss, rounded already
+    # a scalar is a loss, rounded already
+    if isinstance(outputs, Tensor) and outputs.ndim and outputs.dtype in HALF:
         with contextlib.suppress(RuntimeError):  # such as constants in half precision in the loss
             return mean(outputs.float(), targets.float() if targets.dtype in HALF else targets)
     return mean(outputs, targets)
@@ -191,14 +217,18 @@ def _same(a: float, b: float) -> bool:
 
 
 @contextmanager
-def evaluating(model: nn.Module, optimizer: Optimizer | None = None, task: Task | None = None) -> Iterator[None]:
+def evaluating(
+    model: nn.Module, optimizer: Optimizer | None = None, task: Task | None = None
+) -> Iterator[None]:
     """Put model and optimizer in eval mode, and every bit of them, and of what the task's loss holds, back afterwards.
 
-    Optimizers with train() and eval() (Schedule-Free) move the weights between two points and back, which rounding does
-    not undo, and a forward pass may write to the model.
+    Optimizers with train() and eval() (Schedule-Free) move the weights between two points and back,
+    which rounding does not undo, and a forward pass may write to the model.
     """
     modes = {module: module.training for module in model.modules()}
-    swaps = callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None))
+    swaps = callable(getattr(optimizer, "eval", None)) and callable(
+        getattr(optimizer, "train", None)
+    )
     quantities = [] if task is None else [task.loss, task.error]
     with ExitStack() as stack:
         stack.enter_context(untouched(model))

@@ -16,8 +16,9 @@ class Layers(AfterUpdate):
     """Of every layer that has weights w of its own, at the step that the update d led to, in Euclidean norm.
 
     `layers/NAME/weight_norm` = ‖w‖, `layers/NAME/gradient_norm` = ‖∇L‖ over `examples`,
-    `layers/NAME/update_norm` = ‖d‖, `layers/NAME/angle` between w before and after, in radians (AdamW's settles
-    near √(2ηλ)). A layer is a module with its weight and bias. Cost: one gradient, and a copy of the weights.
+    `layers/NAME/update_norm` = ‖d‖, `layers/NAME/angle` between w before and after, in radians
+    (AdamW's settles near √(2ηλ)). A layer is a module with its weight and bias. Cost: one gradient,
+    and a copy of the weights.
 
     Args:
         every: See `AfterUpdate`.

@@ -25,11 +25,12 @@ class Shared:
     """Kept for a run; what belongs to one step is forgotten at its end, see `release`.
 
     Args:
-        dtype: Precision of the measurements; None for the weights' own, and float32 for weights in half precision.
+        dtype: Precision of the measurements; None for the weights' own, and float32 for weights in
+            half precision.
 
     Attributes:
-        top_vector: Unit eigenvector of λ₁(H) that the sharpness probe found at this step, flat, shape (P,),
-            with the number of examples it is over.
+        top_vector: Unit eigenvector of λ₁(H) that the sharpness probe found at this step, flat,
+            shape (P,), with the number of examples it is over.
         notes: What was measured and how, for the record: precision, modes of modules, layers.
     """
 
@@ -43,7 +44,11 @@ class Shared:
 
     def signature(self, state: State) -> str:
         """Which parameters train, by name, shape and precision: what is remembered from step to step is of these."""
-        trained = [(n, tuple(p.shape), p.dtype) for n, p in state.model.named_parameters() if p.requires_grad]
+        trained = [
+            (n, tuple(p.shape), p.dtype)
+            for n, p in state.model.named_parameters()
+            if p.requires_grad
+        ]
         return hashlib.sha256(repr(trained).encode()).hexdigest()[:16]
 
     def hessian(self, state: State, examples: int | None) -> Hessian:
@@ -72,10 +77,18 @@ class Shared:
             if issubclass(warning.category, (SecondDerivativeWarning, WeightingWarning)):
                 state.say(f"curvature: {warning.message}")
             else:
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        self.notes |= {"precision": str(hessian.dtype).removeprefix("torch."), "layers": hessian.layers}
+                warnings.warn_explicit(
+                    warning.message, warning.category, warning.filename, warning.lineno
+                )
+        self.notes |= {
+            "precision": str(hessian.dtype).removeprefix("torch."),
+            "layers": hessian.layers,
+        }
         if hessian.layers != "fast":
-            state.say(f"curvature: through {hessian.layers} layers, since the model differentiates by itself")
+            state.say(
+                f"curvature: through {hessian.layers} layers, since the model differentiates by "
+                "itself"
+            )
         return hessian
 
     def _precision(self, state: State) -> torch.dtype | None:

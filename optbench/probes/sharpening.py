@@ -14,10 +14,10 @@ from optbench.probes import State, Value
 class Sharpening:
     """`sharpening/rate` α = −∇L·∇λ₁ and `sharpening/stabilization` ‖∇λ₁‖², ∇λ₁ = ∇(uᵀHu).
 
-    Where u is the eigenvector that the sharpness probe found at the same step; absent where it measured none.
-    α is the change of λ₁ per unit of gradient-flow time. Norms are of primitive operations
-    there, since torch gets third derivatives of layer norm and batch norm wrong. Cost: 6 to 10 gradients, and as much
-    memory.
+    Where u is the eigenvector that the sharpness probe found at the same step; absent where it
+    measured none. α is the change of λ₁ per unit of gradient-flow time. Norms are of primitive
+    operations there, since torch gets third derivatives of layer norm and batch norm wrong. Cost: 6
+    to 10 gradients, and as much memory.
 
     Args:
         every: Cadence.
@@ -34,10 +34,16 @@ class Sharpening:
         """Differentiate the curvature along the top eigenvector."""
         known = state.shared.top_vector
         if known is None:
-            state.say("sharpening/rate is absent where sharpness has no new eigenvector: none was due, or one was held")
+            state.say(
+                "sharpening/rate is absent where sharpness has no new eigenvector: none was due, "
+                "or one was held"
+            )
             return {}
         if known[1] != self.examples:
-            state.say(f"sharpening/rate is absent: sharpness is over {known[1]} examples, this over {self.examples}")
+            state.say(
+                f"sharpening/rate is absent: sharpness is over {known[1]} examples, this over "
+                f"{self.examples}"
+            )
             return {}
         hessian = state.shared.hessian(state, self.examples)
         hessian.prepare()
@@ -46,8 +52,13 @@ class Sharpening:
             leaves = hessian.objective.leaves()
 
             def loss() -> Tensor:
-                pieces = [(w, hessian.objective.value(leaves, part)) for w, part in hessian.chunks.weighted()]
-                return torch.stack([w * value for w, value in pieces]).sum() / sum(w for w, _ in pieces)
+                pieces = [
+                    (w, hessian.objective.value(leaves, part))
+                    for w, part in hessian.chunks.weighted()
+                ]
+                return torch.stack([w * value for w, value in pieces]).sum() / sum(
+                    w for w, _ in pieces
+                )
 
             found = sharpening(loss, leaves, known[0])
         return {"sharpening/rate": found.rate, "sharpening/stabilization": found.stabilization}

@@ -12,36 +12,43 @@ from optbench.probes.tracking import Tracker
 from optbench.seeds import derive
 
 WARM_HVPS = 7  # what a warm-started measurement takes, about, its graph included
-STILL, MOVING = 0.02, 0.1  # relative changes of λ₁ below which an adaptive cadence slows, above which it speeds up
+# relative changes of λ₁ below which an adaptive cadence slows, above which it speeds up
+STILL, MOVING = (0.02, 0.1)
 
 
 @dataclass
 class Sharpness:
     """`sharpness/lambda_max` = λ₁(∇²L(w)), algebraically largest, with its error bound and its cost.
 
-    `sharpness/lambda_max_bound` bounds λ₁ − lambda_max, provided that no larger eigenvalue was lost; a cold audit
-    every `audit_every` solves looks for one, and starts anew where it finds it. `sharpness/lambda_2` … are
-    there for k > 1. L is the loss trained on, over the training set without augmentation, with every module in the
-    mode that it is in (batch norm in train mode uses the statistics of all `examples`; dropout has one fixed mask);
-    `sharpness/converged` is there, and 0, where a search ended at its limit of products. Cost: `sharpness/hvps`
-    Hessian-vector products, each about 1 to 3 gradients of L.
+    `sharpness/lambda_max_bound` bounds λ₁ − lambda_max, provided that no larger eigenvalue was
+    lost; a cold audit every `audit_every` solves looks for one, and starts anew where it finds it.
+    `sharpness/lambda_2` … are there for k > 1. L is the loss trained on, over the training set
+    without augmentation, with every module in the mode that it is in (batch norm in train mode uses
+    the statistics of all `examples`; dropout has one fixed mask); `sharpness/converged` is there,
+    and 0, where a search ended at its limit of products. Cost: `sharpness/hvps` Hessian-vector
+    products, each about 1 to 3 gradients of L.
 
     Args:
-        every: Cadence; `adaptive` measures more often while λ₁ moves: the interval halves where it changed by
-            more than 10 % since the last measurement, and doubles, up to `longest`, where by less than 2 %.
-        examples: How many training examples L is over, always the same, the first ones; None for all.
+        every: Cadence; `adaptive` measures more often while λ₁ moves: the interval halves where it
+            changed by more than 10 % since the last measurement, and doubles, up to `longest`,
+            where by less than 2 %.
+        examples: How many training examples L is over, always the same, the first ones; None for
+            all.
         k: How many eigenvalues.
         accuracy: Bound to reach, relative to λ₁; the error is usually much smaller.
         audit_every: Solves between audits, of 20 products each.
-        solve_every: Measurements of which at least one is a solve with guard vectors. The others hold the last solve's
-            vectors, at a product or two, where that is enough: where λ₁ is set apart by more than the Hessian was
-            seen to change since; see `trust` of `optbench.curvature.top_eigenpairs`. `sharpness/solved` is then 0,
-            and the bound rests on it too. At the edge, where eigenvalues crowd, nearly all are solves. 1: all are.
+        solve_every: Measurements of which at least one is a solve with guard vectors. The others
+            hold the last solve's vectors, at a product or two, where that is enough: where λ₁ is
+            set apart by more than the Hessian was seen to change since; see `trust` of
+            `optbench.curvature.top_eigenpairs`. `sharpness/solved` is then 0, and the bound rests
+            on it too. At the edge, where eigenvalues crowd, nearly all are solves. 1: all are.
         longest: Longest interval of the adaptive cadence, in steps.
-        engine: `lobpcg`, ours; or `pyhessian`, to reproduce numbers that PyHessian gave: in eval mode, the
-            eigenvalues largest in magnitude, its own stop; the bound is then the residual.
-        thin: Measure only every so many times that it is due, where the optimizer's edge is on another quantity
-            than λ₁ (Adam, Muon), for which the edge probe then solves at every one of these times.
+        engine: `lobpcg`, ours; or `pyhessian`, to reproduce numbers that PyHessian gave: in eval
+            mode, the eigenvalues largest in magnitude, its own stop; the bound is then the
+            residual.
+        thin: Measure only every so many times that it is due, where the optimizer's edge is on
+            another quantity than λ₁ (Adam, Muon), for which the edge probe then solves at every one
+            of these times.
 
     References:
         Cohen et al. (2021), arXiv:2103.00065.
@@ -59,12 +66,15 @@ class Sharpness:
     next_step: int = field(default=0, init=False)
     _count: int = field(default=0, init=False)
     _left_out: int = field(default=0, init=False)  # due times since the last measurement
-    _last: tuple[int, float] | None = field(default=None, init=False)  # step and λ₁ of the last measurement
+    # step and λ₁ of the last measurement
+    _last: tuple[int, float] | None = field(default=None, init=False)
     _interval: int = field(default=10, init=False)
 
     def __post_init__(self) -> None:
         check_fields(self, "sharpness.")
-        self._tracker = Tracker("sharpness", self.k, self.accuracy, self.audit_every, self.solve_every)
+        self._tracker = Tracker(
+            "sharpness", self.k, self.accuracy, self.audit_every, self.solve_every
+        )
 
     def __call__(self, state: State) -> dict[str, Value]:
         """Find the k largest eigenvalues, from where the last measurement found them."""
@@ -80,10 +90,16 @@ class Sharpness:
             "sharpness/lambda_max": float(pairs.values[0]),
             "sharpness/lambda_max_bound": float(pairs.bounds[0]),
         }
-        found |= {f"sharpness/lambda_{i + 1}": float(pairs.values[i]) for i in range(1, len(pairs.values))}
+        found |= {
+            f"sharpness/lambda_{i + 1}": float(pairs.values[i]) for i in range(1, len(pairs.values))
+        }
         if not pairs.converged:
             found["sharpness/converged"] = 0
-        return found | {"sharpness/solved": int(not pairs.held), "sharpness/hvps": hvps, "sharpness/seconds": seconds}
+        return found | {
+            "sharpness/solved": int(not pairs.held),
+            "sharpness/hvps": hvps,
+            "sharpness/seconds": seconds,
+        }
 
     def _leaves_out(self, state: State) -> bool:
         """Whether this time is one of those that `thin` skips; the first and the last are not."""
@@ -125,14 +141,19 @@ class Sharpness:
             start = time.perf_counter()
             hessian @ pairs.vectors[:, :1]
             each = WARM_HVPS * (time.perf_counter() - start)
-        state.say(f"sharpness: {planned} measurements of about {each:.2g} s each, {planned * each:.0f} s in all")
+        state.say(
+            f"sharpness: {planned} measurements of about {each:.2g} s each, {planned * each:.0f} s "
+            "in all"
+        )
 
     def _plan(self, state: State, sharpness: float) -> None:
         """Set the adaptive cadence's next step."""
         if self._last is not None:
             change = abs(sharpness - self._last[1]) / max(abs(self._last[1]), 1e-30)
             faster, slower = change > MOVING, change < STILL
-            self._interval = max(1, self._interval // 2) if faster else self._interval * (1 + slower)
+            self._interval = (
+                max(1, self._interval // 2) if faster else self._interval * (1 + slower)
+            )
             self._interval = min(self._interval, self.longest)
         self._count += 1
         self._last = state.step, sharpness

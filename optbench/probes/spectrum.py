@@ -28,15 +28,18 @@ class Spectrum:
     """`spectrum/trace` = tr ∇²L(w) with its 95 % interval, the spectral density of ∇²L(w), and how unlike layers are.
 
     The density p(t) = (1/P) Σ_i δ(t − λ_i) is recorded as a quadrature, `spectrum/nodes` with
-    `spectrum/weights`; `spectrum/lambda_min` is its lowest node, an upper bound of the smallest eigenvalue.
-    `spectrum/heterogeneity` is the mean Jensen-Shannon distance between the densities of the layers' diagonal blocks,
-    between 0 and 1, see `block_heterogeneity`; absent where there is one layer. L is what the sharpness probe takes.
-    Cost: about `steps`·`probes` + `samples` + layers·`layer_steps` Hessian-vector products.
+    `spectrum/weights`; `spectrum/lambda_min` is its lowest node, an upper bound of the smallest
+    eigenvalue. `spectrum/heterogeneity` is the mean Jensen-Shannon distance between the densities
+    of the layers' diagonal blocks, between 0 and 1, see `block_heterogeneity`; absent where there
+    is one layer. L is what the sharpness probe takes. Cost: about `steps`·`probes` + `samples` +
+    layers·`layer_steps` Hessian-vector products.
 
     Args:
         every: Cadence.
-        examples: How many training examples L is over, always the same, the first ones; None for all.
-        samples: Random vectors of the trace, beside `deflate` eigenvectors that are taken out of it.
+        examples: How many training examples L is over, always the same, the first ones; None for
+            all.
+        samples: Random vectors of the trace, beside `deflate` eigenvectors that are taken out of
+            it.
         deflate: Eigenvectors tracked for that.
         steps: Lanczos steps a random vector of the density.
         probes: Random vectors of the density.
@@ -68,7 +71,8 @@ class Spectrum:
         of = state.shared.signature(state)
         start_pairs = self._pairs if self._of in (None, of) else None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotConvergedWarning)  # pairs that are deflated need not have converged
+            # pairs that are deflated need not have converged
+            warnings.simplefilter("ignore", NotConvergedWarning)
             pairs = top_eigenpairs(H, min(self.deflate, H.size), start=start_pairs, seed=seed)
         estimate = trace(H, self.samples, deflate=pairs, seed=seed + 1)
         density = spectral_density(H, min(self.steps, H.size), self.probes, seed=seed + 2)
@@ -82,13 +86,20 @@ class Spectrum:
             "spectrum/weights": density.weights.tolist(),
         }
         found |= self._heterogeneity(state, H, seed + 3)
-        return found | {"spectrum/hvps": H.hvps - before, "spectrum/seconds": time.perf_counter() - start}
+        return found | {
+            "spectrum/hvps": H.hvps - before,
+            "spectrum/seconds": time.perf_counter() - start,
+        }
 
     def _heterogeneity(self, state: State, H: Hessian, seed: int) -> dict[str, Value]:
         layers = per_layer(state.model)
         if self.layer_steps == 0 or len(layers) < 2:
             return {}
-        return {"spectrum/heterogeneity": block_heterogeneity(block_densities(H, layers, self.layer_steps, seed=seed))}
+        return {
+            "spectrum/heterogeneity": block_heterogeneity(
+                block_densities(H, layers, self.layer_steps, seed=seed)
+            )
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return the warm start."""
@@ -97,6 +108,9 @@ class Spectrum:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         if "pairs" not in state:
-            raise UserError("the state of spectrum is from before eigenpairs remembered what they met: start anew")
+            raise UserError(
+                "the state of spectrum is from before eigenpairs remembered what they met: start "
+                "anew"
+            )
         self._of = state.get("of")
         self._pairs = None if state["pairs"] is None else Eigenpairs(**state["pairs"])

@@ -8,8 +8,10 @@ from typing import Any
 from optbench.curvature import Eigenpairs, NotConvergedWarning, Operator, audit, top_eigenpairs
 from optbench.errors import UserError
 
-AUDIT_BLOCK, AUDIT_STEPS = 2, 10  # found λ₁ to 1e-5 at all of 30 checkpoints of the digits run, λ₂ 0 to 20 % off
-# With a solve at least every 4th time no bound broke at 2,160 measurements of 24 trajectories (docs/curvature.md).
+# found λ₁ to 1e-5 at all of 30 checkpoints of the digits run, λ₂ 0 to 20 % off
+AUDIT_BLOCK, AUDIT_STEPS = (2, 10)
+# With a solve at least every 4th time no bound broke at 2,160 measurements of 24 trajectories
+# (docs/curvature.md).
 TRUST = 1.0
 
 
@@ -22,8 +24,8 @@ class Tracker:
         k: How many pairs.
         accuracy: Bound to reach, relative to λ₁.
         audit_every: Solves between cold audits, of 20 products each.
-        solve_every: Measurements between solves at the least; between them the pairs are held where that is enough,
-            see `trust` of `top_eigenpairs`.
+        solve_every: Measurements between solves at the least; between them the pairs are held where
+            that is enough, see `trust` of `top_eigenpairs`.
     """
 
     what: str
@@ -36,7 +38,9 @@ class Tracker:
     pairs: Eigenpairs | None = None
     of: str | None = None  # which parameters the pairs are of
 
-    def solve(self, operator: Operator, of: str, seed: int, say: Callable[[str], None]) -> Eigenpairs:
+    def solve(
+        self, operator: Operator, of: str, seed: int, say: Callable[[str], None]
+    ) -> Eigenpairs:
         """Find the pairs, from where the last solve found them; start anew where an audit finds one lost.
 
         Args:
@@ -55,14 +59,18 @@ class Tracker:
             if issubclass(warning.category, NotConvergedWarning):
                 say(f"{self.what}: {warning.message}")
             else:
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+                warnings.warn_explicit(
+                    warning.message, warning.category, warning.filename, warning.lineno
+                )
         self.pairs = pairs
         return pairs
 
     def _found(self, operator: Operator, seed: int, say: Callable[[str], None]) -> Eigenpairs:
         k = min(self.k, operator.size)
         trust = TRUST if self.since + 1 < self.solve_every else None
-        pairs = top_eigenpairs(operator, k, accuracy=self.accuracy, start=self.pairs, trust=trust, seed=seed)
+        pairs = top_eigenpairs(
+            operator, k, accuracy=self.accuracy, start=self.pairs, trust=trust, seed=seed
+        )
         if pairs.held:
             self.since += 1
         else:
@@ -70,14 +78,18 @@ class Tracker:
             self.count, self.since = self.count + 1, 0
         return pairs
 
-    def _audited(self, operator: Operator, pairs: Eigenpairs, seed: int, say: Callable[[str], None]) -> Eigenpairs:
+    def _audited(
+        self, operator: Operator, pairs: Eigenpairs, seed: int, say: Callable[[str], None]
+    ) -> Eigenpairs:
         if self.count % self.audit_every < self.audit_every - 1:
             return pairs
         check = audit(operator, pairs, block=AUDIT_BLOCK, steps=AUDIT_STEPS, seed=seed + 1)
         if not check.lost:
             return pairs
         say(f"{self.what}: an audit found an eigenvalue that tracking had lost")
-        return top_eigenpairs(operator, len(pairs.values), accuracy=self.accuracy, start=check.basis, seed=seed)
+        return top_eigenpairs(
+            operator, len(pairs.values), accuracy=self.accuracy, start=check.basis, seed=seed
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the warm start and the counts."""
@@ -87,6 +99,8 @@ class Tracker:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         if "pairs" not in state:
-            raise UserError(f"the state of {self.what} is from before eigenpairs were held: start anew")
+            raise UserError(
+                f"the state of {self.what} is from before eigenpairs were held: start anew"
+            )
         self.count, self.since, self.of = state["count"], state["since"], state.get("of")
         self.pairs = None if state["pairs"] is None else Eigenpairs(**state["pairs"])

@@ -20,10 +20,14 @@ def sobol_points(space: Mapping[str, search.Dimension], count: int, seed: int) -
     References:
         Owen (1998), doi:10.1006/jcom.1998.0487; scipy.stats.qmc.Sobol.
     """
-    whole = 1 << max(0, count - 1).bit_length()  # its balance is that of powers of 2: draw so many, take the first
+    # its balance is that of powers of 2: draw so many, take the first
+    whole = 1 << max(0, count - 1).bit_length()
     shares = qmc.Sobol(len(space), scramble=True, seed=seed).random(whole)[:count]
     return [
-        [f"optimizer.{key}={_spelled(axis.at(float(u)))}" for (key, axis), u in zip(space.items(), row, strict=True)]
+        [
+            f"optimizer.{key}={_spelled(axis.at(float(u)))}"
+            for (key, axis), u in zip(space.items(), row, strict=True)
+        ]
         for row in shares
     ]
 
@@ -35,24 +39,37 @@ def _spelled(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def search_spaces(names: str, config_dir: Path | None = None) -> dict[str, dict[str, search.Dimension]]:
+def search_spaces(
+    names: str, config_dir: Path | None = None
+) -> dict[str, dict[str, search.Dimension]]:
     """Return the search space of each optimizer named (or of all that have one), from its YAML.
 
     Raises:
         UserError: If there is no such optimizer, or it declares no search space.
     """
     folders = [folder / "optimizer" for folder in (config_dir, conf_folder()) if folder is not None]
-    files = {file.stem: file for folder in reversed(folders) for file in sorted(folder.glob("*.yaml"))}
-    wanted = sorted(files) if names == "all" else [name.strip() for name in names.split(",") if name.strip()]
+    files = {
+        file.stem: file for folder in reversed(folders) for file in sorted(folder.glob("*.yaml"))
+    }
+    wanted = (
+        sorted(files)
+        if names == "all"
+        else [name.strip() for name in names.split(",") if name.strip()]
+    )
     spaces = {}
     for name in wanted:
         if name not in files:
-            raise UserError(f"there is no optimizer called {name}.{nearest(name, files)} Known: {', '.join(files)}")
+            raise UserError(
+                f"there is no optimizer called {name}.{nearest(name, files)} Known: "
+                f"{', '.join(files)}"
+            )
         space = search.read(_node(files[name]).get("search"))
         if space:
             spaces[name] = space
         elif names != "all":
-            raise UserError(f"optimizer {name} declares no search space: add `search:` to {files[name].name}")
+            raise UserError(
+                f"optimizer {name} declares no search space: add `search:` to {files[name].name}"
+            )
     return spaces
 
 

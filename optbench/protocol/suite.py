@@ -11,7 +11,16 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
 
-from optbench.boundary import STRICT, Name, ShapeError, Text, UnreadableError, printable, read_yaml, shaped
+from optbench.boundary import (
+    STRICT,
+    Name,
+    ShapeError,
+    Text,
+    UnreadableError,
+    printable,
+    read_yaml,
+    shaped,
+)
 from optbench.boundary.overrides import quoted
 from optbench.errors import UserError, nearest
 from optbench.paths import conf_folder
@@ -32,11 +41,13 @@ class SuiteTask:
         run: Overrides of the main job.
         final: More of them for the runs that are reported: probes. They move no result.
         metric: What is ranked, less is better, at the last step.
-        select: What hyperparameters are chosen by, less is better, at the last step; never a test metric.
+        select: What hyperparameters are chosen by, less is better, at the last step; never a test
+            metric.
         start: Value of `metric` that scores 0, such as chance.
         good: Value of `metric` that scores 1. score(x) = (start − x)/(start − good).
         targets: Values of `select` to be reached, from easy to hard; the middle one is the suite's.
-        floor: No learner can have a smaller expected `metric` (a proof, not a record); None where none is known.
+        floor: No learner can have a smaller expected `metric` (a proof, not a record); None where
+            none is known.
         floor_slack: By how much a finite test set may undercut it: several of its standard errors.
     """
 
@@ -74,7 +85,8 @@ class Suite:
         sobol_seed: Of the scrambling.
         tuning_seeds: Every point is run with these, and their mean selects.
         final_seeds: The selected point is run anew with these, and reported; none is a tuning seed.
-        held_out: The task that is not tuned on: it is run at the point with the best mean rank on the others.
+        held_out: The task that is not tuned on: it is run at the point with the best mean rank on
+            the others.
         common: Overrides of every run.
         tasks: By name.
     """
@@ -111,17 +123,28 @@ class Suite:
             task: Of the suite.
             phase: `tune` or `final`.
             number: Of the point.
-            point: Overrides below `optimizer`: where the point lies in the optimizer's search space.
+            point: Overrides below `optimizer`: where the point lies in the optimizer's search
+                space.
             seed: Of the run.
         """
         own = self.tasks[task]
         probes = own.final if phase == FINAL else ("probes=none",)
-        later = {override.split("=")[0] for override in probes}  # Hydra refuses to be given a group twice
-        place = {"suite": self.name, "version": self.version, "digest": self.digest[:16], "task": task}
+        # Hydra refuses to be given a group twice
+        later = {override.split("=")[0] for override in probes}
+        place = {
+            "suite": self.name,
+            "version": self.version,
+            "digest": self.digest[:16],
+            "task": task,
+        }
         place |= {"phase": phase, "point": number}
         return (
             f"optimizer={quoted(optimizer)}",
-            *(override for override in (*self.common, *own.run) if override.split("=")[0] not in later),
+            *(
+                override
+                for override in (*self.common, *own.run)
+                if override.split("=")[0] not in later
+            ),
             *probes,
             *point,
             f"seed={seed}",
@@ -177,7 +200,10 @@ def _check(suite: Suite) -> None:
         raise UserError(f"suite {suite.name}: {what}")
 
     if both := set(suite.tuning_seeds) & set(suite.final_seeds):
-        refuse(f"seed {min(both)} both selects and reports: tuning_seeds and final_seeds must be disjoint")
+        refuse(
+            f"seed {min(both)} both selects and reports: tuning_seeds and final_seeds must be "
+            "disjoint"
+        )
     for seeds in (suite.tuning_seeds, suite.final_seeds):
         if len(set(seeds)) < len(seeds):
             refuse(f"seeds must differ from each other, got {list(seeds)}")

@@ -1,19 +1,19 @@
 """`python -m optbench.tune suite=smoke optimizer=adam,sgd`: put optimizers through a suite's protocol.
 
-Every optimizer gets the same number of scrambled-Sobol points of its own search space on every task, the best by
-validation is run anew with fresh seeds, and the held-out task is run at the point with the best mean rank on the
-others. What has run is found and not run again: give the same command to go on. Given twice at once, on one results
-folder, the two share the runs.
+Every optimizer gets the same number of scrambled-Sobol points of its own search space on every
+task, the best by validation is run anew with fresh seeds, and the held-out task is run at the point
+with the best mean rank on the others. What has run is found and not run again: give the same
+command to go on. Given twice at once, on one results folder, the two share the runs.
 
 keys:
-  suite=smoke         smoke (minutes on 2 cores), small (under an hour), full (a GPU), or a path to a .yaml
-  optimizer=all       names of conf/optimizer, separated by commas; all: those that have a search space
-  results_dir=results where the run folders go
-  jobs=N              runs at a time, cores/N threads each (default: as many as cores; on a GPU, 4 pay)
-  device=cpu          auto, cpu, cuda, mps
+  suite=smoke         smoke (minutes on 2 cores), small (under an hour), full (a GPU), or a path to
+  a .yaml optimizer=all       names of conf/optimizer, separated by commas; all: those that have a
+  search space results_dir=results where the run folders go
+  jobs=N              runs at a time, cores/N threads each (default: as many as cores; on a GPU, 4
+  pay) device=cpu          auto, cpu, cuda, mps
   run_seconds=86400   a run that takes longer is stopped and has failed; the others go on
-  wandb.mode=disabled auto, online, offline: mirror every run, grouped by optimizer, typed tune and final
-  config_dir=DIR      your own YAMLs: DIR/optimizer/mine.yaml, with its `search`
+  wandb.mode=disabled auto, online, offline: mirror every run, grouped by optimizer, typed tune and
+  final config_dir=DIR      your own YAMLs: DIR/optimizer/mine.yaml, with its `search`
 
 then: python -m optbench.leaderboard
 """
@@ -41,7 +41,8 @@ from optbench.protocol.suite import FINAL, TUNE, Suite, read_suite
 from optbench.record import folder as record
 from optbench.record.terminal import ManyRuns
 
-INDEX = "runs.jsonl"  # the folder of every command that has been given: finished ones are not given again
+# the folder of every command that has been given: finished ones are not given again
+INDEX = "runs.jsonl"
 
 
 @dataclass(frozen=True)
@@ -126,17 +127,27 @@ class Tuner:
 
     def _select(self, optimizer: str, points: Sequence[Sequence[str]]) -> dict[str, int]:
         values = {task: self._validation(task, optimizer, points) for task in self.suite.tuned}
-        whole = {task: [v for v in column if v is not None] for task, column in values.items() if None not in column}
+        whole = {
+            task: [v for v in column if v is not None]
+            for task, column in values.items()
+            if None not in column
+        }
         chosen = select(whole, self.suite.held_out) if whole else {}
-        if len(whole) < len(values):  # the held-out task waits until all that selects for it is known
+        # the held-out task waits until all that selects for it is known
+        if len(whole) < len(values):
             chosen.pop(self.suite.held_out, None)
         return chosen
 
-    def _validation(self, task: str, optimizer: str, points: Sequence[Sequence[str]]) -> list[float | None]:
+    def _validation(
+        self, task: str, optimizer: str, points: Sequence[Sequence[str]]
+    ) -> list[float | None]:
         """What selects, a point each, a mean over the tuning seeds; ∞ if one diverged, None if one is missing."""
         found: list[float | None] = []
         for i, point in enumerate(points):
-            places = [Place(self.suite, task, optimizer, TUNE, i, seed) for seed in self.suite.tuning_seeds]
+            places = [
+                Place(self.suite, task, optimizer, TUNE, i, seed)
+                for seed in self.suite.tuning_seeds
+            ]
             values = [self._value(self._finished(place, point), task) for place in places]
             known = [value for value in values if value is not None]
             found.append(math.fsum(known) / len(known) if len(known) == len(values) else None)
@@ -149,7 +160,10 @@ class Tuner:
             return math.inf
         metric = self.suite.tasks[task].select
         if metric not in summary["last"]:
-            raise UserError(f"suite {self.suite.name}: tasks.{task}.select is {metric}, which its runs do not record")
+            raise UserError(
+                f"suite {self.suite.name}: tasks.{task}.select is {metric}, which its runs do not "
+                "record"
+            )
         return float(summary["last"][metric])
 
     def _finished(self, place: Place, point: Sequence[str]) -> dict[str, Any] | None:
@@ -215,7 +229,10 @@ def read_arguments(arguments: Sequence[str], defaults: Mapping[str, str]) -> dic
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or key not in defaults:
-            raise UserError(f"there is no setting called {key}.{nearest(key, defaults)} Known: {', '.join(defaults)}")
+            raise UserError(
+                f"there is no setting called {key}.{nearest(key, defaults)} Known: "
+                f"{', '.join(defaults)}"
+            )
         given[key] = value
     return given
 
@@ -261,7 +278,9 @@ def _main(arguments: Sequence[str]) -> int:
     suite = read_suite(given["suite"])
     config_dir = Path(given["config_dir"]) if given["config_dir"] else None
     spaces = search_spaces(given["optimizer"], config_dir)
-    points = {name: sobol_points(space, suite.points, suite.sobol_seed) for name, space in spaces.items()}
+    points = {
+        name: sobol_points(space, suite.points, suite.sobol_seed) for name, space in spaces.items()
+    }
     jobs = given["jobs"] or str(cores() if given["device"] == "cpu" else min(4, cores()))
     if not jobs.isdigit() or int(jobs) < 1:
         raise UserError(f"jobs must be a positive number of runs at a time, got {jobs}")

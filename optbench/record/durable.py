@@ -1,6 +1,7 @@
 """Writing that survives a power cut: what counts has reached the disk, and so has the name that leads to it.
 
-A file's content and its entry in a directory are two things to a file system, each with its own `fsync`.
+A file's content and its entry in a directory are two things to a file system, each with its own
+`fsync`.
 """
 
 import contextlib
@@ -37,7 +38,8 @@ def write_part(path: Path, content: str | bytes | memoryview) -> Path:
 
 def sync_folder(folder: Path) -> None:
     """Bring a folder's entries to the disk, where the system has a way to."""
-    with contextlib.suppress(OSError):  # Windows and some network drives open no directories; others may forbid it
+    # Windows and some network drives open no directories; others may forbid it
+    with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)

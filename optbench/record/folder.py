@@ -37,7 +37,17 @@ METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
 SUMMARY, PROVENANCE, CONFIG = "summary.json", "provenance.json", "config.yaml"
 DIGESTS = "digests.json"
 CHECKPOINT, CHECKPOINT_BEFORE = "checkpoint.pt", "checkpoint.previous.pt"
-RUN_FILES = (CONFIG, PROVENANCE, METRICS, TIMINGS, SUMMARY, DIGESTS, CHECKPOINT, CHECKPOINT_BEFORE, *PICTURES)
+RUN_FILES = (
+    CONFIG,
+    PROVENANCE,
+    METRICS,
+    TIMINGS,
+    SUMMARY,
+    DIGESTS,
+    CHECKPOINT,
+    CHECKPOINT_BEFORE,
+    *PICTURES,
+)
 MIRROR_STATE, MIRROR_LOG = "wandb.json", "wandb.log"
 MIRROR_FILES = (MIRROR_STATE, MIRROR_LOG)
 CLOSED = (CONFIG, PROVENANCE, METRICS)  # what the digests of a finished run are of; see `_closed`
@@ -134,8 +144,8 @@ def plain(value: Any) -> Any:
 class RunFolder:
     """A run folder held by this process alone, as a context.
 
-    Entering clears up what killed writers left, and sets aside what is in the way, such as a folder called
-    `metrics.jsonl`.
+    Entering clears up what killed writers left, and sets aside what is in the way, such as a folder
+    called `metrics.jsonl`.
 
     Attributes:
         moved: A line for each time that something was set aside on entering.
@@ -160,11 +170,14 @@ class RunFolder:
             self._tidy()
         except Timeout as why:
             owner = (self.summary or {}).get("process", "unknown")
-            raise MachineError(f"another process ({owner}) is at work in {self.path}: wait for it, or stop it") from why
+            raise MachineError(
+                f"another process ({owner}) is at work in {self.path}: wait for it, or stop it"
+            ) from why
         except OSError as why:
             self._lock.release()
             raise MachineError(
-                f"cannot write to {self.path} ({why.strerror}): say results_dir=DIR with a folder that you may write to"
+                f"cannot write to {self.path} ({why.strerror}): say results_dir=DIR with a folder "
+                "that you may write to"
             ) from why
         return self
 
@@ -216,7 +229,9 @@ class RunFolder:
 
     def open_series(self, offsets: Mapping[str, int]) -> None:
         """Open both series, cut back to where a checkpoint says they ended; from nothing without one."""
-        self._series = {name: Series(self.path / name, offsets.get(name, 0)) for name in (METRICS, TIMINGS)}
+        self._series = {
+            name: Series(self.path / name, offsets.get(name, 0)) for name in (METRICS, TIMINGS)
+        }
         sync_folder(self.path)
 
     @property
@@ -245,11 +260,17 @@ class RunFolder:
 
     def write_summary(self, status: str, values: Mapping[str, Any]) -> None:
         """Write the summary whole; if the run has finished, after the digests that close the folder."""
-        head = {"schema": SCHEMA, "status": status, "process": f"{socket.gethostname()}:{os.getpid()}"}
+        head = {
+            "schema": SCHEMA,
+            "status": status,
+            "process": f"{socket.gethostname()}:{os.getpid()}",
+        }
         summary = head | dict(values)
         if status in FINISHED:
             self.sync()
-            summary["digests"] = DIGESTS  # a file of their own: they differ between a run and the same run killed
+            summary["digests"] = (
+                DIGESTS  # a file of their own: they differ between a run and the same run killed
+            )
             digests = {name: sha256(self.path / name) for name in _closed(status)}
             as_read = json.loads(json.dumps(summary, allow_nan=False))
             self.write_json(DIGESTS, digests | {SUMMARY: _content_digest(as_read)})

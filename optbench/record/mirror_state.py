@@ -51,7 +51,9 @@ class State:
             and bool(re.fullmatch(r"\w{1,64}", self.id))
             and isinstance(self.steps, dict)
             and isinstance(self.offline, list)
-            and all(type(number) is int for number in (self.rows, self.damaged, *self.steps.values()))
+            and all(
+                type(number) is int for number in (self.rows, self.damaged, *self.steps.values())
+            )
             and all(isinstance(text, str) for text in (self.why, self.url or "", *self.offline))
         )
 

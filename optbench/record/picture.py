@@ -1,7 +1,7 @@
 """`dynamics.png`: loss, sharpness against its threshold, and the generalization gap, over the run.
 
-Colours are Okabe and Ito's, told apart by colour-blind people; every line also has a dash pattern or marker
-of its own, for print.
+Colours are Okabe and Ito's, told apart by colour-blind people; every line also has a dash pattern
+or marker of its own, for print.
 """
 
 import io
@@ -45,7 +45,9 @@ def draw(records: Records, title: str, folder: Path) -> None:
             if axis.lines:
                 axis.legend(framealpha=0.85, edgecolor="none", fontsize=9)
             else:
-                axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="#666666")
+                axis.text(
+                    0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="#666666"
+                )
             axis.grid(alpha=0.25)
         axes[-1].set_xlabel("step (optimizer updates)")
     spectra = [record for record in records if "spectrum/nodes" in record]
@@ -63,7 +65,9 @@ def _figure(path: Path, rows: int, title: str, sharex: bool = True) -> Iterator[
     import matplotlib.pyplot as plt
 
     with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure, axes = plt.subplots(rows, 1, figsize=(8, 3 * rows), sharex=sharex, layout="constrained")
+        figure, axes = plt.subplots(
+            rows, 1, figsize=(8, 3 * rows), sharex=sharex, layout="constrained"
+        )
         yield axes
         figure.suptitle(title)
         content = io.BytesIO()
@@ -72,22 +76,41 @@ def _figure(path: Path, rows: int, title: str, sharex: bool = True) -> Iterator[
     write_whole(path, content.getvalue())
 
 
-def _line(axis: "Axes", records: Records, metric: str, label: str, color: str, style: str, **more: Any) -> None:
+def _line(
+    axis: "Axes", records: Records, metric: str, label: str, color: str, style: str, **more: Any
+) -> None:
     steps, values = series(records, metric)
     if steps:
-        look: dict[str, Any] = {"linewidth": 1.4, "marker": "o" if len(steps) < 40 else "", "markersize": 3}
+        look: dict[str, Any] = {
+            "linewidth": 1.4,
+            "marker": "o" if len(steps) < 40 else "",
+            "markersize": 3,
+        }
         axis.plot(steps, values, linestyle=style, color=color, label=label, **(look | more))
 
 
 def _loss(axis: "Axes", records: Records) -> None:
-    _line(axis, records, "batch/loss", "batch trained on", BLUE, "-", linewidth=0.6, alpha=0.5, marker="")
+    _line(
+        axis,
+        records,
+        "batch/loss",
+        "batch trained on",
+        BLUE,
+        "-",
+        linewidth=0.6,
+        alpha=0.5,
+        marker="",
+    )
     _line(axis, records, "train/loss", "train", BLUE, "-")
     _line(axis, records, "val/loss", "validation", GREEN, ":")
     _line(axis, records, "test/loss", "test", ORANGE, "--")
-    if any(value > 0 for metric in ("batch/loss", "train/loss") for value in series(records, metric)[1]):
+    if any(
+        value > 0 for metric in ("batch/loss", "train/loss") for value in series(records, metric)[1]
+    ):
         axis.set_yscale("log")
         low, high = axis.get_ylim()
-        if high < 10 * low:  # within a decade every tick is a minor one, and 2 × 10⁰ is a long name for 2
+        # within a decade every tick is a minor one, and 2 × 10⁰ is a long name for 2
+        if high < 10 * low:
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_formatter("{x:g}")
     axis.set_ylabel("loss")
@@ -104,19 +127,25 @@ def _sharpness(axis: "Axes", records: Records) -> None:
     first = f"{own}sharpness" if own else "sharpness/lambda_max"
     others = {key for r in records for key in r if key.startswith(f"{own or 'sharpness/'}lambda_")}
     numbered = sorted(
-        (key for key in others if key.rpartition("_")[2].isdigit()), key=lambda k: int(k.rpartition("_")[2])
+        (key for key in others if key.rpartition("_")[2].isdigit()),
+        key=lambda k: int(k.rpartition("_")[2]),
     )
     for i, key in enumerate(numbered):
         label = "" if i else "the next" if len(numbered) == 1 else f"the next {len(numbered)}"
         _line(axis, records, key, label, RED, "-", marker="", linewidth=0.7, alpha=0.6)
-    names = {None: "sharpness $\\lambda_1$", OWN[0]: "preconditioned sharpness", OWN[1]: "norm sharpness (lower bound)"}
+    names = {
+        None: "sharpness $\\lambda_1$",
+        OWN[0]: "preconditioned sharpness",
+        OWN[1]: "norm sharpness (lower bound)",
+    }
     _line(axis, records, first, names[own], RED, "-")
     _shade(axis, records)
     _, thresholds = series(records, "edge/threshold")
     _, sharpness = series(records, first)
     label = "edge of stability"
     if sharpness:
-        # A threshold far away, or one that a schedule sends to infinity, must not flatten the curve.
+        # A threshold far away, or one that a schedule sends to infinity, must not flatten the
+        # curve.
         shown = [t for t in thresholds if t < 3 * max(sharpness)]
         low, high = min(sharpness), max([*sharpness, *shown])
         if low > 0 and max(sharpness) > DECADES * low:
@@ -125,7 +154,8 @@ def _sharpness(axis: "Axes", records: Records) -> None:
         else:
             axis.set_ylim(min(0.0, low), 1.15 * high)
         if thresholds and not shown:
-            moves = max(thresholds) > 1.01 * min(thresholds)  # with a schedule, or the optimizer's own state
+            # with a schedule, or the optimizer's own state
+            moves = max(thresholds) > 1.01 * min(thresholds)
             label += f", off the picture at {min(thresholds):.3g}{' and above' if moves else ''}"
     _line(axis, records, "edge/threshold", label, BLACK, "--", marker="")
     axis.set_ylabel("sharpness" if own is None else names[own].split(" (")[0])
@@ -170,7 +200,11 @@ def _density(axis: "Axes", spectra: Records) -> None:
 
 def _outliers(axis: "Axes", records: Records) -> None:
     """Draw the eigenvalues tracked, and the lowest, over the run."""
-    names = [key for key in records[0] if key.startswith("sharpness/lambda_") and not key.endswith("bound")]
+    names = [
+        key
+        for key in records[0]
+        if key.startswith("sharpness/lambda_") and not key.endswith("bound")
+    ]
     for name in names:
         _line(axis, records, name, "", RED, "-", marker="", linewidth=0.9)
     _line(axis, records, "spectrum/lambda_min", "smallest", BLUE, ":")

@@ -62,9 +62,16 @@ def git_commit() -> str | None:
     try:
         commit, changes = (
             subprocess.run(
-                ["git", "-C", str(checkout), *arguments], capture_output=True, text=True, timeout=5, check=True
+                ["git", "-C", str(checkout), *arguments],
+                capture_output=True,
+                text=True,
+                timeout=5,
+                check=True,
             ).stdout.strip()
-            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+            for arguments in (
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain", "--untracked-files=no"],
+            )
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -82,7 +89,9 @@ def changed_versions(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "; ".join(changes)
 
 
-def provenance(task: Task, model: nn.Module, initial_loss: float, sources: Mapping[str, str]) -> dict[str, Any]:
+def provenance(
+    task: Task, model: nn.Module, initial_loss: float, sources: Mapping[str, str]
+) -> dict[str, Any]:
     """Gather everything; data hash, init hash and initial loss together are the problem's fingerprint."""
     origin = {
         "data_hash": task.data_hash(),
@@ -99,7 +108,13 @@ def provenance(task: Task, model: nn.Module, initial_loss: float, sources: Mappi
     }
     began = datetime.now(UTC).isoformat(timespec="seconds")
     return origin | {
-        "sessions": [{"began": began, "process": f"{socket.gethostname()}:{os.getpid()}", "command": sys.argv}]
+        "sessions": [
+            {
+                "began": began,
+                "process": f"{socket.gethostname()}:{os.getpid()}",
+                "command": sys.argv,
+            }
+        ]
     }
 
 
@@ -109,5 +124,6 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
     )

@@ -1,9 +1,10 @@
 """What code a configuration names, as hashes: a result stands for its command only while the code is the same.
 
-For code of the user's own it is a SHA-256 over the module of each `_target_` and all modules of the user's own that
-these import, wherever in them. What counts is the syntax tree without docstrings: comments, spaces and blank lines
-change nothing. For installed packages, and optbench itself, it is name and version. Files that code reads, and modules
-that it imports by a name made at run time, are not seen.
+For code of the user's own it is a SHA-256 over the module of each `_target_` and all modules of the
+user's own that these import, wherever in them. What counts is the syntax tree without docstrings:
+comments, spaces and blank lines change nothing. For installed packages, and optbench itself, it is
+name and version. Files that code reads, and modules that it imports by a name made at run time, are
+not seen.
 """
 
 import ast
@@ -35,7 +36,9 @@ def targets(node: Any) -> set[str]:
     """Return every `_target_` in a configuration."""
     if isinstance(node, Mapping):
         own = node.get("_target_")
-        return ({own} if isinstance(own, str) else set()).union(*(targets(value) for value in node.values()))
+        return ({own} if isinstance(own, str) else set()).union(
+            *(targets(value) for value in node.values())
+        )
     if isinstance(node, list):
         return set().union(*(targets(value) for value in node))
     return set()
@@ -92,7 +95,8 @@ def _closure(name: str) -> dict[str, bytes]:
         content, imported = _read(module, place)
         found[module] = content
         waiting += imported
-        waiting += [module.rpartition(".")[0]] if "." in module else []  # a package's own code runs first
+        # a package's own code runs first
+        waiting += [module.rpartition(".")[0]] if "." in module else []
     return found
 
 
@@ -142,7 +146,9 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            above = (
+                package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            )
             base = ".".join([*above, *([node.module] if node.module else [])])
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
@@ -203,7 +209,10 @@ def _is_installed(path: Path) -> bool:
     if {"site-packages", "dist-packages"} & set(path.parts):
         return True
     homes = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return any(path.is_relative_to(home) or path.resolve().is_relative_to(Path(home).resolve()) for home in homes)
+    return any(
+        path.is_relative_to(home) or path.resolve().is_relative_to(Path(home).resolve())
+        for home in homes
+    )
 
 
 @lru_cache

@@ -8,8 +8,8 @@ from typing import Any
 class Tail:
     """The lines of a growing series, each once, in the order of their steps.
 
-    A file that has been cut back and written again (the run was killed and resumed) is read anew: what was the
-    last line read is then no longer found in its place.
+    A file that has been cut back and written again (the run was killed and resumed) is read anew:
+    what was the last line read is then no longer found in its place.
     """
 
     def __init__(self, path: Path, last: int) -> None:

@@ -11,7 +11,14 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 SHOWN = {
@@ -57,7 +64,12 @@ class Terminal:
             self._bar.refresh()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
         if self._bar:
             self._bar.stop()
 
@@ -91,7 +103,8 @@ class Terminal:
 class ManyRuns:
     """Shows how many of a number of runs are made, as a context: a live bar, or plain lines now and then.
 
-    Without a terminal a line comes as it begins, whenever another tenth is made, and a minute after the last one.
+    Without a terminal a line comes as it begins, whenever another tenth is made, and a minute after
+    the last one.
     """
 
     def __init__(self, total: int, done: int = 0, console: Console | None = None) -> None:
@@ -100,8 +113,15 @@ class ManyRuns:
         self._next_line, self._next_time = 0, 0.0
         self._bar: Progress | None = None
         if self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self._bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=self._console)
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+            )
+            self._bar = Progress(
+                *columns, TextColumn("left"), TimeRemainingColumn(), console=self._console
+            )
             self._task = self._bar.add_task("runs", total=total, completed=done)
 
     def __enter__(self) -> "ManyRuns":
@@ -109,7 +129,12 @@ class ManyRuns:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
         if self._bar:
             self._bar.stop()
 
@@ -142,7 +167,10 @@ class ManyRuns:
 def closing_table(summary: Mapping[str, Any], lr: float | None) -> None:
     """Print the run's result as a small table, to standard output, and what to try next."""
     console = Console(file=sys.stdout, highlight=False)
-    table = Table(title=f"{summary['name']}: {summary['status']} at step {summary['step']}", title_justify="left")
+    table = Table(
+        title=f"{summary['name']}: {summary['status']} at step {summary['step']}",
+        title_justify="left",
+    )
     table.add_column("")
     for column in ("train", "validation", "test", "gap"):
         table.add_column(column, justify="right")
@@ -160,40 +188,69 @@ def _findings(summary: Mapping[str, Any]) -> list[str]:
     last, lines = summary["last"], []
     if "sharpness/lambda_max" in last:
         bound = last.get("sharpness/lambda_max_bound")  # absent where it overflowed
-        line = f"sharpness {last['sharpness/lambda_max']:.4g}" + (f" ± {bound:.1g}" if bound is not None else "")
-        lines.append(line + ("" if last.get("sharpness/converged", 1) else "; not every search for it converged"))
+        line = f"sharpness {last['sharpness/lambda_max']:.4g}" + (
+            f" ± {bound:.1g}" if bound is not None else ""
+        )
+        lines.append(
+            line
+            + ("" if last.get("sharpness/converged", 1) else "; not every search for it converged")
+        )
     events = summary.get("events", {})
     lines += _at_the_edge(summary, last, events)
     if events.get("unstable_convergence"):
-        lines.append(f"loss falls, not monotonically: {events['rises_after_crossing']:.0%} of the steps raise it")
+        lines.append(
+            f"loss falls, not monotonically: {events['rises_after_crossing']:.0%} of the steps "
+            "raise it"
+        )
     best = summary.get("best_val")
     if best:
         lines.append(f"best validation {best['metric']} {best['value']:.4f} at step {best['step']}")
-    lines.append(f"training {summary['train_seconds']:.1f} s, measuring {summary['probe_seconds']:.1f} s")
+    lines.append(
+        f"training {summary['train_seconds']:.1f} s, measuring {summary['probe_seconds']:.1f} s"
+    )
     return lines
 
 
-def _at_the_edge(summary: Mapping[str, Any], last: Mapping[str, Any], events: Mapping[str, Any]) -> list[str]:
+def _at_the_edge(
+    summary: Mapping[str, Any], last: Mapping[str, Any], events: Mapping[str, Any]
+) -> list[str]:
     """How far training went, when it got to the edge and where it stayed; where it ended, unless lr made that."""
     lines = []
     if events.get("annealed"):
         to = f" to {last['edge/lr']:.2g}" if "edge/lr" in last else ""
-        lines.append(f"lr annealed{to}, so that the edge went away: the last distance is of the schedule's making")
+        lines.append(
+            f"lr annealed{to}, so that the edge went away: the last distance is of the schedule's "
+            "making"
+        )
     elif "edge/distance" in last and "edge/threshold" in last:
-        own = [key for key in ("edge/preconditioned_sharpness", "edge/norm_sharpness") if key in last]
-        what = own[0].removeprefix("edge/").replace("_", " ") + f" {last[own[0]]:.4g}, " if own else ""
-        lines.append(f"{what}{last['edge/distance']:.3f} of the edge at {last['edge/threshold']:.4g}")
+        own = [
+            key for key in ("edge/preconditioned_sharpness", "edge/norm_sharpness") if key in last
+        ]
+        what = (
+            own[0].removeprefix("edge/").replace("_", " ") + f" {last[own[0]]:.4g}, " if own else ""
+        )
+        lines.append(
+            f"{what}{last['edge/distance']:.3f} of the edge at {last['edge/threshold']:.4g}"
+        )
     if events.get("max_ratio_at") is not None:
-        lines.append(f"at most {events['max_ratio']:.3f} of the edge, at step {events['max_ratio_at']}")
+        lines.append(
+            f"at most {events['max_ratio']:.3f} of the edge, at step {events['max_ratio_at']}"
+        )
     if "crossed_edge_at" in summary:
         crossed = summary["crossed_edge_at"]
-        lines.append("edge of stability not reached" if crossed is None else f"reached the edge at step {crossed}")
+        lines.append(
+            "edge of stability not reached"
+            if crossed is None
+            else f"reached the edge at step {crossed}"
+        )
     if events.get("plateau_ratio") is not None:
         low, high = events["plateau_low"], events["plateau_high"]
         catapults = len(events["catapults"])
         lines.append(
-            f"plateau at {events['plateau_ratio']:.3f} of the edge (quartiles {low:.3f} to {high:.3f}), "
-            f"{events['share_at_edge']:.0%} of the steps at it, {catapults} catapult{'s' * (catapults != 1)}"
+            f"plateau at {events['plateau_ratio']:.3f} of the edge (quartiles {low:.3f} to "
+            f"{high:.3f}), "
+            f"{events['share_at_edge']:.0%} of the steps at it, {catapults} "
+            f"catapult{'s' * (catapults != 1)}"
         )
     return lines
 
@@ -211,11 +268,17 @@ def _try_next(summary: Mapping[str, Any], lr: float | None) -> str:
         if not lr:
             return "smaller steps"
         if largest / 2 < lr / 4:
-            return f"optimizer.lr={largest / 2:.3g}, half of what the sharpness last measured allows"
+            return (
+                f"optimizer.lr={largest / 2:.3g}, half of what the sharpness last measured allows"
+            )
         return f"optimizer.lr={lr / 4:g}, a quarter of this"
     if crossed is None and lr:
         longer = f"steps={2 * summary['steps']}"
-        return f"optimizer.lr={2 * lr:g}, which halves the threshold, or {longer}" if 2 * lr <= largest else longer
+        return (
+            f"optimizer.lr={2 * lr:g}, which halves the threshold, or {longer}"
+            if 2 * lr <= largest
+            else longer
+        )
     if crossed is not ... and summary.get("events", {}).get("annealed"):
         return "schedule=constant, which leaves the edge where it is, to see whether training stays there"
     if crossed is not ... and lr:

@@ -1,8 +1,8 @@
 """W&B mirrors the run folder, in a process of its own: whatever W&B does, training never waits for it.
 
-`python -m optbench.record.wandb FOLDER` reads the folder's series as they grow and sends each step once. Killed
-or restarted, it goes on after the last step sent; run by hand later, it sends what never arrived. One mirror at
-a time works on a folder. The only importer of wandb.
+`python -m optbench.record.wandb FOLDER` reads the folder's series as they grow and sends each step
+once. Killed or restarted, it goes on after the last step sent; run by hand later, it sends what
+never arrived. One mirror at a time works on a folder. The only importer of wandb.
 """
 
 import os
@@ -20,7 +20,15 @@ from filelock import FileLock, Timeout
 
 from optbench.boundary import UnreadableError, read_yaml
 from optbench.boundary.command_line import VERSION
-from optbench.record.folder import CONFIG, METRICS, MIRROR_LOG, PROVENANCE, SUMMARY, TIMINGS, read_json
+from optbench.record.folder import (
+    CONFIG,
+    METRICS,
+    MIRROR_LOG,
+    PROVENANCE,
+    SUMMARY,
+    TIMINGS,
+    read_json,
+)
 from optbench.record.mirror_state import STATE, State
 from optbench.record.tail import Tail
 
@@ -51,7 +59,11 @@ class Mirror:
         """Let the mirror finish, for so long at most, and return a line on where the run is in W&B."""
         again = f"try again: python -m optbench.record.wandb {shlex.quote(str(self._folder))}"
         if self._process is None:
-            return f"W&B: nothing was sent{self._trouble}; {again}" if self._trouble else "W&B: disabled"
+            return (
+                f"W&B: nothing was sent{self._trouble}; {again}"
+                if self._trouble
+                else "W&B: disabled"
+            )
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
@@ -66,12 +78,14 @@ class Mirror:
 
 def _start(folder: Path) -> "subprocess.Popen[bytes]":
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK  # a FIFO in its place is an error, not a wait
+    # a FIFO in its place is an error, not a wait
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
     log = os.open(folder / LOG, flags, 0o644)
     try:
         return subprocess.Popen(
             [sys.executable, "-m", "optbench.record.wandb", str(folder), FOLLOW],
-            stdin=subprocess.PIPE,  # its end tells the mirror that this process has ended, however it did
+            # its end tells the mirror that this process has ended, however it did
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             start_new_session=True,  # Ctrl-C is for the training
@@ -107,7 +121,8 @@ class _Sender:
             self.refused += 1
 
     def log(self, row: dict[str, Any]) -> None:
-        # Without a number of our own, the rows of a second offline part would be counted from 0 again.
+        # Without a number of our own, the rows of a second offline part would be counted from 0
+        # again.
         self._run.log(row, step=self.state.rows, commit=True)
         self.state.rows += 1
 
@@ -184,7 +199,10 @@ def _config(folder: Path) -> dict[str, Any]:
             config["wandb"][key]
     except (UnreadableError, TypeError, LookupError) as why:
         line = " ".join(str(why).split())
-        sys.exit(f"cannot read what to send from {folder / CONFIG} ({line}): give the run's command again to write it")
+        sys.exit(
+            f"cannot read what to send from {folder / CONFIG} ({line}): give the run's command "
+            "again to write it"
+        )
     return config
 
 
@@ -193,7 +211,8 @@ def _mode(wandb: Any, wanted: str) -> tuple[str, str]:
     from_environment = os.environ.get("WANDB_MODE", "")
     if wanted not in ("online", "offline") and from_environment in ("online", "offline"):
         return from_environment, "WANDB_MODE says so"
-    if wanted in ("online", "offline"):  # `disabled` gets here only by hand, and then the hand decides
+    # `disabled` gets here only by hand, and then the hand decides
+    if wanted in ("online", "offline"):
         return wanted, "wandb.mode says so"
     try:
         logged_in = bool(wandb.login(verify=False))
@@ -202,7 +221,9 @@ def _mode(wandb: Any, wanted: str) -> tuple[str, str]:
     return ("online", "") if logged_in else ("offline", "no login here")
 
 
-def _init(wandb: Any, folder: Path, config: dict[str, Any], state: State, mode: tuple[str, str]) -> Any:
+def _init(
+    wandb: Any, folder: Path, config: dict[str, Any], state: State, mode: tuple[str, str]
+) -> Any:
     settings = config["wandb"]
     options = wandb.Settings(
         init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_SECONDS)),
@@ -244,8 +265,8 @@ def _init(wandb: Any, folder: Path, config: dict[str, Any], state: State, mode: 
 def _hold(folder: Path, follow: bool) -> FileLock:
     """Take the folder for this mirror alone.
 
-    The mirror of a run just killed may still be finishing: one that follows waits for it while its own training
-    goes on, and a little longer. One started by hand ends at once.
+    The mirror of a run just killed may still be finishing: one that follows waits for it while its
+    own training goes on, and a little longer. One started by hand ends at once.
     """
     lock = FileLock(folder / LOCK)
     last_moment = float("inf") if follow else 0.0
@@ -262,18 +283,28 @@ def _hold(folder: Path, follow: bool) -> FileLock:
             last_moment = time.monotonic() + LOCK_SECONDS
 
 
-def log_table(project: str, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def log_table(
+    project: str, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
+) -> str:
     """Log a leaderboard as a W&B table in a run of its own, of job type `leaderboard`; return where it is."""
     import wandb
 
     mode, why = _mode(wandb, "auto")
     settings: dict[str, Any] = {"job_type": "leaderboard", "group": name, "mode": mode}
     run = wandb.init(project=project, name=f"leaderboard-{name}", **settings)
-    run.log({f"leaderboard/{name}": wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+    run.log(
+        {
+            f"leaderboard/{name}": wandb.Table(
+                columns=list(columns), data=[list(row) for row in rows]
+            )
+        }
+    )
     run.finish()
     wandb.teardown()  # its service writes on after finish() has returned
     return (
-        f"W&B: {run.url}" if mode == "online" else f"W&B: offline ({why}); send it: wandb sync {Path(run.dir).parent}"
+        f"W&B: {run.url}"
+        if mode == "online"
+        else f"W&B: offline ({why}); send it: wandb sync {Path(run.dir).parent}"
     )
 
 
@@ -286,7 +317,10 @@ def main() -> None:
     follow = FOLLOW in arguments
     folders = [Path(argument) for argument in arguments if argument != FOLLOW]
     if len(folders) != 1 or not (folders[0] / CONFIG).exists():
-        sys.exit("usage: python -m optbench.record.wandb RUN_FOLDER\nSends a run folder to W&B, what is new of it.")
+        sys.exit(
+            "usage: python -m optbench.record.wandb RUN_FOLDER\nSends a run folder to W&B, what is "
+            "new of it."
+        )
     with _hold(folders[0], follow):
         print(mirror(folders[0], follow).where(folders[0]), flush=True)
 

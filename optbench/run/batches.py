@@ -13,8 +13,9 @@ from optbench.task import Task
 class Batches:
     """An endless sequence of batches: a new permutation every epoch, whole batches only.
 
-    The examples left over at the end of an epoch (fewer than a batch) are left out of that epoch, others each
-    time, so that every update averages over the same number of examples. The full batch keeps its order.
+    The examples left over at the end of an epoch (fewer than a batch) are left out of that epoch,
+    others each time, so that every update averages over the same number of examples. The full batch
+    keeps its order.
 
     Args:
         task: On the device trained on.
@@ -29,7 +30,10 @@ class Batches:
         N = len(task.train)
         whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
         if batch_size != "full" and not (whole and 1 <= int(batch_size) <= N):
-            raise UserError(f"batch_size must be full, or between 1 and the {N} training examples, got {batch_size}")
+            raise UserError(
+                f"batch_size must be full, or between 1 and the {N} training examples, got "
+                f"{batch_size}"
+            )
         self.full = batch_size == "full" or batch_size == N
         self.size = N if self.full else int(batch_size)
         self.per_epoch = N // self.size

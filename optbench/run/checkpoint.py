@@ -17,7 +17,8 @@ from optbench.run.portable_state import NotPortableError, digest, from_portable,
 
 NAME, PREVIOUS = CHECKPOINT, CHECKPOINT_BEFORE
 DIGEST = "digest"
-CLOCKS = ("train_seconds", "probe_seconds")  # keys whose values differ between a run and the same run killed
+# keys whose values differ between a run and the same run killed
+CLOCKS = ("train_seconds", "probe_seconds")
 LONGEST_REASON = 120  # characters
 
 
@@ -29,7 +30,8 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
     Raises:
         UserError: If there is something in the state that could not be read back.
     """
-    content = io.BytesIO()  # torch.save to a disk that is full raises something that no longer says so
+    # torch.save to a disk that is full raises something that no longer says so
+    content = io.BytesIO()
     torch.save(_portable(state), content)
     part = write_part(folder / NAME, content.getbuffer())
     if (folder / NAME).exists():
@@ -60,8 +62,9 @@ def check_readable(folder: Path, state: Mapping[str, Any]) -> None:
 def candidates(folder: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
     """Yield name and state of each checkpoint, the newest first; in place of a damaged one's state, why it is.
 
-    A checkpoint is whole if every part of it has its stored CRC-32, and the whole the digest that it was sealed with.
-    Only tensors and plain containers are read (`weights_only=True`): a checkpoint from elsewhere cannot execute code.
+    A checkpoint is whole if every part of it has its stored CRC-32, and the whole the digest that
+    it was sealed with. Only tensors and plain containers are read (`weights_only=True`): a
+    checkpoint from elsewhere cannot execute code.
     """
     for name in (NAME, PREVIOUS):
         if not (folder / name).exists():
@@ -80,7 +83,8 @@ def _portable(state: Mapping[str, Any]) -> dict[str, Any]:
         portable: dict[str, Any] = to_portable(dict(state))
     except NotPortableError as why:
         raise UserError(
-            f"{_TROUBLE}: {why}; keep tensors, numbers, text, NumPy arrays, or lists, sets and mappings of these"
+            f"{_TROUBLE}: {why}; keep tensors, numbers, text, NumPy arrays, or lists, sets and "
+            "mappings of these"
         ) from why
     return portable
 
@@ -88,7 +92,11 @@ def _portable(state: Mapping[str, Any]) -> dict[str, Any]:
 def _without_clocks(state: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in state.items() if key not in (*CLOCKS, DIGEST)}
     offsets = kept.get("offsets", {})
-    return kept | {"offsets": {name: offset for name, offset in offsets.items() if not name.startswith("timings")}}
+    return kept | {
+        "offsets": {
+            name: offset for name, offset in offsets.items() if not name.startswith("timings")
+        }
+    }
 
 
 def _whole(path: Path) -> dict[str, Any]:

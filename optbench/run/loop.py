@@ -31,9 +31,11 @@ class Settings:
     Attributes:
         steps: Optimizer updates in all.
         seed: Of the run.
-        log_every: Steps between records of the batch loss; a record holds the mean since the one before.
+        log_every: Steps between records of the batch loss; a record holds the mean since the one
+            before.
         checkpoint_seconds: Time between checkpoints.
-        explosion_factor: A batch loss above this many initial losses is a divergence, as is one not finite.
+        explosion_factor: A batch loss above this many initial losses is a divergence, as is one not
+            finite.
     """
 
     steps: int
@@ -68,11 +70,13 @@ class Runner:
     folder: RunFolder
     terminal: Terminal
     about: Mapping[str, Any] = field(default_factory=dict)  # what the summary says first
-    origin: Mapping[str, Any] = field(default_factory=dict)  # of its provenance, what a checkpoint is held against
+    # of its provenance, what a checkpoint is held against
+    origin: Mapping[str, Any] = field(default_factory=dict)
     step: int = 0
     train_seconds: float = 0.0
     probe_seconds: float = 0.0
-    _unread: list[tuple[int, Tensor]] = field(default_factory=list)  # (step, batch loss) still on the device
+    # (step, batch loss) still on the device
+    _unread: list[tuple[int, Tensor]] = field(default_factory=list)
     _losses: list[float] = field(default_factory=list)  # batch losses since the last record
     _done: bool = False
     _stop: bool = False
@@ -121,7 +125,9 @@ class Runner:
             raise KeyboardInterrupt
         found = self._probe()
         if not last:
-            self._unread.append((self.step, self.experiment.update(*self.experiment.batches.next())))
+            self._unread.append(
+                (self.step, self.experiment.update(*self.experiment.batches.next()))
+            )
         if last or self.step % settings.log_every == 0:
             self._read_losses()
             if self._losses:
@@ -170,7 +176,9 @@ class Runner:
         )
         try:
             measure(now, state)
-        except FloatingPointError as why:  # the weights are finite, but what follows from them overflows
+        except (
+            FloatingPointError
+        ) as why:  # the weights are finite, but what follows from them overflows
             raise _DivergenceError(self.step) from why
         loss = state.found.get("train/loss", 0.0)
         if isinstance(loss, float) and not math.isfinite(loss):
@@ -192,8 +200,8 @@ class Runner:
     def save(self) -> None:
         """Write a checkpoint of everything that the rest of the run depends on.
 
-        The series reach the disk before it: one that counts bytes that a power cut has taken is worth nothing.
-        The first of a session is read back at once.
+        The series reach the disk before it: one that counts bytes that a power cut has taken is
+        worth nothing. The first of a session is read back at once.
         """
         self._read_losses()
         self._count_training()
@@ -217,10 +225,15 @@ class Runner:
                 "optimizer": update.optimizer.state_dict(),
                 "schedule": update.schedule.state_dict() if update.schedule else {},
                 "batches": self.experiment.batches.state_dict(),
-                "probes": {k: p.state_dict() for k, p in self.experiment.probes.items() if isinstance(p, Stateful)},
+                "probes": {
+                    k: p.state_dict()
+                    for k, p in self.experiment.probes.items()
+                    if isinstance(p, Stateful)
+                },
                 "losses": self._losses,
                 "measured": dict(self._shared.notes),
-                "done": self._done,  # killed after this and before the summary, the last step is not done again
+                # killed after this and before the summary, the last step is not done again
+                "done": self._done,
                 "offsets": self.folder.offsets,
                 "metrics_digest": self.folder.metrics_digest,
                 "origin": dict(self.origin),

@@ -43,11 +43,13 @@ def _tensors(node: Any) -> Iterator[Tensor]:
 def keep_freed_memory() -> bool:
     """Tell the C library to hold on to what is freed, and return whether it does.
 
-    A training step on a CPU allocates and frees the same few large tensors; glibc hands such back to the system
-    at once, which then clears every page again (about a quarter of a step of a small CNN). The peak stays as it
-    was. Where the C library is another, nothing is changed.
+    A training step on a CPU allocates and frees the same few large tensors; glibc hands such back
+    to the system at once, which then clears every page again (about a quarter of a step of a small
+    CNN). The peak stays as it was. Where the C library is another, nothing is changed.
     """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all(mallopt(what, _NEVER) == 1 for what in (_MMAP_THRESHOLD, _TRIM_THRESHOLD))
+    return mallopt is not None and all(
+        mallopt(what, _NEVER) == 1 for what in (_MMAP_THRESHOLD, _TRIM_THRESHOLD)
+    )

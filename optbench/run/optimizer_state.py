@@ -1,7 +1,8 @@
 """Giving an optimizer its state back as it was.
 
-torch's `Optimizer.load_state_dict` casts every tensor to its parameter's precision, and makes every iterable again as
-`type(value)(items)`: text becomes the name of a generator, a NumPy array an error.
+torch's `Optimizer.load_state_dict` casts every tensor to its parameter's precision, and makes every
+iterable again as `type(value)(items)`: text becomes the name of a generator, a NumPy array an
+error.
 """
 
 import copy
@@ -25,7 +26,11 @@ def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
         state = optimizer.state.get(params[number], {}) if number < len(params) else {}
         for key, value in values.items():
             loaded = state.get(key)
-            if isinstance(value, Tensor) and isinstance(loaded, Tensor) and loaded.dtype != value.dtype:
+            if (
+                isinstance(value, Tensor)
+                and isinstance(loaded, Tensor)
+                and loaded.dtype != value.dtype
+            ):
                 state[key] = value.to(loaded.device, copy=True)
 
 
@@ -34,7 +39,9 @@ def _by_parameter(saved: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, 
     groups, state = saved.get("param_groups"), saved.get("state")
     if not isinstance(groups, list) or not isinstance(state, Mapping):
         return
-    order = {number: place for place, number in enumerate(n for group in groups for n in group["params"])}
+    order = {
+        number: place for place, number in enumerate(n for group in groups for n in group["params"])
+    }
     for number, values in state.items():
         if number in order and isinstance(values, Mapping):
             yield order[number], values
@@ -51,5 +58,8 @@ def _without(saved: dict[str, Any], odd: Mapping[tuple[int, str], Any]) -> dict[
     if not odd:
         return saved
     keys = {key for _, key in odd}
-    kept = {number: {k: v for k, v in values.items() if k not in keys} for number, values in saved["state"].items()}
+    kept = {
+        number: {k: v for k, v in values.items() if k not in keys}
+        for number, values in saved["state"].items()
+    }
     return saved | {"state": kept}

@@ -1,7 +1,8 @@
 """State that a checkpoint can hold: what `torch.load(weights_only=True)` reads back, which runs nobody's code.
 
-Tensors, numbers, text and containers of these are held as they are. Some others are held as a mark: a mapping
-`{MARK: kind, ...}` from which they are made again, NumPy's scalars and arrays with the same dtype.
+Tensors, numbers, text and containers of these are held as they are. Some others are held as a mark:
+a mapping `{MARK: kind, ...}` from which they are made again, NumPy's scalars and arrays with the
+same dtype.
 """
 
 import copy
@@ -44,9 +45,13 @@ def to_portable(state: Any, where: str = "") -> Any:
     if type(state) in (bytes, bytearray):
         return _marked_bytes(state)
     if type(state) in DICTS:
-        return _same_or(state, {_key(key, where): to_portable(x, _part(where, key)) for key, x in state.items()})
+        return _same_or(
+            state, {_key(key, where): to_portable(x, _part(where, key)) for key, x in state.items()}
+        )
     if type(state) in (list, tuple):
-        return _same_or(state, type(state)(to_portable(x, _part(where, i)) for i, x in enumerate(state)))
+        return _same_or(
+            state, type(state)(to_portable(x, _part(where, i)) for i, x in enumerate(state))
+        )
     if type(state) in (set, frozenset):
         items = sorted((to_portable(x, where) for x in state), key=repr)
         return {MARK: type(state).__name__, "items": items}
@@ -99,7 +104,9 @@ def _same_or(state: Any, changed: Any) -> Any:
 def _key(key: Any, where: str) -> Any:
     if type(key) in PLAIN or (type(key) is tuple and all(type(part) in PLAIN for part in key)):
         return key
-    raise NotPortableError(f"a key of {where or 'it'}, {key!r}, is a {type(key).__module__}.{type(key).__qualname__}")
+    raise NotPortableError(
+        f"a key of {where or 'it'}, {key!r}, is a {type(key).__module__}.{type(key).__qualname__}"
+    )
 
 
 def _part(where: str, key: Any) -> str:
@@ -108,7 +115,9 @@ def _part(where: str, key: Any) -> str:
 
 def _marked_array(array: Any, where: str) -> dict[str, Any]:
     if array.dtype.kind not in KINDS_OF_ARRAY or type(array).__module__ != "numpy":
-        raise NotPortableError(f"{where} is a {type(array).__module__}.{type(array).__qualname__} of {array.dtype}")
+        raise NotPortableError(
+            f"{where} is a {type(array).__module__}.{type(array).__qualname__} of {array.dtype}"
+        )
     kind = "array" if isinstance(array, np.ndarray) else "scalar"
     content = _marked_bytes(np.ascontiguousarray(array).tobytes())
     return content | {MARK: kind, "dtype": array.dtype.str, "shape": tuple(array.shape)}

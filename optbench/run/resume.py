@@ -1,6 +1,7 @@
 """Going on from a checkpoint: the newest that fits the run, its code, its data and its series; else from the start.
 
-Nothing on disk is touched before a checkpoint has been loaded, and what cannot be gone on from is set aside.
+Nothing on disk is touched before a checkpoint has been loaded, and what cannot be gone on from is
+set aside.
 """
 
 import json
@@ -47,7 +48,8 @@ class Start:
     """What a run begins with.
 
     Attributes:
-        build: Builds the experiment, each time anew: one that took half of a foreign checkpoint is thrown away.
+        build: Builds the experiment, each time anew: one that took half of a foreign checkpoint is
+            thrown away.
         about: What the summary says first.
         sources: Hashes of the code that the configuration names.
     """
@@ -57,7 +59,9 @@ class Start:
     sources: Mapping[str, str]
 
 
-def resume_or_start(start: Start, experiment: Experiment, folder: RunFolder, terminal: Terminal) -> Runner:
+def resume_or_start(
+    start: Start, experiment: Experiment, folder: RunFolder, terminal: Terminal
+) -> Runner:
     """Return a runner that goes on from a checkpoint, or stands at the start, with the folder's files as that wants.
 
     Args:
@@ -71,13 +75,17 @@ def resume_or_start(start: Start, experiment: Experiment, folder: RunFolder, ter
     """
     for line in folder.moved:
         terminal.say(line)
-    now = provenance(experiment.task, experiment.update.model, experiment.initial_loss, start.sources)
+    now = provenance(
+        experiment.task, experiment.update.model, experiment.initial_loss, start.sources
+    )
     sessions = now.pop("sessions")
     now = json.loads(json.dumps(now))
     runner = Runner(experiment, folder, terminal, start.about, now)
     unusable: list[str] = []
     for name, found in checkpoint.candidates(folder.path):
-        reason = found if isinstance(found, str) else _unfit(found, folder, experiment.settings.steps)
+        reason = (
+            found if isinstance(found, str) else _unfit(found, folder, experiment.settings.steps)
+        )
         if not isinstance(found, str) and not reason:
             origin = _same_origin(found, now, folder, terminal)
             reason = _load(runner, found)
@@ -130,15 +138,19 @@ def _same_origin(
     way_out = "so it cannot go on: overwrite=true starts again"
     for key, what in (("data_hash", "data"), ("init_hash", "initial weights")):
         if then.get(key, now[key]) != now[key]:
-            raise UserError(f"the {what} of {folder.path.name} are not those that it began with, {way_out}")
+            raise UserError(
+                f"the {what} of {folder.path.name} are not those that it began with, {way_out}"
+            )
     if changed := changed_code(then.get("sources"), now["sources"]):
         raise UserError(
-            f"{folder.path.name} is half done, and {changed}, {way_out}; or move {folder.path} away, or keep both with "
+            f"{folder.path.name} is half done, and {changed}, {way_out}; or move {folder.path} "
+            "away, or keep both with "
             "another results folder"
         )
     if changed := changed_versions(then, now):
         terminal.say(
-            f"versions or hardware differ from those this run began with ({changed}): it may not end identical"
+            f"versions or hardware differ from those this run began with ({changed}): it may not "
+            "end identical"
         )
     return {**now, **then}
 
@@ -153,7 +165,11 @@ def _load(runner: Runner, state: Mapping[str, Any]) -> str:
 
 
 def _go_on(
-    runner: Runner, state: Mapping[str, Any], origin: dict[str, Any], sessions: list[Any], unusable: list[str]
+    runner: Runner,
+    state: Mapping[str, Any],
+    origin: dict[str, Any],
+    sessions: list[Any],
+    unusable: list[str],
 ) -> None:
     folder, say = runner.folder, runner.terminal.say
     if unusable:
@@ -165,14 +181,20 @@ def _go_on(
     folder.open_series({**state["offsets"], record.TIMINGS: kept})
     earlier = (folder.provenance or {}).get("sessions")
     if not isinstance(earlier, list):
-        say(f"{record.PROVENANCE} is missing or damaged: written again, without the earlier sessions")
+        say(
+            f"{record.PROVENANCE} is missing or damaged: written again, without the earlier "
+            "sessions"
+        )
         earlier = []
     origin.pop("sessions", None)
     folder.write_json(record.PROVENANCE, {**origin, "sessions": [*earlier, *sessions]})
     runner.origin = origin
     update = runner.experiment.update
     if digest(state["optimizer"]) != digest(update.optimizer.state_dict()):
-        say(f"{type(update.optimizer).__name__} does not take its state back as it was: it may not end bit-identical")
+        say(
+            f"{type(update.optimizer).__name__} does not take its state back as it was: it may not "
+            "end bit-identical"
+        )
     say(f"going on from step {state['step']}")
 
 

@@ -18,15 +18,16 @@ from optbench.task import Loss
 class Update:
     """Calls `optimizer.step(closure)` on a batch, then the schedule.
 
-    An optimizer that differentiates the gradient says so by a true attribute `create_graph`; then the closure
-    leaves gradients with their graph in `.grad`. After the step they are there without.
+    An optimizer that differentiates the gradient says so by a true attribute `create_graph`; then
+    the closure leaves gradients with their graph in `.grad`. After the step they are there without.
 
     Attributes:
-        micro_batch_size: Examples a forward and backward pass; bounds memory, the mathematics stays. None: all.
+        micro_batch_size: Examples a forward and backward pass; bounds memory, the mathematics
+            stays. None: all.
         clip_norm: Largest Euclidean norm of the whole gradient; None for no clipping.
         autocast: Forward passes in bfloat16 where that is safe; weights and loss stay in float32.
-        gradients: Evaluations of the batch gradient so far; some optimizers take several an update. One with its
-            graph counts twice: the Hessian product that it is for costs as much again.
+        gradients: Evaluations of the batch gradient so far; some optimizers take several an update.
+            One with its graph counts twice: the Hessian product that it is for costs as much again.
     """
 
     model: nn.Module
@@ -47,8 +48,10 @@ class Update:
         small = self.micro_batch_size is not None and self.micro_batch_size < batch_size
         if small and any(isinstance(module, _BatchNorm) for module in self.model.modules()):
             raise UserError(
-                f"micro_batch_size={self.micro_batch_size} below the batch of {batch_size} would change what batch "
-                "norm computes: say model.norm=group or none, a smaller batch_size, or micro_batch_size=null"
+                f"micro_batch_size={self.micro_batch_size} below the batch of {batch_size} would "
+                "change what batch "
+                "norm computes: say model.norm=group or none, a smaller batch_size, or "
+                "micro_batch_size=null"
             )
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -70,7 +73,9 @@ class Update:
 
         self.optimizer.step(closure)  # type: ignore[arg-type]  # closures may return tensors
         if first is None:
-            raise UserError(f"{type(self.optimizer).__name__}.step() never called the closure that it was given")
+            raise UserError(
+                f"{type(self.optimizer).__name__}.step() never called the closure that it was given"
+            )
         for p in self.parameters:  # a graph that ends in p and hangs on p.grad would never be freed
             if p.grad is not None and p.grad.requires_grad:
                 p.grad = p.grad.detach()
@@ -106,10 +111,12 @@ class Update:
             return
         held = [p for p in self.parameters if p.grad is not None]
         before = [p.grad.detach().clone() for p in held if p.grad is not None]
-        scale = (largest / (nn.utils.get_total_norm(before) + 1e-6)).clamp(max=1)  # as clip_grad_norm_ has it
+        # as clip_grad_norm_ has it
+        scale = (largest / (nn.utils.get_total_norm(before) + 1e-6)).clamp(max=1)
         for p in held:
             assert p.grad is not None
-            p.grad = p.grad * scale  # what is differentiated is the clipped gradient, at a fixed scale
+            # what is differentiated is the clipped gradient, at a fixed scale
+            p.grad = p.grad * scale
 
     def _differentiate(self, loss: Tensor) -> None:
         if not self._keeps_graph:

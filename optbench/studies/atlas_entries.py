@@ -1,11 +1,12 @@
 """The entries of the edge atlas: which optimizer, at which settings, measured against which threshold.
 
-The learning rates are those that the rule of `choice` takes of the ones listed, on seed 0 (`--choose`). It takes none
-for the control and for SGD in small batches, which come to no edge, and for Shampoo, which starts at its own: these
-were chosen by hand.
+The learning rates are those that the rule of `choice` takes of the ones listed, on seed 0
+(`--choose`). It takes none for the control and for SGD in small batches, which come to no edge, and
+for Shampoo, which starts at its own: these were chosen by hand.
 
-The tolerances are those of small oscillations about a valley. Where runs are known not to keep to theirs, the
-entry says so in `expected`, and why, as far as that is known; the `-m slow` test fails when one changes sides.
+The tolerances are those of small oscillations about a valley. Where runs are known not to keep to
+theirs, the entry says so in `expected`, and why, as far as that is known; the `-m slow` test fails
+when one changes sides.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ STEPS, SHORT_STEPS = 3000, 2000
 COMMON = (
     "task=digits",
     "model.widths=[32,32]",
-    "probes.sharpness.every=21",  # odd: an oscillation of period two is then seen on both of its sides
+    # odd: an oscillation of period two is then seen on both of its sides
+    "probes.sharpness.every=21",
     "probes.generalization.every=200",
     "probes.layers=null",
     "wandb.mode=disabled",
@@ -34,12 +36,15 @@ class Entry:
         overrides: Of the main job, beside the atlas's common ones.
         lrs: Learning rates that `--choose` tries on `CHOICE_SEED`, ascending.
         lr: That of them which is reported.
-        tolerance: Largest |measured/threshold − 1| of an established edge; None where none is established.
+        tolerance: Largest |measured/threshold − 1| of an established edge; None where none is
+            established.
         expected: The verdict that is known, one of `WITHIN`, `OUTSIDE`, `NOT_REACHED` and `OPEN`.
         why: Why that is not `WITHIN`, or why the tolerance is not 5 %.
         key: The override that the learning rate goes to.
-        mean: Whether the threshold holds on time average only: compare means, not the median of ratios.
-        metric: What is compared with `factor`/lr instead of what the edge probe compares, if anything.
+        mean: Whether the threshold holds on time average only: compare means, not the median of
+            ratios.
+        metric: What is compared with `factor`/lr instead of what the edge probe compares, if
+            anything.
         factor: Threshold · lr of `metric`.
         needs: Package that the optimizer is from, if not a dependency.
     """
@@ -89,7 +94,8 @@ SPECTRAL = ("optimizer=steepest", "optimizer.norm=spectral")
 ELSEWHERE = "pytorch_optimizer"
 CROWDED = "several eigenvalues are at the edge, in finite oscillations that mix them: λ₁, the largest, is above 1"
 OVERSHOT = (
-    "the fast start overshoots the edge and leaves the network flat; at a loss near .001 little sharpens it again"
+    "the fast start overshoots the edge and leaves the network flat; "
+    "at a loss near .001 little sharpens it again"
 )
 RATCHET = "P never shrinks, so that after a spike it takes long to come back; at a loss near .001 little sharpens"
 GEOMETRY = "norm sharpness is a lower bound, and its maximizer jumps from corner to corner"
@@ -102,7 +108,15 @@ ONE_SOURCE = "2(1−β)/η of small batches, one source (2604.14108), not seen o
 UNKNOWN = "no threshold is established"
 ATLAS = (
     Entry("gradient descent", ("optimizer=sgd",), (0.15, 0.3), 0.15),
-    Entry("gradient descent (small step)", ("optimizer=sgd",), (0.02,), 0.02, None, NOT_REACHED, CONTROL),
+    Entry(
+        "gradient descent (small step)",
+        ("optimizer=sgd",),
+        (0.02,),
+        0.02,
+        None,
+        NOT_REACHED,
+        CONTROL,
+    ),
     Entry("GD with L2", ("optimizer=sgd", "optimizer.weight_decay=0.001"), (0.15, 0.3), 0.15),
     Entry("heavy ball β=.9", ("optimizer=momentum",), (0.15, 0.3), 0.3, 0.05, OUTSIDE, OVERSHOT),
     Entry("heavy ball β=.5", ("optimizer=momentum", "optimizer.momentum=0.5"), (0.2, 0.4), 0.2),
@@ -116,10 +130,14 @@ ATLAS = (
     Entry("Adamax", ("optimizer=adamax",), (4e-3, 8e-3), 8e-3),
     Entry("Adagrad", ("optimizer=adagrad",), (5e-3, 1e-2), 5e-3),
     Entry("Adadelta", ("optimizer=adadelta",), (0.25, 0.5, 1.0), 0.25, 0.05, OUTSIDE, CROWDED),
-    Entry("Adafactor", ("optimizer=adafactor",), (2.5e-3, 5e-3, 1e-2), 2.5e-3, 0.05, OUTSIDE, CROWDED),
+    Entry(
+        "Adafactor", ("optimizer=adafactor",), (2.5e-3, 5e-3, 1e-2), 2.5e-3, 0.05, OUTSIDE, CROWDED
+    ),
     Entry("SAM over GD", SAM, (0.15, 0.3), 0.15, 0.05, OUTSIDE, ABOVE, "optimizer.base.lr"),
     Entry("SAM over GD ρ=.02", CLOSE_SAM, (0.15, 0.3), 0.15, key="optimizer.base.lr"),
-    Entry("max-norm descent", ("optimizer=steepest",), (5e-5, 7e-5, 1e-4), 7e-5, 0.12, why=GEOMETRY),
+    Entry(
+        "max-norm descent", ("optimizer=steepest",), (5e-5, 7e-5, 1e-4), 7e-5, 0.12, why=GEOMETRY
+    ),
     Entry("sign descent", ("optimizer=signsgd",), (5e-4, 1e-3), 5e-4, 0.12, OUTSIDE, ROUGH),
     Entry("spectral descent", SPECTRAL, (0.02, 0.04, 0.08), 0.02, 0.05, OUTSIDE, LEAVING),
     Entry("normalised spectral", (*SPECTRAL, "optimizer.normalised=true"), (5e-3, 1e-2), 5e-3),
@@ -146,7 +164,17 @@ ATLAS = (
     ),
     Entry("Signum", ("optimizer=signum",), (5e-4, 1e-3), 5e-4, None, OPEN, UNKNOWN, mean=True),
     Entry("Lion", ("optimizer=lion",), (5e-4, 1e-3), 5e-4, None, OPEN, UNKNOWN, mean=True),
-    Entry("Muon", ("optimizer=muon",), (5e-3, 1e-2), 5e-3, None, OPEN, UNKNOWN, "optimizer.matrices.lr", mean=True),
+    Entry(
+        "Muon",
+        ("optimizer=muon",),
+        (5e-3, 1e-2),
+        5e-3,
+        None,
+        OPEN,
+        UNKNOWN,
+        "optimizer.matrices.lr",
+        mean=True,
+    ),
     Entry(
         "Shampoo",
         ("optimizer=custom", "optimizer._target_=pytorch_optimizer.Shampoo"),
@@ -159,7 +187,11 @@ ATLAS = (
     ),
     Entry(
         "SOAP",
-        ("optimizer=custom", "optimizer._target_=pytorch_optimizer.SOAP", "+optimizer.weight_decay=0"),
+        (
+            "optimizer=custom",
+            "optimizer._target_=pytorch_optimizer.SOAP",
+            "+optimizer.weight_decay=0",
+        ),
         (1e-3, 2e-3),
         1e-3,
         None,

@@ -20,13 +20,20 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
     height = math.ceil(len(rows) / COLUMNS)
     figure, axes = plt.subplots(
-        height, COLUMNS, figsize=(3 * COLUMNS, 2.2 * height), layout="constrained", squeeze=False, sharey=True
+        height,
+        COLUMNS,
+        figsize=(3 * COLUMNS, 2.2 * height),
+        layout="constrained",
+        squeeze=False,
+        sharey=True,
     )
     for axis in axes.flat[len(rows) :]:
         axis.set_visible(False)
     for axis, row in zip(axes.flat, rows, strict=False):
         if row.tolerance is not None:
-            axis.axhspan(1 - row.tolerance, 1 + row.tolerance, color="#888888", alpha=0.25, linewidth=0)
+            axis.axhspan(
+                1 - row.tolerance, 1 + row.tolerance, color="#888888", alpha=0.25, linewidth=0
+            )
         axis.axhline(1, color="#000000", linewidth=0.8)
         for i, (steps, ratios) in enumerate(row.series):
             axis.plot(steps, ratios, STYLES[i % 3], color=COLORS[i % 3], linewidth=0.9)

@@ -20,7 +20,8 @@ from optbench.studies import edge_atlas
 from optbench.studies import lr_choice as choice
 from optbench.studies.atlas_entries import ATLAS, CHOICE_SEED, SEEDS, Entry
 
-RUNS = "runs.json"  # the folder of every command that has been given: finished ones are not given again
+# the folder of every command that has been given: finished ones are not given again
+RUNS = "runs.json"
 
 
 def main() -> None:
@@ -30,18 +31,37 @@ def main() -> None:
 
 def _main() -> int:
     parser = Parser(prog="python -m optbench.study", description=__doc__)
-    parser.add_argument("study", choices=["edge_atlas"], help="edge_atlas: measured/threshold of every optimizer")
-    parser.add_argument("--short", action="store_true", help="one seed, half the steps: minutes on two cores")
-    parser.add_argument("--choose", action="store_true", help="try every learning rate, and say which the rule takes")
-    parser.add_argument("--seeds", type=int, default=None, help=f"number of seeds ({len(SEEDS)}; short form 1)")
-    parser.add_argument("--only", default="", help="names of the table to keep, separated by commas")
+    parser.add_argument(
+        "study", choices=["edge_atlas"], help="edge_atlas: measured/threshold of every optimizer"
+    )
+    parser.add_argument(
+        "--short", action="store_true", help="one seed, half the steps: minutes on two cores"
+    )
+    parser.add_argument(
+        "--choose",
+        action="store_true",
+        help="try every learning rate, and say which the rule takes",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=None, help=f"number of seeds ({len(SEEDS)}; short form 1)"
+    )
+    parser.add_argument(
+        "--only", default="", help="names of the table to keep, separated by commas"
+    )
     parser.add_argument("--jobs", type=int, default=cores(), help="runs at a time, a thread each")
-    parser.add_argument("--run-seconds", type=float, default=RUN_SECONDS, help="a run that takes longer is stopped")
-    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="where runs and tables go")
+    parser.add_argument(
+        "--run-seconds", type=float, default=RUN_SECONDS, help="a run that takes longer is stopped"
+    )
+    parser.add_argument(
+        "--results-dir", type=Path, default=Path("results"), help="where runs and tables go"
+    )
     given = parser.parse_args()
     wanted = [name.strip() for name in given.only.split(",") if name.strip()]
     if unknown := set(wanted) - {e.name for e in ATLAS}:
-        parser.error(f"no entry called {', '.join(sorted(unknown))}. Known: {', '.join(e.name for e in ATLAS)}")
+        parser.error(
+            f"no entry called {', '.join(sorted(unknown))}. Known: "
+            f"{', '.join(e.name for e in ATLAS)}"
+        )
     entries = [e for e in ATLAS if not wanted or e.name in wanted]
     count = given.seeds if given.seeds is not None else 1 if given.short else len(SEEDS)
     if not given.run_seconds > 0:
@@ -50,14 +70,21 @@ def _main() -> int:
         parser.error(f"--seeds and --jobs must be positive, got {count} and {given.jobs}")
     for entry in entries:
         if not entry.available:
-            print(f"left out: {entry.name} needs {entry.needs}: pip install {entry.needs}", file=sys.stderr)
+            print(
+                f"left out: {entry.name} needs {entry.needs}: pip install {entry.needs}",
+                file=sys.stderr,
+            )
     entries = [e for e in entries if e.available]
     if given.choose:
-        failures = do_choice(entries, given.jobs, given.results_dir, "edge_atlas_rates", given.run_seconds)
+        failures = do_choice(
+            entries, given.jobs, given.results_dir, "edge_atlas_rates", given.run_seconds
+        )
     else:
         name = "edge_atlas_short" if given.short else "edge_atlas"
         seeds = range(1, count + 1)
-        failures = do_atlas(entries, seeds, given.short, given.jobs, given.results_dir, name, given.run_seconds)
+        failures = do_atlas(
+            entries, seeds, given.short, given.jobs, given.results_dir, name, given.run_seconds
+        )
     for line in failures:
         print(line, file=sys.stderr)
     return 1 if failures else 0
@@ -75,7 +102,9 @@ def do_atlas(
     """Make the runs, write and print the table, and return what went wrong, a line each."""
     commands = {e.name: [e.command(e.lr, seed, short) for seed in seeds] for e in entries}
     folder = results / "studies" / name
-    folders, failures = make_runs([c for own in commands.values() for c in own], jobs, results, folder, run_seconds)
+    folders, failures = make_runs(
+        [c for own in commands.values() for c in own], jobs, results, folder, run_seconds
+    )
     rows = []
     for entry in entries:
         own = (folders.get(" ".join(command)) for command in commands[entry.name])
@@ -95,20 +124,32 @@ def do_choice(
     folders, failures = make_runs(list(commands.values()), jobs, results, folder, run_seconds)
     known = {key: folders[" ".join(c)] for key, c in commands.items() if " ".join(c) in folders}
     tried = {
-        e.name: [choice.read_tried(e, lr, known[e.name, lr]) for lr in e.lrs if (e.name, lr) in known] for e in entries
+        e.name: [
+            choice.read_tried(e, lr, known[e.name, lr]) for lr in e.lrs if (e.name, lr) in known
+        ]
+        for e in entries
     }
     choice.write([t for own in tried.values() for t in own], folder / choice.TABLE)
     for entry in entries:
-        rates = "  ".join(f"{t.lr:g}: {t.arrival:.3f}{'' if t.admissible else ' (no)'}" for t in tried[entry.name])
+        rates = "  ".join(
+            f"{t.lr:g}: {t.arrival:.3f}{'' if t.admissible else ' (no)'}" for t in tried[entry.name]
+        )
         found = choice.choose(tried[entry.name])
         taken = "none" if found is None else f"{found:g}"
-        print(f"{entry.name:32} takes {taken:8} {'' if found == entry.lr else f'(atlas: {entry.lr:g}) '}of {rates}")
+        print(
+            f"{entry.name:32} takes {taken:8} "
+            f"{'' if found == entry.lr else f'(atlas: {entry.lr:g}) '}of {rates}"
+        )
     print(folder / choice.TABLE)
     return failures
 
 
 def make_runs(
-    commands: Sequence[list[str]], jobs: int, results: Path, folder: Path, run_seconds: float = RUN_SECONDS
+    commands: Sequence[list[str]],
+    jobs: int,
+    results: Path,
+    folder: Path,
+    run_seconds: float = RUN_SECONDS,
 ) -> tuple[dict[str, Path], list[str]]:
     """Run the main job with each list of overrides that has no finished run yet.
 
@@ -119,7 +160,9 @@ def make_runs(
         UserError: If the data of a finished run have changed since.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    known = {command: Path(path) for command, path in (record.read_json(folder / RUNS) or {}).items()}
+    known = {
+        command: Path(path) for command, path in (record.read_json(folder / RUNS) or {}).items()
+    }
     present, missing = PresentData(), []
     for command in commands:
         path = known.get(" ".join(command))
@@ -156,7 +199,9 @@ def make_runs(
 def _print(rows: Sequence[edge_atlas.Row], folder: Path) -> None:
     table = Table(title="measured / threshold, second half of the run", title_justify="left")
     for column in edge_atlas.COLUMNS[:-1]:  # a terminal has no room for why
-        table.add_column(column, justify="left" if column in ("optimizer", "measured", "verdict") else "right")
+        table.add_column(
+            column, justify="left" if column in ("optimizer", "measured", "verdict") else "right"
+        )
     for row in rows:
         table.add_row(*edge_atlas.cells(row)[:-1])
     Console(file=sys.stdout, width=110).print(table)

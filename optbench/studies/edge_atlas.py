@@ -13,7 +13,16 @@ from optbench.record import folder as record
 from optbench.studies.atlas_entries import NOT_REACHED, OPEN, OUTSIDE, WITHIN, Entry
 
 TABLE, FACTS, PICTURE, PAGE = "edge_atlas.csv", "edge_atlas.json", "edge_atlas.png", "edge_atlas.md"
-COLUMNS = ("optimizer", "lr", "measured", "median", "lowest to highest", "tolerance", "verdict", "why")
+COLUMNS = (
+    "optimizer",
+    "lr",
+    "measured",
+    "median",
+    "lowest to highest",
+    "tolerance",
+    "verdict",
+    "why",
+)
 SYMBOLS = {
     "sharpness/lambda_max": "λ₁(H)",
     "edge/preconditioned_sharpness": "λ₁(P⁻¹H)",
@@ -33,8 +42,9 @@ class Row:
         median: Over the seeds.
         tolerance: Of the entry.
         reached: Share of the seeds whose ratio was 1 or more at some step.
-        verdict: "within" if every seed is within the tolerance, "outside" if not, "edge not reached" if no seed
-            reached it, "open" where no threshold is established, "diverged", "missing".
+        verdict: "within" if every seed is within the tolerance, "outside" if not, "edge not
+            reached" if no seed reached it, "open" where no threshold is established, "diverged",
+            "missing".
         expected: The verdict that the entry expects.
         quantity: The metric that was compared.
         why: What the entry says of it.
@@ -94,14 +104,18 @@ def read_series(entry: Entry, lr: float, folder: Path) -> Series:
         on, threshold = entry.metric, [entry.factor / lr] * len(records)
     else:
         on, threshold = measured_quantity(records), [r.get("edge/threshold", 0.0) for r in records]
-    rows = [(r["step"], r[on], t) for r, t in zip(records, threshold, strict=True) if on in r and t > 0]
+    rows = [
+        (r["step"], r[on], t) for r, t in zip(records, threshold, strict=True) if on in r and t > 0
+    ]
     return Series(on, [s for s, _, _ in rows], [m for _, m, _ in rows], [t for _, _, t in rows])
 
 
 def read_row(entry: Entry, folders: Sequence[Path]) -> Row:
     """Read the runs of one entry."""
     every = [read_series(entry, entry.lr, folder) for folder in folders]
-    statuses = [str((record.read_json(folder / record.SUMMARY) or {}).get("status")) for folder in folders]
+    statuses = [
+        str((record.read_json(folder / record.SUMMARY) or {}).get("status")) for folder in folders
+    ]
     ratios = [series.plateau(entry.mean) for series in every]
     known = [ratio for ratio in ratios if not math.isnan(ratio)]
     reached = sum(any(r >= 1 for r in series.ratios) for series in every) / max(1, len(every))
@@ -140,12 +154,24 @@ def write(rows: Sequence[Row], folder: Path) -> None:
     record.write_whole(folder / FACTS, json.dumps(record.plain({"rows": facts}), indent=2) + "\n")
     with (folder / TABLE).open("w", newline="") as stream:
         writer = csv.writer(stream)
-        columns = ["seeds", "median", "lowest", "highest", "tolerance", "reached", "verdict", "expected", "why"]
+        columns = [
+            "seeds",
+            "median",
+            "lowest",
+            "highest",
+            "tolerance",
+            "reached",
+            "verdict",
+            "expected",
+            "why",
+        ]
         writer.writerow(["optimizer", "lr", "quantity", *columns])
         for row in rows:
             numbers = [f"{x:.4f}" for x in (row.median, *row.spread)]
             rest = [row.tolerance, f"{row.reached:.2f}", row.verdict, row.expected, row.why]
-            writer.writerow([row.optimizer, f"{row.lr:g}", row.quantity, len(row.ratios), *numbers, *rest])
+            writer.writerow(
+                [row.optimizer, f"{row.lr:g}", row.quantity, len(row.ratios), *numbers, *rest]
+            )
     record.write_whole(folder / PAGE, markdown(rows))
 
 
@@ -162,7 +188,11 @@ def cells(row: Row) -> list[str]:
         row.optimizer,
         f"{row.lr:g}",
         SYMBOLS.get(row.quantity, row.quantity),
-        *(["–", "–"] if math.isnan(row.median) else [f"{row.median:.3f}", f"{lowest:.3f} to {highest:.3f}"]),
+        *(
+            ["–", "–"]
+            if math.isnan(row.median)
+            else [f"{row.median:.3f}", f"{lowest:.3f} to {highest:.3f}"]
+        ),
         "–" if row.tolerance is None else f"±{row.tolerance:.0%}",
         row.verdict,
         row.why,

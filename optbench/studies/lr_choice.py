@@ -1,9 +1,10 @@
 """A rule for the atlas's learning rates, and what every rate that was tried did.
 
-The theory is of small oscillations about a valley, and they grow with the rate: so the smallest rate that is at its
-edge in good time is taken. A rate can be taken if its run starts below the edge, has come near it by the second
-quarter of the steps (median of measured/threshold at least `ARRIVED`; it is not asked how far above), and its loss
-falls. All this is on one seed, which the atlas does not use again, and does not look at the half that it reports.
+The theory is of small oscillations about a valley, and they grow with the rate: so the smallest
+rate that is at its edge in good time is taken. A rate can be taken if its run starts below the
+edge, has come near it by the second quarter of the steps (median of measured/threshold at least
+`ARRIVED`; it is not asked how far above), and its loss falls. All this is on one seed, which the
+atlas does not use again, and does not look at the half that it reports.
 """
 
 import csv
@@ -28,7 +29,8 @@ class Tried:
         optimizer: The entry's name.
         lr: The rate.
         start: Measured/threshold at the first measurement.
-        arrival: Its median over the second quarter of the steps, or the ratio of means where the entry says so.
+        arrival: Its median over the second quarter of the steps, or the ratio of means where the
+            entry says so.
         plateau: The same over the second half: what the atlas reports, of other seeds.
         falls: Whether the loss falls.
     """

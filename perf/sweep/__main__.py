@@ -11,7 +11,8 @@ torch alone, extrapolated from two steps h. It ends in one verdict:
 - MOVED: a weight, a buffer, a mode, a .grad or a generator is not as it was.
 - skipped: a package is missing.
 
-The exit code is 1 if any case is raw, WRONG or MOVED. All cases take about three minutes on two cores.
+The exit code is 1 if any case is raw, WRONG or MOVED. All cases take about three minutes on two
+cores.
 """
 
 import argparse
@@ -42,7 +43,10 @@ def summary(counts: Counter[tuple[str, Verdict]]) -> str:
     packages = list(dict.fromkeys(package for package, _ in counts))
     lines = [f"{'':14}" + "".join(f"{verdict:>9}" for verdict in Verdict) + f"{'all':>9}"]
     for package in [*packages, "all"]:
-        row = [sum(n for (p, v), n in counts.items() if v is verdict and package in (p, "all")) for verdict in Verdict]
+        row = [
+            sum(n for (p, v), n in counts.items() if v is verdict and package in (p, "all"))
+            for verdict in Verdict
+        ]
         lines.append(f"{package:14}" + "".join(f"{n:9}" for n in (*row, sum(row))))
     return "\n".join(lines)
 
@@ -50,7 +54,9 @@ def summary(counts: Counter[tuple[str, Verdict]]) -> str:
 def main() -> int:
     """Run the cases asked for; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m perf.sweep", description=__doc__)
-    parser.add_argument("--only", default="", metavar="SUBSTRING", help="run cases whose name holds this")
+    parser.add_argument(
+        "--only", default="", metavar="SUBSTRING", help="run cases whose name holds this"
+    )
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes; default: 2")
     asked = parser.parse_args()
     names = [name for name in CASES if asked.only.lower() in name.lower()]

@@ -34,7 +34,9 @@ PACKAGES: dict[str, dict[str, Recipe]] = {
     "transformers": transformers_models.CASES,
 }
 CASES: dict[str, Recipe] = {
-    f"{package}/{name}": recipe for package, table in PACKAGES.items() for name, recipe in table.items()
+    f"{package}/{name}": recipe
+    for package, table in PACKAGES.items()
+    for name, recipe in table.items()
 }
 
 

@@ -67,11 +67,15 @@ def compare(recipe: Recipe) -> Result:
             found = _judged(recipe, seed)
         except ModuleNotFoundError as missing:
             found = Result(Verdict.SKIPPED, _line(missing))
-        except Exception as failed:  # of the recipe or the reference: one case must not end the sweep
+        except (
+            Exception
+        ) as failed:  # of the recipe or the reference: one case must not end the sweep
             found = Result(Verdict.WRONG, f"no reference, {type(failed).__name__}: {_line(failed)}")
         if found is not None:
             break
-    result = found or Result(Verdict.WRONG, "no reference: differences of the gradient do not settle")
+    result = found or Result(
+        Verdict.WRONG, "no reference: differences of the gradient do not settle"
+    )
     return Result(result.verdict, result.remark, time.perf_counter() - start)
 
 
@@ -111,17 +115,25 @@ def _on_products(
 ) -> Result:
     (u, v), (image_u, image_v) = directions, images
     off = float((image_v - best.product).norm()) / best.scale
-    skew = abs(float(u @ image_v - v @ image_u)) / (float(image_u.norm() + image_v.norm()) + best.scale)
+    skew = abs(float(u @ image_v - v @ image_u)) / (
+        float(image_u.norm() + image_v.norm()) + best.scale
+    )
     tolerance = FLOOR + 3 * best.error
-    numbers = f"off by {off:.1e}, tolerance {tolerance:.1e} (of it {3 * best.error:.1e} the reference's)"
+    numbers = (
+        f"off by {off:.1e}, tolerance {tolerance:.1e} (of it {3 * best.error:.1e} the reference's)"
+    )
     if not off <= tolerance:
         torchs = reference.double_backward(v)
         if isinstance(torchs, Exception):
             return Result(Verdict.WRONG, f"{numbers}; torch's own double backward: {_line(torchs)}")
         theirs = float((torchs - best.product).norm()) / best.scale
-        return Result(Verdict.WRONG, f"{numbers}; torch's own double backward is off by {theirs:.1e}")
+        return Result(
+            Verdict.WRONG, f"{numbers}; torch's own double backward is off by {theirs:.1e}"
+        )
     if not best.slope_error <= FLOOR + 3 * best.slope_doubt:
-        return Result(Verdict.WRONG, f"torch's gradient is not the loss's: off by {best.slope_error:.1e}")
+        return Result(
+            Verdict.WRONG, f"torch's gradient is not the loss's: off by {best.slope_error:.1e}"
+        )
     if not skew <= max(SKEW, tolerance if best.error > 1e-6 else 0):
         return Result(Verdict.WRONG, f"not symmetric: uᵀHv and vᵀHu differ by {skew:.1e}")
     return Result(Verdict.RIGHT, numbers)

@@ -127,7 +127,9 @@ THIRD_DERIVATIVES: dict[str, Recipe] = {
         call=lambda m, z: _slope(lambda x: m(x, x, x)[0], z),
         training=False,
     ),
-    "slope of GRU": layer(lambda: nn.GRU(4, 3, batch_first=True), 3, 4, call=lambda m, z: _slope(lambda x: m(x)[0], z)),
+    "slope of GRU": layer(
+        lambda: nn.GRU(4, 3, batch_first=True), 3, 4, call=lambda m, z: _slope(lambda x: m(x)[0], z)
+    ),
     "slope of LSTM": layer(
         lambda: nn.LSTM(4, 3, batch_first=True),
         3,
@@ -139,7 +141,9 @@ THIRD_DERIVATIVES: dict[str, Recipe] = {
     "slope of logsumexp": function(lambda z: _slope(lambda x: x.logsumexp(1), z), 4),
     "slope of norm": function(lambda z: _slope(lambda x: x.norm(dim=1) ** 3, z), 4),
     "slope of var": function(lambda z: _slope(lambda x: x.var(1).sqrt(), z), 4),
-    "slope of inv": function(lambda z: _slope(lambda x: torch.linalg.inv(x + 3 * torch.eye(3)), z), 3, 3),
+    "slope of inv": function(
+        lambda z: _slope(lambda x: torch.linalg.inv(x + 3 * torch.eye(3)), z), 3, 3
+    ),
     "slope of bilinear grid_sample": function(lambda z: _slope(_sampled, z), 2, 3, 3),
 }
 
@@ -151,7 +155,9 @@ def smooth(call: Call) -> Recipe:
 
 def normed(call: Call) -> Recipe:
     """Recipe of a network with a layer norm, called in some way."""
-    return layer(lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 3)), 3, call=call)
+    return layer(
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 3)), 3, call=call
+    )
 
 
 def _stacked(m: nn.Module, z: Tensor) -> Tensor:
@@ -170,9 +176,13 @@ TRANSFORMS: dict[str, Recipe] = {
     "func.jvp": smooth(lambda m, z: torch.func.jvp(m, (z,), (z.sin(),))[1]),
     "func.jacrev": smooth(lambda m, z: torch.func.vmap(torch.func.jacrev(m))(z)),
     "func.jacfwd": smooth(lambda m, z: torch.func.vmap(torch.func.jacfwd(m))(z)),
-    "func.hessian": smooth(lambda m, z: torch.func.vmap(torch.func.hessian(lambda x: _energy(m, x)))(z)),
+    "func.hessian": smooth(
+        lambda m, z: torch.func.vmap(torch.func.hessian(lambda x: _energy(m, x)))(z)
+    ),
     "func.functional_call": smooth(
-        lambda m, z: torch.func.functional_call(m, {n: p.sin() for n, p in m.named_parameters()}, (z,))
+        lambda m, z: torch.func.functional_call(
+            m, {n: p.sin() for n, p in m.named_parameters()}, (z,)
+        )
     ),
 }
 

@@ -109,7 +109,9 @@ FOURIER: dict[str, Recipe] = {
     "irfft": bent(lambda z: torch.fft.irfft(torch.fft.rfft(z) * torch.fft.rfft(z.exp()), n=5), 5),
     "fft2": bent(lambda z: torch.fft.ifft2(torch.fft.fft2(z).pow(2)).real, 3, 3),
     "stft": bent(
-        lambda z: torch.stft(z, 4, 2, window=torch.ones(4).double(), return_complex=True).abs().square(),
+        lambda z: (
+            torch.stft(z, 4, 2, window=torch.ones(4).double(), return_complex=True).abs().square()
+        ),
         8,
     ),
     "complex product": bent(lambda z: torch.view_as_real(torch.view_as_complex(z) ** 2), 3, 2),
@@ -146,9 +148,15 @@ INDEXING: dict[str, Recipe] = {
     "take_along_dim": bent(lambda z: z.take_along_dim(z.argsort(1), 1), 4),
     "scatter": bent(lambda z: z.scatter(1, ORDER[:2].expand(len(z), 2), z[:, :2].exp()), 4),
     "scatter_add": bent(lambda z: z.scatter_add(1, (ORDER % 2).expand(len(z), 4), z.exp()), 4),
-    "scatter_reduce prod": bent(lambda z: z.scatter_reduce(1, (ORDER % 2).expand(len(z), 4), z.exp(), "prod"), 4),
-    "scatter_reduce amax": bent(lambda z: z.scatter_reduce(1, (ORDER % 2).expand(len(z), 4), z.exp(), "amax"), 4),
-    "scatter_reduce mean": bent(lambda z: z.scatter_reduce(1, (ORDER % 2).expand(len(z), 4), z.exp(), "mean"), 4),
+    "scatter_reduce prod": bent(
+        lambda z: z.scatter_reduce(1, (ORDER % 2).expand(len(z), 4), z.exp(), "prod"), 4
+    ),
+    "scatter_reduce amax": bent(
+        lambda z: z.scatter_reduce(1, (ORDER % 2).expand(len(z), 4), z.exp(), "amax"), 4
+    ),
+    "scatter_reduce mean": bent(
+        lambda z: z.scatter_reduce(1, (ORDER % 2).expand(len(z), 4), z.exp(), "mean"), 4
+    ),
     "index_add": bent(lambda z: z.index_add(1, ORDER % 2, z.exp()), 4),
     "index_select": bent(lambda z: z.index_select(1, ORDER[:2]), 4),
     "index_put": bent(lambda z: z.clone().index_put((ORDER[:2],), z[2:].exp()), 4),
@@ -162,7 +170,9 @@ INDEXING: dict[str, Recipe] = {
     "unfold": bent(lambda z: z.unfold(1, 2, 1), 4),
     "split, cat": bent(lambda z: torch.cat([m.square() for m in z.split(2, 1)][::-1], 1), 4),
     "repeat_interleave": bent(lambda z: z.repeat_interleave(2, 1), 4),
-    "segment_reduce": bent(lambda z: torch.segment_reduce(z.flatten(), "sum", lengths=torch.full((4,), 4)), 4),
+    "segment_reduce": bent(
+        lambda z: torch.segment_reduce(z.flatten(), "sum", lengths=torch.full((4,), 4)), 4
+    ),
     "sparse mm": bent(lambda z: torch.sparse.mm(FIXED.to_sparse(), z.T).T, 3),
 }
 

@@ -25,7 +25,9 @@ LINEAR: dict[str, Recipe] = {
     "Flatten, Unflatten": layer(lambda: nn.Sequential(nn.Flatten(), nn.Unflatten(1, (3, 2))), 2, 3),
     "CosineSimilarity": layer(nn.CosineSimilarity, 4, call=lambda m, z: m(z, z.flip(1).sin())),
     "PairwiseDistance": layer(nn.PairwiseDistance, 4, call=lambda m, z: m(z, z.flip(1).sin())),
-    "PairwiseDistance p=3": layer(lambda: nn.PairwiseDistance(3.0), 4, call=lambda m, z: m(z, z.flip(1).sin())),
+    "PairwiseDistance p=3": layer(
+        lambda: nn.PairwiseDistance(3.0), 4, call=lambda m, z: m(z, z.flip(1).sin())
+    ),
 }
 
 CONVOLUTIONS: dict[str, Recipe] = {
@@ -37,11 +39,17 @@ CONVOLUTIONS: dict[str, Recipe] = {
     "Conv2d depthwise": layer(lambda: nn.Conv2d(3, 3, 3, groups=3, bias=False), 3, 5, 5),
     "Conv2d same": layer(lambda: nn.Conv2d(2, 2, 3, padding="same", dilation=2), 2, 5, 5),
     "Conv2d reflect": layer(lambda: nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), 2, 5, 5),
-    "Conv2d circular": layer(lambda: nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), 2, 5, 5),
-    "Conv2d replicate": layer(lambda: nn.Conv2d(2, 2, 3, padding=1, padding_mode="replicate"), 2, 5, 5),
+    "Conv2d circular": layer(
+        lambda: nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), 2, 5, 5
+    ),
+    "Conv2d replicate": layer(
+        lambda: nn.Conv2d(2, 2, 3, padding=1, padding_mode="replicate"), 2, 5, 5
+    ),
     "Conv3d": layer(lambda: nn.Conv3d(2, 2, 2), 2, 3, 3, 3),
     "ConvTranspose1d": layer(lambda: nn.ConvTranspose1d(2, 3, 3, stride=2), 2, 4),
-    "ConvTranspose2d": layer(lambda: nn.ConvTranspose2d(2, 2, 3, stride=2, padding=1, output_padding=1), 2, 3, 3),
+    "ConvTranspose2d": layer(
+        lambda: nn.ConvTranspose2d(2, 2, 3, stride=2, padding=1, output_padding=1), 2, 3, 3
+    ),
     "ConvTranspose2d groups": layer(lambda: nn.ConvTranspose2d(4, 4, 2, groups=2), 4, 3, 3),
     "ConvTranspose3d": layer(lambda: nn.ConvTranspose3d(2, 2, 2), 2, 2, 2, 2),
     "LazyConv2d": layer(lambda: _ready(nn.LazyConv2d(2, 3), 2, 5, 5), 2, 5, 5),
@@ -56,7 +64,9 @@ NORMS: dict[str, Recipe] = {
     "BatchNorm2d train": layer(lambda: nn.BatchNorm2d(3), 3, 2, 2),
     "BatchNorm2d eval": layer(lambda: nn.BatchNorm2d(3), 3, 2, 2, training=False),
     "BatchNorm2d momentum=None": layer(lambda: nn.BatchNorm2d(3, momentum=None), 3, 2, 2),
-    "BatchNorm2d without statistics": layer(lambda: nn.BatchNorm2d(3, track_running_stats=False), 3, 2, 2),
+    "BatchNorm2d without statistics": layer(
+        lambda: nn.BatchNorm2d(3, track_running_stats=False), 3, 2, 2
+    ),
     "BatchNorm2d no statistics eval": layer(
         lambda: nn.BatchNorm2d(3, track_running_stats=False), 3, 2, 2, training=False
     ),
@@ -65,7 +75,9 @@ NORMS: dict[str, Recipe] = {
     "SyncBatchNorm eval": layer(lambda: nn.SyncBatchNorm(3), 3, 2, 2, training=False),
     "InstanceNorm1d": layer(lambda: nn.InstanceNorm1d(3, affine=True), 3, 4),
     "InstanceNorm2d": layer(lambda: nn.InstanceNorm2d(3), 3, 2, 2),
-    "InstanceNorm2d statistics": layer(lambda: nn.InstanceNorm2d(3, affine=True, track_running_stats=True), 3, 2, 2),
+    "InstanceNorm2d statistics": layer(
+        lambda: nn.InstanceNorm2d(3, affine=True, track_running_stats=True), 3, 2, 2
+    ),
     "InstanceNorm2d statistics eval": layer(
         lambda: nn.InstanceNorm2d(3, track_running_stats=True), 3, 2, 2, training=False
     ),

@@ -83,12 +83,18 @@ def log_p(f: Tensor) -> Tensor:
 REGRESSION: dict[str, Recipe] = {
     "L1Loss": loss_of(nn.L1Loss(), C, real()),
     "MSELoss": loss_of(nn.MSELoss(), C, real()),
-    "mse_loss weighted": loss_of(lambda f, t: (WEIGHTS * F.mse_loss(f, t, reduction="none")).mean(), C, real()),
+    "mse_loss weighted": loss_of(
+        lambda f, t: (WEIGHTS * F.mse_loss(f, t, reduction="none")).mean(), C, real()
+    ),
     "SmoothL1Loss": loss_of(nn.SmoothL1Loss(beta=0.7), C, real()),
     "HuberLoss": loss_of(nn.HuberLoss(delta=0.7), C, real()),
     "PoissonNLLLoss": loss_of(nn.PoissonNLLLoss(), C, counts),
-    "PoissonNLLLoss full": loss_of(after(torch.exp, nn.PoissonNLLLoss(log_input=False, full=True)), C, counts),
-    "GaussianNLLLoss": loss_of(lambda f, t: F.gaussian_nll_loss(f[:, :3], t, f[:, 3:].exp()), 6, real()),
+    "PoissonNLLLoss full": loss_of(
+        after(torch.exp, nn.PoissonNLLLoss(log_input=False, full=True)), C, counts
+    ),
+    "GaussianNLLLoss": loss_of(
+        lambda f, t: F.gaussian_nll_loss(f[:, :3], t, f[:, 3:].exp()), 6, real()
+    ),
     "log-cosh": loss_of(lambda f, t: (f - t).cosh().log().mean(), C, real()),
 }
 
@@ -96,8 +102,12 @@ CLASSIFICATION: dict[str, Recipe] = {
     "CrossEntropyLoss": loss_of(nn.CrossEntropyLoss(), C, classes),
     "CrossEntropyLoss weight": loss_of(nn.CrossEntropyLoss(WEIGHTS), C, classes),
     "CrossEntropyLoss ignore_index": loss_of(nn.CrossEntropyLoss(), C, ignored),
-    "CrossEntropyLoss label_smoothing": loss_of(nn.CrossEntropyLoss(WEIGHTS, label_smoothing=0.1), C, classes),
-    "CrossEntropyLoss probabilities": loss_of(nn.CrossEntropyLoss(label_smoothing=0.1), C, probabilities),
+    "CrossEntropyLoss label_smoothing": loss_of(
+        nn.CrossEntropyLoss(WEIGHTS, label_smoothing=0.1), C, classes
+    ),
+    "CrossEntropyLoss probabilities": loss_of(
+        nn.CrossEntropyLoss(label_smoothing=0.1), C, probabilities
+    ),
     "CrossEntropyLoss over places": loss_of(
         lambda f, t: F.cross_entropy(f.view(-1, 3, 2), t), 6, lambda: torch.randint(0, 3, (N, 2))
     ),
@@ -111,22 +121,34 @@ CLASSIFICATION: dict[str, Recipe] = {
     ),
     "KLDivLoss": loss_of(after(log_p, nn.KLDivLoss()), C, probabilities),
     "KLDivLoss batchmean": loss_of(nn.KLDivLoss(reduction="batchmean"), C, probabilities),
-    "kl_div batchmean": loss_of(lambda f, t: F.kl_div(log_p(f), t, reduction="batchmean"), C, probabilities),
-    "KLDivLoss log_target": loss_of(after(log_p, nn.KLDivLoss(log_target=True)), C, log_probabilities),
+    "kl_div batchmean": loss_of(
+        lambda f, t: F.kl_div(log_p(f), t, reduction="batchmean"), C, probabilities
+    ),
+    "KLDivLoss log_target": loss_of(
+        after(log_p, nn.KLDivLoss(log_target=True)), C, log_probabilities
+    ),
     "BCELoss": loss_of(after(torch.sigmoid, nn.BCELoss()), C, binary),
     "BCELoss weight": loss_of(after(torch.sigmoid, nn.BCELoss(WEIGHTS)), C, binary),
     "BCEWithLogitsLoss": loss_of(nn.BCEWithLogitsLoss(), C, binary),
-    "BCEWithLogitsLoss pos_weight": loss_of(nn.BCEWithLogitsLoss(WEIGHTS, pos_weight=2 * WEIGHTS), C, binary),
+    "BCEWithLogitsLoss pos_weight": loss_of(
+        nn.BCEWithLogitsLoss(WEIGHTS, pos_weight=2 * WEIGHTS), C, binary
+    ),
     "focal loss": loss_of(
-        lambda f, t: (F.cross_entropy(f, t, reduction="none") * (1 - log_p(f).exp().amax(1))).mean(),
+        lambda f, t: (
+            F.cross_entropy(f, t, reduction="none") * (1 - log_p(f).exp().amax(1))
+        ).mean(),
         C,
         classes,
     ),
 }
 
 MARGINS: dict[str, Recipe] = {
-    "MarginRankingLoss": loss_of(lambda f, t: F.margin_ranking_loss(f[:, 0] ** 2, f[:, 1], t, 0.3), 2, signs),
-    "HingeEmbeddingLoss": loss_of(lambda f, t: F.hinge_embedding_loss(f.square().sum(1), t, 2.0), C, signs),
+    "MarginRankingLoss": loss_of(
+        lambda f, t: F.margin_ranking_loss(f[:, 0] ** 2, f[:, 1], t, 0.3), 2, signs
+    ),
+    "HingeEmbeddingLoss": loss_of(
+        lambda f, t: F.hinge_embedding_loss(f.square().sum(1), t, 2.0), C, signs
+    ),
     "SoftMarginLoss": loss_of(nn.SoftMarginLoss(), C, lambda: 2 * binary() - 1),
     "MultiMarginLoss": loss_of(nn.MultiMarginLoss(), C, classes),
     "MultiMarginLoss p=2, weight": loss_of(nn.MultiMarginLoss(p=2, weight=WEIGHTS), C, classes),
@@ -211,7 +233,9 @@ def _uneven() -> Tensor:
 PARTED: dict[str, Recipe] = {
     "large graph: cross_entropy": _large(F.cross_entropy, lambda: torch.arange(64) % 3),
     "large graph: cross_entropy ignore_index": _large(F.cross_entropy, _uneven),
-    "large graph: cross_entropy weight": _large(nn.CrossEntropyLoss(WEIGHTS), lambda: torch.arange(64) // 22),
+    "large graph: cross_entropy weight": _large(
+        nn.CrossEntropyLoss(WEIGHTS), lambda: torch.arange(64) // 22
+    ),
     "large graph: contrastive loss": _large(
         lambda f, _: F.cross_entropy(f @ f.T, torch.arange(len(f)).flip(0)),
         lambda: torch.arange(64),

@@ -22,13 +22,17 @@ def on_network(call: Call, training: bool = True) -> Recipe:
 
 
 def _network() -> nn.Module:
-    return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.GELU(), nn.Dropout(0.3), nn.Linear(4, 2))
+    return nn.Sequential(
+        nn.Linear(3, 4), nn.LayerNorm(4), nn.GELU(), nn.Dropout(0.3), nn.Linear(4, 2)
+    )
 
 
 CHECKPOINTS: dict[str, Recipe] = {
     "checkpoint": on_network(lambda m, z: checkpoint(m, z, use_reentrant=False)),
     "checkpoint reentrant": on_network(lambda m, z: checkpoint(m, z, use_reentrant=True)),
-    "checkpoint_sequential": on_network(lambda m, z: checkpoint_sequential(m, 2, z, use_reentrant=False)),
+    "checkpoint_sequential": on_network(
+        lambda m, z: checkpoint_sequential(m, 2, z, use_reentrant=False)
+    ),
     "checkpoint of batch norm": layer(
         lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Tanh()),
         3,
@@ -41,7 +45,9 @@ def compiled(backend: str) -> Recipe:
     """Recipe of a network of which the inner part is compiled."""
 
     def make() -> nn.Module:
-        inner: Any = torch.compile(nn.Sequential(nn.Linear(3, 4), nn.Tanh()).double(), backend=backend)
+        inner: Any = torch.compile(
+            nn.Sequential(nn.Linear(3, 4), nn.Tanh()).double(), backend=backend
+        )
         return nn.Sequential(inner, nn.Linear(4, 2))
 
     return layer(make, 3)
@@ -84,7 +90,9 @@ DISTRIBUTIONS: dict[str, Recipe] = {
     "Normal.rsample": function(lambda z: Normal(z, z.exp()).rsample().sin(), 4),
     "Normal.log_prob": function(lambda z: Normal(z.sin(), z.exp()).log_prob(z.flip(1)), 4),
     "Gamma.rsample": function(lambda z: Gamma(z.exp() + 1, torch.ones_like(z)).rsample(), 4),
-    "Beta.log_prob": function(lambda z: Beta(z.exp(), 1 + z.exp()).log_prob(z.flip(1).sigmoid()), 4),
+    "Beta.log_prob": function(
+        lambda z: Beta(z.exp(), 1 + z.exp()).log_prob(z.flip(1).sigmoid()), 4
+    ),
     "Dirichlet.rsample": function(lambda z: Dirichlet(z.exp() + 1).rsample(), 4),
 }
 

@@ -43,7 +43,8 @@ class Differences:
 class Reference:
     """The loss as torch alone sees it: no line of optbench takes part.
 
-    Random numbers start from seed 1 as in `optbench.curvature.loss_function`, so that masks are alike.
+    Random numbers start from seed 1 as in `optbench.curvature.loss_function`, so that masks are
+    alike.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -81,7 +82,9 @@ class Reference:
         least = max(norm, NOTHING)
         slope_error = abs(float(gradient @ v) - slope) / least
         doubt = abs(slope - slopes[1]) / least + 1e-15 / h / least
-        return Differences(product, error if error == error else float("inf"), slope_error, doubt, scale)
+        return Differences(
+            product, error if error == error else float("inf"), slope_error, doubt, scale
+        )
 
     def gradient(self, w: Tensor) -> tuple[float, Tensor]:
         """(L, ∇L) at the weights w."""
@@ -93,7 +96,9 @@ class Reference:
         """H v by torch's double backward, attention in its differentiable form, or torch's error."""
         try:
             with sdpa_kernel(SDPBackend.MATH):
-                slope = torch.autograd.grad(self._value(self.start), self.weights, create_graph=True, allow_unused=True)
+                slope = torch.autograd.grad(
+                    self._value(self.start), self.weights, create_graph=True, allow_unused=True
+                )
                 along = flat(_filled(slope, self.weights)) @ v
                 if not along.requires_grad:
                     return torch.zeros_like(v)
@@ -121,7 +126,10 @@ def seed_all(seed: int) -> None:
 
 
 def _filled(found: Sequence[Tensor | None], weights: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.zeros_like(p) if g is None else g.to_dense() for p, g in zip(weights, found, strict=True)]
+    return [
+        torch.zeros_like(p) if g is None else g.to_dense()
+        for p, g in zip(weights, found, strict=True)
+    ]
 
 
 def flat(parts: Sequence[Tensor]) -> Tensor:

@@ -48,7 +48,9 @@ RECURRENT: dict[str, Recipe] = {
     "LSTM bidirectional": recurrent(nn.LSTM, bidirectional=True),
     "LSTM proj_size": recurrent(nn.LSTM, proj_size=2),
     "LSTM packed": layer(lambda: nn.LSTM(WIDTH, 3, batch_first=True), 3, WIDTH, call=_packed),
-    "LSTM last state": layer(lambda: nn.LSTM(WIDTH, 3, batch_first=True), 3, WIDTH, call=_last_state),
+    "LSTM last state": layer(
+        lambda: nn.LSTM(WIDTH, 3, batch_first=True), 3, WIDTH, call=_last_state
+    ),
     "GRU": recurrent(nn.GRU),
     "GRU two layers, eval": layer(
         lambda: nn.GRU(WIDTH, 3, 2, batch_first=True, dropout=0.3),
@@ -86,8 +88,12 @@ ATTENTION: dict[str, Recipe] = {
     "MultiheadAttention": attention(onto_itself()),
     "MultiheadAttention fused": attention(onto_itself(need_weights=False)),
     "MultiheadAttention attn_mask": attention(onto_itself(attn_mask=CAUSAL)),
-    "MultiheadAttention fused, causal": attention(onto_itself(attn_mask=CAUSAL, is_causal=True, need_weights=False)),
-    "MultiheadAttention real mask": attention(onto_itself(attn_mask=torch.eye(LENGTH).double(), need_weights=False)),
+    "MultiheadAttention fused, causal": attention(
+        onto_itself(attn_mask=CAUSAL, is_causal=True, need_weights=False)
+    ),
+    "MultiheadAttention real mask": attention(
+        onto_itself(attn_mask=torch.eye(LENGTH).double(), need_weights=False)
+    ),
     "MultiheadAttention key_padding_mask": attention(onto_itself(key_padding_mask=PADDED)),
     "MultiheadAttention both masks": attention(
         onto_itself(key_padding_mask=PADDED, attn_mask=CAUSAL, need_weights=False)
@@ -104,10 +110,14 @@ ATTENTION: dict[str, Recipe] = {
 encoder_layer, decoder_layer = nn.TransformerEncoderLayer, nn.TransformerDecoderLayer
 
 
-def transformer(make: Callable[..., nn.Module], call: Call, *, training: bool = True, **options: Any) -> Recipe:
+def transformer(
+    make: Callable[..., nn.Module], call: Call, *, training: bool = True, **options: Any
+) -> Recipe:
     """Recipe of a transformer layer of width 4, two heads and 5 hidden units."""
     sizes: dict[str, Any] = {"nhead": 2, "dim_feedforward": 5, "dropout": 0.1, "batch_first": True}
-    return layer(lambda: make(WIDTH, **(sizes | options)), LENGTH, WIDTH, call=call, training=training)
+    return layer(
+        lambda: make(WIDTH, **(sizes | options)), LENGTH, WIDTH, call=call, training=training
+    )
 
 
 def _stack(width: int, **options: Any) -> nn.Module:
@@ -135,7 +145,9 @@ TRANSFORMERS: dict[str, Recipe] = {
     "TransformerEncoder eval, padded": transformer(_stack, _padded, training=False),
     "TransformerEncoder": transformer(_stack, _alone),
     "TransformerDecoderLayer": transformer(decoder_layer, _to_memory),
-    "Transformer": transformer(nn.Transformer, _to_memory, num_encoder_layers=1, num_decoder_layers=1),
+    "Transformer": transformer(
+        nn.Transformer, _to_memory, num_encoder_layers=1, num_decoder_layers=1
+    ),
 }
 
 sdpa = F.scaled_dot_product_attention

@@ -83,7 +83,10 @@ PADDING: dict[str, Recipe] = {
     f"{kind}Pad{n}d": named(f"{kind}Pad{n}d", *_CUBE[n], padding=2)
     for kind in ("Reflection", "Replication", "Zero", "Circular")
     for n in (1, 2, 3)
-} | {f"ConstantPad{n}d": named(f"ConstantPad{n}d", *_CUBE[n], padding=1, value=0.3) for n in (1, 2, 3)}
+} | {
+    f"ConstantPad{n}d": named(f"ConstantPad{n}d", *_CUBE[n], padding=1, value=0.3)
+    for n in (1, 2, 3)
+}
 
 DROPOUT: dict[str, Recipe] = {
     "Dropout": named("Dropout", 6, p=0.4),

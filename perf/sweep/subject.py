@@ -114,7 +114,9 @@ def tokens(
     return recipe
 
 
-def images(make: Make, *shape: int, call: Call = plainly, training: bool = True, batch: int = 2) -> Recipe:
+def images(
+    make: Make, *shape: int, call: Call = plainly, training: bool = True, batch: int = 2
+) -> Recipe:
     """Recipe of a classifier of images, measured by its cross-entropy."""
 
     def recipe() -> Subject:

@@ -11,7 +11,9 @@ from perf.sweep.double import in_double
 from perf.sweep.subject import CLASSES, Recipe, images, package, plainly
 
 
-def timm(name: str, side: int = 32, *, training: bool = True, batch: int = 2, **options: Any) -> Recipe:
+def timm(
+    name: str, side: int = 32, *, training: bool = True, batch: int = 2, **options: Any
+) -> Recipe:
     """Recipe of a model of timm by its name, made small by its own arguments."""
     options = {"num_classes": CLASSES} | options
 
@@ -50,7 +52,9 @@ def _sized(name: str) -> dict[str, Any]:
 
 CASES: dict[str, Recipe] = {
     "vit": timm("vit_tiny_patch16_224", **_VIT),
-    "vit qk_norm, drop_path": timm("vit_tiny_patch16_224", **_VIT, qk_norm=True, drop_path_rate=0.3),
+    "vit qk_norm, drop_path": timm(
+        "vit_tiny_patch16_224", **_VIT, qk_norm=True, drop_path_rate=0.3
+    ),
     "deit3": timm("deit3_small_patch16_224", **_VIT),
     "beit": timm("beit_base_patch16_224", **_VIT),
     "eva": timm("eva02_tiny_patch14_224", **_VIT),
@@ -68,11 +72,19 @@ CASES: dict[str, Recipe] = {
     "convnextv2": timm("convnextv2_atto", depths=(1, 1, 1, 1), dims=(4, 4, 8, 8)),
     "mixer": mixer(lambda t: t.MlpMixer(CLASSES, **_MIXER)),
     "gmlp": mixer(
-        lambda t: t.MlpMixer(CLASSES, **_MIXER, block_layer=t.SpatialGatingBlock, mlp_layer=t.GatedMlp, mlp_ratio=2)
+        lambda t: t.MlpMixer(
+            CLASSES, **_MIXER, block_layer=t.SpatialGatingBlock, mlp_layer=t.GatedMlp, mlp_ratio=2
+        )
     ),
-    "resmlp": mixer(lambda t: t.MlpMixer(CLASSES, **_MIXER, mlp_ratio=4, block_layer=t.ResBlock, norm_layer=t.Affine)),
+    "resmlp": mixer(
+        lambda t: t.MlpMixer(
+            CLASSES, **_MIXER, mlp_ratio=4, block_layer=t.ResBlock, norm_layer=t.Affine
+        )
+    ),
     "poolformer": images(
-        lambda: package("timm.models.metaformer").MetaFormer(num_classes=CLASSES, depths=(1, 1), dims=(4, 8)),
+        lambda: package("timm.models.metaformer").MetaFormer(
+            num_classes=CLASSES, depths=(1, 1), dims=(4, 8)
+        ),
         3,
         32,
         32,

@@ -12,7 +12,9 @@ from perf.sweep.double import in_double
 from perf.sweep.subject import CLASSES, Call, Recipe, images, package, tokens
 
 
-def transformer(build: Callable[[Any], nn.Module], call: Call | None = None, **options: Any) -> Recipe:
+def transformer(
+    build: Callable[[Any], nn.Module], call: Call | None = None, **options: Any
+) -> Recipe:
     """Recipe of a model on tokens; its outputs are the logits unless `call` says else."""
     return tokens(
         lambda: build(package("transformers")),
@@ -104,10 +106,14 @@ def encoder(name: str, call: Call | None = None, training: bool = True, **option
     )
 
 
-def decoder(name: str, sizes: dict[str, Any] | None = None, call: Call | None = None, **options: Any) -> Recipe:
+def decoder(
+    name: str, sizes: dict[str, Any] | None = None, call: Call | None = None, **options: Any
+) -> Recipe:
     """Recipe of a language model: NAMEForCausalLM of NAMEConfig."""
     return transformer(
-        lambda t: getattr(t, f"{name}ForCausalLM")(getattr(t, f"{name}Config")(**(sizes or _GROUPED) | options)),
+        lambda t: getattr(t, f"{name}ForCausalLM")(
+            getattr(t, f"{name}Config")(**(sizes or _GROUPED) | options)
+        ),
         call,
     )
 
@@ -145,7 +151,9 @@ CASES: dict[str, Recipe] = {
     "RoBERTa": encoder("Roberta"),
     "ALBERT": encoder("Albert", embedding_size=4),
     "Electra": encoder("Electra", embedding_size=4),
-    "MobileBERT": encoder("MobileBert", embedding_size=8, true_hidden_size=8, intra_bottleneck_size=8),
+    "MobileBERT": encoder(
+        "MobileBert", embedding_size=8, true_hidden_size=8, intra_bottleneck_size=8
+    ),
     "DeBERTa v2": encoder("DebertaV2", relative_attention=True, pos_att_type=["c2p", "p2c"]),
     "ModernBERT": encoder("ModernBert"),
     "RoFormer": encoder("RoFormer", embedding_size=8),
@@ -154,14 +162,20 @@ CASES: dict[str, Recipe] = {
         embedding_size=8,
         **_UNGROUPED,
     ),
-    "DistilBERT": transformer(lambda t: t.DistilBertForMaskedLM(t.DistilBertConfig(**_SIZES | {"hidden_dim": 12}))),
+    "DistilBERT": transformer(
+        lambda t: t.DistilBertForMaskedLM(t.DistilBertConfig(**_SIZES | {"hidden_dim": 12}))
+    ),
     "FNet": encoder("FNet"),
     "GPT-2": transformer(lambda t: t.GPT2LMHeadModel(t.GPT2Config(**_GPT))),
     "GPT-2 masked": transformer(lambda t: t.GPT2LMHeadModel(t.GPT2Config(**_GPT)), _masked),
-    "GPT-Neo": transformer(lambda t: t.GPTNeoForCausalLM(t.GPTNeoConfig(**_SIZES, attention_types=[[["global"], 1]]))),
+    "GPT-Neo": transformer(
+        lambda t: t.GPTNeoForCausalLM(t.GPTNeoConfig(**_SIZES, attention_types=[[["global"], 1]]))
+    ),
     "GPT-NeoX": decoder("GPTNeoX", _SIZES),
     "GPT-J": transformer(lambda t: t.GPTJForCausalLM(t.GPTJConfig(**_GPT, rotary_dim=4))),
-    "OPT": transformer(lambda t: t.OPTForCausalLM(t.OPTConfig(**_SIZES, ffn_dim=12, word_embed_proj_dim=8))),
+    "OPT": transformer(
+        lambda t: t.OPTForCausalLM(t.OPTConfig(**_SIZES, ffn_dim=12, word_embed_proj_dim=8))
+    ),
     "BLOOM": transformer(lambda t: t.BloomForCausalLM(t.BloomConfig(**_SIZES))),
     "Llama": decoder("Llama"),
     "Llama masked": decoder("Llama", call=_masked),
@@ -173,10 +187,14 @@ CASES: dict[str, Recipe] = {
     "Falcon": decoder("Falcon", _SIZES),
     "Mixtral": decoder("Mixtral", num_local_experts=2, experts_implementation="eager"),
     "Mamba": transformer(
-        lambda t: t.MambaForCausalLM(t.MambaConfig(vocab_size=31, hidden_size=8, state_size=4, num_hidden_layers=1))
+        lambda t: t.MambaForCausalLM(
+            t.MambaConfig(vocab_size=31, hidden_size=8, state_size=4, num_hidden_layers=1)
+        )
     ),
     "RWKV": transformer(
-        lambda t: t.RwkvForCausalLM(t.RwkvConfig(**_SIZES | {"num_hidden_layers": 2}, context_length=16)),
+        lambda t: t.RwkvForCausalLM(
+            t.RwkvConfig(**_SIZES | {"num_hidden_layers": 2}, context_length=16)
+        ),
         _logits,
     ),
     "T5": transformer(lambda t: t.T5ForConditionalGeneration(t.T5Config(**_T5)), _both_sides),
@@ -184,8 +202,12 @@ CASES: dict[str, Recipe] = {
         lambda t: t.T5ForConditionalGeneration(t.T5Config(**_T5, feed_forward_proj="gated-gelu")),
         _both_sides,
     ),
-    "BART": transformer(lambda t: t.BartForConditionalGeneration(t.BartConfig(**_BART)), _both_sides),
-    "Pegasus": transformer(lambda t: t.PegasusForConditionalGeneration(t.PegasusConfig(**_BART)), _both_sides),
+    "BART": transformer(
+        lambda t: t.BartForConditionalGeneration(t.BartConfig(**_BART)), _both_sides
+    ),
+    "Pegasus": transformer(
+        lambda t: t.PegasusForConditionalGeneration(t.PegasusConfig(**_BART)), _both_sides
+    ),
     "ViT": seeing(lambda t: t.ViTForImageClassification(t.ViTConfig(**_SEEN)), 16, _pictured),
     "DeiT": seeing(lambda t: t.DeiTForImageClassification(t.DeiTConfig(**_SEEN)), 16, _pictured),
     "BEiT": seeing(lambda t: t.BeitForImageClassification(t.BeitConfig(**_SEEN)), 16, _pictured),

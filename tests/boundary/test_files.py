@@ -9,7 +9,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optbench.boundary import UnreadableError, parse_json, printable, read_json, read_text, read_yaml
+from optbench.boundary import (
+    UnreadableError,
+    parse_json,
+    printable,
+    read_json,
+    read_text,
+    read_yaml,
+)
 
 
 def _pipe(path: Path) -> None:
@@ -20,7 +27,9 @@ def _link(path: Path) -> None:
     path.symlink_to("/etc/hostname")
 
 
-@pytest.mark.parametrize("make", [_pipe, _link, Path.mkdir, lambda path: None, lambda path: path.write_bytes(b"\xff")])
+@pytest.mark.parametrize(
+    "make", [_pipe, _link, Path.mkdir, lambda path: None, lambda path: path.write_bytes(b"\xff")]
+)
 def test_what_is_no_plain_text_file(tmp_path: Path, make: Any) -> None:
     make(tmp_path / "x")
     with pytest.raises(UnreadableError):
@@ -37,7 +46,17 @@ def test_size_is_bounded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "{", "NaN", "[-Infinity]", "1e999", "1" * 400, "9" * 5000, '"\\ud800"', '{"a": "\\udfff"}'),
+        *(
+            "",
+            "{",
+            "NaN",
+            "[-Infinity]",
+            "1e999",
+            "1" * 400,
+            "9" * 5000,
+            '"\\ud800"',
+            '{"a": "\\udfff"}',
+        ),
         *("[" * 34 + "]" * 34, "[" * 100_000),
     ],
 )
@@ -47,7 +66,8 @@ def test_json_that_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a: [1", "a: &x 1\nb: *x", "1: 2", "a: !!python/object:os.system {}", "a: 0x" + "f" * 99]
+    "text",
+    ["a: [1", "a: &x 1\nb: *x", "1: 2", "a: !!python/object:os.system {}", "a: 0x" + "f" * 99],
 )
 def test_yaml_that_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "x").write_text(text)

@@ -6,14 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from optbench.boundary.regular import UnreadableFileError, open_regular, read_bytes, read_gzip, reason
+from optbench.boundary.regular import (
+    UnreadableFileError,
+    open_regular,
+    read_bytes,
+    read_gzip,
+    reason,
+)
 
 
 def test_a_regular_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"12345")
     assert read_bytes(file, 5) == b"12345"
-    with pytest.raises(UnreadableFileError, match=rf"^{file} holds more than 4 bytes, the most expected of it$"):
+    with pytest.raises(
+        UnreadableFileError, match=rf"^{file} holds more than 4 bytes, the most expected of it$"
+    ):
         read_bytes(file, 4)
     link = tmp_path / "link"
     link.symlink_to(file)
@@ -22,13 +30,20 @@ def test_a_regular_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
         read_bytes(tmp_path / "absent", 5)
 
 
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_regular_file_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "folder").mkdir()
     monkeypatch.chdir(tmp_path)  # a socket's path must be short
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("socket")
-        kinds = {"fifo": "a FIFO", "folder": "a folder", "socket": "a socket", "/dev/zero": "a device"}
+        kinds = {
+            "fifo": "a FIFO",
+            "folder": "a folder",
+            "socket": "a socket",
+            "/dev/zero": "a device",
+        }
         for name, kind in kinds.items():
             with pytest.raises(UnreadableFileError) as refused:
                 open_regular(Path(name))
@@ -53,7 +68,14 @@ def test_gzip_is_unpacked_up_to_its_limit_and_must_be_whole(tmp_path: Path) -> N
         read_gzip(file, 4999)
     flipped = bytearray(packed)
     flipped[20] ^= 0xFF
-    for content in (packed[:-1], packed[:15], b"no", bytes(flipped), packed[:-8] + b"\0" * 8, packed + b"x"):
+    for content in (
+        packed[:-1],
+        packed[:15],
+        b"no",
+        bytes(flipped),
+        packed[:-8] + b"\0" * 8,
+        packed + b"x",
+    ):
         file.write_bytes(content)
         with pytest.raises(UnreadableFileError, match="is not whole in gzip's format"):
             assert read_gzip(file, 5000) is None

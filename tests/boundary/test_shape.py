@@ -23,7 +23,9 @@ class _Outer:
 
 
 def test_what_fits_comes_through() -> None:
-    assert shaped(_Outer, {"count": 2, "inner": {"low": 1, "names": ["a"]}}) == _Outer(2, False, _Inner(1.0, ("a",)))
+    assert shaped(_Outer, {"count": 2, "inner": {"low": 1, "names": ["a"]}}) == _Outer(
+        2, False, _Inner(1.0, ("a",))
+    )
 
 
 @pytest.mark.parametrize(
@@ -34,8 +36,14 @@ def test_what_fits_comes_through() -> None:
         ({"count": 1.0}, "count must be a valid integer, got 1.0, in here"),
         ({"count": 1, "on": "no"}, "on must be a valid boolean, got 'no', in here"),
         ({"count": 1, "on": 1}, "on must be a valid boolean, got 1, in here"),
-        ({"count": 1, "inner": {"low": float("nan")}}, "inner.low must be a finite number, got nan, in here"),
-        ({"count": 1, "inner": {"low": 1, "names": "a"}}, "inner.names must be a valid array, got 'a', in here"),
+        (
+            {"count": 1, "inner": {"low": float("nan")}},
+            "inner.low must be a finite number, got nan, in here",
+        ),
+        (
+            {"count": 1, "inner": {"low": 1, "names": "a"}},
+            "inner.names must be a valid array, got 'a', in here",
+        ),
         ({"count": 1, "cuont": 2}, "there is no key cuont, in here. Did you mean count, on?"),
         ({}, "count is missing, in here"),
         ([1], "it must be "),

@@ -33,7 +33,11 @@ def test_every_optimizer_of_ours_passes_or_says_why_not(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["digits", "quadratic", "generalization", "sharpness", "layers"])
 def test_tasks_and_probes_of_ours_pass(name: str) -> None:
-    assert [row for row in _rows(find(name)).values() if row.verdict not in ("pass", "reported", "not tried")] == []
+    assert [
+        row
+        for row in _rows(find(name)).values()
+        if row.verdict not in ("pass", "reported", "not tried")
+    ] == []
 
 
 class Plain(torch.optim.Optimizer):
@@ -201,5 +205,8 @@ def test_exit_codes_and_json(
     assert "failed: file_of_a_user.Climber" in capsys.readouterr().out
     assert main(["adamm"]) == 2
     err = capsys.readouterr().err
-    assert "there is no optimizer, task or probe called adamm. Did you mean adam" in err and len(err.splitlines()) == 1
+    assert (
+        "there is no optimizer, task or probe called adamm. Did you mean adam" in err
+        and len(err.splitlines()) == 1
+    )
     assert main(["sgd", "--set", "lrr=1"]) == 2

@@ -54,7 +54,9 @@ def _hardest(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("strategy", ["auto", "recomputed"])
-def test_a_loss_that_becomes_no_mean_while_training(strategy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_becomes_no_mean_while_training(
+    strategy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         importlib.import_module("optbench.curvature.product_strategy"), "GRAIN", 1
     )  # so small a graph is cut
@@ -166,7 +168,9 @@ def test_a_train_method_of_the_models_own_sets_the_modes() -> None:
     class Frozen(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3))
+            self.inner = nn.Sequential(
+                nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3)
+            )
 
         def train(self, mode: bool = True) -> Frozen:
             super().train(mode)
@@ -183,7 +187,9 @@ def test_a_train_method_of_the_models_own_sets_the_modes() -> None:
     found = dense(Hessian(model, F.cross_entropy, _data(), mode="train"))
     assert not model.training
     _same(Hessian(model.train(), F.cross_entropy, _data()), model, F.cross_entropy, _data())
-    torch.testing.assert_close(found, dense_hessian(model, F.cross_entropy, _data()), rtol=0, atol=100 * EPS)
+    torch.testing.assert_close(
+        found, dense_hessian(model, F.cross_entropy, _data()), rtol=0, atol=100 * EPS
+    )
 
 
 def test_outputs_that_are_no_tensors_are_not_cut_where_it_cannot_be_told() -> None:
@@ -240,23 +246,33 @@ def test_generators_of_batch_samplers_stay() -> None:
     dataset = TensorDataset(x, y)
     sampler = BatchSampler(RandomSampler(dataset, generator=generator), 8, False)
     before = generator.get_state()
-    _same(Hessian(_mlp(), F.cross_entropy, DataLoader(dataset, batch_sampler=sampler)), _mlp(), F.cross_entropy, (x, y))
+    _same(
+        Hessian(_mlp(), F.cross_entropy, DataLoader(dataset, batch_sampler=sampler)),
+        _mlp(),
+        F.cross_entropy,
+        (x, y),
+    )
     assert torch.equal(generator.get_state(), before)
 
 
 def test_a_cache_of_parametrized_weights_is_passed_by() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(parametrizations.orthogonal(nn.Linear(5, 5)), nn.Tanh(), nn.Linear(5, 3)).double()
+    model = nn.Sequential(
+        parametrizations.orthogonal(nn.Linear(5, 5)), nn.Tanh(), nn.Linear(5, 3)
+    ).double()
     expected = dense(Hessian(model, F.cross_entropy, _data()))
     with parametrize.cached():
-        torch.testing.assert_close(dense(Hessian(model, F.cross_entropy, _data())), expected, rtol=0, atol=100 * EPS)
+        torch.testing.assert_close(
+            dense(Hessian(model, F.cross_entropy, _data())), expected, rtol=0, atol=100 * EPS
+        )
         F.cross_entropy(model(_data()[0]), LABELS).backward()
     assert all(p.grad is not None for p in model.parameters())
 
 
 def test_autocast_is_what_it_was_after_measurements_in_two_threads() -> None:
     found: list[Tensor] = []
-    models, data = [_mlp() for _ in range(2)], _data()  # drawn here: torch's seed is one for all threads
+    # drawn here: torch's seed is one for all threads
+    models, data = ([_mlp() for _ in range(2)], _data())
 
     def measure(model: nn.Module) -> None:
         found.extend(dense(Hessian(model, F.cross_entropy, data)) for _ in range(3))
@@ -266,7 +282,9 @@ def test_autocast_is_what_it_was_after_measurements_in_two_threads() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 6 and all(torch.allclose(one, found[0], rtol=0, atol=100 * EPS) for one in found)
+    assert len(found) == 6 and all(
+        torch.allclose(one, found[0], rtol=0, atol=100 * EPS) for one in found
+    )
     with torch.autocast("cpu", torch.bfloat16):
         assert nn.Linear(3, 2)(torch.ones(1, 3)).dtype == torch.bfloat16
 
@@ -296,7 +314,9 @@ def test_right_models_are_neither_refused_nor_warned_of() -> None:
     torch.manual_seed(0)
     tokens = torch.randint(1, 9, (40, 6))
     tokens[:, 4:] = 0
-    padded = nn.Sequential(nn.Embedding(9, 4, padding_idx=0), nn.Flatten(1), nn.Linear(24, 3)).double()
+    padded = nn.Sequential(
+        nn.Embedding(9, 4, padding_idx=0), nn.Flatten(1), nn.Linear(24, 3)
+    ).double()
     x, y = _data()
 
     def in_place(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -315,14 +335,22 @@ def test_right_models_are_neither_refused_nor_warned_of() -> None:
         warnings.simplefilter("error")
         Hessian(padded, F.cross_entropy, (tokens, y)).prepare()
         for batches in ((x, y), loader):
-            _same(Hessian(_mlp(), in_place, batches), _mlp(), lambda o, t: F.cross_entropy(o / 2, t), (x, y))
-        warnings.simplefilter("ignore", SecondDerivativeWarning)  # of what is detached in it, rightly
+            _same(
+                Hessian(_mlp(), in_place, batches),
+                _mlp(),
+                lambda o, t: F.cross_entropy(o / 2, t),
+                (x, y),
+            )
+        # of what is detached in it, rightly
+        warnings.simplefilter("ignore", SecondDerivativeWarning)
         Hessian(_mlp(), policy, DataLoader(TensorDataset(x, targets), batch_size=16)).prepare()
         warnings.simplefilter("error")
         Hessian(_mlp(), F.cross_entropy, (x, y), params=(n for n in ["0.weight"])).prepare()
         Hessian(_mlp(), F.cross_entropy, (x, y), params="0.weight").prepare()
         ignored = torch.where(torch.arange(40) < 10, -100, y)
-        H = Hessian(_mlp(), F.cross_entropy, (x, ignored), chunk=10, weight=lambda _, t: (t != -100).sum())
+        H = Hessian(
+            _mlp(), F.cross_entropy, (x, ignored), chunk=10, weight=lambda _, t: (t != -100).sum()
+        )
         _same(H, _mlp(), F.cross_entropy, (x, ignored))
 
 
@@ -342,6 +370,10 @@ def test_a_term_over_the_batch_that_is_flat_at_the_start_is_not_missed() -> None
 def test_batches_of_different_lengths_are_said() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9)).double()
-    batches = [(tokens, tokens) for tokens in (torch.randint(0, 9, (6, 5)), torch.randint(0, 9, (6, 9)))]
+    batches = [
+        (tokens, tokens) for tokens in (torch.randint(0, 9, (6, 5)), torch.randint(0, 9, (6, 9)))
+    ]
     with pytest.warns(WeightingWarning):
-        Hessian(model, lambda o, t: F.cross_entropy(o.flatten(0, 1), t.flatten()), batches).prepare()
+        Hessian(
+            model, lambda o, t: F.cross_entropy(o.flatten(0, 1), t.flatten()), batches
+        ).prepare()

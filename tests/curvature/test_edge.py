@@ -36,7 +36,9 @@ def follow(
             if tracker is not None:
                 found.append(tracker.solve(H, "these", step, pytest.fail))
             else:
-                found.append(top_eigenpairs(H, accuracy=accuracy, start=found[-1] if found else None))
+                found.append(
+                    top_eigenpairs(H, accuracy=accuracy, start=found[-1] if found else None)
+                )
             reference = top_eigenpairs(double, 2, accuracy=1e-8, guards=3, start=reference)
             truth.append(float(reference.values[0]))
             vectors.append(reference.vectors)
@@ -63,13 +65,16 @@ def check(found: list[Eigenpairs], truth: list[float], worst: float, kinks: floa
 def test_digits() -> None:
     found, truth, vectors = follow(digits_run(0, steps=700), first=300)
     check(found, truth, 0.005)
-    assert crossings(vectors) >= 1  # among what was just checked are times at which λ_2 had overtaken λ_1
+    # among what was just checked are times at which λ_2 had overtaken λ_1
+    assert crossings(vectors) >= 1
     assert median(pairs.hvps for pairs in found[1:]) <= 6
     assert median(truth[-20:]) == pytest.approx(2 / 0.5, rel=0.1)  # it is at the edge
 
 
 def test_digits_tracked_from_the_start() -> None:
-    found, truth, _ = follow(digits_run(1, lr=0.3, steps=450), first=0, tracker=Tracker("sharpness"))
+    found, truth, _ = follow(
+        digits_run(1, lr=0.3, steps=450), first=0, tracker=Tracker("sharpness")
+    )
     check(found, truth, 0.005)
     assert sum(pairs.held for pairs in found) > len(found) / 3  # while λ_1 is set apart
     assert all(pairs.hvps <= 2 for pairs in found if pairs.held)
@@ -87,9 +92,13 @@ def test_relu_long(seed: int, lr: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seed", "lr"), [(0, 0.5), (1, 0.3), (2, 0.5), (4, 0.5), (5, 0.4), (6, 0.3), (7, 0.6)])
+@pytest.mark.parametrize(
+    ("seed", "lr"), [(0, 0.5), (1, 0.3), (2, 0.5), (4, 0.5), (5, 0.4), (6, 0.3), (7, 0.6)]
+)
 def test_digits_tracked_long(seed: int, lr: float) -> None:
-    found, truth, _ = follow(digits_run(seed, lr, steps=1000), first=0, tracker=Tracker("sharpness"))
+    found, truth, _ = follow(
+        digits_run(seed, lr, steps=1000), first=0, tracker=Tracker("sharpness")
+    )
     check(found, truth, 0.005)
 
 
@@ -108,7 +117,9 @@ def test_digits_long(seed: int, lr: float, accuracy: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CIFAR.exists(), reason="CIFAR-10's python pickles are not unpacked; set OPTBENCH_DATA")
+@pytest.mark.skipif(
+    not CIFAR.exists(), reason="CIFAR-10's python pickles are not unpacked; set OPTBENCH_DATA"
+)
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("accuracy", [5e-3, 1e-5])
 def test_cifar_subset(seed: int, accuracy: float) -> None:

@@ -57,11 +57,14 @@ def test_any_spectrum(values: list[float], k: int, guards: int, seed: int) -> No
 def test_bounds_hold_where_a_block_comes_three_times_over(accuracy: float) -> None:
     """As the Hessian of a layer under ½-MSE does, once for each output: copies of a spectrum, nearly the same."""
     block = torch.tensor([59.0, 30.4, 20.0, 12.0, 7.0, 4.0, 2.0, 1.0, *[0.1] * 12]).double()
-    spectrum = torch.cat([block * (1 + 1e-5 * copy) for copy in range(3)]).sort(descending=True).values
+    spectrum = (
+        torch.cat([block * (1 + 1e-5 * copy) for copy in range(3)]).sort(descending=True).values
+    )
     for seed in range(20):
         pairs = top_eigenpairs(Matrix(with_spectrum(spectrum, seed)), accuracy=accuracy, seed=seed)
         assert pairs.converged
-        assert float(spectrum[0] - pairs.values[0]) <= float(pairs.bounds[0]) + 1e-12  # rounding, as above
+        # rounding, as above
+        assert float(spectrum[0] - pairs.values[0]) <= float(pairs.bounds[0]) + 1e-12
 
 
 @pytest.mark.parametrize("k", [1, 4])
@@ -102,14 +105,17 @@ def test_against_scipy_and_curvlinops() -> None:
     theirs = HessianLinearOperator(double, Loss(), list(double.parameters()), [(inputs, targets)])
     v = torch.randn(H.size, dtype=torch.float64)
     torch.testing.assert_close(5 * (theirs @ v), H @ v, rtol=1e-12, atol=1e-12)
-    linear = LinearOperator(H.shape, matvec=lambda v: (theirs @ torch.from_numpy(v.ravel())).numpy(), dtype=np.float64)
+    linear = LinearOperator(
+        H.shape, matvec=lambda v: (theirs @ torch.from_numpy(v.ravel())).numpy(), dtype=np.float64
+    )
     top = eigsh(linear, k=1, which="LA", tol=1e-11, return_eigenvectors=False)[0]
     assert float(pairs.values[0]) == pytest.approx(5 * top, abs=1e-8)
     torch.manual_seed(0)  # theirs draws from the global generator
     other = 5 * float(hutchinson_trace(theirs, 300, "rademacher"))
     wide = trace(H, 300)
     narrow = trace(H, 300, deflate=pairs)
-    # Two estimates with one standard error each, five of the two together; and ours with the pairs taken out.
+    # Two estimates with one standard error each, five of the two together; and ours with the pairs
+    # taken out.
     assert abs(wide.value - other) < 5 * math.sqrt(2) * wide.stderr
     assert abs(narrow.value - other) < 5 * math.hypot(wide.stderr, narrow.stderr)
 
@@ -149,7 +155,9 @@ def test_window_bounds_the_memory() -> None:
 
 
 def test_all_above_a_threshold() -> None:
-    spectrum = torch.cat([torch.tensor([9.0, 8.9, 8.8, 5.0, 4.9, 4.2]), torch.linspace(3.9, 0, 90)]).double()
+    spectrum = torch.cat(
+        [torch.tensor([9.0, 8.9, 8.8, 5.0, 4.9, 4.2]), torch.linspace(3.9, 0, 90)]
+    ).double()
     A = Matrix(with_spectrum(spectrum))
     pairs = top_eigenpairs(A, 1, above=4.0, tol=1e-6)
     above = pairs.values[pairs.values > 4.0]
@@ -174,7 +182,9 @@ def test_crossing_is_followed(steps: int) -> None:
 
 
 def test_audit_finds_a_lost_eigenvalue() -> None:
-    basis = torch.linalg.qr(torch.randn(100, 100, generator=torch.Generator().manual_seed(0)).double())[0]
+    basis = torch.linalg.qr(
+        torch.randn(100, 100, generator=torch.Generator().manual_seed(0)).double()
+    )[0]
     spectrum = torch.cat([torch.tensor([5.0, 4.0, 3.9, 3.8]), torch.linspace(1, 0, 96)]).double()
     A = Matrix((basis * spectrum) @ basis.T)
     lost = top_eigenpairs(A, start=basis[:, 1:4], accuracy=1e-3)  # exactly orthogonal to u_1
@@ -212,15 +222,20 @@ def test_a_bound_with_the_rest_known_from_elsewhere() -> None:
     bound = float(error_bounds(np.array([2.0]), np.array([[r * r]]), rest=0.0)[0])
     assert 1 + (1 + r * r) ** 0.5 - 2 <= bound
     assert abs(bound - r * r / 2) < 10 * EPS
-    assert float(error_bounds(np.array([2.0]), np.array([[r * r]]))[0]) == pytest.approx(r)  # an eigenvalue, no more
+    # an eigenvalue, no more
+    assert float(error_bounds(np.array([2.0]), np.array([[r * r]]))[0]) == pytest.approx(r)
 
 
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("seed", range(5))
-def test_pairs_are_held_at_a_product_or_two_each_while_their_gap_is_worth_it(k: int, seed: int) -> None:
+def test_pairs_are_held_at_a_product_or_two_each_while_their_gap_is_worth_it(
+    k: int, seed: int
+) -> None:
     spectrum = torch.cat([torch.tensor([10.0, 9.8, 9.7][:k]), torch.linspace(8, 0, 60)]).double()
     dense = with_spectrum(spectrum, seed)
-    noise = torch.randn(dense.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    noise = torch.randn(
+        dense.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     first = top_eigenpairs(Matrix(dense), k)
     assert not first.held and first.rest >= 8 - 1e-12
     for size, held in ((1e-2, True), (0.3, False)):
@@ -229,9 +244,12 @@ def test_pairs_are_held_at_a_product_or_two_each_while_their_gap_is_worth_it(k: 
         truth = torch.linalg.eigvalsh(changed).flip(0)[:k]
         assert pairs.held == held and pairs.converged
         assert (pairs.hvps <= 2 * k) == held
-        assert (pairs.values <= truth + 1e-12).all() and (truth <= pairs.values + pairs.bounds).all()
+        assert (pairs.values <= truth + 1e-12).all() and (
+            truth <= pairs.values + pairs.bounds
+        ).all()
         assert (pairs.bounds <= 5e-3 * pairs.values[0]).all()
-        assert pairs.rest > first.rest or not held  # what is not looked at is trusted less each time
+        # what is not looked at is trusted less each time
+        assert pairs.rest > first.rest or not held
 
 
 def test_refusals() -> None:
@@ -248,7 +266,9 @@ def test_refusals() -> None:
             top_eigenpairs(A, **kwargs)  # type: ignore[arg-type]
     with pytest.raises(FloatingPointError, match="not finite"):
         top_eigenpairs(Matrix(torch.full((4, 4), float("nan")).double()))
-    few = top_eigenpairs(Matrix(with_spectrum(torch.linspace(1, 0, 50).double())), accuracy=1e-9, max_hvps=5)
+    few = top_eigenpairs(
+        Matrix(with_spectrum(torch.linspace(1, 0, 50).double())), accuracy=1e-9, max_hvps=5
+    )
     assert not few.converged
     assert few.hvps <= 5
 

@@ -34,7 +34,10 @@ def test_batch_norm_in_train_mode(strategy: Strategy) -> None:
     torch.testing.assert_close(dense(split), mean, rtol=0, atol=1e-6)
     model.eval()
     torch.testing.assert_close(
-        dense(Hessian(model, half_mse, halves)), differenced_hessian(model, half_mse, data), rtol=0, atol=1e-6
+        dense(Hessian(model, half_mse, halves)),
+        differenced_hessian(model, half_mse, data),
+        rtol=0,
+        atol=1e-6,
     )
 
 
@@ -48,7 +51,8 @@ def test_dropout_keeps_one_mask(strategy: Strategy) -> None:
     assert torch.equal(matrix, dense(H))
     torch.testing.assert_close(matrix, matrix.T, rtol=0, atol=100 * EPS)
     reference = dense(Hessian(model, half_mse, data, strategy="cached"))
-    torch.testing.assert_close(matrix, reference, rtol=0, atol=100 * EPS)  # the same mask everywhere
+    # the same mask everywhere
+    torch.testing.assert_close(matrix, reference, rtol=0, atol=100 * EPS)
     model.eval()
     assert not torch.allclose(matrix, dense(H))
 
@@ -100,7 +104,9 @@ class Attention(nn.Module):
 def test_fused_attention(name: str, training: bool) -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
-    model = (Attention() if name == "sdpa" else nn.Sequential(layer, nn.Flatten(), nn.Linear(20, 3))).double()
+    model = (
+        Attention() if name == "sdpa" else nn.Sequential(layer, nn.Flatten(), nn.Linear(20, 3))
+    ).double()
     model.train(training)
     data = (torch.randn(8, 5, 4).double(), torch.arange(8) % 3)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
@@ -156,7 +162,9 @@ def test_batched_products_of_norms(norm: nn.Module) -> None:
     model = nn.Sequential(nn.Linear(6, 5), norm, nn.Tanh(), nn.Linear(5, 3)).double()
     _, data = small()
     H = Hessian(model, half_mse, data, strategy="cached", batched=True)
-    torch.testing.assert_close(dense(H), differenced_hessian(model, half_mse, data), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        dense(H), differenced_hessian(model, half_mse, data), rtol=0, atol=1e-6
+    )
 
 
 def test_wrong_transforms_are_refused() -> None:

@@ -27,18 +27,26 @@ def _at(*nodes: float) -> SpectralDensity:
 
 
 def test_known_distances() -> None:
-    # Gaussians 100 widths apart overlap by less than 1e-500; half of the mass in common gives JS² = ½.
+    # Gaussians 100 widths apart overlap by less than 1e-500; half of the mass in common gives JS² =
+    # ½.
     assert block_heterogeneity({"a": _at(0, 1), "b": _at(0, 1)}) == pytest.approx(0, abs=1e-7)
     assert block_heterogeneity({"a": _at(0), "b": _at(1)}) == pytest.approx(1, abs=1e-9)
-    assert block_heterogeneity({"a": _at(0), "b": _at(1), "c": _at(0)}) == pytest.approx(2 / 3, abs=1e-7)
-    assert block_heterogeneity({"a": _at(0, 1), "b": _at(1, 2)}) == pytest.approx(math.sqrt(0.5), abs=1e-6)
+    assert block_heterogeneity({"a": _at(0), "b": _at(1), "c": _at(0)}) == pytest.approx(
+        2 / 3, abs=1e-7
+    )
+    assert block_heterogeneity({"a": _at(0, 1), "b": _at(1, 2)}) == pytest.approx(
+        math.sqrt(0.5), abs=1e-6
+    )
     with pytest.raises(ValueError, match="at least two blocks, got 1"):
         block_heterogeneity({"a": _at(0)})
 
 
 def test_a_block_diagonal_matrix() -> None:
     """The exact quadratures of the blocks, and the same distance however the blocks are laid out."""
-    spectra = [torch.tensor(values).double() for values in ([5.0, 4.0, 0.5], [5.0, 4.0, 0.5], [100.0, 90.0, 3.0, 1.0])]
+    spectra = [
+        torch.tensor(values).double()
+        for values in ([5.0, 4.0, 0.5], [5.0, 4.0, 0.5], [100.0, 90.0, 3.0, 1.0])
+    ]
     blocks = [with_spectrum(values, seed) for seed, values in enumerate(spectra)]
     whole = Matrix(torch.block_diag(*blocks))
     rows = torch.arange(10).split([3, 3, 4])
@@ -49,7 +57,9 @@ def test_a_block_diagonal_matrix() -> None:
         found[str(i)] = spectral_density(part, 4, 400, seed=i)
     exact = {str(i): _at(*values.sort().values.tolist()) for i, values in enumerate(spectra)}
     # 400 sign vectors: weights are off by about 1/√400, and the distance by less than that.
-    assert block_heterogeneity(found, width=1.0) == pytest.approx(block_heterogeneity(exact, width=1.0), abs=0.05)
+    assert block_heterogeneity(found, width=1.0) == pytest.approx(
+        block_heterogeneity(exact, width=1.0), abs=0.05
+    )
     # Two pairs share at most half of their mass, on one side: JS² ≥ S(¾, ¼) − ½ = .311.
     assert block_heterogeneity(exact) > 2 / 3 * math.sqrt(0.311)
 

@@ -65,7 +65,8 @@ class Broken(nn.Module):
 
     def __init__(self, calls: int = 2) -> None:
         super().__init__()
-        self.left = iter([False] * calls)  # not a number: what a forward pass sets is put back after a measurement
+        # not a number: what a forward pass sets is put back after a measurement
+        self.left = iter([False] * calls)
 
     def forward(self, x: Tensor) -> Tensor:
         if next(self.left, True):

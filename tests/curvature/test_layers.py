@@ -18,16 +18,25 @@ from tests.curvature.helpers import EPS
 attend = F.scaled_dot_product_attention
 CASES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "conv1d": (F.conv1d, [(2, 3, 7), (4, 3, 3), (4,)]),
-    "conv2d": (lambda x, w, b: F.conv2d(x, w, b, stride=(2, 1), padding=1), [(2, 3, 5, 4), (4, 3, 3, 3), (4,)]),
+    "conv2d": (
+        lambda x, w, b: F.conv2d(x, w, b, stride=(2, 1), padding=1),
+        [(2, 3, 5, 4), (4, 3, 3, 3), (4,)],
+    ),
     "conv2d of groups, dilated": (
         lambda x, w: F.conv2d(x, w, dilation=2, padding=(2, 1), groups=2),
         [(2, 4, 5, 5), (6, 2, 3, 3)],
     ),
-    "conv2d, same": (lambda x, w: F.conv2d(x, w, padding="same", dilation=2), [(1, 2, 5, 5), (2, 2, 3, 3)]),
+    "conv2d, same": (
+        lambda x, w: F.conv2d(x, w, padding="same", dilation=2),
+        [(1, 2, 5, 5), (2, 2, 3, 3)],
+    ),
     "conv1d, valid": (lambda x, w: F.conv1d(x, w, None, 2, "valid"), [(1, 2, 5), (2, 2, 3)]),
     "conv3d": (lambda x, w, b: F.conv3d(x, w, b, 2, 1), [(2, 2, 4, 3, 3), (2, 2, 3, 3, 3), (2,)]),
     "layer norm": (lambda x, w, b: F.layer_norm(x, (5,), w, b), [(3, 2, 5), (5,), (5,)]),
-    "layer norm of two dimensions, no bias": (lambda x, w: F.layer_norm(x, (2, 3), w), [(4, 2, 3), (2, 3)]),
+    "layer norm of two dimensions, no bias": (
+        lambda x, w: F.layer_norm(x, (2, 3), w),
+        [(4, 2, 3), (2, 3)],
+    ),
     "layer norm alone": (lambda x: F.layer_norm(x, (5,), eps=0.1), [(3, 5)]),
     "group norm": (lambda x, w, b: F.group_norm(x, 2, w, b), [(3, 4, 2, 3), (4,), (4,)]),
     "group norm, no places": (lambda x, w, b: F.group_norm(x, 2, w, b), [(3, 6), (6,), (6,)]),
@@ -47,7 +56,10 @@ CASES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "sigmoid": (torch.sigmoid, [(4, 3)]),
     "attention": (attend, [(2, 2, 4, 3)] * 3),
     "attention, causal": (lambda q, k, v: attend(q, k, v, is_causal=True), [(2, 4, 3)] * 3),
-    "attention across": (lambda q, k, v: attend(q, k, v, scale=0.7), [(2, 1, 4, 3), (2, 1, 5, 3), (2, 1, 5, 2)]),
+    "attention across": (
+        lambda q, k, v: attend(q, k, v, scale=0.7),
+        [(2, 1, 4, 3), (2, 1, 5, 3), (2, 1, 5, 2)],
+    ),
     "attention, mask": (
         lambda q, k, v: attend(q, k, v, torch.arange(4) > torch.tensor([[0], [1], [-1], [2]])),
         [(2, 2, 4, 3)] * 3,
@@ -81,27 +93,35 @@ def _reversed(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("layout", [_in_order, _channels_last, _reversed])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.usefixtures("at_any_size")
-def test_second_derivatives_against_differences_and_torchs(name: str, layout: Callable[[Tensor], Tensor]) -> None:
+def test_second_derivatives_against_differences_and_torchs(
+    name: str, layout: Callable[[Tensor], Tensor]
+) -> None:
     function, shapes = CASES[name]
     torch.manual_seed(0)
-    arguments = [layout(torch.randn(shape, dtype=torch.float64)).requires_grad_() for shape in shapes]
+    arguments = [
+        layout(torch.randn(shape, dtype=torch.float64)).requires_grad_() for shape in shapes
+    ]
 
     def cheap(*given: Tensor) -> Tensor:
         with CheapSecondDerivatives():
             return function(*given)
 
     own = cheap(*arguments).grad_fn
-    while own is not None and not type(own).__name__.startswith("_"):  # through a last change of shape
+    # through a last change of shape
+    while own is not None and not type(own).__name__.startswith("_"):
         own = own.next_functions[0][0]
     assert own is not None, "torch's own was called"
-    # By central differences, 1e-6 apart, so that they err by 1e-10 of the values; torch allows 1e-5.
+    # By central differences, 1e-6 apart, so that they err by 1e-10 of the values; torch allows
+    # 1e-5.
     assert gradgradcheck(cheap, arguments)
     along = [torch.randn_like(x) for x in arguments]
     weights = layout(torch.randn_like(function(*arguments).detach())).requires_grad_()
     found, expected = (_derivatives(f, arguments, weights, along) for f in (cheap, function))
     for one, other in zip(found, expected, strict=True):
         # Sums of tens of terms in another order: some hundred rounding units of the largest.
-        torch.testing.assert_close(one, other, rtol=0, atol=500 * EPS * max(1.0, float(other.abs().max())))
+        torch.testing.assert_close(
+            one, other, rtol=0, atol=500 * EPS * max(1.0, float(other.abs().max()))
+        )
 
 
 def _derivatives(
@@ -111,7 +131,9 @@ def _derivatives(
     with sdpa_kernel(SDPBackend.MATH):  # the other kernels have no second derivative
         value = function(*arguments)
     slopes = torch.autograd.grad(value, arguments, weights, create_graph=True)
-    bends = torch.autograd.grad(slopes, [weights, *arguments], along, allow_unused=True, materialize_grads=True)
+    bends = torch.autograd.grad(
+        slopes, [weights, *arguments], along, allow_unused=True, materialize_grads=True
+    )
     return [value.detach(), *(s.detach() for s in slopes), *bends]
 
 

@@ -56,7 +56,9 @@ def _assert_same(found: Tensor, expected: Tensor) -> None:
     assert float((found - expected).norm() / expected.norm()) < 1000 * EPS
 
 
-@pytest.mark.parametrize("build", [CNN, ViT, lambda: vit((3, 32, 32), 10)], ids=["CNN", "torch's ViT", "ViT"])
+@pytest.mark.parametrize(
+    "build", [CNN, ViT, lambda: vit((3, 32, 32), 10)], ids=["CNN", "torch's ViT", "ViT"]
+)
 def test_networks_have_the_same_hessian_and_no_larger_graph(build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     model = build().double()
@@ -113,10 +115,14 @@ def _data() -> Pair:
     return torch.randn(9, 6).double(), torch.randn(9, 7).double()
 
 
-@pytest.mark.parametrize("kind", [nn.GELU, lambda: nn.LayerNorm(8), lambda: nn.Unflatten(1, (8, 1))])
+@pytest.mark.parametrize(
+    "kind", [nn.GELU, lambda: nn.LayerNorm(8), lambda: nn.Unflatten(1, (8, 1))]
+)
 def test_a_checkpointed_layer_runs_again_as_it_ran(kind: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
-    inside = nn.Sequential(nn.Linear(6, 8), kind(), nn.Flatten(), nn.Sigmoid(), nn.LayerNorm(8), nn.GELU())
+    inside = nn.Sequential(
+        nn.Linear(6, 8), kind(), nn.Flatten(), nn.Sigmoid(), nn.LayerNorm(8), nn.GELU()
+    )
     model, data = _Checkpointed(inside, nn.Linear(8, 7)).double(), _data()
     v = torch.randn(sum(p.numel() for p in model.parameters()), dtype=torch.float64)
     found = [Hessian(model, half_mse, data, strategy=s) @ v for s in ("cached", "recomputed")]
@@ -147,7 +153,9 @@ def _detached_slope(z: Tensor, y: Tensor) -> Tensor:
 
 
 def _batched_slopes(z: Tensor, y: Tensor) -> Tensor:
-    (slopes,) = torch.autograd.grad(y[0, :2], z, torch.eye(2).double(), create_graph=True, is_grads_batched=True)
+    (slopes,) = torch.autograd.grad(
+        y[0, :2], z, torch.eye(2).double(), create_graph=True, is_grads_batched=True
+    )
     return y + slopes.sum()
 
 
@@ -165,7 +173,9 @@ class _Slopes(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z = x.detach().requires_grad_()
-        return self.use(z, checkpoint(self.inside, z, use_reentrant=False) if self.again else self.inside(z))
+        return self.use(
+            z, checkpoint(self.inside, z, use_reentrant=False) if self.again else self.inside(z)
+        )
 
 
 @pytest.mark.parametrize(
@@ -178,9 +188,14 @@ class _Slopes(nn.Module):
         (_backward_into_the_input, True),
     ],
 )
-def test_every_way_to_differentiate_inside_of_a_model(use: Callable[[Tensor, Tensor], Tensor], again: bool) -> None:
+def test_every_way_to_differentiate_inside_of_a_model(
+    use: Callable[[Tensor, Tensor], Tensor], again: bool
+) -> None:
     torch.manual_seed(0)
-    model, data = _Slopes(use, again).double(), (torch.randn(9, 6).double(), torch.tensor(0.0).double().expand(9))
+    model, data = (
+        _Slopes(use, again).double(),
+        (torch.randn(9, 6).double(), torch.tensor(0.0).double().expand(9)),
+    )
     _assert_same_product(model, lambda o, _: o.square().mean(), data)
 
 
@@ -214,7 +229,9 @@ def _frozen_extractor(m: Any, y: Tensor) -> Tensor:
 
 def _masked_tokens(m: Any, y: Tensor) -> Tensor:
     seen = (torch.arange(9) % 2 == 0).view(9, 1, 1)
-    return attend(y, y, y, seen) + attend(y, y, y, torch.zeros(9, 1, 1).double().masked_fill(~seen, -torch.inf))
+    return attend(y, y, y, seen) + attend(
+        y, y, y, torch.zeros(9, 1, 1).double().masked_fill(~seen, -torch.inf)
+    )
 
 
 @pytest.mark.usefixtures("at_any_size")
@@ -223,7 +240,9 @@ def _masked_tokens(m: Any, y: Tensor) -> Tensor:
     [
         lambda m, y: F.group_norm(y.tanh(), 2, m.table.weight[:, 0], m.table.bias),
         lambda m, y: F.group_norm(y, 2, m.table.bias[:1].expand(6)),
-        lambda m, y: torch.tanh(torch.complex(y, y * 2)).abs() + torch.sigmoid(torch.complex(y, y * 2)).abs(),
+        lambda m, y: (
+            torch.tanh(torch.complex(y, y * 2)).abs() + torch.sigmoid(torch.complex(y, y * 2)).abs()
+        ),
         lambda m, y: F.conv1d(y, y[:2, :, :2], stride=np.int64(1)),  # type: ignore[call-overload]
         lambda m, y: F.gelu(input=y),
         lambda m, y: attend(y[:, :0], y, y).sum() + y,
@@ -260,7 +279,12 @@ def test_a_model_that_uses_transforms_gets_torchs_layers() -> None:
 def test_frozen_and_unused_affine_parameters() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv1d(1, 4, 3), nn.GroupNorm(2, 4), nn.BatchNorm1d(4), nn.Flatten(), nn.LayerNorm(16), nn.Linear(16, 7)
+        nn.Conv1d(1, 4, 3),
+        nn.GroupNorm(2, 4),
+        nn.BatchNorm1d(4),
+        nn.Flatten(),
+        nn.LayerNorm(16),
+        nn.Linear(16, 7),
     ).double()
     for name in ("0.bias", "1.weight", "2.bias", "4.weight", "4.bias"):
         model.get_parameter(name).requires_grad_(False)
@@ -284,10 +308,19 @@ def test_single_precision_is_as_exact_as_torchs(build: Callable[[], nn.Module]) 
     assert errors[0] < 2 * errors[1]
 
 
-@pytest.mark.parametrize("norm", [lambda: nn.GroupNorm(1, 3), lambda: nn.BatchNorm2d(3)], ids=["group", "batch"])
+@pytest.mark.parametrize(
+    "norm", [lambda: nn.GroupNorm(1, 3), lambda: nn.BatchNorm2d(3)], ids=["group", "batch"]
+)
 def test_channels_last(norm: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
-    layers = nn.Conv2d(3, 3, 3, padding=1), norm(), nn.Conv2d(3, 3, 3), norm(), nn.GELU(), nn.Flatten()
+    layers = (
+        nn.Conv2d(3, 3, 3, padding=1),
+        norm(),
+        nn.Conv2d(3, 3, 3),
+        norm(),
+        nn.GELU(),
+        nn.Flatten(),
+    )
     model = nn.Sequential(*layers, nn.Linear(48, 7)).double()
     images = torch.randn(8, 3, 6, 6).double().to(memory_format=torch.channels_last)
     _, (kept, _, plain) = _compare(model, (images, torch.randn(8, 7).double()))

@@ -37,7 +37,10 @@ class _Object:
         self.seen.append(float(self.calls))
         self.mean += outputs.detach().mean(0)
         self.last = outputs.detach()
-        return F.cross_entropy(outputs, targets) * (self.calls + sum(self.seen)) + (outputs * self.mean).mean()
+        return (
+            F.cross_entropy(outputs, targets) * (self.calls + sum(self.seen))
+            + (outputs * self.mean).mean()
+        )
 
     def state(self) -> list[object]:
         return [self.calls, list(self.seen), self.mean.tolist(), hasattr(self, "last")]
@@ -82,7 +85,9 @@ def test_a_loss_that_remembers(make: Callable[[], tuple[Loss, Callable[[], objec
     assert state() == before
     # What the first call of it would give: sums of 30 terms in float64.
     size = float(found.abs().max())
-    torch.testing.assert_close(found, dense_hessian(model, _first_call(make), data), rtol=0, atol=100 * EPS * size)
+    torch.testing.assert_close(
+        found, dense_hessian(model, _first_call(make), data), rtol=0, atol=100 * EPS * size
+    )
     loss(torch.zeros(3, 3, dtype=torch.float64), LABELS[:3])
     assert state() != before
     after = dense(H)  # without refresh: what it is now is seen

@@ -74,7 +74,9 @@ def _tokens() -> Pair:
 
 
 def _renormed() -> nn.Module:
-    return nn.Sequential(nn.Embedding(9, 4, max_norm=0.5), nn.Flatten(), nn.Tanh(), nn.Linear(12, 3))
+    return nn.Sequential(
+        nn.Embedding(9, 4, max_norm=0.5), nn.Flatten(), nn.Tanh(), nn.Linear(12, 3)
+    )
 
 
 @pytest.mark.filterwarnings("ignore::optbench.curvature.SecondDerivativeWarning")
@@ -90,8 +92,11 @@ def test_weights_that_a_forward_pass_writes_to_stay(
     found = dense(H)
     loss_and_gradient(H), mean_loss(H), top_eigenpairs(H)
     assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
-    F.cross_entropy(model(data()[0]), LABELS)  # now the weights are what the forward pass makes of them
-    torch.testing.assert_close(found, dense(Hessian(model, F.cross_entropy, data())), rtol=0, atol=100 * EPS)
+    # now the weights are what the forward pass makes of them
+    F.cross_entropy(model(data()[0]), LABELS)
+    torch.testing.assert_close(
+        found, dense(Hessian(model, F.cross_entropy, data())), rtol=0, atol=100 * EPS
+    )
 
 
 def test_that_the_projection_is_held_is_said() -> None:
@@ -221,7 +226,9 @@ def test_compiled_code_is_measured_as_it_was_written(what: str) -> None:
     else:
         compiled.compile(backend="aot_eager")
     loss(compiled(data[0]), data[1]).backward()
-    torch.testing.assert_close(dense(Hessian(compiled, loss, data)), expected, rtol=0, atol=100 * EPS)
+    torch.testing.assert_close(
+        dense(Hessian(compiled, loss, data)), expected, rtol=0, atol=100 * EPS
+    )
     loss(compiled(data[0]), data[1]).backward()  # and is compiled again afterwards
 
 

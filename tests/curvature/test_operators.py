@@ -22,8 +22,11 @@ STRATEGIES: list[Strategy] = ["auto", "cached", "linearized", "recomputed", "tim
 def test_hessian_is_the_dense_one(strategy: Strategy, batched: bool, chunk: int | None) -> None:
     model, data = small()
     H = Hessian(model, half_mse, data, strategy=strategy, batched=batched, chunk=chunk)
-    # Two routes in float64, sums of 20 terms of size ~1: 100 ε leaves a factor of 3 above what is seen.
-    torch.testing.assert_close(dense(H), dense_hessian(model, half_mse, data), rtol=0, atol=100 * EPS)
+    # Two routes in float64, sums of 20 terms of size ~1: 100 ε leaves a factor of 3 above what is
+    # seen.
+    torch.testing.assert_close(
+        dense(H), dense_hessian(model, half_mse, data), rtol=0, atol=100 * EPS
+    )
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -33,7 +36,12 @@ def test_gauss_newton_is_the_dense_one(strategy: Strategy) -> None:
     G = GaussNewton(model, cross_entropy, (inputs, labels), strategy=strategy, chunk=8)
     jacobian = torch.stack(
         [
-            torch.cat([g.flatten() for g in torch.autograd.grad(model(inputs)[i, c], list(model.parameters()))])
+            torch.cat(
+                [
+                    g.flatten()
+                    for g in torch.autograd.grad(model(inputs)[i, c], list(model.parameters()))
+                ]
+            )
             for i in range(20)
             for c in range(3)
         ]
@@ -54,7 +62,11 @@ def test_quadratic() -> None:
             return self.w.expand(len(x), -1)
 
     A = torch.diag(torch.tensor([3.0, -1.0, 0.5, 0.0]).double())
-    H = Hessian(Point(), lambda w, _: 0.5 * ((w @ A) * w).sum(1).mean(), (torch.zeros(5, 1), torch.zeros(5, 1)))
+    H = Hessian(
+        Point(),
+        lambda w, _: 0.5 * ((w @ A) * w).sum(1).mean(),
+        (torch.zeros(5, 1), torch.zeros(5, 1)),
+    )
     torch.testing.assert_close(dense(H), A, rtol=0, atol=10 * EPS)
 
 
@@ -73,7 +85,9 @@ def test_softmax_regression() -> None:
     p = model(x).softmax(1)
     inner = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
     expected = torch.einsum("nij,na,nb->iajb", inner, x, x).reshape(12, 12) / 30
-    torch.testing.assert_close(dense(Hessian(model, cross_entropy, (x, labels))), expected, rtol=0, atol=30 * EPS)
+    torch.testing.assert_close(
+        dense(Hessian(model, cross_entropy, (x, labels))), expected, rtol=0, atol=30 * EPS
+    )
 
 
 def test_deep_linear_network_of_scalars() -> None:
@@ -85,7 +99,8 @@ def test_deep_linear_network_of_scalars() -> None:
     bend = torch.tensor([[0, c, b], [c, 0, a], [b, a, 0]], dtype=torch.float64)
     H = Hessian(model, half_mse, (torch.ones(4, 1), torch.full((4, 1), y)))
     expected = torch.outer(slope, slope) + (a * b * c - y) * bend
-    torch.testing.assert_close(dense(H), expected, rtol=0, atol=1e-7)  # y is rounded to float32 on its way
+    # y is rounded to float32 on its way
+    torch.testing.assert_close(dense(H), expected, rtol=0, atol=1e-7)
     G = GaussNewton(model, half_mse, (torch.ones(4, 1), torch.full((4, 1), y)))
     torch.testing.assert_close(dense(G), torch.outer(slope, slope), rtol=0, atol=20 * EPS)
 
@@ -98,7 +113,9 @@ def test_relu_rescaling_transforms_as_a_congruence() -> None:
     H = Hessian(model, half_mse, data)
     before = dense(H)
     alpha = 8.0  # a power of two: the rescaling itself does not round
-    scale = torch.cat([torch.full((35,), alpha), torch.full((15,), 1 / alpha), torch.ones(3)]).double()
+    scale = torch.cat(
+        [torch.full((35,), alpha), torch.full((15,), 1 / alpha), torch.ones(3)]
+    ).double()
     with torch.no_grad():
         model.get_parameter("0.weight").mul_(alpha)
         model.get_parameter("0.bias").mul_(alpha)
@@ -155,7 +172,11 @@ def test_subsets_are_diagonal_blocks() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10**6), chunk=st.integers(1, 25), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4))
+@given(
+    seed=st.integers(0, 10**6),
+    chunk=st.integers(1, 25),
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+)
 def test_properties(seed: int, chunk: int, sizes: list[int]) -> None:
     """Symmetric, linear, and the same however the data is cut and however unequal the batches."""
     model, data = small(seed)
@@ -192,11 +213,15 @@ def test_current_weights_without_refresh() -> None:
     optimizer.step()
     after = H @ v
     assert not torch.equal(before, after)
-    torch.testing.assert_close(after, dense_hessian(model, half_mse, data) @ v, rtol=0, atol=1000 * EPS)
+    torch.testing.assert_close(
+        after, dense_hessian(model, half_mse, data) @ v, rtol=0, atol=1000 * EPS
+    )
     for p in model.parameters():
         p.data.mul_(1.5)  # out of torch's sight
     H.refresh()
-    torch.testing.assert_close(H @ v, dense_hessian(model, half_mse, data) @ v, rtol=0, atol=1000 * EPS)
+    torch.testing.assert_close(
+        H @ v, dense_hessian(model, half_mse, data) @ v, rtol=0, atol=1000 * EPS
+    )
 
 
 def test_graph_is_freed() -> None:
@@ -215,7 +240,9 @@ def test_memory_bound_turns_to_chunks() -> None:
     assert H.strategy == "recomputed"
     assert H._plan is not None
     assert H._plan.chunks > 1
-    torch.testing.assert_close(Hv, dense_hessian(model, half_mse, (inputs, targets)) @ v, rtol=0, atol=1000 * EPS)
+    torch.testing.assert_close(
+        Hv, dense_hessian(model, half_mse, (inputs, targets)) @ v, rtol=0, atol=1000 * EPS
+    )
 
 
 def test_a_recomputed_chunk_is_taken_in_parts_unless_that_is_another_loss() -> None:
@@ -236,12 +263,15 @@ def test_a_recomputed_chunk_is_taken_in_parts_unless_that_is_another_loss() -> N
         assert H._plan.chunks == parts
 
 
-def test_a_large_kept_graph_is_in_parts_and_gives_the_same_product(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_kept_graph_is_in_parts_and_gives_the_same_product(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, data = small()
     v = torch.randn(53).double()
     whole = Hessian(model, half_mse, data)
     expected = whole @ v
-    monkeypatch.setattr("optbench.curvature.product_strategy.GRAIN", 100)  # bytes; this graph is many times larger
+    # bytes; this graph is many times larger
+    monkeypatch.setattr("optbench.curvature.product_strategy.GRAIN", 100)
     parted = Hessian(model, half_mse, data)
     torch.testing.assert_close(parted @ v, expected, rtol=0, atol=1000 * EPS)
     assert (parted.strategy, len(parted._products), len(whole._products)) == ("cached", 4, 1)
@@ -268,7 +298,9 @@ def test_refusals() -> None:
         Hessian(model, lambda o, t: (o - t).square(), data) @ v
     with pytest.raises(ValueError, match="inputs must be a tensor"):
         Hessian(model, half_mse, [({"x": data[0]}, labels)]) @ v  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="batches must hold at least one, got a list that is empty"):
+    with pytest.raises(
+        ValueError, match="batches must hold at least one, got a list that is empty"
+    ):
         Hessian(model, half_mse, []) @ v
     with pytest.raises(ValueError, match="as many examples"):
         Hessian(model, half_mse, (data[0], labels[:3])) @ v
@@ -293,7 +325,12 @@ def test_unused_and_scalar_parameters(kind: type[Hessian | GaussNewton], batched
     matrix = dense(A)
     assert A.size == 8 + 2 + 3 + 1
     torch.testing.assert_close(matrix, matrix.T, rtol=0, atol=1e-14)
-    unused = [i for name, place in A.split(torch.arange(A.size)).items() if name == "unused" for i in place.tolist()]
+    unused = [
+        i
+        for name, place in A.split(torch.arange(A.size)).items()
+        if name == "unused"
+        for i in place.tolist()
+    ]
     assert not matrix[unused].any()
     if kind is Hessian:
         del model.unused  # by it no loss can be differentiated

@@ -19,7 +19,8 @@ def test_eigenpairs_and_trace(cut: bool) -> None:
     engine = PyHessian(model, half_mse, batches)
     pairs = engine.top_eigenpairs(2, tol=1e-9, max_iterations=2000)
     largest = values[values.abs().argsort(descending=True)[:2]].sort(descending=True).values
-    torch.testing.assert_close(pairs.values, largest, rtol=0, atol=1e-4)  # its normalisation adds 1e-6
+    # its normalisation adds 1e-6
+    torch.testing.assert_close(pairs.values, largest, rtol=0, atol=1e-4)
     distance = (pairs.values.unsqueeze(1) - values).abs().min(1).values
     assert (distance <= pairs.residuals + 1e-5).all()
     assert pairs.converged

@@ -20,13 +20,17 @@ CROWD = torch.cat([torch.linspace(10, 9, 8), torch.linspace(2, 0, 192)]).double(
 
 def moved(matrix: Tensor, size: float, seed: int = 1) -> Tensor:
     """The matrix and a random symmetric change, with ‖change‖ about `size`."""
-    change = torch.randn(matrix.shape, generator=torch.Generator().manual_seed(seed), dtype=matrix.dtype)
+    change = torch.randn(
+        matrix.shape, generator=torch.Generator().manual_seed(seed), dtype=matrix.dtype
+    )
     result: Tensor = matrix + size * (change + change.T) / (8 * len(matrix)) ** 0.5
     return result
 
 
 def random_rows(count: int, size: int) -> Tensor:
-    rows: Tensor = torch.linalg.qr(torch.randn(size, count, generator=torch.Generator().manual_seed(3)).double())[0].T
+    rows: Tensor = torch.linalg.qr(
+        torch.randn(size, count, generator=torch.Generator().manual_seed(3)).double()
+    )[0].T
     return rows
 
 
@@ -48,11 +52,16 @@ def test_a_memory_that_is_wrong_does_no_harm(seed: int) -> None:
     start = top_eigenpairs(Matrix(matrix), accuracy=1e-5, seed=seed)
     assert start.estimates is not None
     wrong = 30 * torch.randn(start.estimates.shape, generator=generator, dtype=torch.float64)
-    basis = torch.linalg.qr(torch.randn(start.basis.shape, generator=generator, dtype=torch.float64))[0]
+    basis = torch.linalg.qr(
+        torch.randn(start.basis.shape, generator=generator, dtype=torch.float64)
+    )[0]
     for fault in ({"estimates": wrong}, {"basis": basis}, {"basis": basis, "estimates": wrong}):
-        found = top_eigenpairs(Matrix(matrix), accuracy=1e-5, start=dataclasses.replace(start, **fault))
+        found = top_eigenpairs(
+            Matrix(matrix), accuracy=1e-5, start=dataclasses.replace(start, **fault)
+        )
         assert found.converged
-        assert 0 <= float(CROWD[0] - found.values[0]) <= float(found.bounds[0]) + 1e-12  # rounding of 200 terms
+        # rounding of 200 terms
+        assert 0 <= float(CROWD[0] - found.values[0]) <= float(found.bounds[0]) + 1e-12
 
 
 def test_corrections_against_dense_algebra() -> None:
@@ -95,7 +104,8 @@ def test_the_memory_stays_orthonormal_in_single_precision_over_many_measurements
     assert isinstance(pairs, Eigenpairs)
     assert pairs.basis.shape == (200, 3 + eigen.EXTRA)
     gram = pairs.basis.T @ pairs.basis
-    torch.testing.assert_close(gram, torch.eye(len(gram)), rtol=0, atol=2e-5)  # 1e-6 where it is made, little more
+    # 1e-6 where it is made, little more
+    torch.testing.assert_close(gram, torch.eye(len(gram)), rtol=0, atol=2e-5)
 
 
 def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +123,8 @@ def test_inner_products_in_pieces(size: int) -> None:
     wide = torch.randn(5, 2, size, generator=generator)[:, 0]
     for other in (b, wide):
         exact = (a.double() @ other.double().T).numpy()
-        # float32: √size terms of size 1 add up to √size, each sum of 4096 wrong by at most about 64 ε of that.
+        # float32: √size terms of size 1 add up to √size, each sum of 4096 wrong by at most about 64
+        # ε of that.
         np.testing.assert_allclose(inner(a, other), exact, rtol=0, atol=64 * 1.2e-7 * size**0.5)
 
 
@@ -137,7 +148,9 @@ def test_the_memory_does_not_mind_where_the_bulk_lies(shift: float) -> None:
         spent.append(0)
         for seed in range(10):
             matrix = moved(matrix, 0.1, seed)
-            start: Eigenpairs | Tensor | None = pairs if remembers or pairs is None else pairs.vectors
+            start: Eigenpairs | Tensor | None = (
+                pairs if remembers or pairs is None else pairs.vectors
+            )
             pairs = top_eigenpairs(Matrix(matrix), accuracy=1e-4, start=start)
             spent[-1] += pairs.hvps
     assert spent[0] < spent[1]
@@ -145,7 +158,9 @@ def test_the_memory_does_not_mind_where_the_bulk_lies(shift: float) -> None:
 
 @pytest.mark.parametrize("start", [torch.zeros(200, 4), torch.ones(200, 2)])
 def test_starts_that_span_too_little_are_filled_up(start: Tensor) -> None:
-    pairs = top_eigenpairs(Matrix(with_spectrum(CROWD)), 2, accuracy=1e-6, guards=0, start=start.double())
+    pairs = top_eigenpairs(
+        Matrix(with_spectrum(CROWD)), 2, accuracy=1e-6, guards=0, start=start.double()
+    )
     assert pairs.converged
     assert pairs.values.shape == (2,)
     assert float((CROWD[:2] - pairs.values).abs().max()) < 1e-5

@@ -73,7 +73,11 @@ WRONG: dict[str, tuple[nn.Module, tuple[torch.Tensor, torch.Tensor], str]] = {
     "whole inputs": (nn.Linear(4, 2), (X.long(), Y), "inputs of shape (16, 4), torch.int64"),
     "class": (nn.Linear(4, 2), (X, Y + 5), "Target"),
     "real targets": (nn.Linear(4, 2), (X, Y.float()), "targets of shape (16,), torch.float32"),
-    "no data": (nn.Linear(4, 2, device="meta"), (X, Y), "parameters must have data, got some on device meta"),
+    "no data": (
+        nn.Linear(4, 2, device="meta"),
+        (X, Y),
+        "parameters must have data, got some on device meta",
+    ),
 }
 
 
@@ -121,16 +125,31 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         "of this operator at its present",
     ),
     "pairs of another size": (lambda: audit(_hessian(), PAIRS), "vectors of 20 entries for P = 53"),
-    "altered pairs": (lambda: audit(A, replace(PAIRS, values=PAIRS.values * 1.1)), "of this operator"),
+    "altered pairs": (
+        lambda: audit(A, replace(PAIRS, values=PAIRS.values * 1.1)),
+        "of this operator",
+    ),
     "audit without steps": (lambda: audit(A, PAIRS, steps=0), "steps must be positive, got 0"),
     "a vector of zeros": (lambda: rayleigh(A, torch.zeros(20).double()), "must have a direction"),
-    "a vector of NaN": (lambda: rayleigh(A, torch.full((20,), torch.nan).double()), "must have a direction"),
-    "a vector of another size": (lambda: rayleigh(A, torch.ones(3).double()), r"shape \(20,\), got \(3,\)"),
-    "deflating others": (lambda: trace(_hessian(), deflate=PAIRS), "P = 53 entries, got vectors of 20"),
+    "a vector of NaN": (
+        lambda: rayleigh(A, torch.full((20,), torch.nan).double()),
+        "must have a direction",
+    ),
+    "a vector of another size": (
+        lambda: rayleigh(A, torch.ones(3).double()),
+        r"shape \(20,\), got \(3,\)",
+    ),
+    "deflating others": (
+        lambda: trace(_hessian(), deflate=PAIRS),
+        "P = 53 entries, got vectors of 20",
+    ),
     "confidence": (lambda: trace(A, confidence=1.0), "between 0 and 1, got 1.0"),
     "one sample": (lambda: diagonal(A, 1), "at least 2"),
     "half a step": (lambda: spectral_density(A, 2.5), "whole number, got 2.5"),  # type: ignore[arg-type]
-    "a width": (lambda: spectral_density(A, 3).smoothed(width=-1.0), "width must be positive, got -1"),
+    "a width": (
+        lambda: spectral_density(A, 3).smoothed(width=-1.0),
+        "width must be positive, got -1",
+    ),
     "no pairs": (lambda: top_eigenpairs(A, 0), "k must be between 1 and P = 20, got 0"),
     "true pairs": (lambda: top_eigenpairs(A, True), "k must be a whole number, got True"),
     "more pairs": (lambda: top_eigenpairs(A, 21), "got 21"),
@@ -143,9 +162,18 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "P of zero": (lambda: Preconditioned(A, torch.zeros(20)), "positive and finite, got 0"),
     "no model": (lambda: loss_and_gradient(A), "must be a Hessian or GaussNewton, got Matrix"),  # type: ignore[arg-type]
     "no model either": (lambda: mean_loss(A), "must be a Hessian or GaussNewton, got Matrix"),  # type: ignore[arg-type]
-    "blocks of nothing": (lambda: block_densities(_hessian(), {"a": ["b"]}), "parameters that the operator acts on"),
-    "one block": (lambda: block_heterogeneity({"a": spectral_density(A, 3)}), "at least two blocks, got 1"),
-    "no operator": (lambda: top_eigenpairs(torch.eye(3)), "must be an Operator, such as a Hessian, got Tensor"),  # type: ignore[arg-type]
+    "blocks of nothing": (
+        lambda: block_densities(_hessian(), {"a": ["b"]}),
+        "parameters that the operator acts on",
+    ),
+    "one block": (
+        lambda: block_heterogeneity({"a": spectral_density(A, 3)}),
+        "at least two blocks, got 1",
+    ),
+    "no operator": (
+        lambda: top_eigenpairs(torch.eye(3)),  # type: ignore[arg-type]
+        "must be an Operator, such as a Hessian, got Tensor",
+    ),
     "trace of a tensor": (lambda: trace(torch.eye(3)), "must be an Operator"),  # type: ignore[arg-type]
     "density of nothing": (lambda: spectral_density(None), "must be an Operator"),  # type: ignore[arg-type]
     "pairs that are none": (lambda: audit(A, None), "must be Eigenpairs, got NoneType"),  # type: ignore[arg-type]
@@ -155,18 +183,45 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "trust": (lambda: top_eigenpairs(A, trust=-1.0), "trust must not be negative"),
     "above": (lambda: top_eigenpairs(A, above=float("nan")), "above must be a number, got nan"),
     "window": (lambda: top_eigenpairs(A, window=2.5), "window must be a whole number"),  # type: ignore[arg-type]
-    "half a chunk": (lambda: Hessian(*small()[:1], F.mse_loss, [], chunk=2.5), "chunk must be a whole number"),  # type: ignore[arg-type]
-    "memory": (lambda: Hessian(*small()[:1], F.mse_loss, [], memory="1G"), "memory must be a number"),  # type: ignore[arg-type]
+    "half a chunk": (
+        lambda: Hessian(*small()[:1], F.mse_loss, [], chunk=2.5),  # type: ignore[arg-type]
+        "chunk must be a whole number",
+    ),
+    "memory": (
+        lambda: Hessian(*small()[:1], F.mse_loss, [], memory="1G"),  # type: ignore[arg-type]
+        "memory must be a number",
+    ),
     "no loss": (lambda: Hessian(*small()[:1], None, []), "loss must be a function"),  # type: ignore[arg-type]
-    "no batches": (lambda: Hessian(*small()[:1], F.mse_loss, 5), "one \\(inputs, targets\\) pair or an iterable"),  # type: ignore[arg-type]
-    "a weight": (lambda: Hessian(*small()[:1], F.mse_loss, [], weight=3), "weight must be a function"),  # type: ignore[arg-type]
+    "no batches": (
+        lambda: Hessian(*small()[:1], F.mse_loss, 5),  # type: ignore[arg-type]
+        "one \\(inputs, targets\\) pair or an iterable",
+    ),
+    "a weight": (
+        lambda: Hessian(*small()[:1], F.mse_loss, [], weight=3),  # type: ignore[arg-type]
+        "weight must be a function",
+    ),
     "a number": (lambda: A @ 3.0, "v must be a tensor, got float"),  # type: ignore[operator]
-    "a function": (lambda: Hessian(lambda x: x, F.mse_loss, []), "must be a torch.nn.Module, got function"),  # type: ignore[arg-type]
+    "a function": (
+        lambda: Hessian(lambda x: x, F.mse_loss, []),  # type: ignore[arg-type]
+        "must be a torch.nn.Module, got function",
+    ),
     "lazy": (lambda: Hessian(nn.LazyLinear(3), F.mse_loss, []), "do a forward pass first"),
-    "a sum": (lambda: Hessian(small()[0], nn.MSELoss(reduction="sum"), []), "reduce by 'mean', got 'sum'"),
-    "complex": (lambda: Hessian(nn.Linear(3, 2, dtype=torch.complex64), F.mse_loss, []), "parameters must be real"),
-    "half": (lambda: Hessian(nn.Linear(3, 2).bfloat16(), F.mse_loss, []), "pass dtype=torch.float32"),
-    "integers": (lambda: Hessian(small()[0], F.mse_loss, [], dtype=torch.int8), "float32 or float64, got torch.int8"),
+    "a sum": (
+        lambda: Hessian(small()[0], nn.MSELoss(reduction="sum"), []),
+        "reduce by 'mean', got 'sum'",
+    ),
+    "complex": (
+        lambda: Hessian(nn.Linear(3, 2, dtype=torch.complex64), F.mse_loss, []),
+        "parameters must be real",
+    ),
+    "half": (
+        lambda: Hessian(nn.Linear(3, 2).bfloat16(), F.mse_loss, []),
+        "pass dtype=torch.float32",
+    ),
+    "integers": (
+        lambda: Hessian(small()[0], F.mse_loss, [], dtype=torch.int8),
+        "float32 or float64, got torch.int8",
+    ),
 }
 
 
@@ -187,6 +242,8 @@ def test_no_complex_advice_changes_the_matrix() -> None:
 
 def test_a_search_that_ends_too_early_says_so() -> None:
     wide = Matrix(torch.diag(torch.linspace(1, 0.99, 400, dtype=torch.float64)))
-    with pytest.warns(NotConvergedWarning, match=r"did not converge in \d+ products \(max_hvps=8\)"):
+    with pytest.warns(
+        NotConvergedWarning, match=r"did not converge in \d+ products \(max_hvps=8\)"
+    ):
         pairs = top_eigenpairs(wide, accuracy=1e-8, max_hvps=8)
     assert not pairs.converged

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrizations
 
-from optbench.curvature import GaussNewton, Hessian, MeasurementError, SecondDerivativeWarning, top_eigenpairs
+from optbench.curvature import (
+    GaussNewton,
+    Hessian,
+    MeasurementError,
+    SecondDerivativeWarning,
+    top_eigenpairs,
+)
 from optbench.curvature.corrected_operations import Measured
 from optbench.dynamics.progressive_sharpening import sharpening
 
@@ -42,7 +48,9 @@ def test_weight_norm(dim: int | None, old: bool) -> None:
     expected = differenced_hessian(model, F.cross_entropy, _data())
     torch.testing.assert_close(dense(H), expected, rtol=0, atol=1e-6)
     pairs = top_eigenpairs(H, accuracy=1e-8, tol=1e-8)
-    assert float(pairs.values[0]) == pytest.approx(float(torch.linalg.eigvalsh(expected)[-1]), abs=1e-6)
+    assert float(pairs.values[0]) == pytest.approx(
+        float(torch.linalg.eigvalsh(expected)[-1]), abs=1e-6
+    )
     assert pairs.converged
 
 
@@ -62,7 +70,9 @@ def test_values_are_torchs_own() -> None:
         lambda: F.embedding_bag(bags, table, mode="mean"),
         lambda: F.embedding_bag(bags, table, mode="max", padding_idx=3),
         lambda: F.embedding_bag(tokens, table, starts, mode="sum", per_sample_weights=weights),
-        lambda: F.embedding_bag(tokens, table, starts, mode="mean", padding_idx=1, include_last_offset=True),
+        lambda: F.embedding_bag(
+            tokens, table, starts, mode="mean", padding_idx=1, include_last_offset=True
+        ),
         lambda: F.embedding_bag(tokens, table, starts, mode="max"),
     ]
     for use in uses:
@@ -110,7 +120,9 @@ def test_norms_of_primitive_operations(name: str) -> None:
 
 
 @pytest.mark.parametrize("norm", [lambda: nn.LayerNorm(8), lambda: nn.BatchNorm1d(8)])
-def test_a_model_that_differentiates_by_itself_through_a_norm(norm: Callable[[], nn.Module]) -> None:
+def test_a_model_that_differentiates_by_itself_through_a_norm(
+    norm: Callable[[], nn.Module],
+) -> None:
     class Penalized(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -133,7 +145,9 @@ def test_a_model_that_differentiates_by_itself_through_a_norm(norm: Callable[[],
         H = kind(model, loss, (inputs, LABELS))
         assert H.layers != "torch" or kind is GaussNewton
         if kind is Hessian:
-            torch.testing.assert_close(dense(H), _by_differences(model, loss, inputs), rtol=0, atol=1e-6)
+            torch.testing.assert_close(
+                dense(H), _by_differences(model, loss, inputs), rtol=0, atol=1e-6
+            )
             assert H.layers == "primitive"
         else:
             matrix = dense(H)
@@ -225,13 +239,18 @@ class _Through(nn.Module):
 
 def test_wrong_second_derivatives_of_the_users_own_are_found() -> None:
     torch.manual_seed(0)
-    with pytest.warns(SecondDerivativeWarning, match=r"differ from differences of the gradient by \d"):
+    with pytest.warns(
+        SecondDerivativeWarning, match=r"differ from differences of the gradient by \d"
+    ):
         Hessian(_Through(_Cube).double(), F.cross_entropy, _data()).prepare()
     for kind in (Hessian, GaussNewton):
         with pytest.raises(MeasurementError, match="differentiable once"):
             kind(_Through(_CubeOnce).double(), F.cross_entropy, _data()).prepare()
     H = Hessian(_Through(_CubeAskew).double(), F.cross_entropy, _data())
-    with pytest.warns(SecondDerivativeWarning), pytest.raises(MeasurementError, match="are not symmetric"):
+    with (
+        pytest.warns(SecondDerivativeWarning),
+        pytest.raises(MeasurementError, match="are not symmetric"),
+    ):
         top_eigenpairs(H)
 
 
@@ -241,7 +260,10 @@ def test_later_products_are_compared_too() -> None:
     H = Hessian(_Through(_CubeAskew).double(), F.cross_entropy, _data())
     corner = torch.zeros(H.size).double()
     corner[-1] = 1  # a bias after the wrong function
-    with pytest.warns(SecondDerivativeWarning), pytest.raises(MeasurementError, match="are not symmetric"):
+    with (
+        pytest.warns(SecondDerivativeWarning),
+        pytest.raises(MeasurementError, match="are not symmetric"),
+    ):
         H @ corner
         H @ torch.ones(H.size).double()
 
@@ -255,15 +277,20 @@ def test_spectral_norm_in_train_mode_is_refused(old: bool) -> None:
         dense(Hessian(model, F.cross_entropy, _data()))
     model.eval()
     expected = differenced_hessian(model, F.cross_entropy, _data())
-    torch.testing.assert_close(dense(Hessian(model, F.cross_entropy, _data())), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        dense(Hessian(model, F.cross_entropy, _data())), expected, rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
-    "loss", [nn.MultiMarginLoss(), lambda o, t: torch.special.zeta(3 + o.square(), 2 + o.square()).mean()]
+    "loss",
+    [nn.MultiMarginLoss(), lambda o, t: torch.special.zeta(3 + o.square(), 2 + o.square()).mean()],
 )
 def test_what_torch_cannot_do_is_said_in_one_line(loss: Any) -> None:
     model = nn.Linear(5, 3).double()
-    with pytest.raises(MeasurementError, match="torch cannot differentiate this loss twice") as caught:
+    with pytest.raises(
+        MeasurementError, match="torch cannot differentiate this loss twice"
+    ) as caught:
         dense(Hessian(model, loss, _data()))
     assert "\n" not in str(caught.value)
 
@@ -271,9 +298,13 @@ def test_what_torch_cannot_do_is_said_in_one_line(loss: Any) -> None:
 @pytest.mark.parametrize("settings", [{"sparse": True}, {"scale_grad_by_freq": True}, {}])
 def test_embeddings_give_the_hessian_of_the_loss(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(9, 4, **settings), nn.Flatten(), nn.Tanh(), nn.Linear(12, 3)).double()
+    model = nn.Sequential(
+        nn.Embedding(9, 4, **settings), nn.Flatten(), nn.Tanh(), nn.Linear(12, 3)
+    ).double()
     data = torch.randint(0, 9, (30, 3)), LABELS
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Tanh(), nn.Linear(12, 3)).double()
     found = dense(Hessian(model, F.cross_entropy, data))
-    torch.testing.assert_close(found, dense_hessian(plain, F.cross_entropy, data), rtol=0, atol=100 * EPS)
+    torch.testing.assert_close(
+        found, dense_hessian(plain, F.cross_entropy, data), rtol=0, atol=100 * EPS
+    )

@@ -26,7 +26,9 @@ def test_variance_is_hutchinsons() -> None:
     off = matrix - matrix.diagonal().diag()
     estimate = trace(Matrix(matrix), 4000)
     # Standard error of a sample deviation at n = 4000 is about 1-2%; 10% is five of them.
-    assert estimate.stderr * math.sqrt(4000) == pytest.approx(math.sqrt(2) * float(off.norm()), rel=0.1)
+    assert estimate.stderr * math.sqrt(4000) == pytest.approx(
+        math.sqrt(2) * float(off.norm()), rel=0.1
+    )
 
 
 def test_deflation_is_exact_and_narrows() -> None:
@@ -53,7 +55,8 @@ def test_diagonal() -> None:
     assert float(deflated.stderr.mean()) < float(estimate.stderr.mean())
     assert float((deflated.values - exact).abs().max()) < 6 * float(deflated.stderr.max())
     matrix = torch.arange(1.0, 6).double().diag()
-    assert torch.equal(diagonal(Matrix(matrix), 2).values, matrix.diagonal())  # exact without off-diagonals
+    # exact without off-diagonals
+    assert torch.equal(diagonal(Matrix(matrix), 2).values, matrix.diagonal())
 
 
 def test_density_moments() -> None:
@@ -74,8 +77,12 @@ def test_density_moments() -> None:
 def test_density_is_exact_for_a_full_krylov_space() -> None:
     A = Matrix(torch.diag(torch.tensor([1.0, 2.0, 5.0]).double()))
     density = spectral_density(A, 10, 1)
-    torch.testing.assert_close(density.nodes, torch.tensor([1.0, 2.0, 5.0]).double(), rtol=0, atol=1e-12)
-    torch.testing.assert_close(density.weights, torch.full((3,), 1 / 3, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        density.nodes, torch.tensor([1.0, 2.0, 5.0]).double(), rtol=0, atol=1e-12
+    )
+    torch.testing.assert_close(
+        density.weights, torch.full((3,), 1 / 3, dtype=torch.float64), rtol=0, atol=1e-12
+    )
 
 
 def test_wishart_law() -> None:
@@ -84,9 +91,9 @@ def test_wishart_law() -> None:
     density = spectral_density(Matrix(x.T @ x / n), 40, 40)
     ratio = p / n
     low, high = (1 - math.sqrt(ratio)) ** 2, (1 + math.sqrt(ratio)) ** 2
-    # Marchenko-Pastur has mean 1, second moment 1 + ratio, and these edges. The standard error of the
-    # mean is √(2/40·75)/300 = .0065, that of the second moment about 2.5 times it; five of each. The
-    # edges fluctuate as P^(-2/3).
+    # Marchenko-Pastur has mean 1, second moment 1 + ratio, and these edges. The standard error of
+    # the mean is √(2/40·75)/300 = .0065, that of the second moment about 2.5 times it; five of
+    # each. The edges fluctuate as P^(-2/3).
     assert density.moment(1) == pytest.approx(1, abs=0.033)
     assert density.moment(2) == pytest.approx(1 + ratio, abs=0.085)
     assert float(density.nodes[0]) == pytest.approx(low, abs=0.05)
@@ -97,7 +104,8 @@ def test_block_densities_add_up_to_the_trace() -> None:
     model, data = small()
     exact = dense_hessian(model, half_mse, data).diagonal()
     first, second = (  # the first moment of a quadrature is exact, however few its steps
-        spectral_density(Hessian(model, half_mse, data, params=names), 3, 200) for names in per_layer(model).values()
+        spectral_density(Hessian(model, half_mse, data, params=names), 3, 200)
+        for names in per_layer(model).values()
     )
     assert first.moment(1) * first.size == pytest.approx(float(exact[:35].sum()), rel=0.05)
     assert second.moment(1) * second.size == pytest.approx(float(exact[35:].sum()), rel=0.05)

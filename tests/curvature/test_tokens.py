@@ -32,7 +32,9 @@ def test_micro_batches_of_tokens_are_one_update() -> None:
     def trained(micro: int | None) -> list[torch.Tensor]:
         torch.manual_seed(0)
         task, model = _task(), gpt((4,), 5, width=8, depth=1, heads=2).double()
-        update = Update(model, task.loss, torch.optim.SGD(model.parameters(), lr=0.1), micro_batch_size=micro)
+        update = Update(
+            model, task.loss, torch.optim.SGD(model.parameters(), lr=0.1), micro_batch_size=micro
+        )
         batches = Batches(task, "full", 0)
         losses = [update(*batches.next()) for _ in range(3)]
         return [torch.stack(losses), *model.parameters()]

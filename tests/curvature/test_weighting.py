@@ -101,7 +101,9 @@ def test_a_mean_is_cut_and_ignored_targets_weigh_nothing() -> None:
     ignored = targets.clone()
     ignored[:350] = -100
     rest = (inputs[350:], targets[350:])
-    whole = top_eigenpairs(Hessian(model, F.cross_entropy, (inputs, ignored)), accuracy=1e-8, tol=1e-8)
+    whole = top_eigenpairs(
+        Hessian(model, F.cross_entropy, (inputs, ignored)), accuracy=1e-8, tol=1e-8
+    )
     alone = top_eigenpairs(Hessian(model, F.cross_entropy, rest), accuracy=1e-8, tol=1e-8)
     torch.testing.assert_close(whole.values, alone.values, rtol=1e-10, atol=0)
 
@@ -124,13 +126,20 @@ def test_memory_does_not_cut_it_either(kind: type[Hessian]) -> None:
 
 def test_a_chunk_that_was_asked_for_is_refused_or_weighted() -> None:
     model, data = _wide(), _data()
-    with pytest.raises(MeasurementError, match=r"chunk=100 cuts a loss .* pass weight=\(inputs, targets\)"):
+    with pytest.raises(
+        MeasurementError, match=r"chunk=100 cuts a loss .* pass weight=\(inputs, targets\)"
+    ):
         Hessian(model, _class_weighted, data, chunk=100) @ torch.ones(43).double()
     H = Hessian(model, _class_weighted, data, chunk=100, weight=lambda _, t: CLASSES[t].sum())
-    torch.testing.assert_close(dense(H), dense_hessian(model, _class_weighted, data), rtol=0, atol=100 * EPS)
-    assert H._plan is not None and H._plan.chunks == 24  # each of the six cut in four, for its peak of memory
+    torch.testing.assert_close(
+        dense(H), dense_hessian(model, _class_weighted, data), rtol=0, atol=100 * EPS
+    )
+    # each of the six cut in four, for its peak of memory
+    assert H._plan is not None and H._plan.chunks == 24
     slope = loss_and_gradient(H)
-    assert slope[0] == pytest.approx(float(_class_weighted(model(data[0]), data[1]).detach()), rel=1e-12)
+    assert slope[0] == pytest.approx(
+        float(_class_weighted(model(data[0]), data[1]).detach()), rel=1e-12
+    )
 
 
 def test_a_loader_whose_batches_weigh_otherwise_is_said() -> None:

@@ -45,7 +45,8 @@ def warmed(
 
     params = [draw(s).requires_grad_() for s in shapes]
     groups = [
-        {"params": [p], **o} for p, o in zip(params, overrides + [{}] * (len(params) - len(overrides)), strict=True)
+        {"params": [p], **o}
+        for p, o in zip(params, overrides + [{}] * (len(params) - len(overrides)), strict=True)
     ]
     optimizer = make(groups)
     for t in range(steps):

@@ -35,7 +35,9 @@ class Base(Optimizer):
 class AddsKeys(Base):
     """Adam as torch-optimi keeps it: `setup` turns true at the first step, which alone adds `step`."""
 
-    def __init__(self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-6) -> None:
+    def __init__(
+        self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-6
+    ) -> None:
         defaults = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "eps": eps, "setup": False}
         super().__init__(params, defaults)
 
@@ -46,7 +48,9 @@ class AddsKeys(Base):
         group["step"].add_(1)
 
     def change(self, group: dict[str, Any], p: Tensor, g: Tensor) -> Tensor:
-        m, v = (self.state[p].setdefault(key, torch.zeros_like(p)) for key in ("exp_avg", "exp_avg_sq"))
+        m, v = (
+            self.state[p].setdefault(key, torch.zeros_like(p)) for key in ("exp_avg", "exp_avg_sq")
+        )
         m.lerp_(g, 1 - group["beta1"])
         v.lerp_(g * g, 1 - group["beta2"])
         t = int(group["step"])
@@ -161,7 +165,9 @@ class Lion(Base):
 class CautiousLion(Lion):
     """A later version: another option in the groups, which does nothing at 1, not at its default."""
 
-    def __init__(self, params: Any, lr: float = 1e-4, weight_decay: float = 0.0, cautious_factor: float = 0.0) -> None:
+    def __init__(
+        self, params: Any, lr: float = 1e-4, weight_decay: float = 0.0, cautious_factor: float = 0.0
+    ) -> None:
         super().__init__(params, lr, weight_decay=weight_decay)
         for group in self.param_groups:
             group["cautious_factor"] = cautious_factor

@@ -73,7 +73,16 @@ def test_agrees_with_the_closed_form(cls: type[Optimizer], options: dict[str, An
 
 
 # Those that change with time; ε a tenth of the gradients fed; a decay as large as they are.
-DECLINED = ("nadam", "radam", "adagrad", "adadelta", "adafactor", "asgd", "adam groups", "rmsprop groups")
+DECLINED = (
+    "nadam",
+    "radam",
+    "adagrad",
+    "adadelta",
+    "adafactor",
+    "asgd",
+    "adam groups",
+    "rmsprop groups",
+)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -87,7 +96,8 @@ def test_agrees_with_every_closed_form_or_declines_where_it_may(name: str) -> No
     assert probed.source == "probed", probed.reason
     hessian = spd(7, seed=0)
     at = guess(known, hessian)
-    # P has the next update's bias correction: √((1−.999⁴⁰¹)/(1−.999⁴⁰⁰)) − 1 = 1e-3, and as much of the gradient's
+    # P has the next update's bias correction: √((1−.999⁴⁰¹)/(1−.999⁴⁰⁰)) − 1 = 1e-3, and as much of
+    # the gradient's
     assert probed.distance(top(probed, at * hessian)) == pytest.approx(1.0, abs=5e-3)
 
 
@@ -112,7 +122,9 @@ def test_groups_are_probed_one_by_one() -> None:
         (SparseAdam, {"lr": 0.01}, "raised"),
     ],
 )
-def test_declines_torch_optimizers(cls: type[Optimizer], options: dict[str, Any], reason: str) -> None:
+def test_declines_torch_optimizers(
+    cls: type[Optimizer], options: dict[str, Any], reason: str
+) -> None:
     found = black_box(cls([torch.ones(2, requires_grad=True)], **options))
     assert found.source == "unknown"
     assert reason in found.reason

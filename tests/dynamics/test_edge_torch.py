@@ -86,7 +86,11 @@ CASES: dict[str, Case] = {
     "nadam mu=beta": (NAdam, {"lr": 0.01, "momentum_decay": 10.0}, []),
     "nadamw": (NAdam, {"lr": 0.01, "weight_decay": 9.0, "decoupled_weight_decay": True}, []),
     "nadam+wd": (NAdam, {"lr": 0.01, "weight_decay": 9.0}, []),
-    "nadam groups": (NAdam, {"lr": 0.01}, [{"lr": 0.03, "betas": (0.5, 0.9)}, {"momentum_decay": 1.0}]),
+    "nadam groups": (
+        NAdam,
+        {"lr": 0.01},
+        [{"lr": 0.03, "betas": (0.5, 0.9)}, {"momentum_decay": 1.0}],
+    ),
     "radam rectified": (RAdam, {"lr": 0.01}, []),
     "radam unrectified": (RAdam, {"lr": 0.01, "betas": (0.9, 0.7)}, []),
     "radamw": (RAdam, {"lr": 0.01, "weight_decay": 9.0, "decoupled_weight_decay": True}, []),
@@ -104,7 +108,11 @@ CASES: dict[str, Case] = {
     "adadelta groups": (Adadelta, {"lr": 1.0, "weight_decay": 1e-4}, [{"lr": 0.3}, {"rho": 0.5}]),
     "adafactor": (Adafactor, {"lr": 0.01, "weight_decay": 0.0}, []),
     "adafactor+wd": (Adafactor, {"lr": 0.01, "weight_decay": 30.0, "eps": (None, 9.0)}, []),
-    "adafactor groups": (Adafactor, {"lr": 0.01, "weight_decay": 0.0, "eps": (None, 9.0)}, [{"lr": 0.03}]),
+    "adafactor groups": (
+        Adafactor,
+        {"lr": 0.01, "weight_decay": 0.0, "eps": (None, 9.0)},
+        [{"lr": 0.03}],
+    ),
     "asgd": (ASGD, {"lr": 0.1, "lambd": 3.0, "weight_decay": 1.0, "t0": 0}, []),
 }
 TARGETS = {"adafactor": 2.0}  # its step grows with RMS(w): the minimum is away from zero

@@ -58,7 +58,8 @@ def test_what_an_annealed_lr_makes_of_the_ratio_is_no_plateau() -> None:
     for rate in (None, lr):  # 1/threshold stands in for the rate
         found = find_events(t, np.ones(100), measured, 2 / lr, lr=rate)
         assert (found.first_crossing, found.annealed) == (400, True)
-        # lr is half of that at the crossing at 800: so the later half of 400 to 800, the rate falling from 1 to .5
+        # lr is half of that at the crossing at 800: so the later half of 400 to 800, the rate
+        # falling from 1 to .5
         late = (t >= 600) & (t <= 800)
         assert found.plateau_ratio == pytest.approx(np.median((measured * lr / 2)[late]))
         assert found.share_at_edge == pytest.approx(np.mean((measured * lr / 2)[t <= 800] >= 0.95))
@@ -157,7 +158,11 @@ def test_errors_name_the_way_out() -> None:
         find_events([0, 1], [1], [1, 1], 1.0)
 
 
-@given(st.lists(st.tuples(*[st.floats(allow_nan=True, allow_infinity=True)] * 3), min_size=0, max_size=30))
+@given(
+    st.lists(
+        st.tuples(*[st.floats(allow_nan=True, allow_infinity=True)] * 3), min_size=0, max_size=30
+    )
+)
 def test_any_series_gives_a_json_summary(rows: list[tuple[float, float, float]]) -> None:
     loss, measured, threshold = np.array(rows, dtype=float).reshape(-1, 3).T
     found = find_events(np.arange(len(rows)), loss, measured, threshold)

@@ -130,7 +130,9 @@ def test_momentum_of_sign_steps_holds_on_time_average_only(beta: float) -> None:
         g, buffer = a * w, torch.tensor([m], dtype=torch.float64)
         step = NormStep(p, lr, direction=lambda v, b=buffer: v.lerp(b, beta))  # type: ignore[misc]
         if t >= 3000:
-            aligned.append(norm_edge([step], "linf").at(torch.tensor([g], dtype=torch.float64)).threshold)
+            aligned.append(
+                norm_edge([step], "linf").at(torch.tensor([g], dtype=torch.float64)).threshold
+            )
             norms.append(2 * abs(g) / lr)
         m = beta * m + (1 - beta) * g
         w -= lr * math.copysign(1, m)

@@ -61,7 +61,9 @@ def test_lion_decays_as_its_flag_says(decoupled: bool, threshold: float, lion_py
 
 def test_the_real_lion_decays_so_as_well() -> None:
     real = pytest.importorskip("lion_pytorch").Lion
-    optimizer = real([torch.zeros(4, requires_grad=True)], lr=1e-3, weight_decay=0.1, decoupled_weight_decay=True)
+    optimizer = real(
+        [torch.zeros(4, requires_grad=True)], lr=1e-3, weight_decay=0.1, decoupled_weight_decay=True
+    )
     assert _at_four(optimizer) == pytest.approx(7600, rel=1e-9)
 
 
@@ -77,13 +79,17 @@ def test_the_real_lion_decays_so_as_well() -> None:
 def test_a_version_that_the_rule_does_not_know_goes_to_the_black_box(
     cls: Any, options: dict[str, Any], told: str, lion_pytorch: Any
 ) -> None:
-    here = edge(stepped(lion_pytorch(cls)([torch.zeros(4, requires_grad=True)], lr=1e-3, **options)))
+    here = edge(
+        stepped(lion_pytorch(cls)([torch.zeros(4, requires_grad=True)], lr=1e-3, **options))
+    )
     assert here.source == "unknown" and told in here.reason
 
 
 def test_an_option_that_does_nothing_leaves_the_rule(lion_pytorch: Any) -> None:
     lion = lion_pytorch(CautiousLion)
-    assert _at_four(lion([torch.zeros(4, requires_grad=True)], lr=1e-3, cautious_factor=1.0)) == 8000
+    assert (
+        _at_four(lion([torch.zeros(4, requires_grad=True)], lr=1e-3, cautious_factor=1.0)) == 8000
+    )
 
 
 @pytest.mark.parametrize("name", ["cautious", "use_gc", "adanorm", "anything"])
@@ -104,7 +110,9 @@ def test_what_pytorch_optimizer_takes_through_kwargs_is_not_overlooked(name: str
 class Flagged(SGD):
     """SGD of a torch to come: one more option, which a helper reads."""
 
-    def __init__(self, params: Any, lr: float, centralize: bool = False, foreach: bool | None = None) -> None:
+    def __init__(
+        self, params: Any, lr: float, centralize: bool = False, foreach: bool | None = None
+    ) -> None:
         super().__init__(params, lr, foreach=foreach)
         for group in self.param_groups:
             group["centralize"] = centralize
@@ -132,7 +140,9 @@ class ThroughKwargs(SGD):
         (ThroughKwargs, {"centralize": True}, "probed"),
     ],
 )
-def test_a_subclass_of_torchs_with_another_option(cls: Any, options: dict[str, Any], source: str) -> None:
+def test_a_subclass_of_torchs_with_another_option(
+    cls: Any, options: dict[str, Any], source: str
+) -> None:
     here = edge(stepped(cls(weights(), lr=0.05, **options)))
     assert here.source == source and here.threshold == pytest.approx(40, rel=1e-3)
     assert ("centralize" in here.reason) == (source == "probed")
@@ -144,7 +154,9 @@ def test_a_rule_of_ones_own_says_what_it_has_understood() -> None:
 
     @closed_form(Mine, understood=("lr",), off={"factor": 1.0})
     def _mine(optimizer: Mine) -> Edge:
-        return combine([Term(p, lr=g["lr"]) for g in optimizer.param_groups for p in g["params"]], "2/η")
+        return combine(
+            [Term(p, lr=g["lr"]) for g in optimizer.param_groups for p in g["params"]], "2/η"
+        )
 
     here = edge(stepped(Mine(weights(), lr=0.05, doubled=True)))
     assert here.source == "probed" and here.threshold == pytest.approx(20, rel=1e-3)
@@ -163,7 +175,9 @@ class LooksLikeAdam(Adam):
     step = clipped(Adam.step)
 
 
-@pytest.mark.parametrize(("cls", "method"), [(HelperOfItsOwn, "_init_group"), (LooksLikeAdam, "step")])
+@pytest.mark.parametrize(
+    ("cls", "method"), [(HelperOfItsOwn, "_init_group"), (LooksLikeAdam, "step")]
+)
 def test_a_subclass_with_a_method_of_its_own_is_another_optimizer(cls: Any, method: str) -> None:
     here = edge(stepped(cls(weights(), lr=1e-3)))
     assert here.source != "closed form" and f"has a {method} of its own" in here.reason
@@ -199,7 +213,10 @@ def test_hooks_are_mentioned(cls: Any) -> None:
 
     optimizer.register_step_pre_hook(halve)
     here = edge(optimizer)
-    assert here.source == "unknown" or "its step hooks (halve) are taken to change neither" in here.reason
+    assert (
+        here.source == "unknown"
+        or "its step hooks (halve) are taken to change neither" in here.reason
+    )
 
 
 class Wraps(Optimizer):

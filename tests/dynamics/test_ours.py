@@ -76,8 +76,13 @@ def test_two_l2_parts_of_by_shape_lose_stability_where_their_joint_edge_says() -
     H = root @ root.T
 
     def make() -> tuple[ByShape, list[nn.Parameter]]:
-        parameters = [nn.Parameter(torch.ones(2, 2, dtype=torch.float64)), nn.Parameter(torch.ones(2).double())]
-        return ByShape(parameters, lambda p: SGD(p, 0.1), lambda p: SGD(p, 0.3, momentum=0.5)), parameters
+        parameters = [
+            nn.Parameter(torch.ones(2, 2, dtype=torch.float64)),
+            nn.Parameter(torch.ones(2).double()),
+        ]
+        return ByShape(
+            parameters, lambda p: SGD(p, 0.1), lambda p: SGD(p, 0.3, momentum=0.5)
+        ), parameters
 
     def grows(scale: float) -> bool:
         optimizer, parameters = make()
@@ -107,7 +112,10 @@ def test_muon_with_adamw_is_a_conjecture_of_the_matrices_and_says_so() -> None:
         p.grad = torch.ones_like(p)
     optimizer.step()
     here = edge(optimizer)
-    assert (here.source, here.geometry) == ("conjecture", "spectral") and "matrices alone" in here.reason
+    assert (here.source, here.geometry) == (
+        "conjecture",
+        "spectral",
+    ) and "matrices alone" in here.reason
     assert here.radii is not None and here.radii[1] == 0 and here.radii[0] > 0
     alone = edge(optimizer.parts["matrices"]).at(torch.ones(6)).threshold
     assert here.at(torch.ones(9)).threshold == pytest.approx(alone)

@@ -34,7 +34,15 @@ def test_fifteen_lines_and_a_yaml_from_outside_the_checkout(tmp_path: Path) -> N
     (tmp_path / "conf" / "optimizer" / "quick.yaml").write_text(YAML)
     (tmp_path / "quick.py").write_text(CODE)
     assert len([line for line in CODE.splitlines() if line]) <= 15
-    command = ["-m", "optbench", "--config-dir", "conf", "optimizer=quick", "task=digits", "steps=40"]
+    command = [
+        "-m",
+        "optbench",
+        "--config-dir",
+        "conf",
+        "optimizer=quick",
+        "task=digits",
+        "steps=40",
+    ]
     done = subprocess.run(
         [sys.executable, *command, "wandb.mode=disabled", "results_dir=out"],
         cwd=tmp_path,

@@ -53,9 +53,12 @@ def test_the_distance_on_a_diagonal_quadratic_is_that_of_the_settled_p_over_a_kn
     for t in range(1, 61):
         fed(optimizer, 1, w)
         here = edge(optimizer)
-        assert here.distance(top(here, torch.diag(h))) == pytest.approx(settled / shortfall(t), rel=1e-9)
+        assert here.distance(top(here, torch.diag(h))) == pytest.approx(
+            settled / shortfall(t), rel=1e-9
+        )
         assert (lacks(optimizer) is None) == (t >= 20)
-    # what Adam's edge is off by when it is first given: 1/(1−.9²⁰) = 1.14, where the first step's was 10
+    # what Adam's edge is off by when it is first given: 1/(1−.9²⁰) = 1.14, where the first step's
+    # was 10
     assert cls is not Adam or 1 / shortfall(20) < 1.2
 
 
@@ -152,4 +155,10 @@ def test_memory_is_that_of_what_a_group_calls_its_momentum() -> None:
     assert memory({"betas": (0.9, 0.999), "momentum": 0.5}) == pytest.approx(10)
     assert memory({"betas": (torch.tensor(0.75), 0.9)}) == pytest.approx(4)
     assert memory({"momentum": 0.5}) == 2
-    assert memory({"lr": 0.1}) == memory({"momentum": 0}) == memory({"momentum": 1.0}) == memory({"betas": ()}) == 1
+    assert (
+        memory({"lr": 0.1})
+        == memory({"momentum": 0})
+        == memory({"momentum": 1.0})
+        == memory({"betas": ()})
+        == 1
+    )

@@ -51,7 +51,9 @@ def test_p_of_such_a_class_is_where_stability_is_lost(cls: Any) -> None:
     if cls is AddsKeys:  # the other counts where Frozen does not rewind
         found = Frozen(optimizer, params).critical(hessian, guess(here, hessian))
         assert here.distance(top(here, found * hessian)) == pytest.approx(1.0, abs=5e-3)
-    adam, _ = warmed(partial(Adam, lr=0.01, betas=(0.9, 0.99), eps=1e-6), [(2, 3), (3,)], [{"lr": 0.03}], 400)
+    adam, _ = warmed(
+        partial(Adam, lr=0.01, betas=(0.9, 0.99), eps=1e-6), [(2, 3), (3,)], [{"lr": 0.03}], 400
+    )
     ratio = top(here, hessian) / here.threshold / (top(edge(adam), hessian) / edge(adam).threshold)
     # a step count of its own for every parameter, or one for the group: no bias is left after 400
     assert ratio == pytest.approx(1.0, rel=1e-2)
@@ -64,7 +66,9 @@ def test_a_buffer_on_the_optimizer_is_where_stability_is_lost() -> None:
 
 
 @pytest.mark.parametrize("make", [AddsKeys, CountsOnItself, partial(SGD, momentum=0.9)])
-def test_nothing_is_probed_twice_at_the_same_hyperparameters(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_probed_twice_at_the_same_hyperparameters(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     probed = []
 
     def counted(optimizer: Optimizer, group: dict[str, Any]) -> Gain:

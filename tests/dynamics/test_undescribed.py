@@ -5,10 +5,23 @@ import pytest
 from optbench.check.subject import Training, optimizer
 from optbench.dynamics import edge
 
-UNKNOWN = ["asam", "lookahead", "grokfast", "adahessian", "sophia", "lars", "mars", "lamb", "normuon", "adamuon"]
+UNKNOWN = [
+    "asam",
+    "lookahead",
+    "grokfast",
+    "adahessian",
+    "sophia",
+    "lars",
+    "mars",
+    "lamb",
+    "normuon",
+    "adamuon",
+]
 
 
-@pytest.mark.parametrize("name", [*UNKNOWN, "prodigy", "dadapt_adam", "schedule_free_sgd", "schedule_free_adamw"])
+@pytest.mark.parametrize(
+    "name", [*UNKNOWN, "prodigy", "dadapt_adam", "schedule_free_sgd", "schedule_free_adamw"]
+)
 def test_no_edge_is_given_and_the_reason_is(name: str) -> None:
     training = Training(optimizer(name))
     training.steps(30)

@@ -1,9 +1,10 @@
 """`python -m tests.golden COMMIT`: is every number still, to the bit, what it was at that commit?
 
-Both trees run here and now, on this machine, so that nothing depends on where a reference was recorded: the commit's in
-a worktree of its own, and the one in this folder. Compared are the metrics and weights of the runs in
-`tests/golden/runs.py`, of two of them after an interruption, and the board from the committed entries; `--atlas` adds
-the short edge atlas. Folders and files may have other names.
+Both trees run here and now, on this machine, so that nothing depends on where a reference was
+recorded: the commit's in a worktree of its own, and the one in this folder. Compared are the
+metrics and weights of the runs in `tests/golden/runs.py`, of two of them after an interruption, and
+the board from the committed entries; `--atlas` adds the short edge atlas. Folders and files may
+have other names.
 """
 
 import argparse
@@ -82,7 +83,17 @@ def _board(tree: Path, scratch: Path) -> str:
 
 
 def _atlas(tree: Path, scratch: Path, jobs: int) -> str:
-    _call(tree, "-m", "optbench.study", "edge_atlas", "--short", "--jobs", str(jobs), "--results-dir", str(scratch))
+    _call(
+        tree,
+        "-m",
+        "optbench.study",
+        "edge_atlas",
+        "--short",
+        "--jobs",
+        str(jobs),
+        "--results-dir",
+        str(scratch),
+    )
     digest = hashlib.sha256()
     for file in sorted(scratch.rglob("metrics.jsonl"), key=lambda file: file.read_bytes()):
         digest.update(file.read_bytes())
@@ -93,14 +104,22 @@ def _call(tree: Path, *arguments: str) -> None:
     process = _start(tree, list(arguments))
     output = process.communicate()[0]
     if process.returncode:
-        raise SystemExit(f"{' '.join(arguments)} in {tree}: exit code {process.returncode}\n{output}")
+        raise SystemExit(
+            f"{' '.join(arguments)} in {tree}: exit code {process.returncode}\n{output}"
+        )
 
 
 def _start(tree: Path, arguments: list[str]) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    environment = os.environ | {
+        "PYTHONPATH": str(tree),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONHASHSEED": "0",
+    }
     command = [sys.executable, *arguments]
     pipe, merged = subprocess.PIPE, subprocess.STDOUT
-    return subprocess.Popen(command, cwd=tree, env=environment, text=True, stdout=pipe, stderr=merged)
+    return subprocess.Popen(
+        command, cwd=tree, env=environment, text=True, stdout=pipe, stderr=merged
+    )
 
 
 @contextlib.contextmanager
@@ -132,7 +151,9 @@ def main() -> int:
     parser.add_argument("commit", help="the commit to compare with")
     parser.add_argument("--atlas", action="store_true", help="the short edge atlas, too (minutes)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--before", type=Path, help="a file that keeps what the commit gives on this machine")
+    parser.add_argument(
+        "--before", type=Path, help="a file that keeps what the commit gives on this machine"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if given.before and given.before.is_file():

@@ -37,7 +37,8 @@ RUNS = {
     "task single_index": "task=single_index_small steps=20",
     "task sparse_parity": "task=sparse_parity_small steps=20",
     "mini-batches, a schedule, clipping": (
-        "task=digits_small batch_size=32 micro_batch_size=16 schedule=warmup_cosine clip_norm=1 steps=60"
+        "task=digits_small batch_size=32 micro_batch_size=16 schedule=warmup_cosine clip_norm=1 "
+        "steps=60"
     ),
     "the edge of stability": "task=digits_small optimizer.lr=0.2 steps=150",
     "label noise": "task=digits_small task.label_noise=0.2 batch_size=64 optimizer=adam steps=40",

@@ -15,7 +15,9 @@ SINCE = (Path(__file__).parent / "SINCE").read_text().strip()
 
 @pytest.mark.slow
 def test_nothing_has_moved_since_results_were_last_to_change() -> None:
-    known = subprocess.run(["git", "-C", str(ROOT), "cat-file", "-e", SINCE], capture_output=True, check=False)
+    known = subprocess.run(
+        ["git", "-C", str(ROOT), "cat-file", "-e", SINCE], capture_output=True, check=False
+    )
     if known.returncode:
         pytest.skip(f"commit {SINCE[:9]} is not in this clone")
     subprocess.run([sys.executable, "-m", "tests.golden", SINCE], cwd=ROOT, check=True)
@@ -34,7 +36,9 @@ def test_a_metric_or_a_weight_that_differs_is_seen(tmp_path: Path) -> None:
     weight = digest_of_run(_folder(tmp_path / "d", 0.5, 2.0 + 2**-22))
     assert same[0] == same[1] and len({same[0], metric, weight}) == 3
     assert differences({"run": same[0]}, {"run": same[1]}) == []
-    assert differences({"run": same[0]}, {"run": metric}) == [f"run: {same[0]} before, {metric} now"]
+    assert differences({"run": same[0]}, {"run": metric}) == [
+        f"run: {same[0]} before, {metric} now"
+    ]
 
 
 def test_what_is_missing_or_failed_on_both_sides_is_no_agreement() -> None:

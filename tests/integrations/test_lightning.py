@@ -18,7 +18,9 @@ class _Module(pl.LightningModule):  # type: ignore[name-defined]
     def __init__(self, optimizers: int = 1) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 3))
+        self.net = nn.Sequential(
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 3)
+        )
         self.optimizers_ = optimizers
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,12 +63,15 @@ def test_the_loggers_get_sharpness_and_training_does_not_notice(tmp_path: Path) 
     from optbench.integrations.lightning import WatchCallback
 
     plain, _ = _fit(tmp_path / "plain", [])
-    watched, csv = _fit(tmp_path / "watched", [WatchCallback(F.cross_entropy, every=2, test=_data(1))])
+    watched, csv = _fit(
+        tmp_path / "watched", [WatchCallback(F.cross_entropy, every=2, test=_data(1))]
+    )
     for one, other in zip(plain.state_dict().values(), watched.state_dict().values(), strict=True):
         assert torch.equal(one, other)
     header, *rows = [line.split(",") for line in csv.read_text().splitlines()]
     assert {"sharpness/lambda_max", "edge/distance", "gap/error"} <= set(header)
-    assert [int(row[header.index("step")]) for row in rows] == [1, 3, 5]  # of six updates, twelve batches
+    # of six updates, twelve batches
+    assert [int(row[header.index("step")]) for row in rows] == [1, 3, 5]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from optbench.data.torchvision import import_datasets
 
-import_datasets()  # lightning may import torchvision, which needs our help beside some builds of torch
+# lightning may import torchvision, which needs our help beside some builds of torch
+import_datasets()
 lightning = pytest.importorskip("lightning.pytorch", reason="needs optbench[lightning]")
 
 UNFROZEN_AT = 12  # epoch, of two updates each
@@ -61,7 +62,9 @@ class _Keeps(lightning.Callback):  # type: ignore[name-defined]
         self.models: list[Any] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        self.models.append({"state": copy.deepcopy(pl_module.state_dict()), "train": _flags(pl_module)})
+        self.models.append(
+            {"state": copy.deepcopy(pl_module.state_dict()), "train": _flags(pl_module)}
+        )
 
 
 def _flags(module: nn.Module) -> dict[str, tuple[bool, bool]]:
@@ -108,7 +111,9 @@ class _Log(lightning.loggers.logger.Logger):  # type: ignore[name-defined]
 def _reference(kept: dict[str, Any]) -> float:
     """λ₁ of the parameters that trained then, in the modes of then, by a dense Hessian in double precision."""
     module = _Module("SGD").double()
-    module.load_state_dict({name.replace("._orig_mod", ""): value for name, value in kept["state"].items()})
+    module.load_state_dict(
+        {name.replace("._orig_mod", ""): value for name, value in kept["state"].items()}
+    )
     flags = {name.replace("._orig_mod", ""): value for name, value in kept["train"].items()}
     for name, m in module.named_modules():
         m.training = flags[name][0]
@@ -116,13 +121,17 @@ def _reference(kept: dict[str, Any]) -> float:
     weights = [p for name, p in module.named_parameters() if flags[f"p:{name}"][1]]
     slope = torch.autograd.grad(F.cross_entropy(module(x.double()), y), weights, create_graph=True)
     flat = torch.cat([g.flatten() for g in slope])
-    rows = [torch.autograd.grad(s, weights, retain_graph=True, materialize_grads=True) for s in flat]
+    rows = [
+        torch.autograd.grad(s, weights, retain_graph=True, materialize_grads=True) for s in flat
+    ]
     matrix = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
     return float(torch.linalg.eigvalsh((matrix + matrix.T) / 2)[-1])
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("optimizer", "compiled"), [("SGD", False), ("Adam", False), ("SGD", True)])
+@pytest.mark.parametrize(
+    ("optimizer", "compiled"), [("SGD", False), ("Adam", False), ("SGD", True)]
+)
 def test_a_backbone_that_is_unfrozen(tmp_path: Path, optimizer: str, compiled: bool) -> None:
     from optbench.integrations.lightning import WatchCallback
 
@@ -136,7 +145,12 @@ def test_a_backbone_that_is_unfrozen(tmp_path: Path, optimizer: str, compiled: b
         assert torch.equal(one, other)
     assert len(log.rows) == len(keeps.models) == 50
     for step in (0, 2 * UNFROZEN_AT - 1, 2 * UNFROZEN_AT, 2 * UNFROZEN_AT + 1, 49):
-        assert log.rows[step]["sharpness/lambda_max"] == pytest.approx(_reference(keeps.models[step]), rel=CLOSE)
+        assert log.rows[step]["sharpness/lambda_max"] == pytest.approx(
+            _reference(keeps.models[step]), rel=CLOSE
+        )
     assert "edge/distance" in log.rows[-1]
     if optimizer == "Adam":  # the backbone's second moment has had 1 gradient
-        assert "edge/distance" in log.rows[2 * UNFROZEN_AT - 1] and "edge/distance" not in log.rows[2 * UNFROZEN_AT + 1]
+        assert (
+            "edge/distance" in log.rows[2 * UNFROZEN_AT - 1]
+            and "edge/distance" not in log.rows[2 * UNFROZEN_AT + 1]
+        )

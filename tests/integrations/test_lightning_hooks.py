@@ -17,7 +17,8 @@ from optbench.data.torchvision import import_datasets
 from optbench.errors import UserError
 from tests.references import lambda_by_double_backward
 
-import_datasets()  # lightning may import torchvision, which needs our help beside some builds of torch
+# lightning may import torchvision, which needs our help beside some builds of torch
+import_datasets()
 lightning = pytest.importorskip("lightning.pytorch", reason="needs optbench[lightning]")
 
 CLOSE = 5e-3  # relative error of λ₁: the bound that the probe asks for
@@ -88,7 +89,9 @@ class _Paces(_Module):
         self.calls += 1
         return {"x": batch["x"].mul_(3).add_(self.calls), "y": batch["y"]}
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
         return super().transfer_batch_to_device((batch["x"], batch["y"]), device, dataloader_idx)
 
 
@@ -105,11 +108,17 @@ class _Draws(_DataModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.own, self.numpy, self.calls = torch.Generator().manual_seed(3), np.random.default_rng(3), 0
+        self.own, self.numpy, self.calls = (
+            torch.Generator().manual_seed(3),
+            np.random.default_rng(3),
+            0,
+        )
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         self.calls += 1
-        noise = torch.randn(()) + torch.randn((), generator=self.own) + self.numpy.normal() + self.calls
+        noise = (
+            torch.randn(()) + torch.randn((), generator=self.own) + self.numpy.normal() + self.calls
+        )
         batch[0] = batch[0].add_(noise)
         return batch
 
@@ -150,7 +159,10 @@ def _trainer(folder: Path, callbacks: list[Any], logger: Any) -> Any:
 
 
 def _same(one: nn.Module, other: nn.Module) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+    return all(
+        torch.equal(a, b)
+        for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -162,16 +174,27 @@ def test_batches_go_through_the_hooks(tmp_path: Path, where: str, given: str) ->
     _fit(tmp_path, plain, _loader(1, True) if where == "module" else _DataModule())
     batches = {"trainer's": None, "loader": _loader(1, False), "pair": _data(1)}[given]
     test = _data(2) if given == "pair" else _loader(2, False)
-    rows = _fit(tmp_path, watched, _loader(1, True) if where == "module" else _DataModule(), batches=batches, test=test)
+    rows = _fit(
+        tmp_path,
+        watched,
+        _loader(1, True) if where == "module" else _DataModule(),
+        batches=batches,
+        test=test,
+    )
     assert _same(plain, watched) and len(rows) == len(watched.kept) == 4
     (x, y), (x_test, y_test) = _data(1), _data(2)
     for row, model in zip(rows, watched.kept, strict=True):
         expected = lambda_by_double_backward(model, F.cross_entropy, 3 * x + 1, y)
         assert row["sharpness/lambda_max"] == pytest.approx(expected, rel=CLOSE)
         with torch.no_grad():
-            train, held_out = F.cross_entropy(model(3 * x + 1), y), F.cross_entropy(model(3 * x_test + 1), y_test)
+            train, held_out = (
+                F.cross_entropy(model(3 * x + 1), y),
+                F.cross_entropy(model(3 * x_test + 1), y_test),
+            )
         assert row["train/loss"] == pytest.approx(float(train), rel=SUMS)
-        assert row["gap/loss"] == pytest.approx(float(held_out - train), abs=2 * SUMS * float(train))
+        assert row["gap/loss"] == pytest.approx(
+            float(held_out - train), abs=2 * SUMS * float(train)
+        )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -184,7 +207,10 @@ def test_held_out_data_go_through_as_in_validation(tmp_path: Path, kind: type[_M
     (x, y), (x_test, y_test) = _data(1), _data(2)
     for row, model in zip(rows, watched.kept, strict=True):
         with torch.no_grad():  # held-out data get no noise, which the others do
-            train, held_out = F.cross_entropy(model(3 * x + 1), y), F.cross_entropy(model(3 * x_test + 1), y_test)
+            train, held_out = (
+                F.cross_entropy(model(3 * x + 1), y),
+                F.cross_entropy(model(3 * x_test + 1), y_test),
+            )
         assert row["test/loss"] == pytest.approx(float(held_out), rel=SUMS)
         assert row["train/loss"] != pytest.approx(float(train), rel=1e-3)
 
@@ -216,7 +242,9 @@ def test_batches_that_only_hooks_make_pairs_of(tmp_path: Path) -> None:
     moved = torch.cat([3 * x[:20] + 1, 3 * x[20:] + 2])
     for row, model in zip(rows, watched.kept, strict=True):
         with torch.no_grad():
-            assert row["train/loss"] == pytest.approx(float(F.cross_entropy(model(moved), y)), rel=SUMS)
+            assert row["train/loss"] == pytest.approx(
+                float(F.cross_entropy(model(moved), y)), rel=SUMS
+            )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -241,7 +269,12 @@ def test_workers_that_training_reads_from_are_left_alone(tmp_path: Path) -> None
     plain, watched = _Normalizes(), _Normalizes()
     for module, options in ((plain, {}), (watched, {"examples": 10})):
         data = TensorDataset(*_data(1))
-        _fit(tmp_path, module, DataLoader(data, 10, shuffle=True, num_workers=1, persistent_workers=True), **options)
+        _fit(
+            tmp_path,
+            module,
+            DataLoader(data, 10, shuffle=True, num_workers=1, persistent_workers=True),
+            **options,
+        )
     assert len(plain.kept) == len(watched.kept) == 8
     assert _same(plain, watched)
 
@@ -249,12 +282,16 @@ def test_workers_that_training_reads_from_are_left_alone(tmp_path: Path) -> None
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("several", [lambda one: [one, one], lambda one: {"a": one, "b": one}])
 def test_several_loaders_are_refused(tmp_path: Path, several: Any) -> None:
-    with pytest.raises(UserError, match="one training loader, and this trainer has several: pass batches="):
+    with pytest.raises(
+        UserError, match="one training loader, and this trainer has several: pass batches="
+    ):
         _fit(tmp_path, _Normalizes(), several(_loader(1, True)), test=None)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("batches", [iter([_data(1)]), 3])
 def test_batches_that_cannot_be_are_refused_as_ever(tmp_path: Path, batches: Any) -> None:
-    with pytest.raises(ValueError, match=r"read once: pass a list or a DataLoader|must be a pair .* got 3"):
+    with pytest.raises(
+        ValueError, match=r"read once: pass a list or a DataLoader|must be a pair .* got 3"
+    ):
         _fit(tmp_path, _Normalizes(), _loader(1, True), batches=batches)

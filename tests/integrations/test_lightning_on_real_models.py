@@ -17,13 +17,16 @@ from torch.utils.data import DataLoader, TensorDataset
 from optbench.data.torchvision import import_datasets
 from tests.references import in_double, largest
 
-import_datasets()  # lightning may import torchvision, which needs our help beside some builds of torch
+# lightning may import torchvision, which needs our help beside some builds of torch
+import_datasets()
 lightning = pytest.importorskip("lightning.pytorch", reason="needs optbench[lightning]")
 
-LR, UNFROZEN_AT = 0.01, 11  # and epoch, of two updates each: Adam's second moment has settled by then
+# and epoch, of two updates each: Adam's second moment has settled by then
+LR, UNFROZEN_AT = (0.01, 11)
 CLOSE = 5e-3  # relative error of λ₁ and of the edge: the bound that the probes ask for
 SUMS = 1e-6  # of a mean of 40 losses in single precision
-HALF = 1e-3  # and of outputs in bfloat16, whose unit is 4e-3 and whose errors are averaged; seen: 1.2e-4
+# and of outputs in bfloat16, whose unit is 4e-3 and whose errors are averaged; seen: 1.2e-4
+HALF = 1e-3
 
 
 def _data() -> tuple[Tensor, Tensor]:
@@ -58,7 +61,8 @@ class _Reference:
     trained: int  # P
     sharpness: float
     train_loss: float
-    distance: float | None  # from the edge; None where the optimizer has seen none of some tensor's gradients
+    # from the edge; None where the optimizer has seen none of some tensor's gradients
+    distance: float | None
 
 
 class _Keeps(lightning.Callback):  # type: ignore[name-defined]
@@ -66,7 +70,9 @@ class _Keeps(lightning.Callback):  # type: ignore[name-defined]
         self.found: list[_Reference] = []
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        parts = nn.Sequential(*(getattr(m, "_orig_mod", m) for m in (pl_module.backbone, pl_module.head)))
+        parts = nn.Sequential(
+            *(getattr(m, "_orig_mod", m) for m in (pl_module.backbone, pl_module.head))
+        )
         own = [p for p in parts.parameters() if p.requires_grad]
         double = copy.deepcopy(parts).double()
         weights = [p for p in double.parameters() if p.requires_grad]
@@ -86,7 +92,8 @@ class _Keeps(lightning.Callback):  # type: ignore[name-defined]
 def _scale(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> Tensor | None:
     """The diagonal D for which λ₁(D^½ H D^½) is 1 at the edge.
 
-    η/2 for SGD; η / 38 P for Adam with β₁ = .9, P = (1 − β₁ᵗ)(√(ν/(1 − β₂ᵗ)) + ε): Cohen et al. (2022), section 2.
+    η/2 for SGD; η / 38 P for Adam with β₁ = .9, P = (1 − β₁ᵗ)(√(ν/(1 − β₂ᵗ)) + ε): Cohen et al.
+    (2022), section 2.
     """
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     diagonal = []
@@ -136,7 +143,9 @@ class _Widens(lightning.Callback):  # type: ignore[name-defined]
             trainer.optimizers[0].add_param_group({"params": new})
 
 
-def _fit(folder: Path, module: Any, callbacks: list[Any], logger: Any, epochs: int, precision: str) -> None:
+def _fit(
+    folder: Path, module: Any, callbacks: list[Any], logger: Any, epochs: int, precision: str
+) -> None:
     lightning.seed_everything(0, verbose=False)
     trainer = lightning.Trainer(
         max_epochs=epochs,
@@ -191,7 +200,9 @@ def test_lightnings_own_finetuning(tmp_path: Path, optimizer: str) -> None:
         return [own(unfreeze_backbone_at_epoch=UNFROZEN_AT, verbose=False)]
 
     epochs = UNFROZEN_AT + (12 if optimizer == "Adam" else 4)
-    rows, expected, said = _measured(tmp_path, lambda: _Module(optimizer), others=finetuning, epochs=epochs)
+    rows, expected, said = _measured(
+        tmp_path, lambda: _Module(optimizer), others=finetuning, epochs=epochs
+    )
     before, after = expected[2 * UNFROZEN_AT - 1].trained, expected[2 * UNFROZEN_AT].trained
     assert (before, after) == (27 + 16, 99)  # head and batch norm, then all
     there = ["edge/distance" in row for row in rows]
@@ -199,7 +210,10 @@ def test_lightnings_own_finetuning(tmp_path: Path, optimizer: str) -> None:
         assert all(there)
     else:  # 20 gradients of each tensor
         assert there[2 * UNFROZEN_AT - 1] and not there[2 * UNFROZEN_AT] and there[-1]
-        assert sum("holds still enough once it has averaged 20 gradients" in line for line in said) >= 2
+        assert (
+            sum("holds still enough once it has averaged 20 gradients" in line for line in said)
+            >= 2
+        )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -209,8 +223,12 @@ def test_a_layer_that_is_put_in_later(tmp_path: Path, optimizer: str) -> None:
         tmp_path, lambda: _Module(optimizer), others=lambda: [_Widens()], epochs=UNFROZEN_AT + 2
     )
     assert [expected[2 * UNFROZEN_AT + i].trained for i in (-1, 0)] == [99, 147]
-    assert "edge/distance" in rows[2 * UNFROZEN_AT - 1] and "edge/distance" not in rows[2 * UNFROZEN_AT]
-    # Said why: the optimizer still holds the layers that were taken out, or has averaged too few gradients.
+    assert (
+        "edge/distance" in rows[2 * UNFROZEN_AT - 1]
+        and "edge/distance" not in rows[2 * UNFROZEN_AT]
+    )
+    # Said why: the optimizer still holds the layers that were taken out, or has averaged too few
+    # gradients.
     assert any(line.startswith("edge/distance is absent") for line in said)
 
 

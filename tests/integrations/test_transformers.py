@@ -7,7 +7,8 @@ import torch
 from optbench.data.torchvision import import_datasets
 from optbench.errors import UserError
 
-import_datasets()  # transformers may import torchvision, which needs our help beside some builds of torch
+# transformers may import torchvision, which needs our help beside some builds of torch
+import_datasets()
 transformers = pytest.importorskip("transformers", reason="needs optbench[transformers]")
 pytest.importorskip("accelerate", reason="needs optbench[transformers]")
 
@@ -56,11 +57,17 @@ def test_the_trainers_own_log_gets_sharpness_and_training_does_not_notice(tmp_pa
     watched = _trainer(tmp_path / "watched", steps=24)
     watched.add_callback(WatchCallback(watched, every=21, examples=16))
     watched.train()
-    for one, other in zip(plain.model.state_dict().values(), watched.model.state_dict().values(), strict=True):
+    for one, other in zip(
+        plain.model.state_dict().values(), watched.model.state_dict().values(), strict=True
+    ):
         assert torch.equal(one, other)
     measured = [row for row in watched.state.log_history if "sharpness/lambda_max" in row]
-    assert [row["step"] for row in measured] == [1, 22]  # AdamW's second moment has settled at the second
-    assert "edge/distance" not in measured[0] and {"edge/distance", "gap/loss", "train/loss"} <= measured[-1].keys()
+    # AdamW's second moment has settled at the second
+    assert [row["step"] for row in measured] == [1, 22]
+    assert (
+        "edge/distance" not in measured[0]
+        and {"edge/distance", "gap/loss", "train/loss"} <= measured[-1].keys()
+    )
     losses = [row["loss"] for row in plain.state.log_history if "loss" in row]
     assert losses == [row["loss"] for row in watched.state.log_history if "loss" in row]
     assert 0 < measured[-1]["train/loss"] < 4  # of 20 tokens; a uniform guess has ln 20 = 3.0

@@ -13,14 +13,18 @@ from torch import Tensor
 from optbench.data.torchvision import import_datasets
 from tests.references import lambda_by_lanczos
 
-import_datasets()  # transformers may import torchvision, which needs our help beside some builds of torch
+# transformers may import torchvision, which needs our help beside some builds of torch
+import_datasets()
 transformers = pytest.importorskip("transformers", reason="needs optbench[transformers]")
 pytest.importorskip("accelerate", reason="needs optbench[transformers]")
 LONGEST = 12
-# Relative error of a solved λ₁ in single precision; the probe asks for a bound of .5 %, residuals enter squared.
+# Relative error of a solved λ₁ in single precision; the probe asks for a bound of .5 %, residuals
+# enter squared.
 CLOSE = 1e-4
-SUMS = 2e-6  # relative error of a mean of a thousand losses in single precision, summed in another order
-# Logits of .1 in bfloat16 are wrong by 2e-4 each; a mean of a thousand of the losses, of about 3, by some 1e-5.
+# relative error of a mean of a thousand losses in single precision, summed in another order
+SUMS = 2e-6
+# Logits of .1 in bfloat16 are wrong by 2e-4 each; a mean of a thousand of the losses, of about 3,
+# by some 1e-5.
 HALF = 1e-4
 
 
@@ -33,7 +37,11 @@ def _padded(seed: int, N: int, order: str = "sorted") -> list[dict[str, Tensor]]
         tokens = torch.randint(1, 20, (LONGEST,), generator=generator)
         real = torch.arange(LONGEST) < 2 + (i * (LONGEST - 1)) // N
         examples.append(
-            {"input_ids": tokens * real, "labels": torch.where(real, tokens, -100), "attention_mask": real.long()}
+            {
+                "input_ids": tokens * real,
+                "labels": torch.where(real, tokens, -100),
+                "attention_mask": real.long(),
+            }
         )
     return examples
 
@@ -42,7 +50,14 @@ def _together(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {key: torch.stack([x[key] for x in examples]) for key in examples[0]}
 
 
-def _trainer(folder: Path, N: int, order: str = "sorted", half: bool = False, wide: int = 16, **arguments: Any) -> Any:
+def _trainer(
+    folder: Path,
+    N: int,
+    order: str = "sorted",
+    half: bool = False,
+    wide: int = 16,
+    **arguments: Any,
+) -> Any:
     transformers.set_seed(0)
     config = transformers.GPT2Config(
         vocab_size=20,
@@ -79,7 +94,9 @@ def _trainer(folder: Path, N: int, order: str = "sorted", half: bool = False, wi
     )
 
 
-def _measured(trainer: Any, N: int, **options: Any) -> tuple[list[dict[str, float]], list[Any], Any]:
+def _measured(
+    trainer: Any, N: int, **options: Any
+) -> tuple[list[dict[str, float]], list[Any], Any]:
     """What was logged at each step, the model as it was then, and the callback's watch."""
     from optbench.integrations.transformers import WatchCallback
 
@@ -93,7 +110,11 @@ def _measured(trainer: Any, N: int, **options: Any) -> tuple[list[dict[str, floa
     trainer.add_callback(Keep())
     trainer.add_callback(callback)
     trainer.train()
-    return [row for row in trainer.state.log_history if "train/loss" in row], models, callback._watch
+    return (
+        [row for row in trainer.state.log_history if "train/loss" in row],
+        models,
+        callback._watch,
+    )
 
 
 def _in_double(model: Any) -> Any:
@@ -107,20 +128,28 @@ def _in_double(model: Any) -> Any:
 def _check(row: dict[str, float], model: Any, trainer: Any, rounding: float) -> None:
     """The numbers are those of the model's own loss of all examples together, in double precision."""
     double, found = _in_double(model), row["sharpness/lambda_max"]
-    losses = [double(**_together(data)).loss for data in (trainer.train_dataset, trainer.eval_dataset)]
+    losses = [
+        double(**_together(data)).loss for data in (trainer.train_dataset, trainer.eval_dataset)
+    ]
     value, residual = lambda_by_lanczos(losses[0], [*double.parameters()])
-    assert residual < 1e-6 * value and abs(found - value) <= row["sharpness/lambda_max_bound"] + residual
+    assert (
+        residual < 1e-6 * value
+        and abs(found - value) <= row["sharpness/lambda_max_bound"] + residual
+    )
     assert found == pytest.approx(value, rel=CLOSE)
     train, test = (float(x.detach()) for x in losses)
     assert row["train/loss"] == pytest.approx(train, rel=rounding)
     assert row["test/loss"] == pytest.approx(test, rel=rounding)
     assert row["gap/loss"] == pytest.approx(test - train, abs=2 * rounding * train)
-    assert row["edge/distance"] == pytest.approx(found * 1e-2 / 2)  # SGD: 2/η, η = .01 at the first update
+    # SGD: 2/η, η = .01 at the first update
+    assert row["edge/distance"] == pytest.approx(found * 1e-2 / 2)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("order", "half"), [("sorted", False), ("mixed", False), ("mixed", True)])
-def test_padded_text_is_measured_as_the_model_measures_it(tmp_path: Path, order: str, half: bool) -> None:
+def test_padded_text_is_measured_as_the_model_measures_it(
+    tmp_path: Path, order: str, half: bool
+) -> None:
     """300 examples are evaluated in two chunks, and the graph of 15 MB is differentiated in parts."""
     trainer = _trainer(tmp_path, 300, order, bf16=half, max_steps=1, lr_scheduler_type="constant")
     (row,), (model,), measure = _measured(trainer, 300)
@@ -128,7 +157,8 @@ def test_padded_text_is_measured_as_the_model_measures_it(tmp_path: Path, order:
     weight, plan = measure.task.weight, measure._shared.hessian(_state(measure), None)._plan
     index = torch.arange(300)
     labels = torch.stack([x["labels"] for x in trainer.train_dataset])
-    assert float(weight(index, index)) == plan.total == int((labels[:, 1:] != -100).sum())  # tokens that are predicted
+    # tokens that are predicted
+    assert float(weight(index, index)) == plan.total == int((labels[:, 1:] != -100).sum())
     assert plan.chunks > 1
     assert measure.notes["precision"] == "float32"
 
@@ -140,27 +170,42 @@ def _state(measure: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_weights_in_half_precision_are_measured_in_single_and_training_goes_on(tmp_path: Path) -> None:
+def test_weights_in_half_precision_are_measured_in_single_and_training_goes_on(
+    tmp_path: Path,
+) -> None:
     plain = _trainer(tmp_path / "plain", 24, half=True, wide=8)
     plain.train()
     said: list[str] = []
     watched = _trainer(tmp_path / "watched", 24, half=True, wide=8)
     rows, models, measure = _measured(watched, 24, say=said.append)
     assert len(rows) == 2 and measure.notes["precision"] == "float32"
-    _check(rows[0] | {"edge/distance": rows[0]["sharpness/lambda_max"] / 200}, models[0], watched, HALF)
-    lines = [line for line in said if line == "curvature: weights are torch.bfloat16, measured in torch.float32"]
+    _check(
+        rows[0] | {"edge/distance": rows[0]["sharpness/lambda_max"] / 200}, models[0], watched, HALF
+    )
+    lines = [
+        line
+        for line in said
+        if line == "curvature: weights are torch.bfloat16, measured in torch.float32"
+    ]
     assert len(lines) == 1
-    for one, other in zip(plain.model.state_dict().values(), watched.model.state_dict().values(), strict=True):
+    for one, other in zip(
+        plain.model.state_dict().values(), watched.model.state_dict().values(), strict=True
+    ):
         assert one.dtype == torch.bfloat16 and torch.equal(one, other)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_loss_that_is_not_the_models_own_is_said(tmp_path: Path) -> None:
     said: list[str] = []
-    trainer = _trainer(tmp_path, 24, wide=8, label_smoothing_factor=0.1, max_steps=1, lr_scheduler_type="constant")
+    trainer = _trainer(
+        tmp_path, 24, wide=8, label_smoothing_factor=0.1, max_steps=1, lr_scheduler_type="constant"
+    )
     (row,), (model,), _ = _measured(trainer, 24, say=said.append)
     _check(row, model, trainer, SUMS)
-    assert "the loss that is measured is the model's own: what label_smoothing_factor makes of it is left out" in said
+    assert (
+        "the loss that is measured is the model's own: what label_smoothing_factor makes of it is left out"
+        in said
+    )
 
 
 def _masking(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -182,7 +227,9 @@ def test_a_collator_that_draws_random_numbers_and_several_evaluation_sets(tmp_pa
     plain.train()
     watched = trainer("watched")  # which seeds the generators anew
     rows, _, _ = _measured(watched, 24, say=said.append)
-    for one, other in zip(plain.model.state_dict().values(), watched.model.state_dict().values(), strict=True):
+    for one, other in zip(
+        plain.model.state_dict().values(), watched.model.state_dict().values(), strict=True
+    ):
         assert torch.equal(one, other)
     assert len(rows) == 2 and "test/loss" not in rows[0]
     assert said.count("gap/loss is absent: eval_dataset holds several sets") == 1

@@ -37,7 +37,16 @@ def suite(tasks: int = 3, points: int = 2, seeds: int = 4, **changes: Any) -> Su
     )
 
 
-def run(of: Suite, optimizer: str, task: str, phase: str, point: int, seed: int, error: float, **changes: Any) -> Run:
+def run(
+    of: Suite,
+    optimizer: str,
+    task: str,
+    phase: str,
+    point: int,
+    seed: int,
+    error: float,
+    **changes: Any,
+) -> Run:
     """One run whose error falls in a straight line from 1; infinite is a divergence half-way."""
     diverged = math.isinf(error)
     steps = [0, 25, 50, 75, 100]
@@ -61,9 +70,18 @@ def run(of: Suite, optimizer: str, task: str, phase: str, point: int, seed: int,
         "initial_loss": 2.3,
         "checked": None,
         "settings": {"lr": 0.1 * (point + 1)},
-        "command": list(of.command(optimizer, task, phase, point, [f"optimizer.lr={0.1 * (point + 1):g}"], seed)),
-        "last": {} if diverged else {"test/error": error, "test/loss": 2 * error, "val/loss": error},
-        "curve": {"step": steps, "cost/gradients": steps, "val/loss": falling, "test/loss": falling},
+        "command": list(
+            of.command(optimizer, task, phase, point, [f"optimizer.lr={0.1 * (point + 1):g}"], seed)
+        ),
+        "last": {}
+        if diverged
+        else {"test/error": error, "test/loss": 2 * error, "val/loss": error},
+        "curve": {
+            "step": steps,
+            "cost/gradients": steps,
+            "val/loss": falling,
+            "test/loss": falling,
+        },
         "gradients": 100,
         "train_seconds": 1.0,
     }
@@ -71,7 +89,11 @@ def run(of: Suite, optimizer: str, task: str, phase: str, point: int, seed: int,
 
 
 def entrant(
-    of: Suite, optimizer: str, errors: Any, diverged: Mapping[tuple[int, int], bool] | None = None, **changes: Any
+    of: Suite,
+    optimizer: str,
+    errors: Any,
+    diverged: Mapping[tuple[int, int], bool] | None = None,
+    **changes: Any,
 ) -> list[Run]:
     """Every run of one optimizer, with final errors (T, S); its point 1 is the better one."""
     errors = np.broadcast_to(np.asarray(errors, dtype=float), (len(of.tasks), len(of.final_seeds)))

@@ -77,7 +77,15 @@ YAML_WORDS = (
         '"\\ud800"',
         '"\\e[31m"',
     ),
-    *("!!timestamp 2020-01-01", "!!float 1e400", "!!int 9" + "9" * 399, "[" * 2000, "{" * 2000, "- " * 2000, '"\\0"'),
+    *(
+        "!!timestamp 2020-01-01",
+        "!!float 1e400",
+        "!!int 9" + "9" * 399,
+        "[" * 2000,
+        "{" * 2000,
+        "- " * 2000,
+        '"\\0"',
+    ),
 )
 
 # Each makes something else of a file that is there.
@@ -126,18 +134,39 @@ def write_folder(folder: Path, run: Run) -> None:
     """A run folder that is read as this run."""
     folder.mkdir(parents=True)
     summary = {
-        key: getattr(run, key) for key in ("status", "optimizer", "seed", "step", "steps", "gradients", "train_seconds")
+        key: getattr(run, key)
+        for key in ("status", "optimizer", "seed", "step", "steps", "gradients", "train_seconds")
     }
-    summary |= {"schema": 1, "task": "digits", "last": run.last, "peak_gib": 0.1, "optimizer_gib": 0.0}
+    summary |= {
+        "schema": 1,
+        "task": "digits",
+        "last": run.last,
+        "peak_gib": 0.1,
+        "optimizer_gib": 0.0,
+    }
     origin = {key: getattr(run, key) for key in ("data_hash", "init_hash", "initial_loss")}
-    origin |= {"task": {"checksum_verified": True}, "versions": {"torch": "2"}, "hardware": {"device": "cpu"}}
+    origin |= {
+        "task": {"checksum_verified": True},
+        "versions": {"torch": "2"},
+        "hardware": {"device": "cpu"},
+    }
     origin |= {"sessions": [{"command": ["optbench", *run.command]}], "git_commit": "0" * 40}
-    board = {key: getattr(run, key) for key in ("suite", "version", "digest", "task", "phase", "point")}
-    config = {"steps": run.steps, "optimizer": dict(run.settings), "task": {"size": 1}, "board": board}
+    board = {
+        key: getattr(run, key) for key in ("suite", "version", "digest", "task", "phase", "point")
+    }
+    config = {
+        "steps": run.steps,
+        "optimizer": dict(run.settings),
+        "task": {"size": 1},
+        "board": board,
+    }
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "provenance.json").write_text(json.dumps(origin))
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    lines = [dict(zip(run.curve, values, strict=True)) for values in zip(*run.curve.values(), strict=True)]
+    lines = [
+        dict(zip(run.curve, values, strict=True))
+        for values in zip(*run.curve.values(), strict=True)
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "timings.jsonl").write_text('{"step": 0, "time/train_seconds": 0.1}\n')
 
@@ -226,7 +255,11 @@ def _rename(folder: Path, name: str) -> None:
 
 def _append(folder: Path, key: str, word: str) -> None:
     path = folder / "config.yaml"
-    lines = [line for line in path.read_text().splitlines() if line[:1].isspace() or not line.startswith(f"{key}:")]
+    lines = [
+        line
+        for line in path.read_text().splitlines()
+        if line[:1].isspace() or not line.startswith(f"{key}:")
+    ]
     path.write_text("\n".join(lines) + f"\n{key}: {word}\n")
 
 
@@ -237,26 +270,34 @@ def _file_in_place(results: Path, change: Callable[[Path], object]) -> None:
     change(path)
 
 
-def _values(name: str, make: Callable[[Callable[[Path], object]], Callable[[Path], object]]) -> Iterator[Case]:
+def _values(
+    name: str, make: Callable[[Callable[[Path], object]], Callable[[Path], object]]
+) -> Iterator[Case]:
     for key in KEYS[name].split():
         path = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
         for what, value in VALUES.items():
             yield (
                 f"{name}: {key}: {what}",
-                make(partial(_below, name=name, change=partial(_exchange, where=path, value=value))),
+                make(
+                    partial(_below, name=name, change=partial(_exchange, where=path, value=value))
+                ),
             )
 
 
 def _exchange(path: Path, where: tuple[Any, ...], value: Any) -> None:
     first, *rest = path.read_text().split("\n") if path.suffix == ".jsonl" else [path.read_text()]
-    content = exchanged(yaml.safe_load(first) if path.suffix == ".yaml" else json.loads(first), where, value)
+    content = exchanged(
+        yaml.safe_load(first) if path.suffix == ".yaml" else json.loads(first), where, value
+    )
     text = json.dumps(content)  # YAML reads JSON
     if path.suffix == ".yaml":
         text = text.replace("-Infinity", "-.inf").replace("Infinity", ".inf").replace("NaN", ".nan")
     path.write_text("\n".join([text, *rest]))
 
 
-def _then(write: Callable[..., Path], lines: list[Any], change: Callable[[Path], object], results: Path) -> None:
+def _then(
+    write: Callable[..., Path], lines: list[Any], change: Callable[[Path], object], results: Path
+) -> None:
     change(write(results, lines))
 
 
@@ -264,7 +305,9 @@ def of_entries(suite: Suite) -> Iterator[Case]:
     """An entry in every form, with every value of a line exchanged, and in odd places."""
     lines = [json.loads(run.line()) for run in entrant(suite, "odd", 0.2)]
 
-    def write(results: Path, content: list[Any], label: str = suite.label, stem: str = "odd") -> Path:
+    def write(
+        results: Path, content: list[Any], label: str = suite.label, stem: str = "odd"
+    ) -> Path:
         file = results / ENTRIES / label / f"{stem}.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("".join(json.dumps(line) + "\n" for line in content))
@@ -283,6 +326,12 @@ def of_entries(suite: Suite) -> Iterator[Case]:
         yield f"entry called {stem[:9]!r}", partial(write, content=lines, stem=stem)
         yield f"suite called {stem[:9]!r}", partial(write, content=lines, label=f"{stem}-v1")
     yield "a million lines", lambda results: write(results, []).write_text("{}\n" * 1_000_000)
-    yield "folder of entries: loop", lambda results: (results / ENTRIES / "loop-v1").symlink_to("loop-v1")
-    yield "folder of entries: link", lambda results: (results / ENTRIES / "linked-v1").symlink_to(suite.label)
+    yield (
+        "folder of entries: loop",
+        lambda results: (results / ENTRIES / "loop-v1").symlink_to("loop-v1"),
+    )
+    yield (
+        "folder of entries: link",
+        lambda results: (results / ENTRIES / "linked-v1").symlink_to(suite.label),
+    )
     yield "folder of entries: pipe", lambda results: os.mkfifo(results / ENTRIES / "pipe-v1")

@@ -23,7 +23,9 @@ RNG = np.random.default_rng(0)
 
 
 def _noisy(level: float, of: Suite = SUITE, spread: float = 0.02) -> np.ndarray:
-    return np.clip(level + spread * RNG.normal(size=(len(of.tasks), len(of.final_seeds))), 0.01, 0.99)
+    return np.clip(
+        level + spread * RNG.normal(size=(len(of.tasks), len(of.final_seeds))), 0.01, 0.99
+    )
 
 
 def _board(runs: list[Run], of: Suite = SUITE) -> Board:
@@ -34,14 +36,22 @@ def _board(runs: list[Run], of: Suite = SUITE) -> Board:
 
 def test_the_better_one_is_first_and_sure_of_it() -> None:
     board = _board([*entrant(SUITE, "bad", _noisy(0.6)), *entrant(SUITE, "good", _noisy(0.1))])
-    assert [(s.name, s.rank, s.ranks) for s in board.standings] == [("good", 1, (1, 1)), ("bad", 2, (2, 2))]
+    assert [(s.name, s.rank, s.ranks) for s in board.standings] == [
+        ("good", 1, (1, 1)),
+        ("bad", 2, (2, 2)),
+    ]
     assert board.pairs["good", "bad"].wins == 1 and board.adjusted["good", "bad"] < 0.01
     assert board.words[0] == "good is first, and sure to be ahead of every other entrant."
     assert board.standings[0].score.value == pytest.approx(0.9, abs=0.02)
 
 
 def test_equals_are_said_to_be_equal() -> None:
-    board = _board([*entrant(SUITE, "a", _noisy(0.3, spread=0.1)), *entrant(SUITE, "b", _noisy(0.3, spread=0.1))])
+    board = _board(
+        [
+            *entrant(SUITE, "a", _noisy(0.3, spread=0.1)),
+            *entrant(SUITE, "b", _noisy(0.3, spread=0.1)),
+        ]
+    )
     assert all(s.ranks == (1, 2) for s in board.standings)
     assert "it cannot be told apart from" in board.words[0]
 
@@ -125,10 +135,19 @@ def test_nobody_or_one_alone_makes_a_board_too() -> None:
 def test_how_sure_names_what_the_ranking_depends_on() -> None:
     errors = np.full((3, 4), 0.3)
     errors[0] = 0.0
-    board = _board([*entrant(SUITE, "a", errors), *entrant(SUITE, "b", 0.25), *entrant(SUITE, "c", 0.5)])
+    board = _board(
+        [*entrant(SUITE, "a", errors), *entrant(SUITE, "b", 0.25), *entrant(SUITE, "c", 0.5)]
+    )
     choices = {r.choice: r for r in board.robust}
-    assert {"gradients to the easy target", "gradients to the hard target", "without the task task0"} <= choices.keys()
-    assert {"best of 1 tuning point by validation", "best of 2 tuning points by validation"} <= choices.keys()
+    assert {
+        "gradients to the easy target",
+        "gradients to the hard target",
+        "without the task task0",
+    } <= choices.keys()
+    assert {
+        "best of 1 tuning point by validation",
+        "best of 2 tuning points by validation",
+    } <= choices.keys()
     assert "mean rank without c" in choices
     assert choices["without the task task0"].first == ["b"]
 
@@ -138,7 +157,9 @@ def test_how_sure_names_what_the_ranking_depends_on() -> None:
 def test_the_order_in_which_entrants_come_changes_nothing(order: list[int]) -> None:
     levels = {"a": 0.2, "b": 0.21, "c": 0.4, "d": 0.4}
     rng = np.random.default_rng(1)
-    groups = [entrant(SUITE, name, level + 0.05 * rng.random((3, 4))) for name, level in levels.items()]
+    groups = [
+        entrant(SUITE, name, level + 0.05 * rng.random((3, 4))) for name, level in levels.items()
+    ]
     usual = _board([r for group in groups for r in group])
     other = _board([r for i in order for r in groups[i]])
     assert other.standings == usual.standings and other.words == usual.words
@@ -149,7 +170,9 @@ def test_a_run_survives_its_line() -> None:
     assert read_line(own.line()) == own and read_line(own.line()).line() == own.line()
 
 
-@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a|b\nc", "=cmd()", "[x](javascript:alert(1))"])
+@pytest.mark.parametrize(
+    "name", ["<script>alert(1)</script>", "a|b\nc", "=cmd()", "[x](javascript:alert(1))"]
+)
 def test_a_hostile_name_is_but_a_name(name: str) -> None:
     runs = [*entrant(SUITE, name, 0.2), *entrant(SUITE, "b", 0.3)]
     runs = [replace(r, local=True) for r in runs]

@@ -49,7 +49,9 @@ def results(tmp_path: Path) -> Path:
 
 def _admitted(results: Path) -> tuple[Field, str]:
     runs, passed_over = read_results(results)
-    return admit(SUITE, runs, unverified(results, SUITE)), "\n".join(": ".join(reason) for reason in passed_over)
+    return admit(SUITE, runs, unverified(results, SUITE)), "\n".join(
+        ": ".join(reason) for reason in passed_over
+    )
 
 
 def _ranked(results: Path) -> list[str]:
@@ -66,18 +68,32 @@ def test_lines_under_the_name_of_another_are_not_read(results: Path) -> None:
 
 
 def test_a_file_in_the_folder_of_another_suite_is_not_read(results: Path) -> None:
-    _write(results, "adam", [replace(own, name=f"x{own.name}") for own in entrant(SUITE, "adam", 0.0)], "other-v1")
-    assert "of the suite simulated-v1, which has no place in other-v1/adam.jsonl" in _admitted(results)[1]
+    _write(
+        results,
+        "adam",
+        [replace(own, name=f"x{own.name}") for own in entrant(SUITE, "adam", 0.0)],
+        "other-v1",
+    )
+    assert (
+        "of the suite simulated-v1, which has no place in other-v1/adam.jsonl"
+        in _admitted(results)[1]
+    )
     assert _ranked(results) == ["adam", "sgd"]
 
 
 def test_the_names_of_anothers_runs_evict_nobody(results: Path) -> None:
     names = [own.name for own in entrant(SUITE, "adam", 0.3)]
-    mine = [replace(own, name=name) for own, name in zip(entrant(SUITE, "mine", 0.0), names, strict=True)]
+    mine = [
+        replace(own, name=name)
+        for own, name in zip(entrant(SUITE, "mine", 0.0), names, strict=True)
+    ]
     _write(results, "mine", mine)
     admitted, said = _admitted(results)
     assert [own.name for own in admitted.entrants] == ["adam", "sgd"]
-    assert "simulated-v1/mine.jsonl: 16 of its runs are in simulated-v1/adam.jsonl too, such as " in said
+    assert (
+        "simulated-v1/mine.jsonl: 16 of its runs are in simulated-v1/adam.jsonl too, such as "
+        in said
+    )
 
 
 def test_of_two_unverified_files_that_claim_one_run_neither_has_it(tmp_path: Path) -> None:
@@ -86,7 +102,10 @@ def test_of_two_unverified_files_that_claim_one_run_neither_has_it(tmp_path: Pat
     _write(
         tmp_path,
         "b",
-        [replace(r, name=own[0].name if i == 0 else r.name) for i, r in enumerate(entrant(SUITE, "b", 0.1))],
+        [
+            replace(r, name=own[0].name if i == 0 else r.name)
+            for i, r in enumerate(entrant(SUITE, "b", 0.1))
+        ],
     )
     runs, passed_over = read_results(tmp_path)
     assert own[0].name not in {r.name for r in runs} and len(runs) == 30
@@ -101,7 +120,10 @@ def test_marks_that_come_with_the_results_count_for_nothing(results: Path) -> No
         for content in ({digest: mark}, {"evil": {"file": digest, "agreed": True, "runs": {}}}):
             (results / place / "verified.json").write_text(json.dumps(content))
             admitted, _ = _admitted(results)
-            assert "unverified: python -m optbench.leaderboard --verify" in admitted.refused["evil"][-1]
+            assert (
+                "unverified: python -m optbench.leaderboard --verify"
+                in admitted.refused["evil"][-1]
+            )
 
 
 def test_a_mark_is_of_the_bytes_that_were_verified(results: Path) -> None:
@@ -118,8 +140,18 @@ def test_one_run_folder_does_not_vouch_for_a_whole_file(results: Path) -> None:
     _write(results, "evil", evil[:-1])
     runs = [*read_results(results)[0], replace(evil[-1], local=True)]
     admitted = admit(SUITE, runs, unverified(results, SUITE))
-    assert [own.name for own in admitted.entrants] == ["adam", "sgd"] and "unverified" in admitted.refused["evil"][0]
-    assert len(admit(SUITE, [replace(own, local=True) for own in evil], unverified(results, SUITE)).entrants) == 1
+    assert [own.name for own in admitted.entrants] == [
+        "adam",
+        "sgd",
+    ] and "unverified" in admitted.refused["evil"][0]
+    assert (
+        len(
+            admit(
+                SUITE, [replace(own, local=True) for own in evil], unverified(results, SUITE)
+            ).entrants
+        )
+        == 1
+    )
 
 
 def test_a_crowd_of_unverified_files_does_not_say_what_is_usual(results: Path) -> None:
@@ -131,16 +163,36 @@ def test_a_crowd_of_unverified_files_does_not_say_what_is_usual(results: Path) -
 
 
 @pytest.mark.parametrize(
-    "name", ["../../escaped", "/etc/x", "..", ".", "", "a/b", "a\\b", "a\0b", "a b", "-a", "a.b", "x" * 101]
+    "name",
+    [
+        "../../escaped",
+        "/etc/x",
+        "..",
+        ".",
+        "",
+        "a/b",
+        "a\\b",
+        "a\0b",
+        "a b",
+        "-a",
+        "a.b",
+        "x" * 101,
+    ],
 )
-def test_no_name_leads_out_of_the_entries(name: str, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_name_leads_out_of_the_entries(
+    name: str, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nor does a run folder of such a name get as far as `--enter`."""
     line = json.loads(entrant(SUITE, "a", 0.0)[0].line())
     for key in ("optimizer", "suite", "task"):
-        (results / ENTRIES / SUITE.label / "a.jsonl").write_text(json.dumps(line | {key: name}) + "\n")
+        (results / ENTRIES / SUITE.label / "a.jsonl").write_text(
+            json.dumps(line | {key: name}) + "\n"
+        )
         said = _admitted(results)[1]
         assert f"line 1: {key} must be " in said and said.isprintable()
-    monkeypatch.setattr(sys, "argv", ["leaderboard", str(results), "--suite", "smoke", "--enter", name or ","])
+    monkeypatch.setattr(
+        sys, "argv", ["leaderboard", str(results), "--suite", "smoke", "--enter", name or ","]
+    )
     before = sorted(results.parent.rglob("*"))
     with pytest.raises(SystemExit) as stop:
         main()
@@ -173,15 +225,22 @@ def test_all_finals_are_run_again_or_a_sample_that_nobody_can_foresee(
 
 def test_the_spread_that_close_is_measured_by_is_of_the_re_runs() -> None:
     """With one wild claim an entrant could widen its own."""
-    claims = [run(SUITE, "a", "task0", FINAL, 1, seed, error) for seed, error in enumerate((0.0, 0.3, 0.31, 0.32))]
-    again = {own.name: replace(own, last=dict(own.last) | {"test/error": 0.3 + 0.01 * own.seed}) for own in claims}
+    claims = [
+        run(SUITE, "a", "task0", FINAL, 1, seed, error)
+        for seed, error in enumerate((0.0, 0.3, 0.31, 0.32))
+    ]
+    again = {
+        own.name: replace(own, last=dict(own.last) | {"test/error": 0.3 + 0.01 * own.seed})
+        for own in claims
+    }
     wide = compare(SUITE, claims[0], again[claims[0].name], claims)
     real = compare(SUITE, claims[0], again[claims[0].name], verify._peers(claims[0], claims, again))
     assert (wide.verdict, real.verdict) == ("close", "test/error 0 then, 0.3 now")
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"a": 1}', '{"' + "0" * 64 + '": {"agreed": 1}}', "\\ud800", "[" * 10_000]
+    "content",
+    ["{", "[]", '{"a": 1}', '{"' + "0" * 64 + '": {"agreed": 1}}', "\\ud800", "[" * 10_000],
 )
 def test_damaged_marks_of_ones_own_are_told_in_a_line(content: str) -> None:
     own_marks().parent.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,11 @@ def _write_suite(folder: Path) -> Suite:
         "tuning_seeds": [1000],
         "final_seeds": [0, 1, 2, 3],
     }
-    content |= {"held_out": "task1", "common": [], "tasks": {"task0": task, "task1": dict(task, run=list(task["run"]))}}
+    content |= {
+        "held_out": "task1",
+        "common": [],
+        "tasks": {"task0": task, "task1": dict(task, run=list(task["run"]))},
+    }
     (folder / "simulated.yaml").write_text(yaml.safe_dump(content))
     of = read_suite(str(folder / "simulated.yaml"))
     assert of == suite(tasks=2)
@@ -60,7 +64,9 @@ def _honest(results: Path, of: Suite) -> None:
 def _mark(results: Path) -> None:
     digests = [entry.digest for entry in read_entries(results) if entry.digest]
     own_marks().parent.mkdir(parents=True, exist_ok=True)
-    own_marks().write_text(json.dumps({digest: asdict(Mark("tried", True, 8, {})) for digest in digests}))
+    own_marks().write_text(
+        json.dumps({digest: asdict(Mark("tried", True, 8, {})) for digest in digests})
+    )
 
 
 def _render(of: Suite, results: Path) -> tuple[list[str], str]:
@@ -69,7 +75,9 @@ def _render(of: Suite, results: Path) -> tuple[list[str], str]:
     board.words[:] = words(board)
     page = board_page(board)
     data = page[page.index('id="data">') : page.rindex("<script>")]
-    return [s.name for s in board.standings], tables.markdown(board) + tables.comma_separated(board) + data
+    return [s.name for s in board.standings], tables.markdown(board) + tables.comma_separated(
+        board
+    ) + data
 
 
 def _faults(case: Case, folder: Path, of: Suite, trusted: bool) -> str:
@@ -118,7 +126,9 @@ def _try(cases: list[tuple[Case, bool]], tmp_path: Path) -> None:
 def _cases() -> list[tuple[Case, bool]]:
     of = suite(tasks=2)
     folders, entries = list(of_folders(of)), list(of_entries(of))
-    return [(case, False) for case in folders] + [(case, trusted) for case in entries for trusted in (False, True)]
+    return [(case, False) for case in folders] + [
+        (case, trusted) for case in entries for trusted in (False, True)
+    ]
 
 
 def test_a_sample_of_hostile_results_takes_nobody_down(tmp_path: Path) -> None:

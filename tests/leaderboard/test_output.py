@@ -50,7 +50,11 @@ def test_files_are_written_together_or_not_at_all(
             write_together(_contents(tmp_path, "new"))
     assert _read(tmp_path) == before
     with monkeypatch.context() as patch:
-        patch.setattr(write, "_write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(
+            write,
+            "_write",
+            lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+        )
         with pytest.raises(OSError, match="No space"):
             write_together(_contents(tmp_path, "new"))
     assert _read(tmp_path) == before
@@ -59,8 +63,12 @@ def test_files_are_written_together_or_not_at_all(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_folder_in_the_place_of_one_leaves_the_others_as_they_were(name: str, tmp_path: Path) -> None:
-    write_together({path: text for path, text in _contents(tmp_path, "old").items() if path.name != name})
+def test_a_folder_in_the_place_of_one_leaves_the_others_as_they_were(
+    name: str, tmp_path: Path
+) -> None:
+    write_together(
+        {path: text for path, text in _contents(tmp_path, "old").items() if path.name != name}
+    )
     (tmp_path / name).mkdir()
     before = _read(tmp_path)
     with pytest.raises(OSError, match="not a file"):
@@ -68,10 +76,17 @@ def test_a_folder_in_the_place_of_one_leaves_the_others_as_they_were(name: str, 
     assert _read(tmp_path) == before and (tmp_path / name).is_dir()
 
 
-@pytest.mark.parametrize("text", ["\x1b[31m", "a\0b", "\x9b2J", "\u202eabc", "a\r\nb", "\ud800", "a\tb"])
+@pytest.mark.parametrize(
+    "text", ["\x1b[31m", "a\0b", "\x9b2J", "\u202eabc", "a\r\nb", "\ud800", "a\tb"]
+)
 def test_no_control_character_reaches_a_cell(text: str) -> None:
     assert escape(text).isprintable() and plain(text).isprintable()
-    odd = replace(run(SUITE, "a", "task0", "final", 1, 0, 0.1), settings={text: [text]}, command=[text], device=text)
+    odd = replace(
+        run(SUITE, "a", "task0", "final", 1, 0, 0.1),
+        settings={text: [text]},
+        command=[text],
+        device=text,
+    )
     page = report_page([odd])
     assert page[page.index('id="data">') : page.index("</script>\n<script>")].isprintable()
 
@@ -112,7 +127,9 @@ def test_a_report_that_cannot_be_written_takes_one_line(
 ) -> None:
     write_folder(tmp_path / "mine", run(SUITE, "mine", "task0", "final", 1, 0, 0.1))
     (tmp_path / "taken").mkdir()
-    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / "mine"), "--out", str(tmp_path / "taken")])
+    monkeypatch.setattr(
+        sys, "argv", ["report", str(tmp_path / "mine"), "--out", str(tmp_path / "taken")]
+    )
     with pytest.raises(SystemExit) as stop:
         report()
     assert stop.value.code == 2 and "--out must be a file to write" in capsys.readouterr().err
@@ -130,7 +147,11 @@ def test_nothing_odd_reaches_the_terminal(
     for number, own in enumerate(entrant(SUITE, "a", 0.2)):
         write_folder(tmp_path / "runs" / f"\x1b[31m{number}", own)
     (tmp_path / "runs" / "\x1b]0;owned\x07").write_text("")
-    for arguments in (["--suite", "smoke"], ["--suite", "\x1b[31m"], ["--suite", "smoke", "--enter", "\x1b[31m"]):
+    for arguments in (
+        ["--suite", "smoke"],
+        ["--suite", "\x1b[31m"],
+        ["--suite", "smoke", "--enter", "\x1b[31m"],
+    ):
         _call(main, monkeypatch, str(tmp_path), *arguments)
         shown = _shown(capsys)
         assert shown and all(line.isprintable() for line in shown)
@@ -141,8 +162,16 @@ def test_nothing_odd_reaches_the_terminal(
 def test_the_index_is_read_line_by_line(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
     assert read_index(path) == ({}, [])
-    bad = ["{", "[]", '{"command": "b"}', '{"command": "c", "folder": "../x"}', '{"command": "d", "folder": "\\u001b"}']
-    path.write_text("\n".join(['{"command": "a", "folder": "one"}', *bad, '{"command": "cut", "fol']))
+    bad = [
+        "{",
+        "[]",
+        '{"command": "b"}',
+        '{"command": "c", "folder": "../x"}',
+        '{"command": "d", "folder": "\\u001b"}',
+    ]
+    path.write_text(
+        "\n".join(['{"command": "a", "folder": "one"}', *bad, '{"command": "cut", "fol'])
+    )
     folders, passed_over = read_index(path)
     assert folders == {"a": "one"} and len(passed_over) == 5
     assert all(line.startswith("runs.jsonl, line ") and line.isprintable() for line in passed_over)

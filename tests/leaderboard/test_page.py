@@ -26,7 +26,11 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 def _board(hostile: str = HOSTILE) -> Board:
     rng = np.random.default_rng(0)
     levels = {"adam": 0.1, "sgd": 0.3, "lion": 0.2, hostile: 0.5}
-    runs = [r for name, level in levels.items() for r in entrant(SUITE, name, level + 0.02 * rng.random((3, 4)))]
+    runs = [
+        r
+        for name, level in levels.items()
+        for r in entrant(SUITE, name, level + 0.02 * rng.random((3, 4)))
+    ]
     runs += entrant(SUITE, "unfinished", 0.1)[:3]
     board = make_board(SUITE, admit(SUITE, [replace(run, local=True) for run in runs]))
     board.words[:] = words(board)
@@ -39,7 +43,9 @@ def browser() -> Iterator[Any]:
     path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if path is None:
         pytest.skip(f"no browser here ({', '.join(BROWSERS)}): the page was not tested")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright here: the page was not tested")
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="no playwright here: the page was not tested"
+    )
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield chromium
@@ -53,7 +59,10 @@ class Visit:
         self.page = browser.new_page(viewport={"width": width, "height": 800})
         self.trouble: list[str] = []
         self.requests: list[str] = []
-        self.page.on("console", lambda m: self.trouble.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on(
+            "console",
+            lambda m: self.trouble.append(m.text) if m.type in ("error", "warning") else None,
+        )
         self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
         self.page.on("dialog", self._dismiss)
         self.page.on("request", lambda request: self.requests.append(request.url))
@@ -64,7 +73,9 @@ class Visit:
         dialog.dismiss()
 
     def column(self, table: str, index: int) -> list[str]:
-        cells: list[str] = self.page.locator(f"#{table} tbody tr td:nth-child({index})").all_text_contents()
+        cells: list[str] = self.page.locator(
+            f"#{table} tbody tr td:nth-child({index})"
+        ).all_text_contents()
         return cells
 
 
@@ -75,7 +86,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_it_loads_from_disk_without_errors_or_network_and_nothing_hostile_runs(browser: Any, file: Path) -> None:
+def test_it_loads_from_disk_without_errors_or_network_and_nothing_hostile_runs(
+    browser: Any, file: Path
+) -> None:
     visit = Visit(browser, file)
     visit.page.wait_for_selector("#curve-plot .scatterlayer")
     assert visit.page.locator("#cd .scatterlayer").count() == 1
@@ -106,11 +119,16 @@ def test_axes_can_be_logarithmic_and_metrics_chosen(browser: Any, file: Path) ->
     visit.page.locator("[id='check-log y']").click()
     assert {before, visit.page.evaluate(kind)} == {"log", "linear"}
     visit.page.locator("#menu-metric").select_option("val/loss")
-    assert visit.page.evaluate("document.getElementById('curve-plot').layout.yaxis.title.text") == "val/loss"
+    assert (
+        visit.page.evaluate("document.getElementById('curve-plot').layout.yaxis.title.text")
+        == "val/loss"
+    )
     assert visit.trouble == []
 
 
-def test_each_run_has_its_page_with_the_command_that_makes_it_again(browser: Any, file: Path) -> None:
+def test_each_run_has_its_page_with_the_command_that_makes_it_again(
+    browser: Any, file: Path
+) -> None:
     visit = Visit(browser, file)
     visit.page.locator("#runs tbody a").first.click()
     visit.page.wait_for_selector("#run")
@@ -127,14 +145,22 @@ def test_it_fits_the_window(browser: Any, file: Path, width: int) -> None:
     visit.page.locator("#runs tbody a").first.click()
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
     smallest = (
-        "Math.min(...[...document.querySelectorAll('td, p, li')].map(e => parseFloat(getComputedStyle(e).fontSize)))"
+        "Math.min(...[...document.querySelectorAll('td, p, li')]"
+        ".map(e => parseFloat(getComputedStyle(e).fontSize)))"
     )
     assert visit.page.evaluate(smallest) >= 12
 
 
-def test_a_report_on_chosen_runs(browser: Any, optbench: Command, tmp_path: Path, monkeypatch: Any) -> None:
-    folders = [str(optbench("task=digits", "steps=20", f"optimizer={name}").folder) for name in ("sgd", "adam")]
-    monkeypatch.setattr(sys, "argv", ["report", *folders, str(tmp_path / "nothing"), "--out", "page.html"])
+def test_a_report_on_chosen_runs(
+    browser: Any, optbench: Command, tmp_path: Path, monkeypatch: Any
+) -> None:
+    folders = [
+        str(optbench("task=digits", "steps=20", f"optimizer={name}").folder)
+        for name in ("sgd", "adam")
+    ]
+    monkeypatch.setattr(
+        sys, "argv", ["report", *folders, str(tmp_path / "nothing"), "--out", "page.html"]
+    )
     with pytest.raises(SystemExit) as stop:
         report()
     assert stop.value.code == 0

@@ -27,7 +27,10 @@ BOARD = "board={suite:simulated,version:1,digest:abc,task:task0,phase:final,poin
 @pytest.fixture
 def folder(optbench: Command, tmp_path: Path) -> Path:
     """A real run folder of a suite."""
-    return tmp_path / optbench("task=digits", "steps=20", "model.widths=[4]", "picture=false", BOARD).folder
+    return (
+        tmp_path
+        / optbench("task=digits", "steps=20", "model.widths=[4]", "picture=false", BOARD).folder
+    )
 
 
 def test_a_run_folder_is_read_with_curves_costs_and_command(folder: Path) -> None:
@@ -39,9 +42,16 @@ def test_a_run_folder_is_read_with_curves_costs_and_command(folder: Path) -> Non
         0,
     )
     assert found.curve["step"][0] == 0 and found.curve["step"][-1] == 20
-    assert {"test/loss", "sharpness/lambda_max", "cost/gradients", "time/train_seconds"} <= found.curve.keys()
+    assert {
+        "test/loss",
+        "sharpness/lambda_max",
+        "cost/gradients",
+        "time/train_seconds",
+    } <= found.curve.keys()
     assert found.peak_gib > 0 and found.optimizer_gib == 0 and found.gradients == 20
-    assert "task=digits" in found.command and not any("results_dir" in word for word in found.command)
+    assert "task=digits" in found.command and not any(
+        "results_dir" in word for word in found.command
+    )
     assert read_line(found.line()) == found
 
 
@@ -54,7 +64,8 @@ def test_the_state_of_an_optimizer_is_counted(optbench: Command) -> None:
         sizes[name] = found.optimizer_gib * 2**30
     parameters = 64 * 10 + 10
     assert sizes["sgd"] == 0 and sizes["momentum"] == pytest.approx(4 * parameters, rel=1e-5)
-    assert sizes["adam"] == pytest.approx(8 * parameters + 8, rel=1e-5)  # and a step counter for each of two tensors
+    # and a step counter for each of two tensors
+    assert sizes["adam"] == pytest.approx(8 * parameters + 8, rel=1e-5)
     assert sizes["muon"] == pytest.approx(4 * 640 + 8 * 10 + 4, rel=1e-5)
 
 
@@ -73,11 +84,19 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "no summary.json": lambda f: (f / "summary.json").unlink(),
     "summary.json: damaged JSON": lambda f: (f / "summary.json").write_text('{"schema": 1, "stat'),
     "schema 99": lambda f: _json(f / "summary.json", schema=99),
-    "status must be a valid string, got 3, in summary.json": lambda f: _json(f / "summary.json", status=3),
-    "status must be String should have at most 255": lambda f: _json(f / "summary.json", status="x" * 100_000),
-    "is not JSON": lambda f: (f / "summary.json").write_text('{"schema": 1, "last": {"test/loss": NaN}}'),
+    "status must be a valid string, got 3, in summary.json": lambda f: _json(
+        f / "summary.json", status=3
+    ),
+    "status must be String should have at most 255": lambda f: _json(
+        f / "summary.json", status="x" * 100_000
+    ),
+    "is not JSON": lambda f: (f / "summary.json").write_text(
+        '{"schema": 1, "last": {"test/loss": NaN}}'
+    ),
     "provenance.json is no mapping": lambda f: (f / "provenance.json").write_text("[1, 2]"),
-    "last.test/loss must be a valid number, got '0.1'": lambda f: _json(f / "summary.json", last={"test/loss": "0.1"}),
+    "last.test/loss must be a valid number, got '0.1'": lambda f: _json(
+        f / "summary.json", last={"test/loss": "0.1"}
+    ),
     "damaged JSON (": lambda f: (f / "metrics.jsonl").write_text("{}\n[3]\nnonsense\n"),
     "a line without its step": lambda f: (f / "metrics.jsonl").write_text("{}\n"),
     "curve.test/loss.0 must be a valid number": lambda f: (f / "metrics.jsonl").write_text(
@@ -123,8 +142,19 @@ def _entries(results: Path, name: str, lines: list[str]) -> None:
 
 def test_committed_lines_are_read_and_bad_ones_named(tmp_path: Path) -> None:
     lines = [own.line() for own in entrant(SUITE, "a", 0.2)]
-    lost = [{k: v for k, v in json.loads(lines[0]).items() if k != "seed"}, json.loads(lines[0]) | {"schema": 7}]
-    bad = ["", "{", "null", '{"schema": 1}', *[json.dumps(line) for line in lost], lines[0][:-40], "[" * 100_000]
+    lost = [
+        {k: v for k, v in json.loads(lines[0]).items() if k != "seed"},
+        json.loads(lines[0]) | {"schema": 7},
+    ]
+    bad = [
+        "",
+        "{",
+        "null",
+        '{"schema": 1}',
+        *[json.dumps(line) for line in lost],
+        lines[0][:-40],
+        "[" * 100_000,
+    ]
     long_curve = json.loads(lines[-1])
     long_curve["curve"]["step"] = list(range(1000))
     _entries(tmp_path, "a", [*lines, *bad, json.dumps(long_curve)])
@@ -148,7 +178,9 @@ def test_a_command_from_elsewhere_is_never_given_unless_it_is_the_protocols(word
     own = entrant(SUITE, "a", 0.2)
     evil = [replace(r, command=[*r.command[:-2], word, *r.command[-2:]]) for r in own]
     admitted = admit(SUITE, evil)
-    assert not admitted.entrants and "whose command is not the protocol's" in admitted.refused["a"][0]
+    assert (
+        not admitted.entrants and "whose command is not the protocol's" in admitted.refused["a"][0]
+    )
 
 
 def test_a_re_run_is_compared_with_what_was_said() -> None:
@@ -170,11 +202,17 @@ def test_a_re_run_is_compared_with_what_was_said() -> None:
 
 def test_reading_stays_within_its_folder(tmp_path: Path) -> None:
     """A name that looks like a path is text: nothing is opened or written by it."""
-    own = [json.loads(r.line()) | {"name": "../../../escaped", "local": True} for r in entrant(SUITE, "a", 0.2)]
+    own = [
+        json.loads(r.line()) | {"name": "../../../escaped", "local": True}
+        for r in entrant(SUITE, "a", 0.2)
+    ]
     _entries(tmp_path / "results", "a", [json.dumps(line) for line in own])
     runs, unreadable = read_results(tmp_path / "results")
     assert len(runs) == 1 and not runs[0].local  # one name, so one run
-    assert unreadable[0] == (f"{SUITE.label}/a.jsonl", "line 2: a second run is called ../../../escaped")
+    assert unreadable[0] == (
+        f"{SUITE.label}/a.jsonl",
+        "line 2: a second run is called ../../../escaped",
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
     with pytest.raises(UnreadableError):
         read_run(tmp_path / "nowhere")

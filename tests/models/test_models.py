@@ -77,7 +77,9 @@ def test_an_mlp_without_hidden_layers_is_linear() -> None:
         (lambda: mlp((4,), 2, norm="group"), r"layer, batch or none, got group"),  # type: ignore[arg-type]
     ],
 )
-def test_what_cannot_be_is_refused_with_the_value_and_the_way_out(make: Callable[[], nn.Module], message: str) -> None:
+def test_what_cannot_be_is_refused_with_the_value_and_the_way_out(
+    make: Callable[[], nn.Module], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         make()
 
@@ -107,7 +109,8 @@ def test_deep_linear_is_linear_and_starts_at_its_scale(init: Any) -> None:
         if init == "orthogonal":
             torch.testing.assert_close(values, torch.full((30,), 0.1))
         else:
-            assert float(values.square().mean()) == pytest.approx(0.1**2, rel=0.2)  # 900 draws: 4 standard errors
+            # 900 draws: 4 standard errors
+            assert float(values.square().mean()) == pytest.approx(0.1**2, rel=0.2)
     assert len(list(model.parameters())) == 3
 
 
@@ -116,19 +119,26 @@ def test_deep_linear_is_linear_and_starts_at_its_scale(init: Any) -> None:
 def test_mlp_takes_norms_and_shortcuts(norm: Any, residual: bool) -> None:
     model = mlp((6,), 3, widths=[8, 8, 4], norm=norm, residual=residual)
     kinds = [type(module) for module in model.modules()]
-    assert (nn.LayerNorm in kinds) == (norm == "layer") and (nn.BatchNorm1d in kinds) == (norm == "batch")
+    assert (nn.LayerNorm in kinds) == (norm == "layer") and (nn.BatchNorm1d in kinds) == (
+        norm == "batch"
+    )
     with torch.no_grad():
         for p in model.parameters():
             p.zero_()
-        next(iter(model.parameters())).copy_(torch.eye(8, 6))  # the first layer alone passes anything on
+        # the first layer alone passes anything on
+        next(iter(model.parameters())).copy_(torch.eye(8, 6))
     assert model(torch.randn(5, 6)).shape == (5, 3)
-    assert sum("inner" in name for name, _ in model.named_parameters()) == (residual * (2 if norm == "none" else 4))
+    assert sum("inner" in name for name, _ in model.named_parameters()) == (
+        residual * (2 if norm == "none" else 4)
+    )
 
 
 SGD, ADAM = functools.partial(torch.optim.SGD, lr=0.1), functools.partial(torch.optim.Adam, lr=1e-2)
 
 
-def _coordinates(width: int, scaling: Any, optimizer: Callable[..., torch.optim.Optimizer]) -> list[float]:
+def _coordinates(
+    width: int, scaling: Any, optimizer: Callable[..., torch.optim.Optimizer]
+) -> list[float]:
     """Root mean square of the change of each layer's output over four updates: μP's coordinate check."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(32, 10, generator=generator), torch.randn(32, 1, generator=generator)
@@ -140,7 +150,9 @@ def _coordinates(width: int, scaling: Any, optimizer: Callable[..., torch.optim.
         optimizer_ = optimizer(_groups(model, optimizer.keywords["lr"]))  # type: ignore[attr-defined]
         seen: dict[int, list[torch.Tensor]] = {id(linear): [] for linear in linears}
         hooks = [
-            linear.register_forward_hook(lambda module, _, out, seen=seen: seen[id(module)].append(out.detach()))
+            linear.register_forward_hook(
+                lambda module, _, out, seen=seen: seen[id(module)].append(out.detach())
+            )
             for linear in linears
         ]
         for _ in range(5):
@@ -149,20 +161,27 @@ def _coordinates(width: int, scaling: Any, optimizer: Callable[..., torch.optim.
             optimizer_.step()
         for hook in hooks:
             hook.remove()
-        changes += torch.stack([(outs[4] - outs[0]).square().mean().sqrt() for outs in seen.values()]) / 4
+        changes += (
+            torch.stack([(outs[4] - outs[0]).square().mean().sqrt() for outs in seen.values()]) / 4
+        )
     return changes.tolist()
 
 
 def _groups(model: nn.Module, lr: float) -> list[dict[str, object]]:
     factors = getattr(model, "lr_factors", {})
-    return [{"params": [p], "lr": lr * factors.get(name, 1)} for name, p in model.named_parameters()]
+    return [
+        {"params": [p], "lr": lr * factors.get(name, 1)} for name, p in model.named_parameters()
+    ]
 
 
 @pytest.mark.parametrize(("scaling", "optimizer"), [("mup_sgd", SGD), ("mup_adam", ADAM)])
-def test_coordinate_check_of_mup(scaling: str, optimizer: Callable[..., torch.optim.Optimizer]) -> None:
+def test_coordinate_check_of_mup(
+    scaling: str, optimizer: Callable[..., torch.optim.Optimizer]
+) -> None:
     """With μP every layer's output changes as much at any width; in the standard scaling some do not.
 
-    Slope of log change against log width over a factor of 64; a layer that is off by one power has ±½ or ±1.
+    Slope of log change against log width over a factor of 64; a layer that is off by one power has
+    ±½ or ±1.
     """
     widths = [32, 128, 512, 2048]
 
@@ -190,7 +209,10 @@ def test_mup_at_its_base_width_is_the_standard_scaling() -> None:
 def test_mup_follows_the_papers_table() -> None:
     """Table 3 of arXiv:2203.03466, at four times the base width: input, hidden, output."""
     scaling: Any
-    for scaling, weights, biases in (("mup_sgd", [4, 1, 1 / 4], [4, 4, 1]), ("mup_adam", [1, 1 / 4, 1 / 4], [1, 1, 1])):
+    for scaling, weights, biases in (
+        ("mup_sgd", [4, 1, 1 / 4], [4, 4, 1]),
+        ("mup_adam", [1, 1 / 4, 1 / 4], [1, 1, 1]),
+    ):
         factors = mlp((5,), 2, [64, 64], scaling=scaling, base_width=16).lr_factors
         assert isinstance(factors, dict)
         assert [factors[name] for name in factors if name.endswith("weight")] == weights
@@ -200,7 +222,9 @@ def test_mup_follows_the_papers_table() -> None:
 def test_mup_draws_output_weights_smaller_and_no_bias_smaller_with_width() -> None:
     """Variances of U(−a, a) are a²/3; those of table 3, with 4 times the base width."""
     torch.manual_seed(0)
-    parameters = dict(mlp((5,), 400, [4000, 4000], scaling="mup_adam", base_width=1000).named_parameters())
+    parameters = dict(
+        mlp((5,), 400, [4000, 4000], scaling="mup_adam", base_width=1000).named_parameters()
+    )
     expected = (1 / 5, 1 / 5, 1 / 4000, 1 / 1000, 1 / (4 * 4000), 1 / 1000)
     for p, variance in zip(parameters.values(), expected, strict=True):
         # The mean of n squares is off by √(4/5n), 5 % for the smallest of 400.

@@ -1,7 +1,7 @@
 """The papers' equations in numpy and float64, a generator each: it is sent gradients and gives weights.
 
-A generator yields the weights at which it wants the gradient, and is sent that gradient; written for one tensor.
-Norms over all tensors are those of this one.
+A generator yields the weights at which it wants the gradient, and is sent that gradient; written
+for one tensor. Norms over all tensors are those of this one.
 """
 
 from collections.abc import Callable, Generator
@@ -102,7 +102,9 @@ def ademamix(w: Array, s: Settings) -> Trajectory:
     while True:
         g, t = (yield w), t + 1
         m, slow, v = b1 * m + (1 - b1) * g, b3 * slow + (1 - b3) * g, b2 * v + (1 - b2) * g * g
-        w = w - s["lr"] * (m / (1 - b1**t) + s["alpha"] * slow) / (np.sqrt(v / (1 - b2**t)) + s["eps"])
+        w = w - s["lr"] * (m / (1 - b1**t) + s["alpha"] * slow) / (
+            np.sqrt(v / (1 - b2**t)) + s["eps"]
+        )
 
 
 def adan(w: Array, s: Settings) -> Trajectory:
@@ -115,7 +117,9 @@ def adan(w: Array, s: Settings) -> Trajectory:
         m, d = b1 * m + (1 - b1) * g, b2 * d + (1 - b2) * change
         n, last = b3 * n + (1 - b3) * (g + b2 * change) ** 2, g
         step = m / (1 - b1**t) + b2 * d / (1 - b2**t)
-        w = (w - s["lr"] * step / (np.sqrt(n / (1 - b3**t)) + s["eps"])) / (1 + s["lr"] * s["weight_decay"])
+        w = (w - s["lr"] * step / (np.sqrt(n / (1 - b3**t)) + s["eps"])) / (
+            1 + s["lr"] * s["weight_decay"]
+        )
 
 
 def lars(w: Array, s: Settings) -> Trajectory:
@@ -157,7 +161,8 @@ def lookahead(w: Array, s: Settings) -> Trajectory:
     """arXiv:1907.08610, algorithm 1."""
     slow, inner, t = w, adam(w, s["base"]), 0
     fast = next(inner)
-    pulled = np.zeros_like(w)  # AdamW moves `fast`; what was pulled back lies beside, and decays as weights do
+    # AdamW moves `fast`; what was pulled back lies beside, and decays as weights do
+    pulled = np.zeros_like(w)
     while True:
         g, t = (yield fast + pulled), t + 1
         fast = inner.send(g)

@@ -8,12 +8,23 @@ import pytest
 from optbench.check.subject import entries
 from tests.conftest import Command
 
-# Full batch and squared loss; convolutions, mini-batches and cross-entropy; attention, embeddings and norms; one vector
-# and a known optimum.
+# Full batch and squared loss; convolutions, mini-batches and cross-entropy; attention, embeddings
+# and norms; one vector and a known optimum.
 PROBLEMS = {
     "digits": ("task=digits", "model.widths=[8]", "schedule=linear", "schedule.end_factor=0.5"),
-    "digits_cnn": ("task=digits", "model=cnn", "task.loss=ce", "batch_size=50", "probes.sharpness.examples=50"),
-    "char_lm": ("task=char_lm_small", "task.characters=4000", "probes.sharpness.examples=16", "schedule=constant"),
+    "digits_cnn": (
+        "task=digits",
+        "model=cnn",
+        "task.loss=ce",
+        "batch_size=50",
+        "probes.sharpness.examples=50",
+    ),
+    "char_lm": (
+        "task=char_lm_small",
+        "task.characters=4000",
+        "probes.sharpness.examples=16",
+        "schedule=constant",
+    ),
     "quadratic": ("task=quadratic", "dtype=float64"),
 }
 

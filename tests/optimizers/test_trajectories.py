@@ -10,8 +10,8 @@ from optbench.check.subject import optimizer
 from .reference import REFERENCES
 
 STEPS = 50
-# Sums in another order, about 1e-16 a step, amplified by the division by √v of a small v; schedule_free_adamw: the
-# library adds 1e-15 to v. A wrong constant anywhere shows at 1e-4 or more.
+# Sums in another order, about 1e-16 a step, amplified by the division by √v of a small v;
+# schedule_free_adamw: the library adds 1e-15 to v. A wrong constant anywhere shows at 1e-4 or more.
 TOLERANCE = 1e-9
 
 

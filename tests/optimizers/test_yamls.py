@@ -16,7 +16,9 @@ from optbench.schedules import warmup_cosine
 from tests.conftest import Command
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-OPTIMIZERS = sorted(file.stem for file in (ROOT / "conf/optimizer").glob("*.yaml") if file.stem != "custom")
+OPTIMIZERS = sorted(
+    file.stem for file in (ROOT / "conf/optimizer").glob("*.yaml") if file.stem != "custom"
+)
 
 
 def test_every_dense_optimizer_of_torch_has_a_yaml() -> None:
@@ -28,7 +30,8 @@ def test_every_dense_optimizer_of_torch_has_a_yaml() -> None:
         and issubclass(cls, torch.optim.Optimizer)
         and f".{name}\n" not in ours
     }
-    assert missing == {"Optimizer", "SparseAdam"}  # the base class, and one that needs sparse gradients
+    # the base class, and one that needs sparse gradients
+    assert missing == {"Optimizer", "SparseAdam"}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -44,7 +47,14 @@ def test_it_descends_on_digits(optbench: Command, optimizer: str) -> None:
 def test_stopped_half_way_it_ends_as_if_it_had_not_been(
     optbench: Command, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
-    run = ("task=digits", "model.widths=[8]", f"optimizer={optimizer}", "steps=20", "schedule=cosine", "batch_size=100")
+    run = (
+        "task=digits",
+        "model.widths=[8]",
+        f"optimizer={optimizer}",
+        "steps=20",
+        "schedule=cosine",
+        "batch_size=100",
+    )
     whole = optbench(*run, "results_dir=whole").folder
     step = Runner._one_step
 
@@ -58,7 +68,10 @@ def test_stopped_half_way_it_ends_as_if_it_had_not_been(
         assert optbench(*run, "results_dir=parts").code == 130
     parts = optbench(*run, "results_dir=parts").folder
     assert (whole / "metrics.jsonl").read_bytes() == (parts / "metrics.jsonl").read_bytes()
-    ours, theirs = (torch.load(folder / "checkpoint.pt", weights_only=True)["model"] for folder in (whole, parts))
+    ours, theirs = (
+        torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+        for folder in (whole, parts)
+    )
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -84,7 +97,9 @@ def _step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 def test_by_shape_sends_matrices_to_one_and_the_rest_to_the_other(channels_last: bool) -> None:
     net, reference = _net(channels_last), _net(False)
     ours = ByShape(
-        net.parameters(), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), lambda p: torch.optim.Adam(p, 1e-2)
+        net.parameters(),
+        lambda p: torch.optim.SGD(p, 0.1, momentum=0.9),
+        lambda p: torch.optim.Adam(p, 1e-2),
     )
     assert [type(part).__name__ for part in ours.parts.values()] == ["SGD", "Adam"]
     sgd = torch.optim.SGD([p for p in reference.parameters() if p.ndim >= 2], 0.1, momentum=0.9)
@@ -103,11 +118,13 @@ def test_muon_of_a_convolution_does_not_depend_on_the_memory_format() -> None:
     nets = [_net(False), _net(True)]
     for net in nets:
         optimizer = ByShape(
-            net.parameters(), lambda p: torch.optim.Muon(p, lr=0.1, weight_decay=0), lambda p: torch.optim.Adam(p)
+            net.parameters(),
+            lambda p: torch.optim.Muon(p, lr=0.1, weight_decay=0),
+            lambda p: torch.optim.Adam(p),
         )
         _step(net, optimizer)
-    # Columns in another order leave Newton–Schulz the same but for bfloat16's rounding, 2^-8 of entries of at
-    # most 0.1·√(27/4) after one step.
+    # Columns in another order leave Newton–Schulz the same but for bfloat16's rounding, 2^-8 of
+    # entries of at most 0.1·√(27/4) after one step.
     one, other, before = (next(net.parameters()).contiguous() for net in (*nets, _net(False)))
     torch.testing.assert_close(one, other, rtol=0, atol=5e-3)
     assert not torch.equal(one, before)
@@ -115,7 +132,9 @@ def test_muon_of_a_convolution_does_not_depend_on_the_memory_format() -> None:
 
 def test_schedules_reach_both_parts_of_by_shape() -> None:
     net = _net(False)
-    optimizer = ByShape(net.parameters(), lambda p: torch.optim.SGD(p, 0.5), lambda p: torch.optim.Adam(p, 0.25))
+    optimizer = ByShape(
+        net.parameters(), lambda p: torch.optim.SGD(p, 0.5), lambda p: torch.optim.Adam(p, 0.25)
+    )
     schedule = LambdaLR(optimizer, lambda step: 1 / (1 + step))
     _step(net, optimizer)
     schedule.step()
@@ -153,5 +172,6 @@ def test_lbfgs_gives_torchs_numbers_and_takes_channels_last() -> None:
 
     theirs = trained(torch.optim.LBFGS, torch.contiguous_format)
     assert torch.equal(trained(LBFGS, torch.contiguous_format), theirs)
-    # Another memory format sums in another order: rounding, ε = 2.2e-16, amplified by five iterations.
+    # Another memory format sums in another order: rounding, ε = 2.2e-16, amplified by five
+    # iterations.
     torch.testing.assert_close(trained(LBFGS, torch.channels_last), theirs, rtol=1e-9, atol=1e-12)

@@ -57,7 +57,8 @@ def test_critical_sharpness_on_a_quadratic_is_its_curvature() -> None:
     probe(state)
     _step(state, 0.5)
     found = probe(state)
-    # κ·η = 2/a, found by regula falsi on a function that is linear here: exact but for the bracket's 5 %.
+    # κ·η = 2/a, found by regula falsi on a function that is linear here: exact but for the
+    # bracket's 5 %.
     assert found["update/critical_sharpness"] == pytest.approx(_a(state), rel=1e-6)
     assert found["update/critical_step"] == pytest.approx(2 / (0.5 * _a(state)), rel=1e-6)
 
@@ -124,7 +125,10 @@ def test_norms_and_angles_of_layers() -> None:
     net = nn.Sequential(first, nn.Tanh(), nn.Linear(1, 1)).double()
     x = torch.ones(3, 2, dtype=torch.float64)
     task = Task(Split(x, x[:, :1]), None, None, 1, half_mse)
-    state, probe = State(0, 9, task, net, torch.optim.SGD(net.parameters(), 0.1), True, 1, 0), Layers(interval=1)
+    state, probe = (
+        State(0, 9, task, net, torch.optim.SGD(net.parameters(), 0.1), True, 1, 0),
+        Layers(interval=1),
+    )
     with torch.no_grad():
         for p, values in zip(net.parameters(), ([[3.0, 0.0]], [4.0], [[1.0]], [0.0]), strict=True):
             p.copy_(torch.tensor(values))
@@ -141,7 +145,9 @@ def test_norms_and_angles_of_layers() -> None:
 
 
 @pytest.mark.parametrize("probe", [Direction(), Critical(), Layers()])
-def test_probes_of_the_update_leave_the_weights_bit_for_bit(probe: Direction | Critical | Layers) -> None:
+def test_probes_of_the_update_leave_the_weights_bit_for_bit(
+    probe: Direction | Critical | Layers,
+) -> None:
     state = _regression()
     probe(state)
     _step(state, 0.3)

@@ -18,7 +18,9 @@ from optbench.task import Split, Task, half_mse
 Make = Callable[[list[nn.Parameter]], Optimizer]
 
 
-def _measure(optimizer: Optimizer, net: nn.Module, **found: Value) -> tuple[dict[str, Value], list[str]]:
+def _measure(
+    optimizer: Optimizer, net: nn.Module, **found: Value
+) -> tuple[dict[str, Value], list[str]]:
     said: list[str] = []
     split = Split(torch.zeros(1, 2), torch.zeros(1, 1))
     task = Task(split, None, None, 1, half_mse)
@@ -35,7 +37,9 @@ def _measure(optimizer: Optimizer, net: nn.Module, **found: Value) -> tuple[dict
         ({"weight_decay": 0.5}, 2 / 0.1 - 0.5),
     ],
 )
-def test_thresholds_of_sgd_and_the_distance_to_them(settings: dict[str, float], threshold: float) -> None:
+def test_thresholds_of_sgd_and_the_distance_to_them(
+    settings: dict[str, float], threshold: float
+) -> None:
     net = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, **settings)  # type: ignore[arg-type]
     found, said = _measure(optimizer, net, **{"sharpness/lambda_max": 3.0})
@@ -85,7 +89,9 @@ def _dense(state: State) -> torch.Tensor:
         lambda p: torch.optim.RMSprop(p, 1e-3, momentum=0.5, weight_decay=0.1),
         lambda p: torch.optim.Adam([{"params": p[:2], "lr": 1e-3}, {"params": p[2:], "lr": 1e-2}]),
         lambda p: SAM(p, lambda q: torch.optim.Adam(q, 1e-2), 0.05),
-        lambda p: ByShape(p, lambda q: torch.optim.Adam(q, 1e-2), lambda q: torch.optim.SGD(q, 0.1)),
+        lambda p: ByShape(
+            p, lambda q: torch.optim.Adam(q, 1e-2), lambda q: torch.optim.SGD(q, 0.1)
+        ),
     ],
 )
 def test_the_preconditioned_sharpness_is_that_of_the_dense_operator(make: Make) -> None:
@@ -98,7 +104,9 @@ def test_the_preconditioned_sharpness_is_that_of_the_dense_operator(make: Make) 
     truth = torch.linalg.eigvalsh((dense + dense.T) / 2)
     # The accuracy asked for, 1e-8 of λ₁.
     assert found["edge/preconditioned_sharpness"] == pytest.approx(float(truth[-1]), rel=1e-8)
-    assert found["edge/preconditioned_lambda_2"] == pytest.approx(float(truth[-2]), abs=1e-8 * float(truth[-1]))
+    assert found["edge/preconditioned_lambda_2"] == pytest.approx(
+        float(truth[-2]), abs=1e-8 * float(truth[-1])
+    )
     assert found["edge/threshold"] == here.threshold
     assert found["edge/distance"] == pytest.approx(float(truth[-1]) / here.threshold, rel=1e-8)
     assert isinstance(hvps := found["edge/hvps"], int) and hvps > 0
@@ -143,7 +151,9 @@ def test_before_the_first_step_of_adam_it_is_silent() -> None:
     assert Edge()(state) == {} and said == []
 
 
-def test_until_adam_has_averaged_20_gradients_nothing_is_measured_and_the_reason_is_said_once() -> None:
+def test_until_adam_has_averaged_20_gradients_nothing_is_measured_and_the_reason_is_said_once() -> (
+    None
+):
     probe, lines = Edge(), []
     for step in (1, 5, 19, 20):
         state, said = _trained(lambda p: torch.optim.Adam(p, 1e-2), step)
@@ -151,7 +161,9 @@ def test_until_adam_has_averaged_20_gradients_nothing_is_measured_and_the_reason
         lines += said
         hessian = state.shared.hessian(state, None)
         if step < 20:  # no product, and no pair to start from
-            assert found == {} and hessian.hvps == 0 and probe.state_dict()["tracker"]["pairs"] is None
+            assert (
+                found == {} and hessian.hvps == 0 and probe.state_dict()["tracker"]["pairs"] is None
+            )
     assert {"edge/threshold", "edge/distance", "edge/preconditioned_sharpness"} <= found.keys()
     assert found["edge/lr"] == 1e-2
     absent = [line for line in lines if "absent" in line]
@@ -159,11 +171,19 @@ def test_until_adam_has_averaged_20_gradients_nothing_is_measured_and_the_reason
 
 
 def test_small_batches_wait_until_twice_as_many_examples_are_seen_as_the_hessian_is_over() -> None:
-    for steps, examples, settled in ((59, None, False), (60, None, True), (29, 15, False), (30, 15, True)):
+    for steps, examples, settled in (
+        (59, None, False),
+        (60, None, True),
+        (29, 15, False),
+        (30, 15, True),
+    ):
         state, said = _trained(lambda p: torch.optim.Adam(p, 1e-2), steps, full_batch=False)
         state.steps_per_epoch = 30  # batches of one example, of 30
         assert bool(Edge(examples=examples)(state)) is settled
-        assert any(f"averaged {2 * (examples or 30)} gradients" in line for line in said) is not settled
+        assert (
+            any(f"averaged {2 * (examples or 30)} gradients" in line for line in said)
+            is not settled
+        )
 
 
 def test_what_is_measured_does_not_depend_on_when_it_was_asked_before_nor_on_a_resume() -> None:

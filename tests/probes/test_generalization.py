@@ -10,7 +10,10 @@ from optbench.task import Task, classification
 def _task() -> Task:
     generator = torch.Generator().manual_seed(0)
     splits = {
-        name: (torch.randn(n, 4, generator=generator), torch.randint(0, 3, (n,), generator=generator))
+        name: (
+            torch.randn(n, 4, generator=generator),
+            torch.randint(0, 3, (n,), generator=generator),
+        )
         for name, n in {"train": 50, "val": 20, "test": 30}.items()
     }
     return classification(splits, 3, "ce")
@@ -28,7 +31,9 @@ def test_means_and_gaps_are_those_of_the_definition_whatever_the_chunks() -> Non
     for name, split in task.splits.items():
         outputs = model(split.inputs)
         # Sums in another order, float32 losses: 50 terms, 3e-6 relative.
-        assert found[f"{name}/loss"] == pytest.approx(task.loss(outputs, split.targets).item(), rel=3e-6)
+        assert found[f"{name}/loss"] == pytest.approx(
+            task.loss(outputs, split.targets).item(), rel=3e-6
+        )
         wrong = (outputs.argmax(1) != split.targets).sum().item()
         assert found[f"{name}/error"] == pytest.approx(wrong / len(split), rel=1e-15)
     for quantity in ("loss", "error"):
@@ -37,7 +42,9 @@ def test_means_and_gaps_are_those_of_the_definition_whatever_the_chunks() -> Non
 
 def test_train_examples_are_the_first_ones() -> None:
     model = nn.Linear(4, 3)
-    found = Generalization(train_examples=10)(_state(model, torch.optim.SGD(model.parameters(), 0.1)))
+    found = Generalization(train_examples=10)(
+        _state(model, torch.optim.SGD(model.parameters(), 0.1))
+    )
     task = _task()
     assert found["train/loss"] == evaluate(task, model, task.train.first(10))["loss"]
 
@@ -50,7 +57,9 @@ def test_a_task_without_error_and_test_set_has_no_such_keys() -> None:
     assert set(Generalization()(state)) == {"train/loss"}
 
 
-def test_a_mode_swapping_optimizer_is_in_eval_mode_inside_and_its_weights_bit_identical_after() -> None:
+def test_a_mode_swapping_optimizer_is_in_eval_mode_inside_and_its_weights_bit_identical_after() -> (
+    None
+):
     class Averaging(torch.optim.SGD):
         mode = "train"
 

@@ -16,7 +16,9 @@ def _state(dtype: torch.dtype = torch.float64, step: int = 0) -> State:
     net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Dropout(0.0), nn.Linear(5, 2)).to(dtype)
     task = Task(Split(x, y), None, None, 2, half_mse)
     said: list[str] = []
-    return State(step, 100, task, net, torch.optim.SGD(net.parameters(), 0.1), True, 1, 0, say=said.append)
+    return State(
+        step, 100, task, net, torch.optim.SGD(net.parameters(), 0.1), True, 1, 0, say=said.append
+    )
 
 
 def _dense(state: State, examples: int) -> torch.Tensor:
@@ -28,22 +30,30 @@ def _dense(state: State, examples: int) -> torch.Tensor:
     def loss(flat: torch.Tensor) -> torch.Tensor:
         pieces = flat.split([shape.numel() for shape in shapes])
         weights = {n: p.view(s) for n, p, s in zip(names, pieces, shapes, strict=True)}
-        return half_mse(torch.func.functional_call(state.model, weights, (split.inputs,)), split.targets)
+        return half_mse(
+            torch.func.functional_call(state.model, weights, (split.inputs,)), split.targets
+        )
 
     flat = torch.cat([p.detach().flatten() for p in state.model.parameters()])
-    values: torch.Tensor = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, flat)).flip(0)
+    values: torch.Tensor = torch.linalg.eigvalsh(
+        torch.autograd.functional.hessian(loss, flat)
+    ).flip(0)
     return values
 
 
 @pytest.mark.parametrize("examples", [30, 10])
-def test_eigenvalues_are_those_of_the_dense_hessian_within_the_bound_reported(examples: int) -> None:
+def test_eigenvalues_are_those_of_the_dense_hessian_within_the_bound_reported(
+    examples: int,
+) -> None:
     state = _state()
     found = Sharpness(k=3, accuracy=1e-8, examples=examples)(state)
     truth = _dense(state, examples)
     error = float(truth[0]) - float(found["sharpness/lambda_max"])  # type: ignore[arg-type]
     assert -1e-14 < error <= found["sharpness/lambda_max_bound"]  # type: ignore[operator]
     for i in (1, 2):  # accuracy 1e-8 of λ₁ for each
-        assert found[f"sharpness/lambda_{i + 1}"] == pytest.approx(float(truth[i]), abs=1e-8 * float(truth[0]))
+        assert found[f"sharpness/lambda_{i + 1}"] == pytest.approx(
+            float(truth[i]), abs=1e-8 * float(truth[0])
+        )
 
 
 def test_a_resumed_probe_goes_on_bit_for_bit_and_a_warm_start_is_cheaper() -> None:
@@ -72,7 +82,9 @@ def test_the_audit_finds_what_tracking_lost() -> None:
     with Hessian(state.model, half_mse, (state.task.train.inputs, state.task.train.targets)) as H:
         pairs = top_eigenpairs(H, start=basis, guards=2)
     for each in (probe, lost):
-        each.load_state_dict(each.state_dict() | {"tracker": {"count": 0, "since": 3, "pairs": vars(pairs)}})
+        each.load_state_dict(
+            each.state_dict() | {"tracker": {"count": 0, "since": 3, "pairs": vars(pairs)}}
+        )
     assert lost(state)["sharpness/lambda_max"] == pytest.approx(float(truth[1]), rel=1e-6)
     found = probe(state)
     assert found["sharpness/lambda_max"] == pytest.approx(float(truth[0]), rel=5e-3)
@@ -91,11 +103,16 @@ def test_it_leaves_the_model_as_it_was() -> None:
     random = torch.get_rng_state()
     Sharpness(audit_every=1)(state)
     assert all(torch.equal(t, before[name]) for name, t in state.model.state_dict().items())
-    assert all(p.grad is not None and torch.equal(p.grad, torch.ones_like(p)) for p in state.model.parameters())
+    assert all(
+        p.grad is not None and torch.equal(p.grad, torch.ones_like(p))
+        for p in state.model.parameters()
+    )
     assert torch.equal(random, torch.get_rng_state())
 
 
-def test_the_adaptive_cadence_speeds_up_while_sharpness_moves_and_slows_down_while_it_does_not() -> None:
+def test_the_adaptive_cadence_speeds_up_while_sharpness_moves_and_slows_down_while_it_does_not() -> (
+    None
+):
     probe, state = Sharpness(every="adaptive", longest=40), _state()
     probe(state)
     assert probe.next_step == 10
@@ -119,12 +136,15 @@ def test_it_says_beforehand_what_its_cadence_will_cost() -> None:
     assert "sharpness: 11 measurements of about" in said[0]
 
 
-def test_between_solves_a_product_or_two_are_enough_until_the_hessian_has_changed_too_much() -> None:
+def test_between_solves_a_product_or_two_are_enough_until_the_hessian_has_changed_too_much() -> (
+    None
+):
     state = _state()
     probe, every = Sharpness(), Sharpness(solve_every=1)
     assert probe(state)["sharpness/solved"] == 1
     every(state)
-    for scale, solved in ((1.002, 0), (1.002, 0), (1.002, 0), (1.002, 1), (1.002, 0), (1.5, 1)):  # the fourth is due
+    # the fourth is due
+    for scale, solved in ((1.002, 0), (1.002, 0), (1.002, 0), (1.002, 1), (1.002, 0), (1.5, 1)):
         with torch.no_grad():
             for p in state.model.parameters():
                 p.mul_(scale)
@@ -135,7 +155,9 @@ def test_between_solves_a_product_or_two_are_enough_until_the_hessian_has_change
         assert value <= truth + 1e-12 and truth <= value + bound  # type: ignore[operator]
         assert bound <= 5e-3 * truth  # type: ignore[operator]
         assert every(state)["sharpness/solved"] == 1
-    with pytest.raises(UserError, match=r"sharpness.solve_every must be a whole number, at least 1, got 0"):
+    with pytest.raises(
+        UserError, match=r"sharpness.solve_every must be a whole number, at least 1, got 0"
+    ):
         Sharpness(solve_every=0)
 
 

@@ -24,7 +24,9 @@ def test_layers_are_compared_on_the_graph_that_all_probes_share() -> None:
     found = Spectrum(samples=2, deflate=1, steps=2, probes=1, layer_steps=5)(state)
     assert 0 < found["spectrum/heterogeneity"] <= 1  # type: ignore[operator]
     assert found["spectrum/hvps"] == state.shared.hessian(state, None).hvps
-    assert "spectrum/heterogeneity" not in Spectrum(samples=2, steps=2, probes=1, layer_steps=0)(state)
+    assert "spectrum/heterogeneity" not in Spectrum(samples=2, steps=2, probes=1, layer_steps=0)(
+        state
+    )
 
 
 def test_it_resumes_from_its_warm_start() -> None:
@@ -36,5 +38,7 @@ def test_it_resumes_from_its_warm_start() -> None:
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(UserError, match=r"spectrum\.samples must be a whole number, at least 2, got 1"):
+    with pytest.raises(
+        UserError, match=r"spectrum\.samples must be a whole number, at least 2, got 1"
+    ):
         Spectrum(samples=1)

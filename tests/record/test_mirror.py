@@ -86,29 +86,53 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _write(file: Path, *lines: object) -> None:
-    file.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    file.write_text(
+        "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    )
 
 
 def _timings(*seconds: float) -> list[dict[str, float]]:
     return [{"step": 10 * i, "seconds": value} for i, value in enumerate(seconds)]
 
 
-def test_a_series_written_again_with_other_bytes_goes_on_by_step(fake: _Wandb, folder: Path) -> None:
+def test_a_series_written_again_with_other_bytes_goes_on_by_step(
+    fake: _Wandb, folder: Path
+) -> None:
     _write(folder / "timings.jsonl", *_timings(0.1, 0.25, 0.5))
     mirror(folder, follow=False)
     _write(folder / "timings.jsonl", *_timings(0.123456789, 0.2, 0.500001, 1.0, 2.0))
     state = mirror(folder, follow=False)
     assert fake.steps == [[0, 10, 20], [30, 40]] and len(set(fake.ids)) == 1
-    assert [row for run in fake.runs for row, _ in run.rows] == [0, 1, 2, 3, 4]  # one count over both parts
+    # one count over both parts
+    assert [row for run in fake.runs for row, _ in run.rows] == [0, 1, 2, 3, 4]
     first, second = (folder / "wandb" / f"offline-run-{i}" for i in (0, 1))
-    assert state.where(folder) == f"W&B: offline (wandb.mode says so); send it: wandb sync {first} {second}"
+    assert (
+        state.where(folder)
+        == f"W&B: offline (wandb.mode says so); send it: wandb sync {first} {second}"
+    )
     mirror(folder, follow=False)
     assert fake.steps[2] == []
 
 
 def test_damaged_lines_are_passed_over_and_counted(fake: _Wandb, folder: Path) -> None:
-    odd = ["", "[1]", "7", "{", '{"loss": 1}', '{"step": true}', '{"step": 1.5}', "[" * 100_000, "9" * 5000]
-    _write(folder / "metrics.jsonl", {"step": 0, "a": 1}, *odd, {"step": 1, "h": ["word"]}, {"step": 2, "h": [1, 2]})
+    odd = [
+        "",
+        "[1]",
+        "7",
+        "{",
+        '{"loss": 1}',
+        '{"step": true}',
+        '{"step": 1.5}',
+        "[" * 100_000,
+        "9" * 5000,
+    ]
+    _write(
+        folder / "metrics.jsonl",
+        {"step": 0, "a": 1},
+        *odd,
+        {"step": 1, "h": ["word"]},
+        {"step": 2, "h": [1, 2]},
+    )
     with (folder / "metrics.jsonl").open("ab") as stream:
         stream.write(b'\xff\xfe{"step": 3}\n{"step": 4, "a": 5}\n{"step": 5, "a"')
     state = mirror(folder, follow=False)
@@ -116,7 +140,8 @@ def test_damaged_lines_are_passed_over_and_counted(fake: _Wandb, folder: Path) -
     assert fake.runs[0].rows[1][1]["h"] == "histogram of 3"
     assert state.damaged == len(odd) + 2
     assert state.where(folder).endswith(f"; {state.damaged} damaged lines were not sent")
-    assert mirror(folder, follow=False).damaged == len(odd) + 1  # the word had a step, and is old news now
+    # the word had a step, and is old news now
+    assert mirror(folder, follow=False).damaged == len(odd) + 1
 
 
 def test_a_damaged_picture_does_not_end_the_mirror(fake: _Wandb, folder: Path) -> None:
@@ -222,7 +247,9 @@ def test_online_after_offline_still_names_the_part_that_is_offline(folder: Path)
     (folder / "wandb" / "offline-run-0").mkdir(parents=True)
     state = State(url="https://wandb.ai/x", offline=["wandb/offline-run-0", "wandb/cleaned-away"])
     part = folder / "wandb" / "offline-run-0"
-    assert state.where(folder).endswith(f"x, but for a part recorded offline; send it: wandb sync {part}")
+    assert state.where(folder).endswith(
+        f"x, but for a part recorded offline; send it: wandb sync {part}"
+    )
 
 
 def _main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
@@ -234,7 +261,10 @@ def _main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
 
 def test_one_mirror_at_a_time(fake: _Wandb, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with FileLock(folder / LOCK):
-        assert _main(monkeypatch, folder) == f"another mirror is at work on {folder}: wait until it has ended"
+        assert (
+            _main(monkeypatch, folder)
+            == f"another mirror is at work on {folder}: wait until it has ended"
+        )
         # One that follows waits while its training goes on, and a little longer.
         monkeypatch.setattr(mirroring, "LOCK_SECONDS", 0.1)
         monkeypatch.setattr(mirroring, "POLL_SECONDS", 0.05)
@@ -251,10 +281,15 @@ def test_a_folder_without_its_configuration_is_one_line(
 ) -> None:
     (folder / "config.yaml").write_text(content)
     said = _main(monkeypatch, folder)
-    assert said.startswith(f"cannot read what to send from {folder / 'config.yaml'} (") and "\n" not in said
+    assert (
+        said.startswith(f"cannot read what to send from {folder / 'config.yaml'} (")
+        and "\n" not in said
+    )
 
 
-def test_a_mirror_that_cannot_start_is_a_line_not_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mirror_that_cannot_start_is_a_line_not_an_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     os.mkfifo(folder / "wandb.log")
     said = Mirror(folder, "offline").close(1)
     assert said.startswith("W&B: nothing was sent (") and "python -m optbench.record.wandb" in said

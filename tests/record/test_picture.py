@@ -8,7 +8,10 @@ from optbench.record.picture import _loss, _sharpness, draw, series
 
 
 def test_series_skips_steps_where_the_metric_was_not_measured() -> None:
-    assert series([{"step": 0, "a": 1.0}, {"step": 1}, {"step": 2, "a": 3}], "a") == ([0, 2], [1.0, 3])
+    assert series([{"step": 0, "a": 1.0}, {"step": 1}, {"step": 2, "a": 3}], "a") == (
+        [0, 2],
+        [1.0, 3],
+    )
 
 
 @pytest.mark.parametrize(
@@ -16,7 +19,10 @@ def test_series_skips_steps_where_the_metric_was_not_measured() -> None:
     [
         [],
         [{"step": 0, "train/loss": 0.0}],
-        [{"step": s, "sharpness/lambda_max": float(s), "edge/threshold": 1e9, "batch/loss": 1.0} for s in range(5)],
+        [
+            {"step": s, "sharpness/lambda_max": float(s), "edge/threshold": 1e9, "batch/loss": 1.0}
+            for s in range(5)
+        ],
         [{"step": s, "gap/loss": -1.0, "train/loss": 2.0**-s} for s in range(100)],
     ],
 )
@@ -29,18 +35,31 @@ def test_any_run_can_be_drawn(tmp_path: Path, records: list[dict[str, float]]) -
 
 def test_an_edge_that_is_off_the_picture_is_named_once_with_the_nearest_value() -> None:
     for thresholds, expected in (([100.0, 100.0], "100"), ([100.0, 300.0], "100 and above")):
-        records = [{"step": i, "sharpness/lambda_max": 1.0, "edge/threshold": t} for i, t in enumerate(thresholds)]
+        records = [
+            {"step": i, "sharpness/lambda_max": 1.0, "edge/threshold": t}
+            for i, t in enumerate(thresholds)
+        ]
         axis = plt.figure().subplots()
         _sharpness(axis, records)
         assert axis.get_ylim()[1] < 2
         labels = axis.get_legend_handles_labels()[1]
-        assert labels == ["sharpness $\\lambda_1$", f"edge of stability, off the picture at {expected}"]
+        assert labels == [
+            "sharpness $\\lambda_1$",
+            f"edge of stability, off the picture at {expected}",
+        ]
         plt.close()
 
 
 def test_sharpness_over_more_than_two_decades_gets_a_logarithmic_axis() -> None:
-    for values, scale in (([1.0, 90.0], "linear"), ([1.0, 110.0], "log"), ([-1.0, 110.0], "linear")):
-        records = [{"step": i, "sharpness/lambda_max": value, "edge/threshold": 1e9} for i, value in enumerate(values)]
+    for values, scale in (
+        ([1.0, 90.0], "linear"),
+        ([1.0, 110.0], "log"),
+        ([-1.0, 110.0], "linear"),
+    ):
+        records = [
+            {"step": i, "sharpness/lambda_max": value, "edge/threshold": 1e9}
+            for i, value in enumerate(values)
+        ]
         axis = plt.figure().subplots()
         _sharpness(axis, records)
         low, high = axis.get_ylim()

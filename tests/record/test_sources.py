@@ -32,7 +32,9 @@ def test_what_is_installed_is_its_version_and_is_not_imported() -> None:
     assert source("torch.optim.SGD").startswith("torch 2")
     assert source("nowhere.Mine") == MISSING and source("") == MISSING
     program = "import sys; from optbench.record.sources import source; source('torch.optim.SGD')"
-    subprocess.run([sys.executable, "-c", program + "; assert 'torch' not in sys.modules"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", program + "; assert 'torch' not in sys.modules"], check=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,9 @@ def test_code_counts_and_comments_do_not(here: Path, new: str, same: bool) -> No
 )
 def test_modules_of_the_users_own_that_are_imported_count(here: Path, line: str) -> None:
     (here / "pack").mkdir()
-    (here / "pack/__init__.py").write_text("from .part import *\nfrom . import part\nfrom ..no import x\n")
+    (here / "pack/__init__.py").write_text(
+        "from .part import *\nfrom . import part\nfrom ..no import x\n"
+    )
     (here / "pack/part.py").write_text("from helper import f\n")
     (here / "between.py").write_text("import my_file\nimport helper\n")  # and in a circle
     (here / "helper.py").write_text("def f(): return 1\n")
@@ -112,5 +116,13 @@ def test_a_change_is_told_with_both_hashes_and_another_version_is_none() -> None
 
 def test_all_of_a_configuration(here: Path) -> None:
     (here / "my_file.py").write_text(CODE)
-    found = sources({"optimizer": {"_target_": "my_file.Mine"}, "model": {"_target_": "optbench.models.mlp.mlp"}})
-    assert found == {"my_file.Mine": source("my_file.Mine"), "optbench.models.mlp.mlp": source("optbench.x")}
+    found = sources(
+        {
+            "optimizer": {"_target_": "my_file.Mine"},
+            "model": {"_target_": "optbench.models.mlp.mlp"},
+        }
+    )
+    assert found == {
+        "my_file.Mine": source("my_file.Mine"),
+        "optbench.models.mlp.mlp": source("optbench.x"),
+    }

@@ -12,7 +12,14 @@ def test_last_best_and_crossing_are_read_off_the_series() -> None:
     records: list[dict[str, Any]] = [
         {"step": 0, "val/error": 0.9, "val/loss": 3.0, "edge/distance": 0.5},
         {"step": 1, "batch/loss": 1.0},
-        {"step": 2, "val/error": 0.2, "val/loss": 1.0, "test/error": 0.3, "edge/distance": 1.0, "spectrum": [1.0]},
+        {
+            "step": 2,
+            "val/error": 0.2,
+            "val/loss": 1.0,
+            "test/error": 0.3,
+            "edge/distance": 1.0,
+            "spectrum": [1.0],
+        },
         {"step": 4, "val/error": 0.2, "val/loss": 0.5, "test/error": 0.1, "edge/distance": 0.9},
     ]
     summary = summarise(records)
@@ -29,11 +36,15 @@ def test_last_best_and_crossing_are_read_off_the_series() -> None:
 
 
 @given(st.lists(st.tuples(*[st.floats(0, 3) | st.just(math.inf) | st.none()] * 2), max_size=8))
-def test_both_say_the_same_of_the_first_crossing(rows: list[tuple[float | None, float | None]]) -> None:
+def test_both_say_the_same_of_the_first_crossing(
+    rows: list[tuple[float | None, float | None]],
+) -> None:
     records: list[dict[str, Any]] = []
     for step, (measured, threshold) in enumerate(rows):
         found = {"sharpness/lambda_max": measured, "edge/threshold": threshold}
-        records.append({"step": step} | {key: value for key, value in found.items() if value is not None})
+        records.append(
+            {"step": step} | {key: value for key, value in found.items() if value is not None}
+        )
         if measured is not None and threshold is not None and 0 < threshold < math.inf:
             records[-1]["edge/distance"] = measured / threshold
     assert summarise(records).get("crossed_edge_at") == report(records).get("first_crossing")

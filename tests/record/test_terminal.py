@@ -43,7 +43,8 @@ def test_an_annealed_rate_is_not_told_with_the_artefact_of_its_last_step() -> No
     _, *lines = _findings(summary)
     assert lines[0].startswith("lr annealed to 1e-10")
     assert lines[1:3] == ["at most 1.100 of the edge, at step 0", "reached the edge at step 0"]
-    # from half the way to lr/2, where the cosine's rates are (1 + cos(π/4))/2 = .854 to .5: in between near .69
+    # from half the way to lr/2, where the cosine's rates are (1 + cos(π/4))/2 = .854 to .5: in
+    # between near .69
     assert lines[3].startswith("plateau at 0.7") and "2.2e+10" not in " ".join(lines)
     assert _try_next(summary, 0.1).startswith("schedule=constant")
 
@@ -70,9 +71,15 @@ def _ended(status: str, sharpness: float, crossed: int | None) -> dict[str, Any]
 
 
 def test_no_advice_goes_beyond_the_threshold() -> None:
-    assert _try_next(_ended("diverged", 6.9, 0), 100.0).startswith("optimizer.lr=0.145, half of what")
+    assert _try_next(_ended("diverged", 6.9, 0), 100.0).startswith(
+        "optimizer.lr=0.145, half of what"
+    )
     assert _try_next(_ended("diverged", 0.01, None), 100.0).startswith("optimizer.lr=25, a quarter")
-    assert _try_next(_ended("done", 6.9, 0), 100.0).startswith("optimizer.lr=0.29, whose threshold is")
+    assert _try_next(_ended("done", 6.9, 0), 100.0).startswith(
+        "optimizer.lr=0.29, whose threshold is"
+    )
     assert _try_next(_ended("done", 0.021, 0), 100.0).startswith("optimizer.lr=50, which doubles")
-    assert _try_next(_ended("done", 0.009, None), 100.0).startswith("optimizer.lr=200, which halves")
+    assert _try_next(_ended("done", 0.009, None), 100.0).startswith(
+        "optimizer.lr=200, which halves"
+    )
     assert _try_next(_ended("done", 0.015, None), 100.0) == "steps=20"

@@ -61,7 +61,12 @@ def _history(records: list[Any]) -> list[dict[str, Any]]:
     for record in records:
         if record.WhichOneof("record_type") == "history":
             items = record.history.item
-            rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
+            rows.append(
+                {
+                    item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                    for item in items
+                }
+            )
     return rows
 
 
@@ -86,7 +91,11 @@ def test_everything_recorded_reaches_wandb(optbench: Command) -> None:
     assert "W&B: offline (no login here); send it: wandb sync results/runs/" in outcome.out
     records = _sent(folder)
     rows = _history(records)
-    lines = [json.loads(line) for name in ("metrics", "timings") for line in (folder / f"{name}.jsonl").open()]
+    lines = [
+        json.loads(line)
+        for name in ("metrics", "timings")
+        for line in (folder / f"{name}.jsonl").open()
+    ]
     for line in lines:
         assert any(line.items() <= row.items() for row in rows)
     assert any("dynamics" in key for row in rows for key in row)
@@ -98,7 +107,9 @@ def test_everything_recorded_reaches_wandb(optbench: Command) -> None:
     summary = _summary(records)
     assert summary["status"] == "done"
     assert summary["events"] == json.loads((folder / "summary.json").read_text())["events"]
-    assert summary["events"]["verdict"] == "edge not reached" and summary["events"]["measurements"] > 2
+    assert (
+        summary["events"]["verdict"] == "edge not reached" and summary["events"]["measurements"] > 2
+    )
     assert run.job_type == "tune"
 
 
@@ -122,10 +133,17 @@ def test_a_resumed_run_is_one_wandb_run_with_each_record_once(optbench: Command)
     parts = sorted(first.glob("wandb/offline-run-*"))
     assert len(parts) == 2 and f"wandb sync {parts[0]} {parts[1]}\n" in outcome.out
     records = _sent(first)
-    assert len({record.run.run_id for record in records if record.WhichOneof("record_type") == "run"}) == 1
+    assert (
+        len({record.run.run_id for record in records if record.WhichOneof("record_type") == "run"})
+        == 1
+    )
     steps = [row["step"] for row in _history(records) if "batch/loss" in row]
     assert steps == list(range(30))
-    rows = [record.history.step.num for record in records if record.WhichOneof("record_type") == "history"]
+    rows = [
+        record.history.step.num
+        for record in records
+        if record.WhichOneof("record_type") == "history"
+    ]
     assert rows == list(range(len(rows)))  # one count over both parts, else W&B drops the second
 
 
@@ -162,23 +180,35 @@ def test_a_folder_can_be_sent_by_hand_later(optbench: Command) -> None:
     folder = optbench(*RUN, "wandb.mode=disabled").folder
     assert not (folder / "wandb").exists()
     done = subprocess.run(
-        [sys.executable, "-m", "optbench.record.wandb", str(folder)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "optbench.record.wandb", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     assert len([row for row in _history(_sent(folder)) if "batch/loss" in row]) == 30
     wrong = subprocess.run(
-        [sys.executable, "-m", "optbench.record.wandb", "nowhere"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "optbench.record.wandb", "nowhere"],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
-    assert wrong.returncode == 1 and "usage: python -m optbench.record.wandb RUN_FOLDER" in wrong.stderr
+    assert (
+        wrong.returncode == 1
+        and "usage: python -m optbench.record.wandb RUN_FOLDER" in wrong.stderr
+    )
 
 
 def test_the_mirror_ends_when_the_training_process_is_killed(optbench: Command) -> None:
     folder = optbench(*RUN, "wandb.mode=disabled").folder
     program = (
         "import sys, time; from pathlib import Path; from optbench.record.wandb import Mirror;"
-        "mirror = Mirror(Path(sys.argv[1]), 'offline'); print(mirror._process.pid, flush=True); time.sleep(60)"
+        "mirror = Mirror(Path(sys.argv[1]), 'offline'); print(mirror._process.pid, flush=True); "
+        "time.sleep(60)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True
+    )
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
     parent.send_signal(signal.SIGKILL)

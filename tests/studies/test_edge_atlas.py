@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from optbench.studies.atlas_entries import ATLAS, CHOICE_SEED, NOT_REACHED, OPEN, SEEDS, WITHIN, Entry
+from optbench.studies.atlas_entries import (
+    ATLAS,
+    CHOICE_SEED,
+    NOT_REACHED,
+    OPEN,
+    SEEDS,
+    WITHIN,
+    Entry,
+)
 from optbench.studies.command import do_atlas, do_choice, main
 from optbench.studies.edge_atlas import PAGE, SYMBOLS, Row, Series, markdown, verdict, write
 from optbench.studies.lr_choice import Tried, choose
@@ -40,7 +48,9 @@ def test_the_ratio_is_the_median_of_the_second_half_or_the_ratio_of_means() -> N
         ([], 0.0, [], "missing"),
     ],
 )
-def test_the_verdict(ratios: list[float], reached: float, statuses: list[str], expected: str) -> None:
+def test_the_verdict(
+    ratios: list[float], reached: float, statuses: list[str], expected: str
+) -> None:
     assert verdict(ENTRY, ratios, reached, statuses) == expected
 
 
@@ -72,7 +82,18 @@ def test_the_rule_takes_the_smallest_rate_that_starts_below_arrives_and_falls() 
 
 def test_the_table_in_markdown(tmp_path: Path) -> None:
     rows = [
-        Row("x", 1e-4, [1.25, math.nan, 0.75], 1.0, 0.12, 1.0, "outside", WITHIN, "edge/norm_sharpness", "crowded"),
+        Row(
+            "x",
+            1e-4,
+            [1.25, math.nan, 0.75],
+            1.0,
+            0.12,
+            1.0,
+            "outside",
+            WITHIN,
+            "edge/norm_sharpness",
+            "crowded",
+        ),
         Row("y", 0.1, [], math.nan, None, 0.0, "missing", OPEN, "", ""),
     ]
     write(rows, tmp_path)
@@ -93,18 +114,24 @@ def test_the_document_ends_in_the_table_that_the_study_writes_of_this_atlas() ->
         lowest, highest = map(float, spread.split(" to "))
         numbers = [lowest, float(median), highest], float(median), entry.tolerance, 1.0
         quantity = metrics[symbol.strip()]
-        rows.append(Row(entry.name, entry.lr, *numbers, said.strip(), entry.expected, quantity, entry.why))
+        rows.append(
+            Row(entry.name, entry.lr, *numbers, said.strip(), entry.expected, quantity, entry.why)
+        )
     assert DOCUMENT.endswith("\n\n" + markdown(rows))
 
 
 def test_short_form_of_a_few_optimizers_and_a_second_time_without_a_run(tmp_path: Path) -> None:
     chosen = [e for e in ATLAS if e.name in ("Adam", "gradient descent", "SGD batch 16")]
     assert do_atlas(chosen, [1], True, 2, tmp_path, "atlas") == []
-    rows = {row["optimizer"]: row for row in csv.DictReader((tmp_path / "studies/atlas/edge_atlas.csv").open())}
+    rows = {
+        row["optimizer"]: row
+        for row in csv.DictReader((tmp_path / "studies/atlas/edge_atlas.csv").open())
+    }
     assert rows["Adam"]["quantity"] == "edge/preconditioned_sharpness"
     assert rows["SGD batch 16"]["quantity"] == "batch/sharpness"
     for name in ("Adam", "gradient descent"):
-        assert abs(float(rows[name]["median"]) - 1) < 0.12 and float(rows[name]["reached"]) == 1  # 5 % in the long form
+        # 5 % in the long form
+        assert abs(float(rows[name]["median"]) - 1) < 0.12 and float(rows[name]["reached"]) == 1
     assert (tmp_path / "studies/atlas/edge_atlas.png").stat().st_size > 10_000
     before = {f: f.stat().st_mtime_ns for f in tmp_path.glob("runs/*/*")}
     assert do_atlas(chosen, [1], True, 2, tmp_path, "atlas") == []
@@ -145,8 +172,13 @@ def test_long_form_every_row_comes_to_the_verdict_that_is_stated(tmp_path: Path)
     """Three seeds; up to 40 minutes on two cores. A row that changes sides fails it, either way."""
     present = [e for e in ATLAS if e.available]
     assert do_atlas(present, SEEDS, False, 2, tmp_path, "atlas") == []
-    rows = {row["optimizer"]: row for row in csv.DictReader((tmp_path / "studies/atlas/edge_atlas.csv").open())}
-    assert {e.name: rows[e.name]["verdict"] for e in present} == {e.name: e.expected for e in present}
+    rows = {
+        row["optimizer"]: row
+        for row in csv.DictReader((tmp_path / "studies/atlas/edge_atlas.csv").open())
+    }
+    assert {e.name: rows[e.name]["verdict"] for e in present} == {
+        e.name: e.expected for e in present
+    }
 
 
 def test_an_unknown_entry_is_named_with_those_that_exist(tmp_path: Path, called: Call) -> None:
@@ -154,8 +186,19 @@ def test_an_unknown_entry_is_named_with_those_that_exist(tmp_path: Path, called:
     assert done.code == 2 and "no entry called nope" in done.err and "Adam" in done.err
 
 
-def test_results_that_cannot_be_written_name_the_option_of_the_study(tmp_path: Path, called: Call) -> None:
+def test_results_that_cannot_be_written_name_the_option_of_the_study(
+    tmp_path: Path, called: Call
+) -> None:
     (tmp_path / "taken").write_text("")
-    done = called(main, tmp_path, "edge_atlas", "--short", "--only", "Adam", "--results-dir", str(tmp_path / "taken"))
+    done = called(
+        main,
+        tmp_path,
+        "edge_atlas",
+        "--short",
+        "--only",
+        "Adam",
+        "--results-dir",
+        str(tmp_path / "taken"),
+    )
     assert done.code == 1
     assert "a file is in the way" in done.err and "say --results-dir DIR" in done.err

@@ -15,10 +15,15 @@ def test_labels_are_the_parity_of_one_set_of_bits_on_every_split() -> None:
     fitting = [
         bits
         for bits in itertools.combinations(range(10), 3)
-        if all(torch.equal((split.inputs[:, bits].prod(1) < 0).long(), split.targets) for split in task.splits.values())
+        if all(
+            torch.equal((split.inputs[:, bits].prod(1) < 0).long(), split.targets)
+            for split in task.splits.values()
+        )
     ]
     assert len(fitting) == 1
-    assert sparse_parity(0).data_hash() == sparse_parity(0).data_hash() != sparse_parity(1).data_hash()
+    assert (
+        sparse_parity(0).data_hash() == sparse_parity(0).data_hash() != sparse_parity(1).data_hash()
+    )
 
 
 def test_parity_takes_noise_and_imbalance() -> None:
@@ -47,7 +52,10 @@ def test_the_answer_is_read_after_the_last_token() -> None:
     outputs = torch.zeros(len(task.train), 3, 6)
     outputs[torch.arange(len(task.train)), 2, task.train.targets] = 50.0
     assert task.error is not None
-    assert float(task.loss(outputs, task.train.targets)) < 1e-6 and float(task.error(outputs, task.train.targets)) == 0
+    assert (
+        float(task.loss(outputs, task.train.targets)) < 1e-6
+        and float(task.error(outputs, task.train.targets)) == 0
+    )
     outputs[:, :2] = torch.randn(len(task.train), 2, 6)
     assert float(task.error(outputs, task.train.targets)) == 0
 

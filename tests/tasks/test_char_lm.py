@@ -16,7 +16,11 @@ def test_targets_are_the_next_characters_and_the_windows_are_the_text(tmp_path: 
     file.write_text(text, encoding="utf-8")
     task = char_lm(0, str(file), characters=None, context=16)
     alphabet = sorted(set(text))
-    windows = [row for split in task.splits.values() for row in zip(split.inputs, split.targets, strict=True)]
+    windows = [
+        row
+        for split in task.splits.values()
+        for row in zip(split.inputs, split.targets, strict=True)
+    ]
     decoded = sorted("".join(alphabet[i] for i in x) for x, _ in windows)
     assert decoded == sorted(text[16 * i : 16 * i + 16] for i in range((len(text) - 1) // 16))
     assert all(torch.equal(x[1:], y[:-1]) for x, y in windows)
@@ -38,7 +42,11 @@ def test_train_size_and_noise() -> None:
     )
     assert len(clean.train) == 20
     assert int((clean.train.targets != noisy.train.targets).sum()) == 128
-    assert clean.test is not None and noisy.test is not None and torch.equal(clean.test.targets, noisy.test.targets)
+    assert (
+        clean.test is not None
+        and noisy.test is not None
+        and torch.equal(clean.test.targets, noisy.test.targets)
+    )
 
 
 def test_what_is_no_text_is_one_clear_line(tmp_path: Path) -> None:
@@ -77,20 +85,29 @@ def test_no_more_of_a_text_is_read_than_its_characters_need(tmp_path: Path) -> N
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 2**20
-    with pytest.raises(UserError, match=r"long\.txt \(holds more than 1,073,741,824 bytes.*, or task\.characters=N"):
+    with pytest.raises(
+        UserError, match=r"long\.txt \(holds more than 1,073,741,824 bytes.*, or task\.characters=N"
+    ):
         char_lm(0, str(file), characters=None)
 
 
 @pytest.mark.parametrize("characters", [0, -5, 1.5])
 def test_characters_are_counted_in_whole_numbers(characters: int) -> None:
-    with pytest.raises(UserError, match=r"task\.characters must be a positive whole number, or null for all, got"):
+    with pytest.raises(
+        UserError, match=r"task\.characters must be a positive whole number, or null for all, got"
+    ):
         char_lm(0, characters=characters)
 
 
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    for name, kind in ((str(tmp_path / "fifo"), "a FIFO"), ("/dev/zero", "a device"), (str(tmp_path), "a folder")):
+    for name, kind in (
+        (str(tmp_path / "fifo"), "a FIFO"),
+        ("/dev/zero", "a device"),
+        (str(tmp_path), "a folder"),
+    ):
         with pytest.raises(
-            UserError, match=rf"cannot read {name} \(is {kind}, not a regular file\): say task\.text=FILE"
+            UserError,
+            match=rf"cannot read {name} \(is {kind}, not a regular file\): say task\.text=FILE",
         ):
             char_lm(0, name)

@@ -41,15 +41,20 @@ def test_splits_are_disjoint_balanced_and_normalised(root: Path) -> None:
     assert [len(split) for split in task.splits.values()] == [5000, 5000, 10_000]
     assert task.train.targets.bincount().tolist() == [500] * 10
     assert task.facts["checksum_verified"] is False
-    # Uniform bytes: mean 255/2 and variance (256² − 1)/12; 5 million pixels a channel, so 3 digits hold.
+    # Uniform bytes: mean 255/2 and variance (256² − 1)/12; 5 million pixels a channel, so 3 digits
+    # hold.
     assert float(task.train.inputs[:, 0].mean()) == pytest.approx((0.5 - 0.4914) / 0.2470, abs=2e-3)
-    assert float(task.train.inputs[:, 2].std()) == pytest.approx(((256**2 - 1) / 12) ** 0.5 / 255 / 0.2616, abs=2e-3)
+    assert float(task.train.inputs[:, 2].std()) == pytest.approx(
+        ((256**2 - 1) / 12) ** 0.5 / 255 / 0.2616, abs=2e-3
+    )
     train, val = ({x.tobytes() for x in split.inputs.numpy()} for split in (task.train, task.val))
     assert len(train) == 5000 and not train & val
 
 
 def test_unverified_files_are_refused_by_default(root: Path) -> None:
-    with pytest.raises(MachineError, match=r"published checksums.*task\.root=DIR.*task\.verify=false"):
+    with pytest.raises(
+        MachineError, match=r"published checksums.*task\.root=DIR.*task\.verify=false"
+    ):
         cifar(0, str(root))
 
 
@@ -57,7 +62,9 @@ def test_without_data_and_network_it_fails_in_seconds_and_says_where_it_looked(
     tmp_path: Path, no_network: None
 ) -> None:
     start = time.monotonic()
-    with pytest.raises(MachineError, match=f"{tmp_path / 'empty' / FOLDER}.*downloads it there.*task.root=DIR"):
+    with pytest.raises(
+        MachineError, match=f"{tmp_path / 'empty' / FOLDER}.*downloads it there.*task.root=DIR"
+    ):
         cifar(0, str(tmp_path / "empty"))
     assert time.monotonic() - start < 10
 
@@ -150,7 +157,9 @@ def test_a_hostile_pickle_fills_no_memory(tmp_path: Path, name: str) -> None:
 def test_terminal_escapes_in_a_pickle_are_not_printed(tmp_path: Path) -> None:
     file = tmp_path / "data_batch_1"
     file.write_bytes(b"cevil\x1b[2J\nname\n.")
-    with pytest.raises(MachineError, match=r"it asks for evil\\x1b\[2J\.name, which no image file needs"):
+    with pytest.raises(
+        MachineError, match=r"it asks for evil\\x1b\[2J\.name, which no image file needs"
+    ):
         _read_file(tmp_path, file)
 
 
@@ -160,16 +169,24 @@ def test_labels_may_be_an_array_and_images_in_columns(tmp_path: Path) -> None:
     file = tmp_path / "data_batch_1"
     file.write_bytes(pickle.dumps({"data": images, "labels": labels}, protocol=4))
     read, classes = _read_file(tmp_path, file)
-    assert np.array_equal(read, images) and np.array_equal(classes, labels) and classes.dtype == np.int64
+    assert (
+        np.array_equal(read, images)
+        and np.array_equal(classes, labels)
+        and classes.dtype == np.int64
+    )
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, verify: bool, no_network: None) -> None:
+def test_what_is_no_regular_file_is_refused_at_once(
+    tmp_path: Path, verify: bool, no_network: None
+) -> None:
     (tmp_path / FOLDER).mkdir()
     for names in FILES.values():
         for name in names:
             os.mkfifo(tmp_path / FOLDER / name)
-    with pytest.raises(MachineError, match=r"data_batch_1:? is a FIFO, not a regular file.*task\.root=DIR"):
+    with pytest.raises(
+        MachineError, match=r"data_batch_1:? is a FIFO, not a regular file.*task\.root=DIR"
+    ):
         cifar(0, str(tmp_path), verify=verify)
 
 

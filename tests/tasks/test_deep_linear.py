@@ -34,12 +34,19 @@ def _aligned(task: Task, strengths: Tensor, depth: int) -> nn.Module:
 def test_inputs_are_white_and_the_map_has_the_given_singular_values() -> None:
     task = deep_linear(0, modes=[4, 2, 1, 0.5])
     x = task.train.inputs.double()
-    torch.testing.assert_close(x.T @ x / len(x), torch.eye(16, dtype=torch.float64), rtol=0, atol=1e-6)
     torch.testing.assert_close(
-        torch.linalg.svdvals(_map(task))[:4], torch.tensor([4, 2, 1, 0.5], dtype=torch.float64), rtol=0, atol=1e-6
+        x.T @ x / len(x), torch.eye(16, dtype=torch.float64), rtol=0, atol=1e-6
+    )
+    torch.testing.assert_close(
+        torch.linalg.svdvals(_map(task))[:4],
+        torch.tensor([4, 2, 1, 0.5], dtype=torch.float64),
+        rtol=0,
+        atol=1e-6,
     )
     assert task.facts["plateaus"] == pytest.approx([10.625, 2.625, 0.625, 0.125, 0])
-    assert float(task.loss(torch.zeros(16, 4), task.train.targets)) == pytest.approx(10.625, rel=1e-6)
+    assert float(task.loss(torch.zeros(16, 4), task.train.targets)) == pytest.approx(
+        10.625, rel=1e-6
+    )
 
 
 def test_modes_grow_as_the_closed_form_says() -> None:
@@ -68,7 +75,8 @@ def test_sharpness_of_the_balanced_minimum_is_that_of_the_flattest(depth: int) -
     model = _aligned(task, torch.tensor([2, 1, 0.5, 0.25]), depth)
     data = (task.train.inputs, task.train.targets)
     sharpness = float(top_eigenpairs(Hessian(model, task.loss, data), accuracy=1e-8).values[0])
-    assert sharpness == pytest.approx(depth * 2 ** (2 - 2 / depth), rel=1e-6)  # inputs are float32: 1e-7
+    # inputs are float32: 1e-7
+    assert sharpness == pytest.approx(depth * 2 ** (2 - 2 / depth), rel=1e-6)
 
 
 def test_from_small_weights_it_goes_from_saddle_to_saddle() -> None:

@@ -53,5 +53,7 @@ def test_a_damaged_table_is_one_line(
         os.mkfifo(file)
     else:
         file.write_bytes(content)
-    with pytest.raises(MachineError, match=f"cannot read scikit-learn's digits at {file}: .*{message}.*nstall"):
+    with pytest.raises(
+        MachineError, match=f"cannot read scikit-learn's digits at {file}: .*{message}.*nstall"
+    ):
         digits(0)

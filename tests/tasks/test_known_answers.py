@@ -14,7 +14,9 @@ from tests.conftest import Command, Outcome
 
 def _records(outcome: Outcome) -> list[dict[str, Any]]:
     assert outcome.code == 0, outcome.err
-    return [json.loads(line) for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def _series(records: list[dict[str, Any]], metric: str) -> dict[int, float]:
@@ -35,13 +37,22 @@ LINEAR = {
 def test_every_linear_optimizer_follows_its_closed_form_on_the_quadratic(name: str) -> None:
     """Along each eigenvector (w, m) ← M(w, m), so w after t steps is the first row of Mᵗ(w₀, 0).
 
-    m ← βm + (λ + wd)w, and w ← w − ηm, or for Nesterov w − η(βm + (λ + wd)w) with the new m, as torch has it.
-    Inputs are float32, so that λ is off by 1e-7; in 60 steps that grows to less than 1e-5 of w₀.
+    m ← βm + (λ + wd)w, and w ← w − ηm, or for Nesterov w − η(βm + (λ + wd)w) with the new m, as
+    torch has it. Inputs are float32, so that λ is off by 1e-7; in 60 steps that grows to less than
+    1e-5 of w₀.
     """
     optimizer, changes = LINEAR[name]
-    overrides = ["task=quadratic", "dtype=float64", "device=cpu", "optimizer.lr=0.05", f"optimizer={optimizer}"]
+    overrides = [
+        "task=quadratic",
+        "dtype=float64",
+        "device=cpu",
+        "optimizer.lr=0.05",
+        f"optimizer={optimizer}",
+    ]
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        config = compose("config", overrides + [f"optimizer.{key}={value}" for key, value in changes.items()])
+        config = compose(
+            "config", overrides + [f"optimizer.{key}={value}" for key, value in changes.items()]
+        )
     experiment = build(config)
     x = experiment.task.train.inputs
     eigenvalues, Q = torch.linalg.eigh(x.T @ x / len(x))
@@ -57,11 +68,15 @@ def test_every_linear_optimizer_follows_its_closed_form_on_the_quadratic(name: s
             step[0] = [1 - lr * h * (1 + beta), -lr * beta**2]
         M = torch.matrix_power(torch.tensor(step, dtype=torch.float64), 60)
         expected = float(M[0, 0] * start[i])
-        assert float((Q.T @ weight.detach()[0])[i]) == pytest.approx(expected, abs=1e-5 * float(start.norm()))
+        assert float((Q.T @ weight.detach()[0])[i]) == pytest.approx(
+            expected, abs=1e-5 * float(start.norm())
+        )
 
 
 def test_logistic_regression_comes_down_to_its_optimum(optbench: Command) -> None:
-    outcome = optbench("task=logistic", "optimizer=lbfgs", "dtype=float64", "steps=60", "probes=none")
+    outcome = optbench(
+        "task=logistic", "optimizer=lbfgs", "dtype=float64", "steps=60", "probes=none"
+    )
     losses = _series(_records(outcome), "train/loss")
     optimum = json.loads((outcome.folder / "provenance.json").read_text())["task"]["optimum"]
     assert -1e-12 < losses[60] - optimum < 1e-6
@@ -73,7 +88,8 @@ def test_noisy_quadratic_has_its_floor_and_its_edge(optbench: Command) -> None:
     records = _records(outcome)
     losses, distances = _series(records, "train/loss"), _series(records, "edge/distance")
     assert losses[3000] == pytest.approx(0.5**2 / 2, rel=1e-5)
-    assert list(distances.values()) == pytest.approx([0.5] * len(distances), rel=1e-3)  # λ₁ = 1, threshold 2
+    # λ₁ = 1, threshold 2
+    assert list(distances.values()) == pytest.approx([0.5] * len(distances), rel=1e-3)
     diverged = optbench("task=noisy_quadratic", "batch_size=full", "optimizer.lr=2.1", "steps=3000")
     assert json.loads((diverged.folder / "summary.json").read_text())["status"] == "diverged"
 

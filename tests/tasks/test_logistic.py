@@ -48,10 +48,12 @@ def test_the_optimum_is_that_of_an_independent_solver(smoothing: float) -> None:
 def test_error_reads_the_sign_against_the_smoothed_label() -> None:
     task = logistic(0)
     assert task.error is not None
-    assert task.error(torch.tensor([[2.0], [-1.0], [1.0]]), torch.tensor([[0.95], [0.05], [0.05]])) == pytest.approx(
-        1 / 3
+    assert task.error(
+        torch.tensor([[2.0], [-1.0], [1.0]]), torch.tensor([[0.95], [0.05], [0.05]])
+    ) == pytest.approx(1 / 3)
+    assert float(logistic_loss(torch.zeros(3, 1), torch.full((3, 1), 0.05))) == pytest.approx(
+        np.log(2)
     )
-    assert float(logistic_loss(torch.zeros(3, 1), torch.full((3, 1), 0.05))) == pytest.approx(np.log(2))
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,7 @@ def test_a_damaged_table_is_one_line(
     else:
         file.write_bytes(content)
     with pytest.raises(
-        MachineError, match=f"cannot read scikit-learn's breast cancer data at {file}: .*{message}.*nstall"
+        MachineError,
+        match=f"cannot read scikit-learn's breast cancer data at {file}: .*{message}.*nstall",
     ):
         logistic(0)

@@ -50,9 +50,13 @@ def test_splits_are_disjoint_balanced_and_normalised(root: Path, make: object) -
 
 
 def test_unverified_files_are_refused_by_default(root: Path) -> None:
-    with pytest.raises(MachineError, match=r"published checksums.*task\.root=DIR.*task\.verify=false"):
+    with pytest.raises(
+        MachineError, match=r"published checksums.*task\.root=DIR.*task\.verify=false"
+    ):
         mnist(0, str(root))
-    with pytest.raises(MachineError, match=r"train-images-idx3-ubyte\.gz.*task\.verify=false if they are unpacked"):
+    with pytest.raises(
+        MachineError, match=r"train-images-idx3-ubyte\.gz.*task\.verify=false if they are unpacked"
+    ):
         fashion_mnist(0, str(root))
 
 
@@ -60,7 +64,9 @@ def test_without_data_and_network_it_fails_in_seconds_and_names_folder_and_ways(
     tmp_path: Path, no_network: None
 ) -> None:
     start = time.monotonic()
-    with pytest.raises(MachineError, match=f"{tmp_path / 'MNIST/raw'}.*downloads it there.*task.root=DIR"):
+    with pytest.raises(
+        MachineError, match=f"{tmp_path / 'MNIST/raw'}.*downloads it there.*task.root=DIR"
+    ):
         mnist(0, str(tmp_path))
     assert time.monotonic() - start < 20
     with pytest.raises(MachineError, match="FashionMNIST is not here: no train-images-idx3-ubyte"):
@@ -72,7 +78,10 @@ def test_corrupt_files_are_one_clear_line(tmp_path: Path, content: bytes) -> Non
     folder = tmp_path / "MNIST" / "raw"
     folder.mkdir(parents=True)
     (folder / "train-images-idx3-ubyte").write_bytes(content)
-    with pytest.raises(MachineError, match=r"cannot read .*train-images-idx3-ubyte: expected \(60000, 28, 28\) bytes"):
+    with pytest.raises(
+        MachineError,
+        match=r"cannot read .*train-images-idx3-ubyte: expected \(60000, 28, 28\) bytes",
+    ):
         mnist(0, str(tmp_path), verify=False)
     (folder / "train-images-idx3-ubyte.gz").write_bytes(content)
     with pytest.raises(MachineError, match=r"cannot read .*\.gz"):
@@ -101,10 +110,13 @@ WAY_OUT = r".*Looked in .*task\.root=DIR"
 
 
 def test_a_bomb_is_not_unpacked(raw: Path) -> None:
-    (raw / IMAGES).write_bytes(gzip.compress(_idx(np.zeros((100, 28, 28), np.uint8)) + bytes(2**26), 1))
+    (raw / IMAGES).write_bytes(
+        gzip.compress(_idx(np.zeros((100, 28, 28), np.uint8)) + bytes(2**26), 1)
+    )
     tracemalloc.start()
     with pytest.raises(
-        MachineError, match=rf"{IMAGES}: holds more than 78,416 bytes, the most expected of it{WAY_OUT}"
+        MachineError,
+        match=rf"{IMAGES}: holds more than 78,416 bytes, the most expected of it{WAY_OUT}",
     ):
         _read_split(raw, "train")
     _, most = tracemalloc.get_traced_memory()
@@ -121,7 +133,9 @@ def test_what_is_wrong_with_a_file_is_said(raw: Path) -> None:
         gzip.compress(
             _idx(np.zeros((99,), np.uint8))
         ): r"expected \(100,\) bytes in the IDX format, 108 in all, got 107",
-        gzip.compress(_idx(np.zeros((100,), np.uint8))[1:] + b"0"): r"expected \(100,\) bytes in the IDX format",
+        gzip.compress(
+            _idx(np.zeros((100,), np.uint8))[1:] + b"0"
+        ): r"expected \(100,\) bytes in the IDX format",
         gzip.compress(_idx(np.full((100,), 10, np.uint8))): "must hold classes 0-9, got 10",
     }
     for content, message in wrong.items():
@@ -140,6 +154,7 @@ def test_what_is_no_regular_file_is_refused_at_once(
     for names in FILES.values():
         for name in names:
             os.mkfifo(folder / f"{name}{suffix}")
-    message = "is a FIFO, not a regular file" if suffix or not verify else "No such file"  # verified ones are packed
+    # verified ones are packed
+    message = "is a FIFO, not a regular file" if suffix or not verify else "No such file"
     with pytest.raises(MachineError, match=f"{message}.*task\\.root=DIR"):
         mnist(0, str(tmp_path), verify=verify)

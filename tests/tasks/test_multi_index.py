@@ -27,7 +27,9 @@ def test_every_link_has_mean_0_mean_square_1_and_its_information_exponent(link: 
 def test_predicting_zero_has_loss_one_half(combine: str, directions: int) -> None:
     task = multi_index(0, directions=directions, link="linear", combine=combine, train_size=200_000)
     assert float(task.train.targets.mean()) == pytest.approx(0, abs=0.02)
-    assert float(task.loss(torch.zeros(200_000, 1), task.train.targets)) == pytest.approx(0.5, abs=0.02)
+    assert float(task.loss(torch.zeros(200_000, 1), task.train.targets)) == pytest.approx(
+        0.5, abs=0.02
+    )
 
 
 def test_targets_depend_on_the_hidden_directions_only() -> None:
@@ -38,14 +40,20 @@ def test_targets_depend_on_the_hidden_directions_only() -> None:
     assert float(residual.abs().max()) < 1e-4
     assert float(solution.solution.norm()) == pytest.approx(1, abs=1e-4)
     assert task.test is not None
-    torch.testing.assert_close(task.test.inputs @ solution.solution, task.test.targets, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        task.test.inputs @ solution.solution, task.test.targets, rtol=0, atol=1e-4
+    )
 
 
 def test_noise_is_in_the_training_targets_only() -> None:
     plain, noisy = multi_index(0), multi_index(0, noise=0.3)
     difference = noisy.train.targets - plain.train.targets
     assert float(difference.std()) == pytest.approx(0.3, rel=0.06)  # 2,000 draws: 4 standard errors
-    assert plain.test is not None and noisy.test is not None and torch.equal(plain.test.targets, noisy.test.targets)
+    assert (
+        plain.test is not None
+        and noisy.test is not None
+        and torch.equal(plain.test.targets, noisy.test.targets)
+    )
 
 
 def test_more_examples_generalise_and_few_do_not() -> None:
@@ -59,7 +67,9 @@ def test_more_examples_generalise_and_few_do_not() -> None:
             i, j = torch.triu_indices(10, 10)
             return torch.cat([torch.ones(len(x), 1), x, x[:, i] * x[:, j]], 1).double()
 
-        w = torch.linalg.lstsq(features(task.train.inputs), task.train.targets.double(), driver="gelsd").solution
+        w = torch.linalg.lstsq(
+            features(task.train.inputs), task.train.targets.double(), driver="gelsd"
+        ).solution
         return float(task.loss(features(task.test.inputs) @ w, task.test.targets))
 
     assert test_loss(40) > 0.1 and test_loss(80) < 1e-6

@@ -22,9 +22,16 @@ def test_the_hessian_has_the_given_spectrum(rotate: bool) -> None:
     H = torch.autograd.functional.hessian(loss, w.detach()).reshape(4, 4)
     # The inputs are float32: √λ is off by 6e-8, λ by twice that, relative to the largest.
     torch.testing.assert_close(
-        torch.linalg.eigvalsh(H).flip(0), torch.tensor(SPECTRUM, dtype=torch.float64), rtol=0, atol=7 * 4e-7
+        torch.linalg.eigvalsh(H).flip(0),
+        torch.tensor(SPECTRUM, dtype=torch.float64),
+        rtol=0,
+        atol=7 * 4e-7,
     )
-    assert (H - H.diag().diag()).abs().max() > 0.1 if rotate else (H - H.diag().diag()).abs().max() < 1e-6
+    assert (
+        (H - H.diag().diag()).abs().max() > 0.1
+        if rotate
+        else (H - H.diag().diag()).abs().max() < 1e-6
+    )
 
 
 @pytest.mark.parametrize("spectrum", [[], [1.0, -1.0], [float("inf")], [float("nan")]])
@@ -47,10 +54,14 @@ def test_noise_adds_a_floor_and_gradient_noise_shaped_by_the_hessian() -> None:
     H = x.T @ x / len(x)
     w = torch.randn(4, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     # Inputs are float32, so that H is off by 1.2e-7 of its largest eigenvalue.
-    assert float(task.loss(x @ w, y)) == pytest.approx(float(w.T @ H @ w / 2 + 0.5**2 / 2), rel=1e-6)
+    assert float(task.loss(x @ w, y)) == pytest.approx(
+        float(w.T @ H @ w / 2 + 0.5**2 / 2), rel=1e-6
+    )
     assert task.facts["optimum"] == 0.5**2 / 2
     gradients = -y * x
-    torch.testing.assert_close(gradients.mean(0), torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        gradients.mean(0), torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-6
+    )
     torch.testing.assert_close(gradients.T @ gradients / len(x), 0.25 * H, rtol=0, atol=1e-6)
 
 
@@ -60,9 +71,12 @@ def test_the_noise_of_random_batches_is_as_large_as_stated() -> None:
     N, b = len(task.train), 5
     gradients = -task.train.targets * task.train.inputs
     generator = torch.Generator().manual_seed(0)
-    means = torch.stack([gradients[torch.randperm(N, generator=generator)[:b]].mean(0) for _ in range(4000)])
+    means = torch.stack(
+        [gradients[torch.randperm(N, generator=generator)[:b]].mean(0) for _ in range(4000)]
+    )
     expected = 0.25 * sum(SPECTRUM) * (N - b) / (b * (N - 1))
-    assert float(means.square().sum(1).mean()) == pytest.approx(expected, rel=0.08)  # about 4 standard errors
+    # about 4 standard errors
+    assert float(means.square().sum(1).mean()) == pytest.approx(expected, rel=0.08)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,9 @@ def reference(scratch: Path) -> Outcome:
     return outcome(run_folder(scratch / "whole"))
 
 
-def trials(kind: str, scratch: Path, truth: Outcome, chance: random.Random) -> Iterator[tuple[str, str]]:
+def trials(
+    kind: str, scratch: Path, truth: Outcome, chance: random.Random
+) -> Iterator[tuple[str, str]]:
     """Yield name and fault of the trials of a kind."""
     if kind == "kills":
         yield from killed.trials(scratch, truth, chance)
@@ -54,7 +56,9 @@ def main() -> int:
             name, fault = found
             count[kind] += 1
             faults += bool(fault)
-            print(f"{'FAULT' if fault else 'ok':6} {name}{': ' if fault else ''}{fault}", flush=True)
+            print(
+                f"{'FAULT' if fault else 'ok':6} {name}{': ' if fault else ''}{fault}", flush=True
+            )
     shutil.rmtree(scratch, ignore_errors=True)
     print("FIGURE", *(f"{kind}={number}" for kind, number in count.items()), f"faults={faults}")
     return int(faults > 0)

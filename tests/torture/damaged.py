@@ -43,5 +43,9 @@ def trial(scratch: Path, state: str, name: str, truth: Outcome) -> str:
     if executed.exists():
         executed.unlink()
         return "foreign code was run"
-    told = ended.code in (1, 2) and ended.said.count("optbench: ") == 1 and "Traceback" not in ended.said
+    told = (
+        ended.code in (1, 2)
+        and ended.said.count("optbench: ") == 1
+        and "Traceback" not in ended.said
+    )
     return "" if told else fault(results, ended, truth)

@@ -9,7 +9,15 @@ from typing import Any
 
 import torch
 
-from optbench.record.folder import CHECKPOINT, CHECKPOINT_BEFORE, CONFIG, METRICS, PROVENANCE, RUN_FILES, SUMMARY
+from optbench.record.folder import (
+    CHECKPOINT,
+    CHECKPOINT_BEFORE,
+    CONFIG,
+    METRICS,
+    PROVENANCE,
+    RUN_FILES,
+    SUMMARY,
+)
 from optbench.record.picture import PICTURES
 
 FILES = tuple(name for name in RUN_FILES if name not in PICTURES)
@@ -45,14 +53,25 @@ def to_checkpoints(executed: Path) -> dict[str, Damage]:
         "without random": lambda s: s.pop("random"),
         "without digest and random": lambda s: [s.pop(key) for key in ("digest", "random")],
         "with NaN weights": lambda s: [v.fill_(float("nan")) for v in s["model"].values()],
-        "with other shapes": lambda s: s["model"].update({key: torch.ones(2) for key in s["model"]}),
-        "with other shapes, no digest": lambda s: (s.pop("digest"), s["model"].update(dict.fromkeys(s["model"], 1))),
+        "with other shapes": lambda s: s["model"].update(
+            {key: torch.ones(2) for key in s["model"]}
+        ),
+        "with other shapes, no digest": lambda s: (
+            s.pop("digest"),
+            s["model"].update(dict.fromkeys(s["model"], 1)),
+        ),
         "with a negative offset": lambda s: s["offsets"].update({METRICS: -5}),
-        "with an offset that is text": lambda s: (s.pop("digest"), s["offsets"].update({METRICS: "x"})),
+        "with an offset that is text": lambda s: (
+            s.pop("digest"),
+            s["offsets"].update({METRICS: "x"}),
+        ),
         "with offsets that are a list": lambda s: (s.pop("digest"), s.update(offsets=[1])),
         "at step 10^9": lambda s: (s.pop("digest"), s.update(step=10**9)),
         "at step -5": lambda s: (s.pop("digest"), s.update(step=-5)),
-        "of another run": lambda s: (s.pop("digest"), s.update(name="digits-mlp-sgd-seed0-00000000")),
+        "of another run": lambda s: (
+            s.pop("digest"),
+            s.update(name="digits-mlp-sgd-seed0-00000000"),
+        ),
         "with no state of Adam": lambda s: s["optimizer"].update(state={}),
         "with another rate": lambda s: s["optimizer"]["param_groups"][0].update(lr=0.5),
     }
@@ -82,7 +101,9 @@ def to_checkpoints(executed: Path) -> dict[str, Damage]:
         "checkpoint empty mapping": saved({}, CHECKPOINT),
         "checkpoint that runs code": saved({"model": Hostile()}, CHECKPOINT),
         "both checkpoints that run code": saved(Hostile(), CHECKPOINT, CHECKPOINT_BEFORE),
-        "checkpoint a raw pickle": lambda folder: (folder / CHECKPOINT).write_bytes(pickle.dumps(Hostile())),
+        "checkpoint a raw pickle": lambda folder: (folder / CHECKPOINT).write_bytes(
+            pickle.dumps(Hostile())
+        ),
         "both checkpoints a list": saved([1], CHECKPOINT, CHECKPOINT_BEFORE),
         "both checkpoints missing": lambda folder: (
             [(folder / name).unlink(missing_ok=True) for name in (CHECKPOINT, CHECKPOINT_BEFORE)]
@@ -104,7 +125,9 @@ def to_contents() -> dict[str, Damage]:
     def digit(folder: Path) -> None:
         content = (folder / METRICS).read_text()
         at = content.index('"train/loss": 0.') + 16
-        (folder / METRICS).write_text(content[:at] + ("8" if content[at] == "9" else "9") + content[at + 1 :])
+        (folder / METRICS).write_text(
+            content[:at] + ("8" if content[at] == "9" else "9") + content[at + 1 :]
+        )
 
     def more(folder: Path) -> None:
         with (folder / METRICS).open("ab") as stream:
@@ -116,10 +139,14 @@ def to_contents() -> dict[str, Damage]:
         "provenance without sessions": edited(PROVENANCE, lambda c: c.pop("sessions")),
         "provenance sessions a text": edited(PROVENANCE, lambda c: c.update(sessions="x")),
         "summary says done": lambda folder: (folder / SUMMARY).write_text('{"status": "done"}'),
-        "summary status a list": lambda folder: (folder / SUMMARY).write_text('{"status": ["done"]}'),
+        "summary status a list": lambda folder: (folder / SUMMARY).write_text(
+            '{"status": ["done"]}'
+        ),
         "config says something else": lambda folder: (folder / CONFIG).write_text("steps: 3\n"),
         "everything missing": lambda folder: [file.unlink() for file in folder.iterdir()],
-        "stale parts": lambda folder: [(folder / f"{name}.part").write_bytes(b"x") for name in RUN_FILES],
+        "stale parts": lambda folder: [
+            (folder / f"{name}.part").write_bytes(b"x") for name in RUN_FILES
+        ],
     }
 
 

@@ -60,5 +60,7 @@ def _after(owner: type, name: str, number: int, act: Callable[[], None]) -> None
     _replace(owner, name, counted)
 
 
-def _replace(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+def _replace(
+    owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> None:
     setattr(owner, name, wrap(getattr(owner, name)))

@@ -21,12 +21,15 @@ SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signa
 def trials(scratch: Path, truth: Outcome, chance: random.Random) -> Iterator[tuple[str, str]]:
     """Yield name and fault (empty if there is none) of trials without end."""
     while True:
-        words = WORDS if chance.random() < 0.1 else WITHOUT_PICTURE  # pictures take longer than the run
+        # pictures take longer than the run
+        words = WORDS if chance.random() < 0.1 else WITHOUT_PICTURE
         deaths, found = trial(scratch / "killed", words, truth, chance)
         yield f"killed {' '.join(deaths)}", found
 
 
-def trial(results: Path, words: tuple[str, ...], truth: Outcome, chance: random.Random) -> tuple[list[str], str]:
+def trial(
+    results: Path, words: tuple[str, ...], truth: Outcome, chance: random.Random
+) -> tuple[list[str], str]:
     """Kill a run several times, let it end, and return how it died and what is wrong."""
     shutil.rmtree(results, ignore_errors=True)
     deaths: list[str] = []

@@ -1,7 +1,8 @@
 """A power cut without a machine to spare: what a disk holds at the moment is made beside, as strictly as POSIX allows.
 
-What counts of a file is what it held at its last fsync, and of a folder the names that it held at its own. A rename,
-a new file or a line that no fsync has followed is lost. Real disks keep more, and any of it: this is the least.
+What counts of a file is what it held at its last fsync, and of a folder the names that it held at
+its own. A rename, a new file or a line that no fsync has followed is lost. Real disks keep more,
+and any of it: this is the least.
 """
 
 import os

@@ -24,7 +24,14 @@ from optbench.run.portable_state import digest
 
 STEPS = 12
 WORDS = (
-    *("task=digits", "task.train_size=100", "model.widths=[8]", "optimizer=adam", "batch_size=20", f"steps={STEPS}"),
+    *(
+        "task=digits",
+        "task.train_size=100",
+        "model.widths=[8]",
+        "optimizer=adam",
+        "batch_size=20",
+        f"steps={STEPS}",
+    ),
     *("probes.sharpness.every=6", "probes.generalization.every=4", "log_every=1"),
     *("checkpoint_seconds=1e-9", "wandb.mode=disabled"),
 )
@@ -60,7 +67,10 @@ class Child:
     """
 
     def __init__(
-        self, results: Path, words: tuple[str, ...] = WITHOUT_PICTURE, before: Callable[[], None] = lambda: None
+        self,
+        results: Path,
+        words: tuple[str, ...] = WITHOUT_PICTURE,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
         results.parent.mkdir(parents=True, exist_ok=True)
         self._log = results.with_name(results.name + ".said")
@@ -78,7 +88,10 @@ class Child:
             log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+            sys.stdout, sys.stderr = (
+                os.fdopen(1, "w", closefd=False),
+                os.fdopen(2, "w", closefd=False),
+            )
             torch.set_num_threads(1)
             before()
             code = _main_job(config)
@@ -132,7 +145,9 @@ def outcome(folder: Path) -> Outcome:
 
 def _without_clocks(node: Any) -> Any:
     if isinstance(node, dict):
-        return {key: _without_clocks(value) for key, value in node.items() if not key.endswith(TIMED)}
+        return {
+            key: _without_clocks(value) for key, value in node.items() if not key.endswith(TIMED)
+        }
     return node
 
 

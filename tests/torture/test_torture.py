@@ -13,7 +13,9 @@ from tests.torture.__main__ import reference
 from tests.torture.power import lie_in_wait
 from tests.torture.runs import Child, Outcome
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks, and reads /proc")
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="forks, and reads /proc"
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,5 +62,7 @@ def prepared(scratch: Path, truth: Outcome) -> Path:
         ("finished", "metrics.jsonl halved"),
     ],
 )
-def test_a_damaged_folder_ends_identical_or_is_told(prepared: Path, truth: Outcome, state: str, name: str) -> None:
+def test_a_damaged_folder_ends_identical_or_is_told(
+    prepared: Path, truth: Outcome, state: str, name: str
+) -> None:
     assert not damaged.trial(prepared, state, name, truth)

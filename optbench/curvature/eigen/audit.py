@@ -57,7 +57,9 @@ class Audit(NamedTuple):
     hvps: int
 
 
-def audit(operator: Operator, pairs: Eigenpairs, *, block: int = 4, steps: int = 10, seed: Seed = 0) -> Audit:
+def audit(
+    operator: Operator, pairs: Eigenpairs, *, block: int = 4, steps: int = 10, seed: Seed = 0
+) -> Audit:
     """Look for a top eigenvalue that tracking lost, by block Lanczos from random vectors.
 
     The cold θ_1 never exceeds λ_1, so θ_1 > tracked value + its bound proves a loss (up to
@@ -71,8 +73,8 @@ def audit(operator: Operator, pairs: Eigenpairs, *, block: int = 4, steps: int =
         seed: Seed or generator for the start vectors.
 
     Raises:
-        ValueError: If block or steps is not positive, or if the pairs are not of this operator at these weights: one
-            product more looks at that.
+        ValueError: If block or steps is not positive, or if the pairs are not of this operator at
+            these weights: one product more looks at that.
 
     References:
         Golub and Underwood (1977), The block Lanczos method, in Mathematical Software III.
@@ -94,7 +96,9 @@ def audit(operator: Operator, pairs: Eigenpairs, *, block: int = 4, steps: int =
             break
         rows = space.images[-added:]
     values, coefficients = space.ritz()
-    slack = float(pairs.bounds[0]) + 30 * torch.finfo(operator.dtype).eps * float(np.abs(values).max())
+    slack = float(pairs.bounds[0]) + 30 * torch.finfo(operator.dtype).eps * float(
+        np.abs(values).max()
+    )
     lost = float(values[0]) > float(pairs.values[0]) + slack
     basis = space.combine(coefficients[: pairs.basis.shape[1]]).T
     return Audit(lost, float(values[0]), basis, operator.hvps - before)
@@ -104,15 +108,22 @@ def _check_of(operator: Operator, pairs: Eigenpairs) -> None:
     """Raise a ValueError unless θ_1 and u_1 leave the residual that they were returned with."""
     if pairs.vectors.shape[0] != operator.size:
         raise ValueError(
-            f"pairs must be of this operator, got vectors of {pairs.vectors.shape[0]} entries for P = {operator.size}"
+            f"pairs must be of this operator, got vectors of {pairs.vectors.shape[0]} entries for "
+            f"P = {operator.size}"
         )
     vector = pairs.vectors[:, 0].to(operator.device, operator.dtype)
     image, value = operator @ vector, float(pairs.values[0])
     found, stated = float((image - value * vector).norm()), float(pairs.residuals[0])
-    # The rounding of a product is allowed ten times over: residuals of other weights or models are as large as A.
-    allowed = 2 * stated + 1000 * torch.finfo(operator.dtype).eps * float(image.norm()) + 1e-3 * abs(value)
+    # The rounding of a product is allowed ten times over: residuals of other weights or models are
+    # as large as A.
+    allowed = (
+        2 * stated
+        + 1000 * torch.finfo(operator.dtype).eps * float(image.norm())
+        + 1e-3 * abs(value)
+    )
     if found > allowed:
         raise ValueError(
-            f"pairs must be of this operator at its present weights: ‖Au − θu‖ is {found:.3g}, and was {stated:.3g} "
+            f"pairs must be of this operator at its present weights: ‖Au − θu‖ is {found:.3g}, and "
+            f"was {stated:.3g} "
             "when they were found"
         )

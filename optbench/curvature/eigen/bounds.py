@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 
-def error_bounds(theta: np.ndarray, gram: np.ndarray, rest: float = -np.inf, k: int | None = None) -> np.ndarray:
+def error_bounds(
+    theta: np.ndarray, gram: np.ndarray, rest: float = -np.inf, k: int | None = None
+) -> np.ndarray:
     """Bounds on λ_i − θ_i from the residuals R_i = A u_i − θ_i u_i of a block of Ritz pairs.
 
     Ritz values lie below: θ_i ≤ λ_i, always. Within ‖R_i‖ of θ_i there is *an* eigenvalue, always.
@@ -25,7 +27,8 @@ def error_bounds(theta: np.ndarray, gram: np.ndarray, rest: float = -np.inf, k: 
     Args:
         theta: Ritz values θ, descending, shape (M,), guards included.
         gram: Inner products R_iᵀR_j of all residuals, shape (M, M).
-        rest: What A does not exceed on the complement of the block, if that is known from elsewhere.
+        rest: What A does not exceed on the complement of the block, if that is known from
+            elsewhere.
         k: How many bounds are wanted, the first ones; by default all M.
 
     Returns:

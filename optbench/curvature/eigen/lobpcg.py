@@ -15,7 +15,8 @@ from optbench.curvature.eigen.solver import Solver
 from optbench.curvature.errors import NotConvergedWarning
 from optbench.curvature.operators import Operator, check_operator, check_real, check_whole
 
-EXTRA, NUMBERS = 9, 2**26  # directions remembered beside the block, and the most numbers that they may be
+# directions remembered beside the block, and the most numbers that they may be
+EXTRA, NUMBERS = (9, 2**26)
 
 
 def top_eigenpairs(
@@ -39,26 +40,29 @@ def top_eigenpairs(
     on it enlarged by the residuals of the pairs that hold convergence up, one product each, with
     all images carried. Beyond `window` vectors the space shrinks to the Ritz vectors and those of
     the iteration before, which are LOBPCG's three blocks. Residuals are steered by what the start
-    remembers beside its pairs (`recycling.Recycled`): at the edge of stability a fifth fewer products
-    at the default accuracy, 40 % fewer at 1e-5.
+    remembers beside its pairs (`recycling.Recycled`): at the edge of stability a fifth fewer
+    products at the default accuracy, 40 % fewer at 1e-5.
 
     Args:
         operator: A, symmetric, shape (P, P).
         k: Pairs wanted.
         tol: Each residual is to be at most tol·|θ_1|.
-        accuracy: Each bound is to be at most accuracy·|θ_1| as well, or what rounding allows where that is more, 80 ε
-            of the largest |λ| and a little. Values are usually much closer, their error being quadratic in the
-            residual; 1e-5 gives five digits.
+        accuracy: Each bound is to be at most accuracy·|θ_1| as well, or what rounding allows where
+            that is more, 80 ε of the largest |λ| and a little. Values are usually much closer,
+            their error being quadratic in the residual; 1e-5 gives five digits.
         start: Pairs or columns, shape (P, any), to start from: the last measurement's pairs.
-        trust: Hold the start's pairs if that is enough: a product or two each. Their guards are then
-            not looked at: μ, the start's `rest`, is taken to have risen by no more than `trust` times what A was seen
-            to change on the K vectors, |θ_i − θ_i before| + ‖R_i‖. Otherwise, or if None, the pairs are solved for.
+        trust: Hold the start's pairs if that is enough: a product or two each. Their guards are
+            then not looked at: μ, the start's `rest`, is taken to have risen by no more than
+            `trust` times what A was seen to change on the K vectors, |θ_i − θ_i before| + ‖R_i‖.
+            Otherwise, or if None, the pairs are solved for.
         guards: Further vectors carried, which show the gap and keep a crossing from being missed.
-        above: Also find every eigenvalue above this: k grows until one found is not above it. Nothing is held then.
+        above: Also find every eigenvalue above this: k grows until one found is not above it.
+            Nothing is held then.
         max_hvps: Products after which the pairs are returned unconverged.
-        window: Most vectors kept, at least 2 (K + guards) + K, by default 24; memory is 2·window·P numbers.
-        recycle: Directions remembered for the next start, guards included; by default 9 beside the K + guards, fewer
-            where they would be more than 2²⁶ numbers.
+        window: Most vectors kept, at least 2 (K + guards) + K, by default 24; memory is 2·window·P
+            numbers.
+        recycle: Directions remembered for the next start, guards included; by default 9 beside the
+            K + guards, fewer where they would be more than 2²⁶ numbers.
         seed: Seed or generator for start vectors.
 
     Returns:
@@ -69,7 +73,8 @@ def top_eigenpairs(
         FloatingPointError: If a product is not finite.
 
     Warns:
-        NotConvergedWarning: If the search ended before its tolerance was met, at `max_hvps` or since nothing new came.
+        NotConvergedWarning: If the search ended before its tolerance was met, at `max_hvps` or
+            since nothing new came.
 
     References:
         Knyazev (2001), SIAM J. Sci. Comput. 23(2); Stathopoulos (2007), SIAM J. Sci. Comput. 29(2).
@@ -143,7 +148,10 @@ def _search(
 def _factor(values: Tensor) -> float:
     """A power of two that brings eigenvalues near 1, where squares of their residuals would over- or underflow."""
     size, limits = float(values.abs().max()), torch.finfo(values.dtype)
-    if not 0 < size < math.inf or limits.tiny**0.5 / limits.eps < size < limits.max**0.5 * limits.eps:
+    if (
+        not 0 < size < math.inf
+        or limits.tiny**0.5 / limits.eps < size < limits.max**0.5 * limits.eps
+    ):
         return 1.0
     most = math.frexp(limits.max)[1] - 8  # the factor, too, must be a number of this precision
     return 2.0 ** -min(max(math.frexp(size)[1], -most), most)
@@ -153,20 +161,26 @@ def not_converged(pairs: Eigenpairs, max_hvps: int) -> str:
     """What there is to say of pairs that did not meet their tolerance."""
     worst = int(pairs.bounds.argmax())
     return (
-        f"eigenvalues did not converge in {pairs.hvps} products (max_hvps={max_hvps}): eigenvalue {worst + 1} is "
+        f"eigenvalues did not converge in {pairs.hvps} products (max_hvps={max_hvps}): eigenvalue "
+        f"{worst + 1} is "
         f"at least {float(pairs.values[worst]):.5g}, and may be larger by more than its bound of "
-        f"{float(pairs.bounds[worst]):.2g} (residual {float(pairs.residuals[worst]):.2g}); raise max_hvps, or ask for "
+        f"{float(pairs.bounds[worst]):.2g} (residual {float(pairs.residuals[worst]):.2g}); raise "
+        "max_hvps, or ask for "
         "less accuracy"
     )
 
 
-def _start_rows(operator: Operator, start: Eigenpairs | Tensor | None, count: int, seed: Seed) -> Tensor:
+def _start_rows(
+    operator: Operator, start: Eigenpairs | Tensor | None, count: int, seed: Seed
+) -> Tensor:
     """Warm rows, filled up with random ones to the count."""
     if start is None:
         return random_rows(operator, count, seed)
     columns = start.basis if isinstance(start, Eigenpairs) else start
     if columns.ndim != 2 or columns.shape[0] != operator.size:
-        raise ValueError(f"start must have shape ({operator.size}, any), got {tuple(columns.shape)}")
+        raise ValueError(
+            f"start must have shape ({operator.size}, any), got {tuple(columns.shape)}"
+        )
     rows = columns.T.to(operator.device, operator.dtype)[:count]
     if len(rows) < count:
         rows = torch.cat([rows, random_rows(operator, count - len(rows), seed)])
@@ -178,8 +192,13 @@ def _check_optional(
 ) -> None:
     if not (start is None or isinstance(start, Eigenpairs | Tensor)):
         raise ValueError(f"start must be pairs or a tensor of columns, got {type(start).__name__}")
-    if isinstance(start, Tensor) and not (bool(start.isfinite().all()) and bool(start.any(0).all())):
-        raise ValueError("start must have columns with a direction, got one of zeros, or with NaN or infinity in it")
+    if isinstance(start, Tensor) and not (
+        bool(start.isfinite().all()) and bool(start.any(0).all())
+    ):
+        raise ValueError(
+            "start must have columns with a direction, got one of zeros, or with NaN or infinity "
+            "in it"
+        )
     if trust is not None:
         check_real(trust=trust)
         if trust < 0:
@@ -193,7 +212,9 @@ def _check_optional(
                 raise ValueError(f"{name} must not be negative, got {number}")
 
 
-def _check(operator: Operator, k: int, tol: float, accuracy: float, guards: int, max_hvps: int) -> None:
+def _check(
+    operator: Operator, k: int, tol: float, accuracy: float, guards: int, max_hvps: int
+) -> None:
     check_operator(operator)
     check_whole(k=k, guards=guards, max_hvps=max_hvps)
     if not 1 <= k <= operator.size:

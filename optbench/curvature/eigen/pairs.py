@@ -23,17 +23,19 @@ class Eigenpairs:
         vectors: u as orthonormal columns, shape (P, K).
         residuals: ‖A u_i − θ_i u_i‖, shape (K,): an eigenvalue, not surely the i-th, is that close.
         bounds: Bound on λ_i − θ_i, shape (K,), about residual²/gap where the gap allows, on the
-            condition that no larger eigenvalue was lost; see `error_bounds`. Rounding is in it, as 80 ε ‖A‖, but not
-            that of the weights at a kink: float32 may see a ReLU on its other side, which is another matrix (7e-5 of
-            λ_1 off, once in 190 measurements of a network with 1,000 examples).
+            condition that no larger eigenvalue was lost; see `error_bounds`. Rounding is in it, as
+            80 ε ‖A‖, but not that of the weights at a kink: float32 may see a ReLU on its other
+            side, which is another matrix (7e-5 of λ_1 off, once in 190 measurements of a network
+            with 1,000 examples).
         hvps: Products spent.
         converged: Whether each of the K met the tolerance; for held pairs, the accuracy.
-        basis: The next warm start and what is remembered of A, shape (P, M): Ritz vectors of both together, about the K
-            vectors first. The first K + guards start the next search, all of them steer it.
-        estimates: Of the eigenvalues of the basis, shape (M,); for directions that were not looked at this time, as
-            they were. None where nothing is remembered.
-        rest: μ, above which no eigenvalue of A on the complement of the K vectors is, if none was lost: the largest
-            θ_j + ‖R_j‖ of the guards; infinite without guards.
+        basis: The next warm start and what is remembered of A, shape (P, M): Ritz vectors of both
+            together, about the K vectors first. The first K + guards start the next search, all of
+            them steer it.
+        estimates: Of the eigenvalues of the basis, shape (M,); for directions that were not looked
+            at this time, as they were. None where nothing is remembered.
+        rest: μ, above which no eigenvalue of A on the complement of the K vectors is, if none was
+            lost: the largest θ_j + ‖R_j‖ of the guards; infinite without guards.
         held: Whether μ is the last solve's word, not this one's; see `trust`.
     """
 

@@ -8,15 +8,17 @@ from torch import Tensor
 
 from optbench.curvature.eigen.subspace import Subspace, inner
 
-NEW = 0.001  # squared part of a remembered direction outside a space below which the space has it already
+# squared part of a remembered direction outside a space below which the space has it already
+NEW = 0.001
 
 
 class Recycled:
     """Directions z_1 … z_m, rows of Z, with A ≈ Σ_j θ_j z_j z_jᵀ, of a matrix that has changed since.
 
-    Where eigenvalues crowd, as they do at the edge of stability, most of what a residual must be followed for lies
-    along eigenvectors that the last solve met and did not need. Nothing that is reported rests on this memory, which
-    costs no product: it only chooses the directions that products are spent on.
+    Where eigenvalues crowd, as they do at the edge of stability, most of what a residual must be
+    followed for lies along eigenvectors that the last solve met and did not need. Nothing that is
+    reported rests on this memory, which costs no product: it only chooses the directions that
+    products are spent on.
 
     Args:
         rows: Z, shape (m, P), about orthonormal.
@@ -24,8 +26,8 @@ class Recycled:
         space: The space of the search, empty yet.
 
     References:
-        Parks et al. (2006), Recycling Krylov subspaces, SIAM J. Sci. Comput. 28(5); Davidson (1975), J. Comput.
-        Phys. 17.
+        Parks et al. (2006), Recycling Krylov subspaces, SIAM J. Sci. Comput. 28(5); Davidson
+        (1975), J. Comput. Phys. 17.
     """
 
     def __init__(self, rows: Tensor, values: np.ndarray, space: Subspace) -> None:
@@ -45,11 +47,17 @@ class Recycled:
             self.seen = np.concatenate([self.seen, found[1::2]])
 
     def steered(
-        self, residuals: Tensor, norms: np.ndarray, values: np.ndarray, coefficients: np.ndarray, size: float
+        self,
+        residuals: Tensor,
+        norms: np.ndarray,
+        values: np.ndarray,
+        coefficients: np.ndarray,
+        size: float,
     ) -> Tensor:
         """Davidson's corrections, (s/(θ − A)) R up to sign, with the memory in place of A and 0 where it has nothing.
 
-        A residual's part along z_j is enlarged by s/(θ − θ_j), as a small change of A mixes eigenvectors.
+        A residual's part along z_j is enlarged by s/(θ − θ_j), as a small change of A mixes
+        eigenvectors.
 
         Args:
             residuals: R, shape (b, P), of Ritz pairs of the space.
@@ -74,19 +82,24 @@ class Recycled:
 
         Args:
             count: How many pairs are wanted.
-            ceiling: What A does not exceed beside the pairs that were found: the memory may be of a larger matrix.
+            ceiling: What A does not exceed beside the pairs that were found: the memory may be of a
+                larger matrix.
 
         Returns:
-            At most `count` Ritz values, descending, and their vectors as rows: the memory for the next time.
+            At most `count` Ritz values, descending, and their vectors as rows: the memory for the
+            next time.
         """
         space = self.space
         lengths, turn = np.linalg.eigh(self.gram - self.inside.T @ self.inside)
         lengths, turn = lengths[lengths > NEW], turn[:, lengths > NEW]
-        outside = turn / np.sqrt(lengths)  # of Z - (Z Qᵀ) Q: an orthonormal basis of what the space lacks
+        # of Z - (Z Qᵀ) Q: an orthonormal basis of what the space lacks
+        outside = turn / np.sqrt(lengths)
         shadow = turn * np.sqrt(lengths)  # and its inner products with Z
         edge = (self.seen - space.projected @ self.inside) @ outside
         floor = min(self.values.min(), np.diagonal(space.projected).min(), 0.0)
-        kept = (shadow.T * (np.minimum(self.values, ceiling) - floor)) @ shadow + floor * np.eye(len(lengths))
+        kept = (shadow.T * (np.minimum(self.values, ceiling) - floor)) @ shadow + floor * np.eye(
+            len(lengths)
+        )
         values, columns = np.linalg.eigh(np.block([[space.projected, edge], [edge.T, kept]]))
         top = columns.T[::-1][:count]
         ours, theirs = top[:, : len(space)], top[:, len(space) :] @ outside.T

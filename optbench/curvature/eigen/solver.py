@@ -14,11 +14,14 @@ from optbench.curvature.eigen.recycling import Recycled
 from optbench.curvature.eigen.subspace import Subspace, inner, small
 from optbench.curvature.operators import Operator
 
-GUARD = 0.1  # relative residual of a guard: a vaguer one would not notice that it, or what is near it, overtakes
-# Below this accuracy it is the accuracy's square root. Of m eigenvalues closer to each other than that, a space grown
-# from fewer than m vectors holds fewer; the one it lacks may be the largest, and then no gap is true.
+# relative residual of a guard: a vaguer one would not notice that it, or what is near it, overtakes
+GUARD = 0.1
+# Below this accuracy it is the accuracy's square root. Of m eigenvalues closer to each other than
+# that, a space grown from fewer than m vectors holds fewer; the one it lacks may be the largest,
+# and then no gap is true.
 STRICT = 1e-3
-ROUNDING = 80  # units by which products may make θ wrong: up to 50 were seen in float32 (CIFAR, P = 2e5, N = 1e3)
+# units by which products may make θ wrong: up to 50 were seen in float32 (CIFAR, P = 2e5, N = 1e3)
+ROUNDING = 80
 
 
 class Solver:
@@ -40,7 +43,9 @@ class Solver:
         self.window = window
         self.epsilon = torch.finfo(operator.dtype).eps
         self.previous = np.empty((0, 0))
-        self.held: Eigenpairs | None = None  # the start, while its guards stand for those that are not in the space
+        self.held: Eigenpairs | None = (
+            None  # the start, while its guards stand for those that are not in the space
+        )
         self.rest = -math.inf  # μ of the eigenvalues that have no vector in the block
 
     @property
@@ -115,7 +120,11 @@ class Solver:
 
     def covers(self, above: float | None) -> bool:
         """Whether a value at or below `above` has been found, so that none above it is missing."""
-        return above is None or self.k >= self.space.operator.size or float(self.values[self.k - 1]) <= above
+        return (
+            above is None
+            or self.k >= self.space.operator.size
+            or float(self.values[self.k - 1]) <= above
+        )
 
     def improve(self, pending: list[int]) -> bool:
         """One iteration on the pending pairs; False if their residuals add nothing to the space."""
@@ -123,7 +132,11 @@ class Solver:
         rows = torch.cat([self.residuals[i : i + 1] for i in pending])
         if self.recycled is not None:
             rows = self.recycled.steered(
-                rows, self.norms[pending], self.values[pending], self.coefficients[pending], self.size
+                rows,
+                self.norms[pending],
+                self.values[pending],
+                self.coefficients[pending],
+                self.size,
             )
         self.previous = self.coefficients[: self.k]
         grown = self._expand(rows)
@@ -143,9 +156,12 @@ class Solver:
             return
         grown = len(self.space) - self.previous.shape[1]  # since the iteration before
         kept = self.space.shrink(
-            np.concatenate([self.coefficients[: self.block], np.pad(self.previous, ((0, 0), (0, grown)))])
+            np.concatenate(
+                [self.coefficients[: self.block], np.pad(self.previous, ((0, 0), (0, grown)))]
+            )
         )
-        self.coefficients = self.coefficients[: self.block] @ kept.T  # of the vectors that the residuals are of
+        # of the vectors that the residuals are of
+        self.coefficients = self.coefficients[: self.block] @ kept.T
         if self.recycled is not None:
             self.recycled.forget()
             self.recycled.observe()

@@ -9,7 +9,9 @@ from torch import Tensor
 from optbench.curvature.operators import Operator
 from optbench.curvature.symmetry import WRONG, not_symmetric
 
-STEEP = 0.1  # part of a unit row outside those before it, below which its Gram matrix tells too little
+STEEP = (
+    0.1  # part of a unit row outside those before it, below which its Gram matrix tells too little
+)
 PIECE = 4096  # numbers of a row whose inner products stay in a processor's cache
 ENOUGH = 0.7  # part above which one pass leaves it orthogonal up to rounding
 
@@ -17,8 +19,9 @@ ENOUGH = 0.7  # part above which one pass leaves it orthogonal up to rounding
 class Subspace:
     """Orthonormal vectors q_1 … q_n, their images A q_i and T = Q A Qᵀ.
 
-    Every product with A is kept, so that growing by b vectors costs b products, whatever n is. A vector and its image
-    lie side by side: beyond some 10⁵ parameters the cost is that of reading memory, and what needs both reads it once.
+    Every product with A is kept, so that growing by b vectors costs b products, whatever n is. A
+    vector and its image lie side by side: beyond some 10⁵ parameters the cost is that of reading
+    memory, and what needs both reads it once.
 
     Args:
         operator: A, symmetric, shape (P, P).
@@ -26,9 +29,12 @@ class Subspace:
 
     def __init__(self, operator: Operator) -> None:
         self.operator = operator
-        self._held = torch.empty((0, 2, operator.size), dtype=operator.dtype, device=operator.device)
+        self._held = torch.empty(
+            (0, 2, operator.size), dtype=operator.dtype, device=operator.device
+        )
         self._count = 0
-        self.projected = np.zeros((0, 0))  # in double precision on the CPU, like all that is as small
+        # in double precision on the CPU, like all that is as small
+        self.projected = np.zeros((0, 0))
 
     def __len__(self) -> int:
         """Number of basis vectors."""
@@ -99,7 +105,8 @@ class Subspace:
         count = self._count + len(vectors)
         if count > len(self._held):
             held = self._held.new_empty((max(2 * count, 16), *self._held.shape[1:]))
-            held[: self._count] = self._held[: self._count]  # pages that are never written cost nothing
+            # pages that are never written cost nothing
+            held[: self._count] = self._held[: self._count]
             self._held = held
         self._held[self._count : count, 0], self._held[self._count : count, 1] = vectors, images
         self._count = count
@@ -124,8 +131,8 @@ class Subspace:
     def _cholesky(self, rows: Tensor) -> tuple[Tensor, float] | None:
         """One pass of orthogonalisation from inner products alone, two multiplications of long vectors.
 
-        It squares condition numbers: None where the rows are too dependent for that. Beside the rows, the smallest
-        part of a unit row that was outside the ones before it.
+        It squares condition numbers: None where the rows are too dependent for that. Beside the
+        rows, the smallest part of a unit row that was outside the ones before it.
         """
         inside, own = inner(rows, self.basis).T, inner(rows, rows)
         lengths = own.diagonal()
@@ -142,7 +149,9 @@ class Subspace:
             return None
         weights = np.linalg.inv(factor)
         fresh = self._like(weights * scale) @ rows
-        return (torch.addmm(fresh, self._like(-weights @ inside.T), self.basis) if len(self) else fresh), part
+        return (
+            torch.addmm(fresh, self._like(-weights @ inside.T), self.basis) if len(self) else fresh
+        ), part
 
     def _outside_with_care(self, rows: Tensor) -> Tensor:
         tiny = 100 * torch.finfo(rows.dtype).eps
@@ -157,8 +166,9 @@ class Subspace:
 def inner(a: Tensor, b: Tensor) -> np.ndarray:
     """A Bᵀ of long rows, shapes (m, P) and (n, P), as `small` has it.
 
-    Long rows are taken in pieces, whose sums are then added: up to three times as fast as one multiplication of
-    matrices that are so far from square, and in float32 closer by as much as the pieces are fewer than the terms.
+    Long rows are taken in pieces, whose sums are then added: up to three times as fast as one
+    multiplication of matrices that are so far from square, and in float32 closer by as much as the
+    pieces are fewer than the terms.
     """
     whole = a.shape[1] // PIECE
     if whole < 4:

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optbench.dynamics.black_box.responses import TOLERANCE, UnclearError, difference, small_response
+from optbench.dynamics.black_box.responses import (
+    TOLERANCE,
+    UnclearError,
+    difference,
+    small_response,
+)
 from optbench.dynamics.black_box.scalar_gain import SETTLE, Gain, probe
 from optbench.dynamics.black_box.twin import check_copyable, hyperparameters, resumed
 from optbench.dynamics.edges import Edge
@@ -116,7 +121,9 @@ def _responses(optimizer: Optimizer, shifts: Sequence[float]) -> list[Tensor]:
     if not optimizer.state:
         raise UnclearError("no step taken yet, so P does not exist: ask after a step")
     twin, tracked = _in_double_precision(optimizer)
-    per_parameter = [s for g, s in zip(optimizer.param_groups, shifts, strict=True) for p in _trainable(g)]
+    per_parameter = [
+        s for g, s in zip(optimizer.param_groups, shifts, strict=True) for p in _trainable(g)
+    ]
     base = [-shift * p.detach() for shift, p in zip(per_parameter, tracked, strict=True)]
     return small_response(twin, tracked, base)
 
@@ -132,12 +139,17 @@ def _check_the_present_state(optimizer: Optimizer, gains: Sequence[Gain]) -> Non
     twin, tracked = _in_double_precision(optimizer)
     zeros = [torch.zeros_like(p) for p in tracked]
     moved = difference(twin, tracked, zeros, [torch.ones_like(p) for p in tracked])
-    held = [(p, gain) for g, gain in zip(optimizer.param_groups, gains, strict=True) for p in _trainable(g)]
+    held = [
+        (p, gain)
+        for g, gain in zip(optimizer.param_groups, gains, strict=True)
+        for p in _trainable(g)
+    ]
     for (p, gain), d in zip(held, moved, strict=True):
         settled = torch.full_like(d, gain.response)
         if optimizer.state.get(p) and not torch.allclose(d, settled, rtol=10 * TOLERANCE, atol=0):
             raise UnclearError(
-                f"its state is part of the rule: a gradient 1 moves a weight by {float(d.mean()):g} now, "
+                "its state is part of the rule: a gradient 1 moves a weight by "
+                f"{float(d.mean()):g} now, "
                 f"by {gain.response:g} after {SETTLE} steps of a fresh copy"
             )
 

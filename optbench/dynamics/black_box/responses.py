@@ -32,7 +32,9 @@ def small_response(optimizer: Optimizer, params: list[Tensor], base: list[Tensor
     size = 1e-2
     while size > 1e-11:
         one, two = ([d / size for d in answer([size * k * s for s in signs])] for k in (1.0, 2.0))
-        if all(torch.allclose(b, 2 * a, rtol=TOLERANCE, atol=0) for a, b in zip(one, two, strict=True)):
+        if all(
+            torch.allclose(b, 2 * a, rtol=TOLERANCE, atol=0) for a, b in zip(one, two, strict=True)
+        ):
             break
         size /= 10
     else:
@@ -41,13 +43,17 @@ def small_response(optimizer: Optimizer, params: list[Tensor], base: list[Tensor
     answers = [s * a for s, a in zip(signs, one, strict=True)]
     for p, a, b in zip(params, answers, plus, strict=True):
         if not torch.allclose(a, b / size, rtol=10 * TOLERANCE, atol=0):
-            raise UnclearError(f"couples the entries of a tensor of shape {tuple(p.shape)}: matrix P")
+            raise UnclearError(
+                f"couples the entries of a tensor of shape {tuple(p.shape)}: matrix P"
+            )
         if not bool((a > 0).all()):
             raise UnclearError("an entry does not move against its gradient")
     return answers
 
 
-def difference(optimizer: Optimizer, params: list[Tensor], base: list[Tensor], other: list[Tensor]) -> list[Tensor]:
+def difference(
+    optimizer: Optimizer, params: list[Tensor], base: list[Tensor], other: list[Tensor]
+) -> list[Tensor]:
     """Updates under the gradients `other` minus `base`, negated, from the same state."""
     restore = remember(optimizer, params)
     ends = []

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optbench.dynamics.black_box.responses import TOLERANCE, UnclearError, difference, feed, remember, small_response
+from optbench.dynamics.black_box.responses import (
+    TOLERANCE,
+    UnclearError,
+    difference,
+    feed,
+    remember,
+    small_response,
+)
 from optbench.dynamics.black_box.twin import fresh
 from optbench.dynamics.momentum_filters import first_instability
 
@@ -50,7 +57,9 @@ def probe(optimizer: Optimizer, group: dict[str, Any]) -> Gain:
     if math.isclose(double, 2 * step, rel_tol=TOLERANCE):
         edge = _divergence(optimizer, group, 2 / step)
         if not math.isclose(edge, 2 / step, rel_tol=1e-2):
-            raise UnclearError(f"diverges at curvature {edge:g}, an alternation predicts {2 / step:g}")
+            raise UnclearError(
+                f"diverges at curvature {edge:g}, an alternation predicts {2 / step:g}"
+            )
         w = single.param_groups[0]["params"]
         kick = difference(single, w, [torch.zeros_like(w[0])], [torch.ones_like(w[0])])[0].item()
         return Gain(step, kick, adaptive=False)
@@ -126,10 +135,13 @@ def _alternate(optimizer: Optimizer, group: dict[str, Any], size: float) -> tupl
     half = SETTLE // 2
     early, late = sum(amplitudes[half - 2 : half]) / 2, sum(amplitudes[-2:]) / 2
     if not (math.isfinite(early + late) and min(amplitudes[-2:]) > 0.5 * late > 0):
-        raise UnclearError(f"gradients ±{size:g} end in updates of {late:g}, not against the gradient")
+        raise UnclearError(
+            f"gradients ±{size:g} end in updates of {late:g}, not against the gradient"
+        )
     if not math.isclose(early, late, rel_tol=TOLERANCE):
         raise UnclearError(
-            f"time-dependent: gradients ±{size:g} move it {early:g} after {half} steps and {late:g} after {SETTLE}"
+            f"time-dependent: gradients ±{size:g} move it {early:g} after {half} steps and "
+            f"{late:g} after {SETTLE}"
         )
     return late, fed
 

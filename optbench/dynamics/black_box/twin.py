@@ -13,7 +13,15 @@ import torch
 from torch.optim import Optimizer
 
 from optbench.dynamics.black_box.responses import UnclearError, feed
-from optbench.dynamics.optimizer_options import HARMLESS, TORCHS, arguments, constructors, patched, plain, told
+from optbench.dynamics.optimizer_options import (
+    HARMLESS,
+    TORCHS,
+    arguments,
+    constructors,
+    patched,
+    plain,
+    told,
+)
 
 Group = dict[str, Any]
 
@@ -48,7 +56,9 @@ def own(optimizer: Optimizer, group: Group) -> Own:
         Exception: Whatever the class raises, if it can be built and stepped neither without the
             further keys of the group nor with them.
     """
-    beyond = {k: v for k, v in group.items() if k != "params" and k not in arguments(type(optimizer))}
+    beyond = {
+        k: v for k, v in group.items() if k != "params" and k not in arguments(type(optimizer))
+    }
     try:
         return _trial(optimizer, group, {})
     except Exception:  # a class may ask for keys of a group that its constructor does not know
@@ -70,11 +80,17 @@ def settings(optimizer: Optimizer, group: Group) -> dict[str, Any]:
     found = own(optimizer, group)
     known = {"params", *arguments(type(optimizer))}
     unset = object()
-    keys = {k: v for k, v in group.items() if told(v) != found.keys.get(k, unset) and k not in found.moving_keys}
+    keys = {
+        k: v
+        for k, v in group.items()
+        if told(v) != found.keys.get(k, unset) and k not in found.moving_keys
+    }
     attributes = {
         k: v
         for k, v in vars(optimizer).items()
-        if k not in TORCHS and told(v) != found.attributes.get(k, unset) and k not in found.moving_attributes
+        if k not in TORCHS
+        and told(v) != found.attributes.get(k, unset)
+        and k not in found.moving_attributes
     }
     return {k: v for k, v in (keys | attributes).items() if k not in known}
 
@@ -111,7 +127,9 @@ def resumed(optimizer: Optimizer, groups: list[Group]) -> Optimizer:
     twin = fresh(optimizer, groups)
     moving = own(optimizer, groups[0]).moving_attributes
     pairs = zip(optimizer.param_groups, groups, strict=True)
-    others = {id(p): q for old, new in pairs for p, q in zip(old["params"], new["params"], strict=True)}
+    others = {
+        id(p): q for old, new in pairs for p, q in zip(old["params"], new["params"], strict=True)
+    }
     for name in moving & vars(optimizer).keys():
         setattr(twin, name, copy.deepcopy(vars(optimizer)[name], {id(optimizer): twin, **others}))
     saved = copy.deepcopy(optimizer.state_dict())
@@ -134,7 +152,9 @@ def _trial(optimizer: Optimizer, group: Group, beyond: Group) -> Own:
     return Own(
         keys,
         attributes,
-        frozenset(k for k in keys_then if k not in known and (k not in keys or keys[k] != keys_then[k])),
+        frozenset(
+            k for k in keys_then if k not in known and (k not in keys or keys[k] != keys_then[k])
+        ),
         frozenset(
             k
             for k in attributes_then
@@ -176,7 +196,10 @@ def check_copyable(optimizer: Optimizer) -> None:
     """
     name = type(optimizer).__name__
     if names := patched(optimizer):
-        raise UnclearError(f"{names[0]} was replaced on this {name} itself, which a copy of its class does not have")
+        raise UnclearError(
+            f"{names[0]} was replaced on this {name} itself, which a copy of its class does not "
+            "have"
+        )
     for attribute, value in vars(optimizer).items():
         if attribute not in TORCHS and _holds_an_optimizer(value):
             raise UnclearError(
@@ -201,17 +224,30 @@ def _carry(optimizer: Optimizer, twin: Optimizer, name: str, value: Any) -> None
     elif isinstance(value, MethodType) and value.__self__ is optimizer:
         setattr(twin, name, MethodType(value.__func__, twin))
     elif isinstance(value, FunctionType) and _of_plain_things(value, {id(optimizer)}):
-        cells = [CellType(twin if c.cell_contents is optimizer else c.cell_contents) for c in value.__closure__ or ()]
-        carried = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, tuple(cells))
+        cells = [
+            CellType(twin if c.cell_contents is optimizer else c.cell_contents)
+            for c in value.__closure__ or ()
+        ]
+        carried = FunctionType(
+            value.__code__, value.__globals__, value.__name__, value.__defaults__, tuple(cells)
+        )
         carried.__kwdefaults__ = value.__kwdefaults__
         setattr(twin, name, carried)
-    elif isinstance(value, FunctionType | MethodType | partial) and _code(value) is not _code(there):
-        raise UnclearError(f"the function .{name} of {type(optimizer).__name__} holds what a copy cannot take along")
+    elif isinstance(value, FunctionType | MethodType | partial) and _code(value) is not _code(
+        there
+    ):
+        raise UnclearError(
+            f"the function .{name} of {type(optimizer).__name__} holds what a copy cannot take "
+            "along"
+        )
 
 
 def _of_plain_things(function: FunctionType, allowed: Collection[int]) -> bool:
     held = [cell.cell_contents for cell in function.__closure__ or ()]
-    return all(plain(v) or id(v) in allowed or (isinstance(v, FunctionType) and _of_plain_things(v, ())) for v in held)
+    return all(
+        plain(v) or id(v) in allowed or (isinstance(v, FunctionType) and _of_plain_things(v, ()))
+        for v in held
+    )
 
 
 def _code(function: Any) -> Any:

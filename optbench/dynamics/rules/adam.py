@@ -73,7 +73,9 @@ def _idle(p: Tensor) -> Term:
     return Term(p, lr=0.0)
 
 
-@closed_form(Adam, understood=("lr", "betas", "eps", "weight_decay", "amsgrad", "decoupled_weight_decay"))
+@closed_form(
+    Adam, understood=("lr", "betas", "eps", "weight_decay", "amsgrad", "decoupled_weight_decay")
+)
 def _adam(optimizer: Adam) -> Edge:
     def term(group: Group, p: Tensor, state: State) -> Term:
         nu = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
@@ -88,12 +90,17 @@ def _adam(optimizer: Adam) -> Edge:
     return adaptive(optimizer, term, "(2+2β₁)/((1−β₁)η)")
 
 
-@closed_form(NAdam, understood=("lr", "betas", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay"))
+@closed_form(
+    NAdam,
+    understood=("lr", "betas", "eps", "weight_decay", "momentum_decay", "decoupled_weight_decay"),
+)
 def _nadam(optimizer: NAdam) -> Edge:
     def term(group: Group, p: Tensor, state: State) -> Term:
         beta1, beta2 = map(float, group["betas"])
         t, product = float(state["step"]), float(state["mu_product"])
-        mu, mu_next = (beta1 * (1 - 0.5 * 0.96 ** (s * group["momentum_decay"])) for s in (t, t + 1))
+        mu, mu_next = (
+            beta1 * (1 - 0.5 * 0.96 ** (s * group["momentum_decay"])) for s in (t, t + 1)
+        )
         gain = (1 - mu) / (1 - product) + mu_next / (1 - product * mu_next) * ema(beta1)
         return Term(
             p,
@@ -155,7 +162,9 @@ def _rmsprop(optimizer: RMSprop) -> Edge:
     return adaptive(optimizer, term, "(2+2β)/η" if momentum else "2/η")
 
 
-@closed_form(Adagrad, understood=("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps"))
+@closed_form(
+    Adagrad, understood=("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps")
+)
 def _adagrad(optimizer: Adagrad) -> Edge:
     def term(group: Group, p: Tensor, state: State) -> Term:
         lr = float(group["lr"]) / (1 + (float(state["step"]) - 1) * group["lr_decay"])

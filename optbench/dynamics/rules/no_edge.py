@@ -36,7 +36,8 @@ def _with_graph(optimizer: WithGraph) -> Edge:
         return here
     name = type(optimizer.base).__name__
     return unknown(
-        f"{name} divides by an estimate of the curvature itself: no edge is known", [p for _, p in trainable(optimizer)]
+        f"{name} divides by an estimate of the curvature itself: no edge is known",
+        [p for _, p in trainable(optimizer)],
     )
 
 

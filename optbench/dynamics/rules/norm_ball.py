@@ -42,7 +42,9 @@ class NormStep:
     direction: Callable[[Tensor], Tensor] | None = None
 
 
-def norm_edge(steps: Sequence[NormStep], geometry: Geometry, formula: str = "", reason: str = "") -> Edge:
+def norm_edge(
+    steps: Sequence[NormStep], geometry: Geometry, formula: str = "", reason: str = ""
+) -> Edge:
     """The edge of an optimizer that takes a step of fixed size in a norm, on every tensor.
 
     With step sizes ρ_l = η_l radius_l / η_0 and s_l = lmo(direction(g_l)), the loss along the
@@ -155,7 +157,9 @@ def _averaged(buffer: Tensor, beta: float, weight: float) -> Callable[[Tensor], 
     return (lambda g: g.lerp(buffer.to(g.dtype), weight)) if beta else None
 
 
-@by_name("pytorch_optimizer.SignSGD", understood=("lr", "momentum", "weight_decay", "weight_decouple"))
+@by_name(
+    "pytorch_optimizer.SignSGD", understood=("lr", "momentum", "weight_decay", "weight_decouple")
+)
 def signum_edge(optimizer: Optimizer) -> Edge:
     """The norm edge of a sign of momentum, in pytorch_optimizer's layout of groups and state."""
     steps = []
@@ -166,7 +170,10 @@ def signum_edge(optimizer: Optimizer) -> Edge:
     return norm_edge(steps, "linf", reason=_coupled(optimizer))
 
 
-@by_name("pytorch_optimizer.Lion", understood=("lr", "betas", "weight_decay", "weight_decouple", "fixed_decay"))
+@by_name(
+    "pytorch_optimizer.Lion",
+    understood=("lr", "betas", "weight_decay", "weight_decouple", "fixed_decay"),
+)
 @by_name(
     "lion_pytorch.Lion",
     understood=("lr", "betas", "weight_decay", "decoupled_weight_decay"),
@@ -178,7 +185,9 @@ def lion_edge(optimizer: Optimizer) -> Edge:
     for group, p in trainable(optimizer):
         beta1 = group["betas"][0]
         buffer = optimizer.state.get(p, {}).get("exp_avg", torch.zeros_like(p))
-        steps.append(_sign_step(group, p, _averaged(buffer, beta1, beta1), _decay(optimizer, group)))
+        steps.append(
+            _sign_step(group, p, _averaged(buffer, beta1, beta1), _decay(optimizer, group))
+        )
     return norm_edge(steps, "linf", reason=_coupled(optimizer))
 
 
@@ -199,11 +208,15 @@ def _decay(optimizer: Any, group: dict[str, Any]) -> float:
 
 
 def _coupled(optimizer: Optimizer) -> str:
-    coupled = any(g["weight_decay"] and not g.get("weight_decouple", True) for g in optimizer.param_groups)
+    coupled = any(
+        g["weight_decay"] and not g.get("weight_decouple", True) for g in optimizer.param_groups
+    )
     return "coupled weight decay is part of the loss: add it to H and g" if coupled else ""
 
 
-@by_name("pytorch_optimizer.SAM", understood=("base_optimizer", "rho", "adaptive", "use_gc", "kwargs"))
+@by_name(
+    "pytorch_optimizer.SAM", understood=("base_optimizer", "rho", "adaptive", "use_gc", "kwargs")
+)
 def _sam(optimizer: Any) -> Edge:
     groups = optimizer.param_groups
     radii = {float(group["rho"]) for group in groups}

@@ -33,7 +33,10 @@ def _steepest(optimizer: SteepestDescent) -> Edge:
     held = list(trainable(optimizer))
     parameters = tuple(p for _, p in held)
     if len(optimizer.param_groups) > 1:
-        return unknown("steepest descent over several groups: each has a size of its own, no edge known", parameters)
+        return unknown(
+            "steepest descent over several groups: each has a size of its own, no edge known",
+            parameters,
+        )
     group = optimizer.param_groups[0]
     lr, norm = float(group["lr"]), group["norm"]
     if group["normalised"]:
@@ -61,12 +64,15 @@ def _by_shape(optimizer: ByShape) -> Edge:
         alone = matrices or rest
         assert alone is not None
         return alone
-    if matrices.geometry == rest.geometry == "l2" and not (matrices.needs_gradient or rest.needs_gradient):
+    if matrices.geometry == rest.geometry == "l2" and not (
+        matrices.needs_gradient or rest.needs_gradient
+    ):
         return _joint([matrices, rest])
     if matrices.geometry != "l2" and rest.geometry == "l2":
         return _of_the_matrices(matrices, rest)
     return unknown(
-        f"no joint edge is known for matrices in {matrices.geometry} and the rest in {rest.geometry}", parameters
+        f"no joint edge is known for matrices in {matrices.geometry} and the rest in {rest.geometry}",
+        parameters,
     )
 
 
@@ -118,13 +124,16 @@ def _as_tensors(matrices: Edge, optimizer: ByShape) -> Edge:
     order = optimizer.as_matrix
 
     def resolve(gradient: Tensor) -> Edge:
-        pieces = [order(g, p).reshape(-1) for g, p in zip(split(gradient, tensors), tensors, strict=True)]
+        pieces = [
+            order(g, p).reshape(-1) for g, p in zip(split(gradient, tensors), tensors, strict=True)
+        ]
         return _as_tensors(matrices.at(torch.cat(pieces)), optimizer)
 
     known = matrices.preconditioner
     return replace(
         matrices,
         parameters=tuple(tensors),
-        preconditioner=known and tuple(optimizer.as_tensor(d, p) for d, p in zip(known, tensors, strict=True)),
+        preconditioner=known
+        and tuple(optimizer.as_tensor(d, p) for d, p in zip(known, tensors, strict=True)),
         resolve=resolve if matrices.needs_gradient else None,
     )

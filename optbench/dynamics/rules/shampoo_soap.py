@@ -26,7 +26,16 @@ UNPUBLISHED = "stability with P frozen; that training settles there is not estab
 
 @by_name(
     "pytorch_optimizer.AdEMAMix",
-    understood=("lr", "betas", "weight_decay", "weight_decouple", "fixed_decay", "alpha", "t_alpha_beta3", "eps"),
+    understood=(
+        "lr",
+        "betas",
+        "weight_decay",
+        "weight_decouple",
+        "fixed_decay",
+        "alpha",
+        "t_alpha_beta3",
+        "eps",
+    ),
 )
 def _ademamix(optimizer: Any) -> Edge:
     def term(group: Group, p: Tensor, state: State) -> Term:
@@ -44,8 +53,22 @@ def _ademamix(optimizer: Any) -> Edge:
 @by_name(
     "pytorch_optimizer.SOAP",
     understood=(
-        *("lr", "betas", "shampoo_beta", "weight_decay", "eps", "correct_bias", "normalize_gradient"),
-        *("precondition_frequency", "max_precondition_dim", "merge_dims", "precondition_1d", "data_format"),
+        *(
+            "lr",
+            "betas",
+            "shampoo_beta",
+            "weight_decay",
+            "eps",
+            "correct_bias",
+            "normalize_gradient",
+        ),
+        *(
+            "precondition_frequency",
+            "max_precondition_dim",
+            "merge_dims",
+            "precondition_1d",
+            "data_format",
+        ),
     ),
 )
 def _soap(optimizer: Any) -> Edge:
