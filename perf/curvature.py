@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from optbench.configuration.construct import build
+from optbench.configuration.build import build
 from optbench.curvature import Hessian
 from optbench.curvature.data import Pair
 from optbench.curvature.loss_function import Loss

@@ -10,7 +10,8 @@ import pytest
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
 
-from optbench.configuration.construct import build, build_probes
+from optbench.configuration.build import build
+from optbench.configuration.construct import build_probes
 from optbench.probes import check_cadences
 from optbench.task import Task
 from tests.conftest import Command

@@ -10,7 +10,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from optbench.configuration.construct import build, run_name
+from optbench.configuration.build import build
+from optbench.configuration.naming import run_name
 from optbench.errors import UserError
 from optbench.search import Choices, Range, read
 from tests.conftest import Command

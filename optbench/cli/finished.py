@@ -74,7 +74,8 @@ def data_hash(config: DictConfig) -> str:
     """Return what `Task.data_hash` gives for the data of a run with this configuration."""
     import torch
 
-    from optbench.configuration.construct import DTYPES, build_task
+    from optbench.configuration.construct import build_task
+    from optbench.configuration.numerics import DTYPES
     from optbench.seeds import global_stream
 
     # as in a run, for a task that draws from the global stream

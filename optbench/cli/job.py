@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from optbench.cli.finished import PresentData
-from optbench.configuration.construct import build
+from optbench.configuration.build import build
 from optbench.dynamics.run_events import report
 from optbench.errors import MachineError
 from optbench.record import folder as record

@@ -17,9 +17,9 @@ from optbench.cli.finished import PresentData
 from optbench.cli.job import run_job
 from optbench.cli.sweep import RunError, telling_failures
 from optbench.configuration.compose import find_plugins, with_paths
-from optbench.configuration.construct import run_name
 from optbench.configuration.explain import explain
 from optbench.configuration.keys import check
+from optbench.configuration.naming import run_name
 from optbench.errors import GO_ON, UserError, who_ended
 from optbench.paths import conf_folder
 from optbench.startup import begun, secure_terminal

@@ -1,110 +1,51 @@
-"""A resolved configuration → the objects that it describes, and the name of their run folder."""
+"""A checked configuration → the objects that it names."""
 
-import hashlib
 import inspect
-import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
-from dataclasses import replace
 from typing import Any
 
 import torch
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import MissingMandatoryValue
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from optbench import search
-from optbench.configuration.keys import ABOUT_IT, check
+from optbench.configuration.keys import ABOUT_IT
+from optbench.configuration.numerics import numerics
 from optbench.errors import UserError
-from optbench.probes import Probe, check_cadences
-from optbench.probes.generalization import evaluate, evaluating, is_mean_of_parts
+from optbench.probes import Probe
 from optbench.run.batches import Batches
-from optbench.run.loop import Experiment, Settings
+from optbench.run.loop import Parts, Settings
 from optbench.run.update import Update
 from optbench.seeds import global_stream, start_global_streams
 from optbench.task import Task
 
-# What says where or how to record, and cannot move a result.
-NOT_IN_THE_NAME = (
-    "results_dir",
-    "overwrite",
-    "checkpoint_seconds",
-    "picture",
-    "wandb",
-    "task.root",
-    "optimizer.about",
-    "optimizer.search",
-)
-FINGERPRINT_EXAMPLES = 1000
-# of weights and data
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.float32}
 
+def construct(config: DictConfig) -> Parts:
+    """Make every object that a checked configuration names, on its device.
 
-def resolve_device(name: str) -> torch.device:
-    """Return the device; `auto` is the GPU where there is one.
+    Args:
+        config: Configuration that `keys.check` has let pass. Its `steps` is set where it gives
+            `epochs`, for schedules and probes that refer to ${steps}.
 
     Raises:
-        UserError: If there is no such device.
+        UserError: If what it names refuses its settings; the message shows the value and the way
+            out.
     """
-    if name == "auto":
-        name = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as why:
-        raise UserError(
-            f"device={name} is not to be had here ({str(why).splitlines()[0]}): say device=cpu"
-        ) from why
-    return torch.device(name)
-
-
-def run_name(config: DictConfig, choices: Mapping[str, str]) -> str:
-    """Return `task-model-optimizer-seed-hash`: the same for the same configuration, on the same kind of device."""
-    content = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(content, dict)
-    for key in NOT_IN_THE_NAME:
-        *parents, last = key.split(".")
-        node: Any = content
-        for parent in parents:
-            node = node[parent]
-        node.pop(last, None)
-    content["device"] = resolve_device(config.device).type
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
-    return "-".join(
-        [choices["task"], choices["model"], choices["optimizer"], f"seed{config.seed}", digest]
-    )
-
-
-def build(config: DictConfig) -> Experiment:
-    """Build everything that the configuration names, on its device.
-
-    Raises:
-        UserError: If something in the configuration cannot be; the message shows the value and the
-            way out.
-    """
-    check(config)
-    search.read(config.optimizer.get("search"))
-    device, dtype, autocast = _numerics(config)
-    seed = config.seed
-    start_global_streams(seed, "dropout")
+    numbers = numerics(config)
+    start_global_streams(config.seed, "dropout")
     task = build_task(config)
-    model = build_model(config, task).to(device, dtype)
+    model = build_model(config, task).to(numbers.device, numbers.dtype)
     channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
     if channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    task = task.to(device, dtype, channels_last)
-    batches = Batches(task, config.batch_size, seed)
+    task = task.to(numbers.device, numbers.dtype, channels_last)
+    batches = Batches(task, config.batch_size, config.seed)
     settings = _settings(config, batches)
-    config.steps = settings.steps  # for what refers to ${steps}: schedules, probes
+    config.steps = settings.steps
     optimizer = optimizer_factory(config.optimizer)(_parameters(config, model))
     update = Update(
         model,
@@ -113,36 +54,9 @@ def build(config: DictConfig) -> Experiment:
         _schedule(config, optimizer),
         config.micro_batch_size,
         config.clip_norm,
-        autocast,
+        numbers.autocast,
     )
-    update.check(batches.size)
-    probes = dict(build_probes(config))
-    check_cadences(probes)
-    _check_fit(task, model, optimizer)
-    _check_micro_batches(task, model, optimizer, update.micro_batch_size, batches.size)
-    with evaluating(model, optimizer, task):
-        initial_loss = evaluate(task, model, task.train.first(FINGERPRINT_EXAMPLES))["loss"]
-    return Experiment(task, batches, update, probes, settings, initial_loss)
-
-
-def _numerics(config: DictConfig) -> tuple[torch.device, torch.dtype, bool]:
-    device = resolve_device(config.device)
-    if config.dtype == "bf16" and device.type != "cuda":
-        raise UserError(f"dtype=bf16 needs a GPU, and device is {device.type}: say dtype=float32")
-    if config.dtype == "float64" and device.type == "mps":
-        raise UserError("dtype=float64 is not to be had on mps: say device=cpu")
-    if device.type == "cuda":
-        _make_reproducible()
-    return device, DTYPES[config.dtype], config.dtype == "bf16"
-
-
-def _make_reproducible() -> None:
-    """Have a GPU give the same bits each time, and float32 where float32 is asked for."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
-        False  # 10 bits of mantissa
-    )
+    return Parts(task, batches, update, dict(build_probes(config)), settings)
 
 
 def _make(what: str, factory: Callable[..., Any], *args: Any, **settings: Any) -> Any:
@@ -223,39 +137,6 @@ def _parameters(config: DictConfig, model: nn.Module) -> list[Any]:
         {"params": members, "lr": lr * factor} | ({"weight_decay": decay / factor} if decay else {})
         for factor, members in groups.items()
     ]
-
-
-def _check_fit(task: Task, model: nn.Module, optimizer: Optimizer) -> None:
-    """Raise a UserError if the model cannot take the task's inputs, or the loss its outputs."""
-    example = task.train.first(2)
-    try:
-        with evaluating(model, optimizer, task), torch.no_grad():
-            task.loss(model(example.inputs), example.targets)
-    except (RuntimeError, ValueError, TypeError, IndexError) as why:
-        kind = "numbers" if example.inputs.is_floating_point() else "tokens"
-        way_out = "" if kind == "numbers" else "; model=gpt takes tokens"
-        line = " ".join(str(why).split())
-        raise UserError(
-            f"this model does not fit this task, whose inputs are {kind} of shape "
-            f"{task.input_shape}{way_out} "
-            f"({type(why).__name__}: {line})"
-        ) from why
-
-
-def _check_micro_batches(
-    task: Task, model: nn.Module, optimizer: Optimizer, size: int | None, batch_size: int
-) -> None:
-    """Raise a UserError if the mean of the micro-batches' losses is not the loss of the batch."""
-    if size is None or size >= batch_size:
-        return
-    with evaluating(model, optimizer, task), torch.no_grad():
-        unweighted = replace(task, weight=None)
-        if not is_mean_of_parts(unweighted, task.loss, model, task.train.first(batch_size), size):
-            raise UserError(
-                f"micro_batch_size={size} would train on another loss: the task's is not the mean "
-                "over examples "
-                "(class weights, ignored targets, a contrastive loss); say micro_batch_size=null"
-            )
 
 
 def _schedule(config: DictConfig, optimizer: Optimizer) -> LRScheduler | None:

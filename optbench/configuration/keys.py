@@ -16,6 +16,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
+from optbench import search
 from optbench.boundary.files import UnreadableError, read_yaml
 from optbench.boundary.kinds import Count, NotNegative, Positive, Whole
 from optbench.boundary.shape import ShapeError
@@ -116,6 +117,7 @@ def check(config: DictConfig) -> None:
         raise UserError("say how long to train: steps=N (updates) or epochs=N")
     for key, path, node in _nodes(content):
         _check_node(node, f"{path}.", key, lambda: known_keys(content))
+    search.read(config.optimizer.get("search"))
 
 
 def _name_folder(config: DictConfig) -> None:

@@ -46,7 +46,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Parts:
     """What a run consists of, built and on its device."""
 
     task: Task
@@ -54,6 +54,16 @@ class Experiment:
     update: Update
     probes: Mapping[str, Probe]
     settings: Settings
+
+
+@dataclass(frozen=True)
+class Experiment(Parts):
+    """Parts that fit together.
+
+    Attributes:
+        initial_loss: Training loss before the first update.
+    """
+
     initial_loss: float
 
 

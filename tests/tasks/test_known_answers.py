@@ -7,7 +7,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from optbench.configuration.construct import build
+from optbench.configuration.build import build
 from optbench.paths import conf_folder
 from tests.conftest import Command, Outcome
 

@@ -17,8 +17,8 @@ from omegaconf import DictConfig
 from optbench.cli.finished import PresentData
 from optbench.cli.job import run_job
 from optbench.configuration.compose import compose_config
-from optbench.configuration.construct import run_name
 from optbench.configuration.explain import explain
+from optbench.configuration.naming import run_name
 from optbench.record import folder as record
 from optbench.run.portable_state import digest
 

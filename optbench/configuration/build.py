@@ -1,0 +1,35 @@
+"""From a configuration to an experiment, in three steps: check, construct, verify."""
+
+from omegaconf import DictConfig
+
+from optbench.configuration.construct import construct
+from optbench.configuration.keys import check
+from optbench.configuration.verify import verify
+from optbench.probes.generalization import evaluate, evaluating
+from optbench.run.loop import Experiment, Parts
+
+FINGERPRINT_EXAMPLES = 1000
+
+
+def build(config: DictConfig) -> Experiment:
+    """Build the experiment that a configuration describes.
+
+    1. Check every key against its declared type and range.
+    2. Construct what the keys name: task, model, optimizer, schedule, probes.
+    3. Verify that these fit together, on the first examples.
+
+    Raises:
+        UserError: If something in the configuration cannot be; the message shows the value and the
+            way out.
+    """
+    check(config)
+    parts = construct(config)
+    verify(parts)
+    return Experiment(**vars(parts), initial_loss=_initial_loss(parts))
+
+
+def _initial_loss(parts: Parts) -> float:
+    """Loss of the first training examples before the first update."""
+    task, model = parts.task, parts.update.model
+    with evaluating(model, parts.update.optimizer, task):
+        return evaluate(task, model, task.train.first(FINGERPRINT_EXAMPLES))["loss"]

@@ -1,0 +1,39 @@
+"""The name of a run's folder: what was chosen, and a hash of the whole configuration."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from optbench.configuration.numerics import resolve_device
+
+# What says where or how to record, and cannot move a result.
+NOT_IN_THE_NAME = (
+    "results_dir",
+    "overwrite",
+    "checkpoint_seconds",
+    "picture",
+    "wandb",
+    "task.root",
+    "optimizer.about",
+    "optimizer.search",
+)
+
+
+def run_name(config: DictConfig, choices: Mapping[str, str]) -> str:
+    """Return `task-model-optimizer-seed-hash`: the same for the same configuration, on the same kind of device."""
+    content = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(content, dict)
+    for key in NOT_IN_THE_NAME:
+        *parents, last = key.split(".")
+        node: Any = content
+        for parent in parents:
+            node = node[parent]
+        node.pop(last, None)
+    content["device"] = resolve_device(config.device).type
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+    return "-".join(
+        [choices["task"], choices["model"], choices["optimizer"], f"seed{config.seed}", digest]
+    )

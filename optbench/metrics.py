@@ -1,0 +1,191 @@
+"""Every metric that a run records: its name, unit, meaning, and which direction is better.
+
+This is the one home of the names. Modules import a name from here (`metrics.SHARPNESS`); README's
+table and `--help` are made from these entries (`python -m optbench.metrics` prints them). A probe
+of a plug-in may record others: nothing is refused for not being listed.
+
+Notation: L is the training loss, w the weights, H = ∇²L(w) its Hessian, λ₁ ≥ λ₂ ≥ … its
+eigenvalues, g = ∇L(w), η the learning rate, d the last update.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Better = Literal["lower", "higher", ""]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a recorded number is.
+
+    Attributes:
+        name: `group/quantity`; a part in capitals, such as NAME or K, stands for any text.
+        unit: Unit, "1" for a pure number.
+        meaning: Definition in a line.
+        better: Direction that a good optimizer moves it in; "" where there is none.
+        clock: Whether the clock says it, so that it is not the same in every run.
+    """
+
+    name: str
+    unit: str
+    meaning: str
+    better: Better = ""
+    clock: bool = False
+
+
+METRICS: dict[str, Metric] = {}
+"""All metrics by name, in the order of README's table."""
+
+
+def _metric(name: str, unit: str, meaning: str, better: Better = "", *, clock: bool = False) -> str:
+    METRICS[name] = Metric(name, unit, meaning, better, clock)
+    return name
+
+
+CURVATURE = "loss/parameter²"
+
+TRAIN_LOSS = _metric("train/loss", "loss", "mean over the training split, in eval mode", "lower")
+TRAIN_ERROR = _metric("train/error", "share", "misclassified, training split", "lower")
+VAL_LOSS = _metric("val/loss", "loss", "mean over the validation split, in eval mode", "lower")
+VAL_ERROR = _metric("val/error", "share", "misclassified, validation split", "lower")
+TEST_LOSS = _metric("test/loss", "loss", "mean over the test split, in eval mode", "lower")
+TEST_ERROR = _metric("test/error", "share", "misclassified, test split", "lower")
+GAP_LOSS = _metric("gap/loss", "loss", "generalization gap: test/loss − train/loss", "lower")
+GAP_ERROR = _metric("gap/error", "share", "generalization gap: test/error − train/error", "lower")
+BATCH_LOSS = _metric(
+    "batch/loss", "loss", "mean loss of the batches trained on since the last record", "lower"
+)
+
+SHARPNESS = _metric(
+    "sharpness/lambda_max",
+    CURVATURE,
+    "λ₁(H), every module in the mode that it trains in, no augmentation",
+)
+SHARPNESS_BOUND = _metric(
+    "sharpness/lambda_max_bound",
+    CURVATURE,
+    "λ₁ exceeds lambda_max by at most this, unless a larger one was lost (cold audits look for it)",
+)
+SHARPNESS_K = _metric("sharpness/lambda_K", CURVATURE, "λ_K(H), for K = 2, 3, …")
+SHARPNESS_HVPS = _metric("sharpness/hvps", "products", "Hessian-vector products that it took")
+SHARPNESS_SOLVED = _metric(
+    "sharpness/solved", "0 or 1", "0 where the last vectors were held, at a product or two"
+)
+SHARPNESS_CONVERGED = _metric(
+    "sharpness/converged", "0", "recorded where a search ended at its limit of products"
+)
+SHARPNESS_SECONDS = _metric("sharpness/seconds", "s", "time that it took", clock=True)
+
+EDGE_THRESHOLD = _metric(
+    "edge/threshold",
+    CURVATURE,
+    "where the optimizer loses stability: 2/η for SGD, 38/η on P⁻¹H for Adam",
+)
+EDGE_DISTANCE = _metric(
+    "edge/distance", "1", "measured / threshold, 1 at the edge; absent until P has settled"
+)
+EDGE_LR = _metric("edge/lr", "lr", "learning rate that the threshold is for")
+PRECONDITIONED_SHARPNESS = _metric(
+    "edge/preconditioned_sharpness", CURVATURE + " / unit of P", "λ₁(P^-½ H P^-½)"
+)
+PRECONDITIONED_BOUND = _metric(
+    "edge/preconditioned_bound", CURVATURE + " / unit of P", "error bound of it, as of lambda_max"
+)
+PRECONDITIONED_K = _metric(
+    "edge/preconditioned_lambda_K", CURVATURE + " / unit of P", "λ_K(P^-½ H P^-½), K = 2, 3, …"
+)
+NORM_SHARPNESS = _metric(
+    "edge/norm_sharpness", "loss", "max dᵀHd over a ball in max or spectral norm, from below"
+)
+EDGE_SOLVED = _metric("edge/solved", "0 or 1", "as sharpness/solved, of P^-½ H P^-½")
+EDGE_CONVERGED = _metric("edge/converged", "0", "as sharpness/converged, of P^-½ H P^-½")
+EDGE_HVPS = _metric("edge/hvps", "products", "Hessian-vector products that it took")
+EDGE_SECONDS = _metric("edge/seconds", "s", "time that it took", clock=True)
+
+WEIGHT_NORM = _metric("layers/NAME/weight_norm", "parameter", "‖w‖ of a layer")
+GRADIENT_NORM = _metric("layers/NAME/gradient_norm", "loss/parameter", "‖g‖ of a layer")
+UPDATE_NORM = _metric("layers/NAME/update_norm", "parameter", "‖d‖ of a layer")
+ANGLE = _metric("layers/NAME/angle", "radian", "angle between a layer's w before and after d")
+
+UPDATE_SHARPNESS = _metric("update/sharpness", CURVATURE, "dᵀHd/‖d‖²")
+GRADIENT_SHARPNESS = _metric("update/gradient_sharpness", CURVATURE, "gᵀHg/‖g‖²")
+LOSS_CHANGE = _metric("update/loss_change", "loss", "L(w + d) − L(w)")
+PREDICTED_CHANGE = _metric("update/predicted_change", "loss", "g·d + ½dᵀHd")
+CRITICAL_STEP = _metric("update/critical_step", "1", "least κ with L(w + κd) > L(w)")
+CRITICAL_SHARPNESS = _metric("update/critical_sharpness", CURVATURE, "2/(κη)")
+CRITICAL_FORWARDS = _metric("update/critical_forwards", "passes", "forward passes that it took")
+
+SHARPENING_RATE = _metric("sharpening/rate", "λ₁ per unit of flow time", "−g·∇λ₁")
+STABILIZATION = _metric("sharpening/stabilization", "λ₁²/parameter²", "‖∇λ₁‖²")
+
+BATCH_SHARPNESS = _metric("batch/sharpness", CURVATURE, "E_B[g_BᵀH_Bg_B/‖g_B‖²]")
+INTERACTION = _metric("batch/interaction", CURVATURE, "E_B[g_BᵀHg_B]/‖g‖²")
+INTERACTION_AWARE = _metric(
+    "batch/interaction_aware_sharpness", CURVATURE, "E_B[g_BᵀHg_B]/E_B‖g_B‖²"
+)
+BATCH_COUNT = _metric("batch/count", "batches", "batches that these means are over")
+BATCH_SECONDS = _metric("batch/seconds", "s", "time that they took", clock=True)
+NOISE_SCALE = _metric("noise/scale", "examples", "tr Σ/‖g‖²: batch size at which noise equals g")
+
+TRACE = _metric("spectrum/trace", CURVATURE, "tr H")
+LAMBDA_MIN = _metric("spectrum/lambda_min", CURVATURE, "upper bound of the smallest eigenvalue")
+NODES = _metric("spectrum/nodes", CURVATURE, "nodes of the spectral density's quadrature")
+WEIGHTS = _metric("spectrum/weights", "1", "weights of its nodes, sum 1")
+HETEROGENEITY = _metric(
+    "spectrum/heterogeneity", "0 to 1", "mean Jensen–Shannon distance between layers' spectra"
+)
+SPECTRUM_HVPS = _metric("spectrum/hvps", "products", "Hessian-vector products that it took")
+SPECTRUM_SECONDS = _metric("spectrum/seconds", "s", "time that it took", clock=True)
+
+GRADIENTS = _metric("cost/gradients", "gradients", "batch gradients evaluated so far", "lower")
+TRAIN_SECONDS = _metric("time/train_seconds", "s", "time in training so far", "lower", clock=True)
+PROBE_SECONDS = _metric("time/probe_seconds", "s", "time in measuring so far", clock=True)
+
+LOW, HIGH = "_low", "_high"
+"""What the ends of a 95 % interval add to the name of their metric."""
+
+
+def lambda_k(k: int) -> str:
+    """Name of λ_K(H)."""
+    return SHARPNESS if k == 1 else SHARPNESS_K.replace("K", str(k))
+
+
+def of_split(split: str, quantity: str) -> str:
+    """Name of a loss or an error of a split, such as `val/loss`."""
+    return f"{split}/{quantity}"
+
+
+def described(name: str, metrics: Mapping[str, Metric] = METRICS) -> Metric | None:
+    """Entry of a recorded name, whatever stands for its capitals; None for a plug-in's own."""
+    if name in metrics:
+        return metrics[name]
+    for ending in (LOW, HIGH):
+        if name.endswith(ending) and (inner := described(name.removesuffix(ending), metrics)):
+            return inner
+    for metric in metrics.values():
+        pattern = re.sub(r"\b_?NAME\b|(?<=_)K$", ".+", re.escape(metric.name).replace(r"\/", "/"))
+        if pattern != re.escape(metric.name) and re.fullmatch(pattern, name):
+            return metric
+    return None
+
+
+def table() -> Iterator[str]:
+    """Lines of README's table."""
+    yield "| metric | unit | is |"
+    yield "|---|---|---|"
+    for metric in METRICS.values():
+        better = f"; {metric.better} is better" if metric.better else ""
+        yield f"| `{metric.name}` | {metric.unit} | {metric.meaning}{better} |"
+
+
+def main() -> None:
+    """Print every metric, a line each."""
+    width = max(map(len, METRICS))
+    for metric in METRICS.values():
+        print(f"{metric.name:{width}}  [{metric.unit}]  {metric.meaning}")
+
+
+if __name__ == "__main__":
+    main()
