@@ -86,15 +86,19 @@ class Terminal:
             self._began = time.monotonic()
         if found:
             self._latest |= {metric: found[metric] for metric in SHOWN if metric in found}
-        now = time.monotonic()
-        if self._bar and now >= self._next_refresh:
-            self._next_refresh = now + 0.2
-            self._bar.update(self._task, completed=step, description=self._numbers(), refresh=True)
-        elif not self._bar and step >= self._next_line:
+        if self._bar:
+            self._redraw(self._bar, step)
+        elif step >= self._next_line:
             self._next_line += max(1, (self._steps - self._start) // PLAIN_LINES)
-            rate = (now - self._began) / max(1, step - self._start)
+            rate = (time.monotonic() - self._began) / max(1, step - self._start)
             left = f"  {rate * (self._steps - step):.0f} s left" if step > self._start else ""
             self.say(f"step {step}/{self._steps}  {self._numbers()}{left}")
+
+    def _redraw(self, bar: Progress, step: int) -> None:
+        now = time.monotonic()
+        if now >= self._next_refresh:
+            self._next_refresh = now + 0.2
+            bar.update(self._task, completed=step, description=self._numbers(), refresh=True)
 
     def _numbers(self) -> str:
         return "  ".join(f"{SHOWN[metric]} {value:.4g}" for metric, value in self._latest.items())

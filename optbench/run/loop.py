@@ -91,6 +91,8 @@ class Runner:
     _done: bool = False
     _stop: bool = False
     _readable: bool = False  # whether a checkpoint of this session has been read back
+    _segment: float = 0.0  # when the time began that is not counted yet, on the monotonic clock
+    _last_save: float = 0.0  # when the last checkpoint was written, likewise
     _shared: Shared = field(default_factory=Shared)
 
     def run(self) -> dict[str, Any]:

@@ -61,9 +61,11 @@ class Update:
         def closure() -> Tensor:
             nonlocal first
             self.optimizer.zero_grad()
-            # torch's own optimizers enable gradients for the closure, not every other does
-            with torch.enable_grad(), self._attention():
+            if torch.is_grad_enabled() and not self._keeps_graph:
                 loss = self._backward(inputs, targets)
+            else:  # torch's own optimizers enable gradients for the closure, not every other does
+                with torch.enable_grad(), self._attention():
+                    loss = self._backward(inputs, targets)
             if self.clip_norm is not None:
                 self._clip(self.clip_norm)
             self.gradients += 1 + self._keeps_graph
@@ -76,12 +78,17 @@ class Update:
             raise UserError(
                 f"{type(self.optimizer).__name__}.step() never called the closure that it was given"
             )
-        for p in self.parameters:  # a graph that ends in p and hangs on p.grad would never be freed
-            if p.grad is not None and p.grad.requires_grad:
-                p.grad = p.grad.detach()
+        if self._keeps_graph:
+            self._free_graph()
         if self.schedule is not None:
             self.schedule.step()
         return first
+
+    def _free_graph(self) -> None:
+        """Leave gradients without their graph: one that ends in p and hangs on p.grad stays for ever."""
+        for p in self.parameters:
+            if p.grad is not None and p.grad.requires_grad:
+                p.grad = p.grad.detach()
 
     @property
     def _keeps_graph(self) -> bool:
