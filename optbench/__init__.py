@@ -1,4 +1,4 @@
-"""Benchmark optimizers, and measure while they train: sharpness, edge of stability, generalization gap."""
+"""Benchmark optimizers; measure sharpness, edge of stability and generalization gap in training."""
 
 import sys
 from importlib import import_module

@@ -7,7 +7,7 @@ from optbench.boundary.kinds import BelowOne
 
 
 def warmup_cosine(optimizer: Optimizer, steps: int, warmup: BelowOne) -> LRScheduler:
-    """Rise in a straight line over the first `warmup`·`steps` updates, then fall along half a cosine to 0."""
+    """Rise linearly over the first `warmup`·`steps` updates, then fall along half a cosine to 0."""
     rising = round(warmup * steps)
     falling = CosineAnnealingLR(optimizer, T_max=max(1, steps - rising))
     if rising == 0:

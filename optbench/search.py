@@ -55,7 +55,7 @@ Choice = bool | int | float | Annotated[str, Field(max_length=255)] | None
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from `low` to `high`, uniform in x (`linear`), log x (`log`) or log(1 − x) (`one_minus_log`)."""
+    """Numbers from `low` to `high`, uniform in x, log x or log(1 − x) by `scale`."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
@@ -82,7 +82,7 @@ class Choices:
 
 
 def read(node: Mapping[Any, Any] | None) -> dict[str, Dimension]:
-    """Return the dimensions that a `search` node describes, by path below `optimizer`; none for no node.
+    """Return the dimensions of a `search` node, by path below `optimizer`; none for no node.
 
     Raises:
         UserError: If one is neither {low, high, scale} nor {choices}, or its numbers fit no such

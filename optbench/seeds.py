@@ -21,12 +21,12 @@ def derive(seed: int, stream: str) -> int:
 
 
 def generator(seed: int, stream: str) -> torch.Generator:
-    """Return a CPU generator at the start of a named stream; CPU, so that every device sees one sequence."""
+    """Return a CPU generator at the start of a named stream, the same for every device."""
     return torch.Generator().manual_seed(derive(seed, stream))
 
 
 def start_global_streams(seed: int, stream: str) -> None:
-    """Put torch's, Python's and NumPy's global generators at the start of a named stream, each of its own."""
+    """Put torch's, Python's and NumPy's global generators at the start of a named stream."""
     torch.manual_seed(derive(seed, stream))
     random.seed(derive(seed, f"{stream}/python"))
     np.random.seed(derive(seed, f"{stream}/numpy") % 2**32)  # noqa: NPY002  the one that users' code draws from
@@ -56,7 +56,7 @@ def global_state() -> dict[str, Any]:
 
 
 def set_global_state(state: Mapping[str, Any]) -> None:
-    """Put the global generators where they stood; a checkpoint of an earlier version knows torch's alone."""
+    """Restore the global generators; a checkpoint of an earlier version holds torch's alone."""
     torch.set_rng_state(state["random"])
     if torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["random_cuda"])

@@ -1,4 +1,4 @@
-"""Intervals, paired tests, ranks, profiles: one place for leaderboard and studies; numpy and scipy only.
+"""Intervals, paired tests, ranks and profiles, for leaderboard and studies; without torch.
 
 Axes: E entrants, T tasks, S seeds. Scores rise with quality; −∞ is a divergence, below every number
 and never replaced by one. Costs (updates, gradients, seconds) fall with quality; +∞ is a target
@@ -46,12 +46,12 @@ class Pair:
 
 
 def average_ranks(values: ArrayLike) -> Array:
-    """Return the rank of each value along the last axis, from 1 for the least; equal values share their mean rank."""
+    """Return ranks along the last axis, 1 for the least; equal values share their mean rank."""
     return np.asarray(stats.rankdata(values, axis=-1), dtype=np.float64)
 
 
 def iqm(values: ArrayLike, axis: int = -1) -> Array:
-    """Return the interquartile mean: that of what remains without the ⌊n/4⌋ least and the ⌊n/4⌋ greatest.
+    """Return the mean without the ⌊n/4⌋ least and the ⌊n/4⌋ greatest values.
 
     −∞ counts as the least: the mean is −∞ if more than a quarter of the values are.
 
@@ -66,7 +66,7 @@ def iqm(values: ArrayLike, axis: int = -1) -> Array:
 def iqm_interval(
     scores: ArrayLike, draws: int = 2000, level: float = LEVEL, seed: int = 0
 ) -> Interval:
-    """Return the interquartile mean of scores (T, S) over tasks and seeds, with a stratified bootstrap interval.
+    """Return the interquartile mean of scores (T, S), with a stratified bootstrap interval.
 
     Seeds are drawn anew within each task, tasks stay: the claim is about these tasks. The
     bootstrap's standard error is too small by √(1 − 1/S), which is put back, and the interval is
@@ -97,7 +97,7 @@ def iqm_interval(
 
 
 def _degrees_of_freedom(scores: Array) -> float:
-    """Satterthwaite's (Σ_t v_t)² / Σ_t v_t²/(S − 1), v_t what task t adds to the variance: leave out each value."""
+    """Satterthwaite's (Σ_t v_t)² / Σ_t v_t²/(S − 1), v_t the share of task t in the variance."""
     T, S = scores.shape
     flat = scores.reshape(-1)
     without = np.array([float(iqm(np.delete(flat, i))) for i in range(T * S)]).reshape(T, S)
@@ -110,7 +110,7 @@ def _degrees_of_freedom(scores: Array) -> float:
 def compare(
     first: ArrayLike, second: ArrayLike, level: float = LEVEL, draws: int = 2000, seed: int = 0
 ) -> Pair:
-    """Compare two entrants' scores (T, S), paired: at one task and seed they share initial weights and data order.
+    """Compare two entrants' scores (T, S), paired by task and seed.
 
     Two divergences at one place are a tie. The test is of differences symmetric about 0; it is
     conservative where tasks differ, for they are not drawn at random.
@@ -172,7 +172,7 @@ def _mean_difference(differences: Array, level: float, draws: int, seed: int) ->
 
 
 def _signed_rank_p(signed_ranks: Array) -> float:
-    """P-value of a sum of signed ranks, ties and infinite values included; exact up to 12, normal above.
+    """P-value of a sum of signed ranks with ties; exact up to 12 values, normal above.
 
     scipy's own exact method takes no ties, which infinite differences always are.
     """
@@ -187,7 +187,7 @@ def _signed_rank_p(signed_ranks: Array) -> float:
 
 
 def holm(p_values: ArrayLike) -> Array:
-    """Return Holm's adjusted p-values: p₍ᵢ₎ times the number of hypotheses not below it, made monotone, at most 1.
+    """Return Holm's adjusted p-values: max over j ≤ i of (m − j + 1) p₍ⱼ₎, at most 1.
 
     Rejecting those under α keeps the chance of any false claim under α, whatever their dependence.
 
@@ -201,7 +201,7 @@ def holm(p_values: ArrayLike) -> Array:
 
 
 def rank_intervals(better: ArrayLike) -> list[tuple[int, int]]:
-    """Return the ranks each entrant may have, from `better` (E, E): whether row is significantly better than column.
+    """Return the ranks that each entrant may have, given who is significantly better than whom.
 
     Rank of e ∈ [1 + number better than e, E − number worse than e]. If the claims hold together
     with probability 1 − α, so do all the intervals.
@@ -216,7 +216,7 @@ def rank_intervals(better: ArrayLike) -> list[tuple[int, int]]:
 
 
 def friedman(values: ArrayLike, level: float = LEVEL) -> tuple[Array, float, float]:
-    """Return mean ranks over blocks (rank 1 is least), Friedman's p-value, and Nemenyi's critical difference.
+    """Return mean ranks over blocks, Friedman's p-value and Nemenyi's critical difference.
 
     For values (N blocks, E entrants); ties share their ranks and are corrected for. Two entrants
     whose mean ranks differ by more than CD = q √(E(E+1)/(6N)) differ, where q is the studentized
@@ -237,7 +237,7 @@ def friedman(values: ArrayLike, level: float = LEVEL) -> tuple[Array, float, flo
 
 
 def cliques(mean_ranks: ArrayLike, critical_difference: float) -> list[tuple[int, ...]]:
-    """Return the largest groups of entrants whose mean ranks lie within the critical difference, best first."""
+    """Return the largest groups whose mean ranks lie within the critical difference, best first."""
     ranks = np.asarray(mean_ranks, dtype=np.float64)
     order = np.argsort(ranks, kind="stable")
     found: list[tuple[int, ...]] = []
@@ -257,7 +257,7 @@ def censored_median(costs: ArrayLike) -> float:
 
 
 def performance_profile(costs: ArrayLike, factors: ArrayLike) -> Array:
-    """Return the Dolan–Moré profile ρ(τ) (E, F): share of problems solved at τ times the least cost on them or less.
+    """Return the Dolan–Moré profile ρ(τ): share of problems solved within τ times the least cost.
 
     For costs (E, problems), ∞ for unsolved. A problem that nobody solves counts as unsolved by all.
     ρ of one entrant depends on who else is in.
@@ -272,7 +272,7 @@ def performance_profile(costs: ArrayLike, factors: ArrayLike) -> Array:
 
 
 def best_of(selected_by: ArrayLike, reported: ArrayLike, k: int) -> float:
-    """Return the expected `reported` value of the best by `selected_by` (least) of k of the n points, k ≤ n.
+    """Return the expected `reported` value of the best of k of n points by `selected_by`.
 
     Exact over all subsets of size k: the i-th best point (from 1) is the best of C(n−i, k−1) of
     C(n, k). Without replacement, so unbiased for k independent points. Equal points share their
@@ -294,7 +294,7 @@ def best_of(selected_by: ArrayLike, reported: ArrayLike, k: int) -> float:
 
 
 def best_of_median(values: ArrayLike, k: int, level: float = LEVEL) -> Interval:
-    """Return the median of the least of k random points' values, with its exact interval from n of them.
+    """Return the median of the least of k random values, with its exact interval from n of them.
 
     It is the quantile p = 1 − 2^(−1/k) of one point's values. Of n sorted values, the l-th and the
     u-th bracket that quantile with probability P(l ≤ Bin(n, p) < u), whatever the distribution; l
@@ -315,6 +315,6 @@ def best_of_median(values: ArrayLike, k: int, level: float = LEVEL) -> Interval:
 
 
 def kendall(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return Kendall's τ_b of two rankings; 1 where one of them is all ties, for then nothing contradicts."""
+    """Return Kendall's τ_b of two rankings; 1 where one is all ties, which contradicts nothing."""
     found = float(stats.kendalltau(first, second).statistic)
     return 1.0 if math.isnan(found) else found

@@ -40,7 +40,7 @@ class Split:
         yield from zip(self.inputs.split(size), self.targets.split(size), strict=True)
 
     def to(self, device: torch.device, dtype: torch.dtype, channels_last: bool = False) -> "Split":
-        """Move to a device; floating-point tensors take `dtype`, images optionally channels_last."""
+        """Move to a device; real tensors take `dtype`, images optionally channels_last."""
         inputs, targets = (
             x.to(device, dtype if x.is_floating_point() else x.dtype)
             for x in (self.inputs, self.targets)
@@ -98,7 +98,7 @@ class Task:
         return replace(self, train=train, val=val, test=test)
 
     def data_hash(self) -> str:
-        """SHA-256 over the shapes, types and bytes of every split, as it is trained on and measured on."""
+        """SHA-256 over the shapes, types and bytes of every split."""
         digest = hashlib.sha256()
         for name, split in self.splits.items():
             for tensor in (split.inputs, split.targets):

@@ -112,7 +112,7 @@ def watch(
     seed: int = 0,
     say: Callable[[str], None] | None = None,
 ) -> Watch:
-    """Sharpness with its error bound, distance to the edge and generalization gap, in any PyTorch loop.
+    """Measure sharpness, distance to the edge and generalization gap in any PyTorch loop.
 
         measure = watch(model, optimizer, loss, loader, every=100)
         for inputs, targets in loader:
@@ -259,7 +259,7 @@ def _is_positive(number: object) -> bool:
 
 
 def _read(data: Data, examples: int | None, like: Tensor) -> tuple[Split, int]:
-    """The first so many examples, on a parameter's device and in its precision, and how many make a batch."""
+    """First examples, on a parameter's device and in its precision, and the size of a batch."""
     chunks = Chunks(
         data, like.device, like.dtype if like.dtype.is_floating_point else torch.float32
     )

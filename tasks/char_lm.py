@@ -1,4 +1,4 @@
-"""The next character of a text: a small language model on Python's own standard library, or on any text."""
+"""Next character of a text: Python's standard library, or any file."""
 
 import codecs
 import hashlib
@@ -30,7 +30,7 @@ def char_lm(
     split_seed: Whole = 0,
     label_noise: Share = 0.0,
 ) -> Task:
-    """Predict each of `context` characters from those before it; loss and error are means over characters.
+    """Predict each of `context` characters from those before; means are over characters.
 
     The text is cut into windows that do not overlap, shuffled, so that all splits are of one
     distribution. Inputs are tokens, shape (N, context); targets are the same, one further. Loss in
@@ -101,7 +101,7 @@ def char_lm(
 
 
 def _standard_library(characters: Count | None) -> str:
-    """The first so many characters of the library's top-level modules in alphabetical order; None for all."""
+    """First characters of the standard library's modules in alphabetical order; None for all."""
     folder = Path(sysconfig.get_path("stdlib"))
     parts, length = [], 0
     for file in sorted(folder.glob("*.py")):
@@ -115,7 +115,7 @@ def _standard_library(characters: Count | None) -> str:
 
 
 def _read(file: Path, characters: int | None) -> str:
-    """Return a file's first characters, None for all, every end of line as a newline; reads no more than they need."""
+    """Return a file's first characters, None for all, ends of lines as newlines; reads no more."""
     try:
         content, whole = _bytes(file, characters)
         decoder = io.IncrementalNewlineDecoder(

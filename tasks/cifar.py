@@ -1,4 +1,4 @@
-"""CIFAR-10: 50,000 training and 10,000 test images of 32×32 pixels in ten classes (Krizhevsky, 2009)."""
+"""CIFAR-10 (Krizhevsky, 2009): 50,000 training and 10,000 test images, 32×32, ten classes."""
 
 import io
 import os
@@ -39,7 +39,7 @@ def cifar(
     padding: Annotated[int, Field(ge=0, le=32)] = 2,
     **handling: Labelled,
 ) -> Task:
-    """45,000 images to train, 5,000 class-balanced ones to choose, 10,000 to report; normalised per channel.
+    """45,000 training, 5,000 class-balanced validation, 10,000 test images; normalised.
 
     Args:
         seed: See `optbench.data.splits.Handling`, as for the others.
@@ -115,7 +115,7 @@ def _check(folder: Path) -> None:
 
 
 class _Numbers:
-    """Stands for a NumPy dtype in a pickle; a real one would take on flags that the file chooses."""
+    """Stand-in for a NumPy dtype in a pickle; a real one would take flags from the file."""
 
     def __init__(self, code: str, *_: object) -> None:
         self.code, self.order = str(code), "|"
@@ -125,7 +125,7 @@ class _Numbers:
 
 
 class _Array:
-    """Stands for a NumPy array in a pickle: shape, type and bytes, none believed before it is checked."""
+    """Stand-in for a NumPy array in a pickle: shape, type and bytes, checked before use."""
 
     def __init__(self, *_: object) -> None:
         self.state: tuple[Any, ...] = (1, (), None, False, b"")
@@ -151,7 +151,7 @@ class _Array:
 
 
 class _DataUnpickler(pickle.Unpickler):
-    """Reads arrays, lists, strings and numbers, and refuses whatever would call or import anything else.
+    """Unpickler of arrays, lists, strings and numbers; it refuses any other import or call.
 
     Nothing of NumPy is called either: its `ndarray` and `dtype`, called by a hostile file, fill the
     memory.
@@ -183,7 +183,7 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
 
 
 def read_images(folder: Path, split: str) -> tuple[Tensor, Tensor]:
-    """Return a split's images, uint8 of shape (N, 3, 32, 32), and labels, executing nothing of the files.
+    """Return a split's images, uint8 (N, 3, 32, 32), and labels; no code of the files runs.
 
     Raises:
         MachineError: If a file is missing or corrupt.

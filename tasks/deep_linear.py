@@ -1,4 +1,4 @@
-"""A linear map to learn from white inputs: with `model=deep_linear`, saddle to saddle, solved in closed form."""
+"""A linear map of white inputs: with `model=deep_linear` its dynamics have a closed form."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def deep_linear(
     outputs: Size = 4,
     modes: Sequence[Positive] = (2.0, 1.0, 0.5, 0.25),
 ) -> Task:
-    """Regression on y = Ax where A = Σ_i s_i u_i v_iᵀ has given singular values, and mean_i x_i x_iᵀ = I.
+    """Regression on y = Ax, A = Σ_i s_i u_i v_iᵀ with given singular values, mean_i x_i x_iᵀ = I.
 
     For a product W = W_L … W_1 of matrices, the loss is exactly L = ½‖W − A‖²_F. From small,
     balanced weights gradient flow learns one mode after the other, the strongest first, with

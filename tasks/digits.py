@@ -1,4 +1,4 @@
-"""Handwritten digits, embedded in scikit-learn: real images with no download. For dynamics in seconds."""
+"""Handwritten digits, embedded in scikit-learn: real images without a download, in seconds."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +24,7 @@ def digits(
     val_size: CountFromZero = VAL_SIZE,
     **handling: Labelled,
 ) -> Task:
-    """1,797 images of 8×8 pixels in [0, 1], shape (1, 8, 8): 500 to report, 297 to choose, 1,000 to train.
+    """1,797 images of 8×8 pixels in [0, 1]: 1,000 training, 297 validation, 500 test.
 
     Args:
         seed: See `optbench.data.splits.Handling`, as for the others.

@@ -105,7 +105,7 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _check_apart(where: Path, classes: list[str]) -> None:
-    """Raise a UserError if a folder in DIR would not be read, or is there for one of the two only."""
+    """Raise a UserError if a class's folder would not be read, or exists for one split only."""
     others = [
         name
         for name in _folders(where)
@@ -131,7 +131,7 @@ def _named(names: list[str]) -> str:
 
 
 def _read(folder: Path, classes: list[str], size: int | None, mode: Mode | None) -> Split:
-    """All images, uint8 of shape (N, C, H, W), in the order of classes and file names, and labels."""
+    """All images, uint8 (N, C, H, W), in the order of classes and file names, and labels."""
     files = [(file, label) for label, name in enumerate(classes) for file in _files(folder / name)]
     images: list[Tensor] = []
     for file, _ in track(files, "reading images", transient=True, disable=len(files) < 1000):
@@ -218,7 +218,7 @@ def _unequal(what: str, images: Tensor, others: Tensor) -> str:
 
 
 def _stratified(split: Split, share: float) -> tuple[Split, Split]:
-    """Take this share of each class, rounded, at random but always the same, and return (taken, the rest)."""
+    """Take a share of each class at random, always the same one; return (taken, rest)."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
     taken = torch.zeros(len(split), dtype=torch.bool)
     for label in split.targets.unique().tolist():

@@ -26,7 +26,7 @@ def logistic(
     normalise: Literal["standard", "none"] = "standard",
     **handling: Labelled,
 ) -> Task:
-    """Benign or malignant from 30 features of a cell: Wisconsin breast cancer, embedded in scikit-learn.
+    """Benign or malignant from 30 features of a cell (Wisconsin breast cancer, scikit-learn).
 
     With `model=linear` the loss L(w) = mean_i [log(1 + e^{f_i}) − y_i f_i], f_i = w·x_i, is convex;
     the last feature is the constant 1. Labels are smoothed, y = smoothing or 1 − smoothing, so that
@@ -82,7 +82,7 @@ def _error(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def optimum(train: Split) -> Tensor:
-    """The minimiser of the loss of a linear model, shape (features, 1), float64: Newton's method with halved steps."""
+    """Minimiser of a linear model's loss, shape (features, 1), float64: damped Newton's method."""
     x, y = train.inputs.double(), train.targets.double()
     w = torch.zeros(x.shape[1], 1, dtype=torch.float64)
     for _ in range(100):

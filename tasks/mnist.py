@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST: 60,000 training and 10,000 test images of 28×28 grey pixels in ten classes."""
+"""MNIST and Fashion-MNIST: 60,000 training and 10,000 test images, 28×28, ten classes."""
 
 import os
 from collections.abc import Mapping
@@ -114,7 +114,7 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Read an IDX file of bytes: two zeros, 8, the number of dimensions, each dimension as big-endian uint32, data."""
+    """Read an IDX file: 0, 0, 8, number of dimensions, each as big-endian uint32, bytes."""
     file = _file(folder, name)
     head = bytes([0, 0, 8, len(shape)]) + np.array(shape, dtype=">u4").tobytes()
     try:

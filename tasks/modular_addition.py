@@ -22,7 +22,7 @@ def modular_addition(
     encoding: Literal["tokens", "one_hot"] = "tokens",
     **handling: Labelled,
 ) -> Task:
-    """Classify pairs (a, b) by a + b mod p, 0 ≤ a, b < p; a random share of the p² pairs is trained on.
+    """Classify pairs (a, b) by a + b mod p; a random share of the p² pairs is trained on.
 
     With strong weight decay (`optimizer=adamw optimizer.weight_decay=1`) the training error is 0
     long before the test error falls.

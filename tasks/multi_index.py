@@ -1,4 +1,4 @@
-"""Teacher and student: a function of a few hidden directions among many, and how many examples it takes."""
+"""Teacher and student: a function of a few hidden directions among many."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A quadratic with a given spectrum: the oracle, where loss, sharpness and threshold are known exactly."""
+"""A quadratic with a given spectrum: loss, sharpness and threshold are known exactly."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ def quadratic(
     noise: NotNegative = 0.0,
     copies: Size = 1,
 ) -> Task:
-    """Least squares whose Hessian has the given eigenvalues: L(w) = ½ wᵀHw + ½ noise², minimum at w = 0.
+    """Least squares with given Hessian eigenvalues: L(w) = ½ wᵀHw + ½ noise², minimum at w = 0.
 
     With P eigenvalues λ_i and `copies` examples x_ij = √(P·λ_i) q_i of each, where q_i are the
     columns of an orthogonal Q (the identity unless `rotate`) and targets are 0, the linear model

@@ -18,7 +18,7 @@ def sparse_parity(
     test_size: Count = 2000,
     **handling: Labelled,
 ) -> Task:
-    """Whether an odd number of `hidden` bits, the same ones always, is −1; inputs uniform in {−1, 1}^bits.
+    """Parity of `hidden` fixed bits; inputs uniform in {−1, 1}^bits.
 
     No smaller set of bits tells anything about the label, so error stays at ½ until the right ones
     are found, after about bits^O(hidden) updates; then it falls to 0. With few examples the

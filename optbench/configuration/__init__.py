@@ -1,1 +1,1 @@
-"""A configuration: composed from YAMLs and overrides, held against declared shapes, made into objects."""
+"""Configurations: composed from YAMLs, checked against declared shapes, made into objects."""

@@ -20,7 +20,7 @@ PATHS = ("results_dir", "task.root", "task.folder", "task.text")
 
 
 class _PlugIns(SearchPathPlugin):
-    """Folders of YAMLs beside our own; as paths, for in an override of Hydra's they would have to be quoted."""
+    """Folders of YAMLs beside optbench's; given as paths, since an override would need quotes."""
 
     folders: Sequence[Path] = ()
     own: Path | None = None
@@ -33,7 +33,7 @@ class _PlugIns(SearchPathPlugin):
 
 
 def find_plugins() -> list[str]:
-    """Let every configuration composed from now on see the YAMLs of packages installed; return what is wrong."""
+    """Make the YAMLs of installed packages known; return a line for each that is wrong."""
     _PlugIns.folders, problems = conf_folders(conf_folder())
     _register()
     return problems
@@ -61,7 +61,7 @@ def _known(config_dir: Path | None) -> Iterator[None]:
 
 
 def with_paths(arguments: Iterable[str]) -> list[str]:
-    """Return the arguments with every path quoted that Hydra would not read as a text: `2026`, `zoë`, `[a]`."""
+    """Quote every path that Hydra would not read as text: `2026`, `zoë`, `[a]`."""
     return [_with_path(argument) for argument in arguments]
 
 

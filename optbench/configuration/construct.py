@@ -95,7 +95,7 @@ def build_model(config: DictConfig, task: Task) -> nn.Module:
 
 
 def optimizer_factory(node: DictConfig) -> Callable[[Iterable[Any]], Optimizer]:
-    """Return what makes the optimizer of such a node from parameters or groups, without what is only about it."""
+    """Return a function from parameters or groups to the optimizer that a node describes."""
     settings = copy(node)
     with open_dict(settings):
         for key in ABOUT_IT:
@@ -112,7 +112,7 @@ def optimizer_factory(node: DictConfig) -> Callable[[Iterable[Any]], Optimizer]:
 
 
 def _parameters(config: DictConfig, model: nn.Module) -> list[Any]:
-    """What the optimizer trains: one group, or one for each learning rate where the model asks for several.
+    """Parameters to train: one group, or one per learning rate where the model asks for several.
 
     A model asks for them by `lr_factors`, {parameter name: factor on optimizer.lr}, as μP does.
     What a weight decays by in a step, lr · weight_decay, stays as it is.

@@ -44,7 +44,7 @@ def _explain(error: BaseException) -> tuple[str | None, int]:
 
 
 def _elsewhere(error: BaseException) -> tuple[str | None, int]:
-    """What Hydra could not read, or somebody's own code raised; only a bug of ours needs its traceback."""
+    """Explain an error of Hydra's, or of a user's code; a bug of optbench keeps its traceback."""
     said = f"{type(error).__name__}: {error}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
@@ -54,7 +54,8 @@ def _elsewhere(error: BaseException) -> tuple[str | None, int]:
             return f"this cannot be read as a configuration ({said})", 2
         if path.is_file() and not any(path.is_relative_to(folder) for folder in LIBRARIES):
             return (
-                f"{path.name}, line {frame.lineno}, raised {said}; HYDRA_FULL_ERROR=1 shows the whole traceback",
+                f"{path.name}, line {frame.lineno}, raised {said}; "
+                "HYDRA_FULL_ERROR=1 shows the whole traceback",
                 1,
             )
     return None, 1
@@ -82,12 +83,15 @@ def _wrong_setting(error: BaseException) -> str:
         r"access probes\.(\w+)\.\w+: node `probes\.\w+` is not a container", line
     ):
         name = found.group(1)
-        return f"other probes take settings from probes.{name}: to switch it off, say probes.{name}.every=never"
+        return (
+            f"other probes take settings from probes.{name}: to switch it off, "
+            f"say probes.{name}.every=never"
+        )
     return line
 
 
 def _known_settings() -> list[str]:
-    """Return the keys that there are with the entries chosen on the command line, as far as they can be composed."""
+    """Return the known keys for the entries chosen on the command line, if possible."""
     chosen = [
         word
         for word in sys.argv[1:]

@@ -128,7 +128,7 @@ def _name_folder(config: DictConfig) -> None:
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
-    """Every interpolation resolved; where epochs are given, `${steps}` is a number that nobody knows yet."""
+    """Return a plain dict, interpolations resolved; `${steps}` is 1 where only epochs are given."""
     if config.get("steps") is None and config.get("epochs") is not None:
         config = config.copy()
         config.steps = 1
@@ -168,7 +168,7 @@ def _nodes(content: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any
 
 
 def _probes_elsewhere(name: str) -> set[str]:
-    """The probes of every set that Hydra can find; where it was not asked to look, this one might be of any."""
+    """Names of the probes in every set that Hydra finds; without Hydra, this name alone."""
     if not HydraConfig.initialized():
         return {name}
     found: set[str] = set()

@@ -23,7 +23,7 @@ NOT_IN_THE_NAME = (
 
 
 def run_name(config: DictConfig, choices: Mapping[str, str]) -> str:
-    """Return `task-model-optimizer-seed-hash`: the same for the same configuration, on the same kind of device."""
+    """Return `task-model-optimizer-seed-hash`, a function of configuration and kind of device."""
     content = OmegaConf.to_container(config, resolve=True)
     assert isinstance(content, dict)
     for key in NOT_IN_THE_NAME:

@@ -17,7 +17,7 @@ GROUPS = {"optbench.optimizers": "optimizer", "optbench.tasks": "task", "optbenc
 
 
 def conf_folders(ours: Path) -> tuple[list[Path], list[str]]:
-    """Return the folders of YAMLs of all packages installed, and what is wrong with others, a line each.
+    """Return the folders of YAMLs of installed packages, and a line for each that is wrong.
 
     Args:
         ours: optbench's own folder, whose entries no package may replace.

@@ -14,8 +14,8 @@ def verify(parts: Parts) -> None:
     """Refuse parts that do not fit together.
 
     Raises:
-        UserError: If the batch has no such micro-batches, a probe has a cadence that nothing gives,
-            the model cannot take the task's inputs, the loss cannot take the model's outputs, or the
+        UserError: If batch norm sees micro-batches, a probe has a cadence that nothing gives, the
+            model cannot take the task's inputs, the loss cannot take the model's outputs, or the
             mean of the micro-batches' losses is another loss.
     """
     parts.update.check(parts.batches.size)

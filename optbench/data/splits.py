@@ -49,7 +49,7 @@ class Handling:
         check_fields(self, "task.")
 
     def check_sizes(self, name: str, pool: int) -> None:
-        """Raise a UserError unless validation and training fit in a pool of so many; before any download, say."""
+        """Raise a UserError unless validation and training examples fit in a pool of this size."""
         if not 0 <= self.val_size < pool:
             raise UserError(
                 f"task.val_size must be between 0 and {pool - 1} for {name}, got {self.val_size}"
@@ -75,7 +75,7 @@ def divide(
     statistics: Statistics | None = None,
     val: Split | None = None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Divide a pool into train and validation, and give all three splits their noise and normalisation.
+    """Divide a pool into train and validation; add label noise and normalisation to all splits.
 
     Args:
         name: Of the task, for errors.
@@ -123,7 +123,7 @@ def labelled(
     facts: dict[str, object] | None = None,
     val: Split | None = None,
 ) -> Task:
-    """Build a classification task from a pool to train and choose with, and a test set; see `divide`."""
+    """Build a classification task from a pool (train, validation) and a test set; see `divide`."""
     parts = divide(name, pool, test, classes, handling, statistics, val)
     return classification(parts, classes, handling.loss, augment, facts)
 
@@ -134,14 +134,14 @@ def as_numbers(inputs: Tensor) -> Tensor:
 
 
 def _statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel or feature; one that is constant is left alone."""
+    """Mean and standard deviation of each channel or feature; 0 and 1 for a constant one."""
     dims = [0, *range(2, inputs.ndim)]
     std, mean = torch.std_mean(inputs, dim=dims, correction=0)
     return mean, torch.where(std > 0, std, torch.ones_like(std))
 
 
 def _subset(labels: Tensor, handling: Handling) -> Tensor:
-    """Indices of the training examples: all of them in their order, or a balanced or imbalanced choice."""
+    """Indices of the training examples: all in their order, or a balanced or imbalanced choice."""
     size, available = handling.train_size, len(labels)
     if handling.imbalance == 1 and size in (None, available):
         return torch.arange(available)
@@ -155,7 +155,7 @@ def _subset(labels: Tensor, handling: Handling) -> Tensor:
 
 
 def _quota(size: int, classes: int, imbalance: float = 1.0) -> Tensor:
-    """Share `size` out among classes in proportion to imbalance^(−c/(C−1)), by largest remainder."""
+    """Divide `size` among classes in proportion to imbalance^(−c/(C−1)), by largest remainder."""
     shares = torch.tensor(
         [imbalance ** (-c / max(classes - 1, 1)) for c in range(classes)], dtype=torch.float64
     )
@@ -167,7 +167,7 @@ def _quota(size: int, classes: int, imbalance: float = 1.0) -> Tensor:
 
 
 def balanced_split(labels: Tensor, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Choose `size` examples, as equal in number per class as can be, and return (chosen, the rest).
+    """Choose `size` examples, as many per class as possible alike; return (chosen, rest).
 
     Both are indices in a shuffled order that depends on `seed` alone: the data set of a task is the
     same for every run, whatever the run's own seed.
@@ -197,7 +197,7 @@ def _choose(labels: Tensor, quota: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 def with_label_noise(
     labels: Tensor, classes: int, fraction: float, generator: torch.Generator
 ) -> Tensor:
-    """Give exactly round(fraction·N) of N labels, drawn at random, a uniformly random *other* label.
+    """Replace exactly round(fraction·N) of N labels by a uniformly random *other* label.
 
     Labels of any shape: in a sequence each token has its own.
 

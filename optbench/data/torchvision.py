@@ -1,4 +1,4 @@
-"""The only place that imports torchvision, because the import needs help beside some builds of torch.
+"""The only importer of torchvision: the import needs help beside some builds of torch.
 
 torchvision's compiled operators are built for one build of torch. Beside another (a CPU-only torch,
 most often) they do not load, and `import torchvision` then fails with `operator torchvision::nms

@@ -1,1 +1,1 @@
-"""Thin callbacks for trainers of others, one file each; each needs its own extra, such as `optbench[lightning]`."""
+"""Callbacks for other trainers, one file each; each needs an extra, `optbench[lightning]`."""

@@ -83,7 +83,7 @@ class WatchCallback(Callback):
 
 
 def _transferred(data: Any, trainer: Trainer, held_out: bool = False) -> Any:
-    """The data as the trainer hands them to the model; what cannot be read again and again is for `watch` to refuse."""
+    """Data as the trainer hands them to the model; `watch` refuses what can be read only once."""
     if isinstance(data, Iterator) or not isinstance(data, Iterable):
         return data
     pair = isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Tensor)
@@ -92,7 +92,7 @@ def _transferred(data: Any, trainer: Trainer, held_out: bool = False) -> Any:
 
 
 class _Transferred:
-    """Batches through the transfer hooks, in the stage and mode of training or, if held out, of validation."""
+    """Batches through the transfer hooks, in the stage of training or of validation."""
 
     def __init__(self, batches: Iterable[Any], trainer: Trainer, held_out: bool) -> None:
         self._batches, self._trainer, self._held_out = batches, trainer, held_out

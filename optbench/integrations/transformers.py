@@ -21,7 +21,7 @@ LABELS = ("labels", "label", "label_ids")
 
 
 class WatchCallback(TrainerCallback):
-    """Send sharpness, distance to the edge and generalization gap to the trainer's own log, and so to W&B.
+    """Send sharpness, distance to the edge and generalization gap to the trainer's log.
 
     The loss is the one that the model computes itself when it is given labels, of all examples
     measured on together: the first of the training set and, for the gap, of the evaluation set
@@ -126,7 +126,7 @@ class _Indexed(nn.Module):
         return loss
 
     def weight(self) -> Weight | None:
-        """What examples weigh in the model's loss: 1, or their labels that are not ignored, shifted by one or not.
+        """Weight of examples in the model's loss: 1, or the number of their labels not ignored.
 
         That by which the mean of the examples' losses is the loss of them all. None where none of
         these is it: the loss is then never taken in parts.

@@ -17,7 +17,7 @@ def cnn(
     activation: Activation = "relu",
     norm: Literal["batch", "group", "none"] = "none",
 ) -> nn.Module:
-    """One 3×3 convolution, normalisation, 2×2 max-pool and activation per entry of `channels`, then linear.
+    """Per channel entry: 3×3 convolution, normalisation, 2×2 max-pool, activation; then linear.
 
     Pooling before a monotone activation gives what the usual order gives, at a quarter of its cost.
     """

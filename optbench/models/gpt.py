@@ -38,7 +38,7 @@ def gpt(
     activation: Activation = "gelu",
     norm: Literal["layer", "none"] = "layer",
 ) -> nn.Module:
-    """Tokens and learned positions, `depth` causal pre-norm blocks, a linear head; no dropout, nothing tied.
+    """Tokens and learned positions, `depth` causal pre-norm blocks, an untied linear head.
 
     Integer inputs of shape (T,) below `output_width`, outputs (T, output_width). Embeddings are
     drawn with standard deviation width^-½, the linear layers as torch draws them. Radford et al.

@@ -24,7 +24,7 @@ class _Residual(nn.Module):
 
 
 class _MLP(nn.Sequential):
-    """Layers in a row, with the factors on the learning rate that μP asks for, by parameter name."""
+    """Sequential layers, with the learning-rate factors that μP asks for, by parameter name."""
 
     lr_factors: Mapping[str, float]
 
@@ -90,7 +90,7 @@ def _norms(name: str, width: int) -> list[nn.Module]:
 
 @torch.no_grad()
 def _mup(net: _MLP, linears: Sequence[nn.Linear], adam: bool, base_width: int) -> None:
-    """Scale weights and biases, and say by what factor each parameter's learning rate is to be scaled.
+    """Scale weights and biases; return the factor on each parameter's learning rate.
 
     With m the fan_in and n the fan_out of a layer in units of base_width, where they are hidden
     widths:

@@ -42,7 +42,7 @@ def vit(
     heads: Size = 4,
     expansion: Size = 2,
 ) -> nn.Module:
-    """Patches, learned positions, `depth` pre-norm blocks, mean over tokens, linear head; no dropout.
+    """Patches, learned positions, `depth` pre-norm blocks, mean over tokens, linear head.
 
     Dosovitskiy et al. (2021), arXiv:2010.11929, with mean pooling in place of the class token.
 

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill and a power cut at any moment: written whole or not at all, the last two kept."""
+"""Checkpoints that survive a kill and a power cut: written whole or not at all, two kept."""
 
 import io
 import zipfile
@@ -41,7 +41,7 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state with the digest of all in it that no clock moves: the same however often a run was killed."""
+    """Return the state with a digest of all that no clock moves: the same after any kills."""
     return {**state, DIGEST: digest(_portable(_without_clocks(state)))}
 
 
@@ -60,7 +60,7 @@ def check_readable(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def candidates(folder: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """Yield name and state of each checkpoint, the newest first; in place of a damaged one's state, why it is.
+    """Yield (name, state) of each checkpoint, newest first; for a damaged one (name, reason).
 
     A checkpoint is whole if every part of it has its stored CRC-32, and the whole the digest that
     it was sealed with. Only tensors and plain containers are read (`weights_only=True`): a

@@ -272,7 +272,7 @@ class Runner:
 
 @contextmanager
 def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one acts at once, as ever."""
+    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one acts at once."""
     names = [signal.SIGINT, signal.SIGTERM]
     before = {name: signal.getsignal(name) for name in names}
 

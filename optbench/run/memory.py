@@ -16,7 +16,7 @@ _NEVER = 2**31 - 1  # bytes; the largest that mallopt takes
 
 
 def state_gib(optimizer: Optimizer) -> float:
-    """Return the bytes of every tensor in an optimizer's state, in GiB: what it keeps beside the weights."""
+    """Return the size of an optimizer's state in GiB: what it keeps beside the weights."""
     seen = {id(tensor): tensor for tensor in _tensors(optimizer.state_dict())}
     return sum(tensor.numel() * tensor.element_size() for tensor in seen.values()) / GIB
 

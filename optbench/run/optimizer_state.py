@@ -16,7 +16,7 @@ REMADE = (dict, list, tuple)  # what torch makes again as it was
 
 
 def load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
-    """Load what `optimizer.state_dict()` gave, every value in the type and precision that it had."""
+    """Load an `optimizer.state_dict()`, every value in the type and precision that it had."""
     odd = dict(_odd_values(saved))
     optimizer.load_state_dict(_without(saved, odd))
     params = [p for group in optimizer.param_groups for p in group["params"]]

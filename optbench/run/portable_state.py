@@ -1,4 +1,4 @@
-"""State that a checkpoint can hold: what `torch.load(weights_only=True)` reads back, which runs nobody's code.
+"""State in a form that `torch.load(weights_only=True)`, which runs no code, reads back.
 
 Tensors, numbers, text and containers of these are held as they are. Some others are held as a mark:
 a mapping `{MARK: kind, ...}` from which they are made again, NumPy's scalars and arrays with the
@@ -29,7 +29,7 @@ class NotPortableError(TypeError):
 
 
 def to_portable(state: Any, where: str = "") -> Any:
-    """Return the state with marks for what weights_only does not read; the same objects where nothing changes.
+    """Return the state with marks for what weights_only refuses; other objects stay.
 
     Args:
         state: Tensors, numbers, text, NumPy's scalars and arrays, and containers of these.
@@ -77,7 +77,7 @@ def from_portable(state: Any) -> Any:
 
 
 def digest(state: Any) -> str:
-    """Return the SHA-256 of every type, key, value, shape and bit in a portable state; devices do not count.
+    """Return the SHA-256 of every type, key, value, shape and bit of a portable state.
 
     Raises:
         NotPortableError: If there is anything in it that a checkpoint cannot hold.
@@ -89,7 +89,7 @@ def digest(state: Any) -> str:
 
 
 def _same_or(state: Any, changed: Any) -> Any:
-    """The container itself where all that it holds is the same: a checkpoint keeps what is shared in it."""
+    """Return the container itself where its content is unchanged, so that sharing survives."""
     if type(state) in DICTS:
         if all(key in state and state[key] is x for key, x in changed.items()):
             return state

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: the newest that fits the run, its code, its data and its series; else from the start.
+"""Going on from the newest checkpoint that fits run, code, data and series; else from the start.
 
 Nothing on disk is touched before a checkpoint has been loaded, and what cannot be gone on from is
 set aside.
@@ -62,7 +62,7 @@ class Start:
 def resume_or_start(
     start: Start, experiment: Experiment, folder: RunFolder, terminal: Terminal
 ) -> Runner:
-    """Return a runner that goes on from a checkpoint, or stands at the start, with the folder's files as that wants.
+    """Return a runner at the newest checkpoint that fits, or at the start; trim the series to it.
 
     Args:
         start: What the run begins with.
@@ -160,7 +160,8 @@ def _load(runner: Runner, state: Mapping[str, Any]) -> str:
     try:
         runner.load(state)
     except Exception as why:  # the state may be anything, and the optimizer anybody's
-        return f"cannot be loaded ({type(why).__name__}: {printable(str(why))[: checkpoint.LONGEST_REASON]})"
+        reason = printable(str(why))[: checkpoint.LONGEST_REASON]
+        return f"cannot be loaded ({type(why).__name__}: {reason})"
     return ""
 
 

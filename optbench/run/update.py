@@ -44,7 +44,7 @@ class Update:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
 
     def check(self, batch_size: int) -> None:
-        """Raise a UserError if batches of this size cannot be split without changing the mathematics."""
+        """Raise a UserError if batches of this size cannot be split without changing the loss."""
         small = self.micro_batch_size is not None and self.micro_batch_size < batch_size
         if small and any(isinstance(module, _BatchNorm) for module in self.model.modules()):
             raise UserError(
@@ -55,7 +55,7 @@ class Update:
             )
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Update on one batch, and return its mean loss before the update, detached, still on the device."""
+        """Update on one batch; return its mean loss before the update, detached, on the device."""
         first: Tensor | None = None
 
         def closure() -> Tensor:
@@ -85,7 +85,7 @@ class Update:
         return first
 
     def _free_graph(self) -> None:
-        """Leave gradients without their graph: one that ends in p and hangs on p.grad stays for ever."""
+        """Detach gradients: a graph that ends in p and is held by p.grad would never be freed."""
         for p in self.parameters:
             if p.grad is not None and p.grad.requires_grad:
                 p.grad = p.grad.detach()

@@ -52,7 +52,7 @@ RUNS = {
 """What is run, by name; each is the main job's command line."""
 
 RESUMED = {
-    "resumed sgd": "task=digits_small optimizer.lr=0.2 batch_size=64 steps=400 checkpoint_seconds=0.01",
-    "resumed adam": "task=digits_small optimizer=adam batch_size=64 steps=400 checkpoint_seconds=0.01",
+    "resumed sgd": "task=digits_small optimizer.lr=0.2 batch_size=64 steps=400 checkpoint_seconds=.01",
+    "resumed adam": "task=digits_small optimizer=adam batch_size=64 steps=400 checkpoint_seconds=.01",
 }
 """Runs that are interrupted once and go on."""

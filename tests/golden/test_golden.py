@@ -10,7 +10,7 @@ import torch
 from tests.golden.__main__ import ROOT, differences, digest_of_run
 
 SINCE = (Path(__file__).parent / "SINCE").read_text().strip()
-"""The last commit that was to change results; whoever commits such a one writes its parent's successor here."""
+"""The last commit that was to change results."""
 
 
 @pytest.mark.slow
