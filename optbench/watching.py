@@ -158,8 +158,10 @@ def watch(
         ValueError: If an argument is not what is said above, the data are not pairs of tensors, or
             the optimizer holds none of the model's parameters.
     """
-    _check(model, optimizer, loss, every, error, examples, dtype)
-    _check_rest(batches, test, probes, weight, say)
+    _check_trained(model, optimizer, loss)
+    _check_settings(every, error, examples, dtype)
+    _check_data(batches, test)
+    _check_functions(probes, weight, say)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise ValueError(f"seed must be a whole number, got {seed!r}")
     like = next(model.parameters())
@@ -191,15 +193,7 @@ def watch(
     )
 
 
-def _check(
-    model: object,
-    optimizer: object,
-    loss: object,
-    every: object,
-    error: object,
-    examples: object,
-    dtype: object,
-) -> None:
+def _check_trained(model: object, optimizer: object, loss: object) -> None:
     if not isinstance(model, nn.Module) or not any(True for _ in model.parameters()):
         raise ValueError(
             f"model must be a torch.nn.Module with parameters, got {type(model).__name__}"
@@ -212,11 +206,14 @@ def _check(
     if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
         raise ValueError(
             "optimizer must hold parameters of this model, got one that holds none of them: pass "
-            "the model that it was "
-            "made for, or the optimizer that was made after the model's last copy or move"
+            "the model that it was made for, or the optimizer that was made after the model's "
+            "last copy or move"
         )
     if not callable(loss):
         raise ValueError(f"loss must be a function (outputs, targets) -> scalar, got {loss!r}")
+
+
+def _check_settings(every: object, error: object, examples: object, dtype: object) -> None:
     if not _is_positive(every):
         raise ValueError(f"every must be a positive number of steps, got {every!r}")
     if not (examples is None or _is_positive(examples)):
@@ -230,7 +227,7 @@ def _check(
         raise ValueError(f"dtype must be torch.float32, torch.float64 or None, got {dtype!r}")
 
 
-def _check_rest(batches: object, test: object, probes: object, weight: object, say: object) -> None:
+def _check_data(batches: object, test: object) -> None:
     for name, data in (("batches", batches), ("test", test)):
         read = isinstance(data, Iterable) or hasattr(data, "__getitem__")
         if not (read or (name == "test" and data is None)):
@@ -238,10 +235,11 @@ def _check_rest(batches: object, test: object, probes: object, weight: object, s
                 f"{name} must be a pair (inputs, targets), or an iterable of such pairs, got "
                 f"{data!r}"
             )
-    if not (
-        probes is None
-        or (isinstance(probes, Mapping) and all(callable(p) for p in probes.values()))
-    ):
+
+
+def _check_functions(probes: object, weight: object, say: object) -> None:
+    named = isinstance(probes, Mapping) and all(callable(p) for p in probes.values())
+    if not (probes is None or named):
         raise ValueError(
             "probes must be a mapping of names to probes, or None for the usual ones, got "
             f"{probes!r}"

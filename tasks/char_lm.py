@@ -5,9 +5,11 @@ import hashlib
 import io
 import platform
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from optbench.boundary.kinds import BelowOne, Count, Share, Size, Whole
 from optbench.boundary.regular import open_regular, read_bytes
@@ -54,11 +56,8 @@ def char_lm(
         raise UserError(
             f"task.characters must be a positive whole number, or null for all, got {characters}"
         )
-    content = (
-        _standard_library(characters)
-        if text is None
-        else _read(Path(text).expanduser(), characters)
-    )
+    path = None if text is None else Path(text).expanduser()
+    content = _standard_library(characters) if path is None else _read(path, characters)
     alphabet = sorted(set(content))
     code = {character: i for i, character in enumerate(alphabet)}
     tokens = torch.tensor([code[character] for character in content])
@@ -68,9 +67,8 @@ def char_lm(
     if min(val_share, test_share) < 0 or available < 1 or counts["test"] < 1:
         raise UserError(
             f"a text of {len(content)} characters has {windows} windows of {context}: too few for "
-            "task.val_share="
-            f"{val_share} and task.test_share={test_share}; give a longer text, or smaller shares "
-            "or task.context"
+            f"task.val_share={val_share} and task.test_share={test_share}; give a longer text, or "
+            "smaller shares or task.context"
         )
     size = available if train_size is None else train_size
     if not 1 <= size <= available:
@@ -85,19 +83,27 @@ def char_lm(
         targets[:size], len(alphabet), label_noise, generator(seed, "label_noise")
     )
     splits = {"train": (inputs[:size], noisy)}
-    for name, first in (("val", available), ("test", available + counts["val"])):
-        if counts[name]:
-            part = slice(first, first + counts[name])
-            splits[name] = inputs[part], targets[part]
+    splits |= _held_out(inputs, targets, available, counts)
+    library = f"standard library of Python {platform.python_version()}"
     facts: dict[str, object] = {
-        "source": f"standard library of Python {platform.python_version()}"
-        if text is None
-        else "task.text",
+        "source": library if text is None else "task.text",
         "sha256": hashlib.sha256(content.encode()).hexdigest(),
         "characters": len(content),
         "alphabet": len(alphabet),
     }
     return classification(splits, len(alphabet), "ce", facts=facts)
+
+
+def _held_out(
+    inputs: Tensor, targets: Tensor, first: int, counts: Mapping[str, int]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Cut validation and test windows, one after the other from `first`; none where none is due."""
+    splits = {}
+    for name, count in counts.items():
+        if count:
+            splits[name] = inputs[first : first + count], targets[first : first + count]
+        first += count
+    return splits
 
 
 def _standard_library(characters: Count | None) -> str:

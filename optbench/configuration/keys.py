@@ -155,16 +155,25 @@ def _nodes(content: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any
         if isinstance(node, dict) and not (key == "schedule" and node.get("_target_") is None):
             yield key, key, node
     probes = content.get("probes")
-    for name, node in (probes if isinstance(probes, dict) else {}).items():
-        if node is not None and not isinstance(node, dict):
-            raise ShapeError(
-                f"probes.{name} must be a node with _target_ or null, got {shown(node)}"
-            )
-        # A task may tune a probe that is not in the set chosen; then there is nothing to build.
-        if node is not None and "_target_" in node:
-            yield "probes", f"probes.{name}", node
-        elif node is not None and name not in (others := _probes_elsewhere(name)):
-            raise ShapeError(unknown(f"probes.{name}", [f"probes.{other}" for other in others]))
+    if isinstance(probes, dict):
+        for name, node in probes.items():
+            if node is not None and _is_probe(name, node):
+                yield "probes", f"probes.{name}", node
+
+
+def _is_probe(name: str, node: object) -> bool:
+    """Whether a node of `probes` is to be built: a task may tune a probe that was not chosen.
+
+    Raises:
+        ShapeError: If it is no node, or no set of probes has one of this name.
+    """
+    if not isinstance(node, dict):
+        raise ShapeError(f"probes.{name} must be a node with _target_ or null, got {shown(node)}")
+    if "_target_" in node:
+        return True
+    if name not in (others := _probes_elsewhere(name)):
+        raise ShapeError(unknown(f"probes.{name}", [f"probes.{other}" for other in others]))
+    return False
 
 
 def _probes_elsewhere(name: str) -> set[str]:

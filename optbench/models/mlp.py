@@ -90,7 +90,7 @@ def _norms(name: str, width: int) -> list[nn.Module]:
 
 @torch.no_grad()
 def _mup(net: _MLP, linears: Sequence[nn.Linear], adam: bool, base_width: int) -> None:
-    """Scale weights and biases; return the factor on each parameter's learning rate.
+    """Scale weights and biases; set `lr_factors`, what each learning rate is multiplied by.
 
     With m the fan_in and n the fan_out of a layer in units of base_width, where they are hidden
     widths:
@@ -104,17 +104,18 @@ def _mup(net: _MLP, linears: Sequence[nn.Linear], adam: bool, base_width: int) -
     falls with the width. Table 3 of arXiv:2203.03466, relative to base_width.
     """
     factors: dict[int, float] = {}
-    for i, linear in enumerate(linears):
-        m = linear.in_features / base_width if i > 0 else 1.0
-        n = linear.out_features / base_width if i < len(linears) - 1 else 1.0
+    last = linears[-1]
+    for linear in linears:
+        m = 1.0 if linear is linears[0] else linear.in_features / base_width
+        n = 1.0 if linear is last else linear.out_features / base_width
         factors[id(linear.weight)] = 1 / m if adam else n / m
-        if i == len(linears) - 1:
+        if linear is last:
             linear.weight.mul_(m**-0.5)
         if linear.bias is not None:
             linear.bias.mul_(m**0.5)  # torch draws it by the layer's fan_in
     for module in net.modules():
-        vectors = [p for p in module.parameters(recurse=False) if p.ndim == 1]
-        for p in vectors:
-            wide = module is not linears[-1] and not adam
-            factors[id(p)] = len(p) / base_width if wide else 1.0
+        scaled = not adam and module is not last
+        for p in module.parameters(recurse=False):
+            if p.ndim == 1:
+                factors[id(p)] = len(p) / base_width if scaled else 1.0
     net.lr_factors = {name: factors[id(p)] for name, p in net.named_parameters()}

@@ -140,25 +140,32 @@ def due(
     steps, `epoch` once an epoch, `log` ten times a decade (at the first step in each [10^(i/10),
     10^((i+1)/10))), `adaptive` when the probe says, a probe's name whenever that one is due.
     """
-    found: dict[str, Probe] = {}
+    chosen: dict[str, Probe] = {}
     for name, probe in probes.items():
-        every = probe.every
-        # which stands before, and is due on the first step and the last unless it never is
-        if every in probes:
-            falls = every in found
-        else:
-            falls = every != "never" and (
-                step in (0, steps)
-                or (
-                    every == "adaptive" and isinstance(probe, SelfPaced) and step >= probe.next_step
-                )
-                or (every == "epoch" and step % steps_per_epoch == 0)
-                or (every == "log" and _new_tenth_of_a_decade(step))
-                or (isinstance(every, int) and step % every == 0)
-            )
-        if falls:
-            found[name] = probe
-    return found
+        # a name stands before its followers, and is due on the first and last step if they are
+        follows = probe.every in probes
+        if probe.every in chosen if follows else _falls(probe, step, steps, steps_per_epoch):
+            chosen[name] = probe
+    return chosen
+
+
+def _falls(probe: Probe, step: int, steps: int, steps_per_epoch: int) -> bool:
+    """Whether a probe's own cadence falls on this step."""
+    match probe.every:
+        case "never":
+            return False
+        case _ if step in (0, steps):
+            return True
+        case "adaptive":
+            return isinstance(probe, SelfPaced) and step >= probe.next_step
+        case "epoch":
+            return step % steps_per_epoch == 0
+        case "log":
+            return _new_tenth_of_a_decade(step)
+        case int(number):
+            return step % number == 0
+        case _:
+            return False
 
 
 def _new_tenth_of_a_decade(step: int) -> bool:

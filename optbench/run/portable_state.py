@@ -38,12 +38,16 @@ def to_portable(state: Any, where: str = "") -> Any:
     Raises:
         NotPortableError: If there is anything else in it.
     """
-    if isinstance(state, (np.generic, np.ndarray)):
-        return _marked_array(state, where)
     if isinstance(state, Tensor) or type(state) in PLAIN:
         return state
+    if isinstance(state, (np.generic, np.ndarray)):
+        return _marked_array(state, where)
     if type(state) in (bytes, bytearray):
         return _marked_bytes(state)
+    return _portable_container(state, where)
+
+
+def _portable_container(state: Any, where: str) -> Any:
     if type(state) in DICTS:
         return _same_or(
             state, {_key(key, where): to_portable(x, _part(where, key)) for key, x in state.items()}
