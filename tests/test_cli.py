@@ -406,3 +406,9 @@ def test_mup_leaves_weight_decay_as_it_is(optimizer: list[str], decay: float) ->
     assert [group["lr"] * group["weight_decay"] for group in groups] == pytest.approx(
         [high * decay] * 2
     )
+
+
+def test_a_folder_of_yamls_that_is_not_there_is_refused(optbench: Command) -> None:
+    outcome = optbench("--config-dir", "nowhere", "task=quadratic", "steps=1")
+    assert outcome.code == 2
+    assert "config_dir=nowhere is no folder" in outcome.err

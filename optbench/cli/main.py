@@ -16,7 +16,7 @@ from optbench.boundary.command_line import VERSION
 from optbench.cli.finished import PresentData
 from optbench.cli.job import run_job
 from optbench.cli.sweep import RunError, telling_failures
-from optbench.configuration.compose import find_plugins, with_paths
+from optbench.configuration.compose import check_config_dirs, find_plugins, with_paths
 from optbench.configuration.explain import explain
 from optbench.configuration.keys import check
 from optbench.configuration.naming import run_name
@@ -54,6 +54,7 @@ def _main(wants_tracebacks: bool) -> int:
     os.environ["HYDRA_FULL_ERROR"] = (
         "1"  # else Hydra prints and exits by itself; we say it in one line
     )
+    check_config_dirs(sys.argv[1:])
     sys.argv[1:] = with_paths(sys.argv[1:])
     job = Job(wants_tracebacks, _here())
     with telling_failures(_here()) as codes:

@@ -1,7 +1,8 @@
 """Overrides → configuration, with what installed packages and the user's own folder add to it."""
 
+import argparse
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 
 from optbench.boundary.overrides import quoted
 from optbench.configuration.plugins import conf_folders
+from optbench.errors import UserError
 from optbench.paths import conf_folder
 
 PATHS = ("results_dir", "task.root", "task.folder", "task.text")
@@ -50,9 +52,25 @@ def compose_config(overrides: Iterable[str], config_dir: Path | None = None) -> 
         return compose("config", list(overrides))
 
 
+def check_config_dirs(arguments: Sequence[str]) -> None:
+    """Raise a UserError if a `--config-dir` of the command line is no folder: Hydra passes over it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config-dir", "-cd", action="append", default=[], type=Path)
+    with suppress(argparse.ArgumentError):  # Hydra says what is missing
+        for folder in parser.parse_known_args(arguments)[0].config_dir:
+            _check_folder(folder)
+
+
+def _check_folder(config_dir: Path) -> None:
+    if not config_dir.is_dir():
+        raise UserError(f"config_dir={config_dir} is no folder: name the one that holds your YAMLs")
+
+
 @contextmanager
 def _known(config_dir: Path | None) -> Iterator[None]:
     _register()
+    if config_dir is not None:
+        _check_folder(config_dir)
     _PlugIns.own = config_dir.resolve() if config_dir is not None else None
     try:
         yield
