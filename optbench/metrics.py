@@ -147,9 +147,9 @@ LOW, HIGH = "_low", "_high"
 """What the ends of a 95 % interval add to the name of their metric."""
 
 
-def lambda_k(k: int) -> str:
-    """Name of λ_K(H)."""
-    return SHARPNESS if k == 1 else SHARPNESS_K.replace("K", str(k))
+def numbered(name: str, k: int) -> str:
+    """Name with a number for its K, such as `sharpness/lambda_2`."""
+    return name.removesuffix("K") + str(k)
 
 
 def of_split(split: str, quantity: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from optbench.boundary.command_line import Parser
 from optbench.check.parameter_kinds import tensors
 from optbench.check.subject import Subject, Training, entries, optimizer
-from optbench.dynamics import edge
+from optbench.dynamics import UnknownEdge, described, edge
 from optbench.errors import UserError, exit_with
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,23 +62,18 @@ def render() -> str:
 def _row(subject: Subject, costs: Mapping[str, float]) -> str:
     training = Training(subject)
     training.steps(30)
-    here = edge(training.optimizer)
+    known = edge(training.optimizer)
     about = subject.settings["about"]
-    known = here.source != "unknown"
-    quantity = (
-        "λ₁(H)"
-        if here.plain
-        else "λ₁(P⁻¹H)"
-        if here.geometry == "l2"
-        else f"{here.geometry} sharpness"
-    )
-    said = here.source if here.source == "probed" else f"{here.formula} ({here.source})"
+    threshold, quantity = "unknown", "–"
+    if not isinstance(known, UnknownEdge):
+        threshold = known.source if known.source == "probed" else described(known)
+        quantity = known.quantity
     cells = [
         f"`{subject.name}`",
         about["does"],
         _link(about["paper"]),
-        said if known else "unknown",
-        quantity if known else "–",
+        threshold,
+        quantity,
         _time(costs),
         f"{_state(training):.3g}",
     ]

@@ -10,7 +10,7 @@ from optbench.check import Check, Finding, passed
 from optbench.check.subject import Subject, Training, batch, moved
 from optbench.configuration.compose import compose_config
 from optbench.configuration.construct import build_model, build_task
-from optbench.dynamics import edge
+from optbench.dynamics import EigenvalueEdge, described, edge
 from optbench.run.batches import Batches
 from optbench.run.update import Update
 from optbench.task import half_mse
@@ -75,11 +75,11 @@ def converges_inside_its_edge_and_diverges_outside(subject: Subject) -> Finding:
     """On ½wᵀHw with λ₁ = 0.8 and 1.2 of the threshold that `optbench.dynamics.edge` gives."""
     training = Training(subject)
     training.steps(30)
-    here = edge(training.optimizer)
-    said = f"{here.formula} ({here.source})" if here.source != "unknown" else here.reason
-    if here.source in ("unknown", "conjecture") or not here.plain or here.needs_gradient:
+    known = edge(training.optimizer)
+    said = described(known)
+    if not (isinstance(known, EigenvalueEdge) and known.plain and known.source != "conjecture"):
         return Finding("not tried", f"no threshold on λ₁(H) alone: {said}"[:200])
-    ends = [_on_quadratic(subject, share * here.threshold) for share in (0.8, 1.2)]
+    ends = [_on_quadratic(subject, share * known.threshold) for share in (0.8, 1.2)]
     detail = f"{said}: the loss goes to {ends[0]:.1g} and {ends[1]:.1g} of its start"
     return passed(ends[0] < 0.5 and ends[1] > 2, detail)
 

@@ -8,18 +8,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from optbench.dynamics.dispatch import edge
-    from optbench.dynamics.edges import Edge
-    from optbench.dynamics.rules.norm_ball import NormStep, norm_edge, sam_edge
+    from optbench.dynamics.edges import (
+        Edge,
+        EigenvalueEdge,
+        GradientEdge,
+        NormBallEdge,
+        UnknownEdge,
+        described,
+        reordered,
+    )
+    from optbench.dynamics.norm_step import NormStep, norm_edge
+    from optbench.dynamics.rules.sam import sam_edge
     from optbench.dynamics.settling import unsettled
     from optbench.dynamics.update_rule import Term, combine, unknown
 
 __all__ = [
     "Edge",
+    "EigenvalueEdge",
+    "GradientEdge",
+    "NormBallEdge",
     "NormStep",
     "Term",
+    "UnknownEdge",
     "combine",
+    "described",
     "edge",
     "norm_edge",
+    "reordered",
     "sam_edge",
     "unknown",
     "unsettled",
@@ -27,10 +42,16 @@ __all__ = [
 
 _HOME = {
     "edge": "dispatch",
-    "NormStep": "rules.norm_ball",
-    "norm_edge": "rules.norm_ball",
-    "sam_edge": "rules.norm_ball",
     "Edge": "edges",
+    "EigenvalueEdge": "edges",
+    "GradientEdge": "edges",
+    "NormBallEdge": "edges",
+    "UnknownEdge": "edges",
+    "described": "edges",
+    "reordered": "edges",
+    "NormStep": "norm_step",
+    "norm_edge": "norm_step",
+    "sam_edge": "rules.sam",
     "Term": "update_rule",
     "combine": "update_rule",
     "unknown": "update_rule",

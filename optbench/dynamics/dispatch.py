@@ -7,22 +7,21 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import singledispatch
 from importlib import import_module
-from typing import Any
+from pkgutil import iter_modules
+from typing import Any, TypeVar
 
 from torch import Tensor
-from torch.optim import LBFGS, SGD, Optimizer, Rprop, SparseAdam
+from torch.optim import Optimizer
 
+from optbench.dynamics import rules
 from optbench.dynamics.black_box.probed_edge import black_box
-from optbench.dynamics.edges import Edge
-from optbench.dynamics.momentum_filters import heavy_ball, nesterov
+from optbench.dynamics.edges import Edge, EigenvalueEdge, GradientEdge, NormBallEdge, UnknownEdge
 from optbench.dynamics.optimizer_options import foreign_hooks, overridden, patched
 from optbench.dynamics.option_coverage import misunderstood
-from optbench.dynamics.update_rule import Term, combine, unknown
+from optbench.dynamics.update_rule import Term, unknown
 
 Rule = Callable[[Any], Edge]
-
-_RULES = ("adam", "norm_ball", "shampoo_soap", "optbench_optimizers", "no_edge", "wrappers")
-"""The modules that hold rules. They import this one, which loads them when it is first asked."""
+E = TypeVar("E", bound=UnknownEdge | EigenvalueEdge | NormBallEdge | GradientEdge)
 
 _BY_NAME: dict[str, Rule] = {}
 """Rules for optimizers of packages that are not imported here, by "package.Class"."""
@@ -40,7 +39,7 @@ def edge(optimizer: Optimizer) -> Edge:
     η and the other hyperparameters are the groups' current ones, so that a schedule acts at once.
     The first moment's bias correction 1−β₁ᵗ is part of P, since the update has it; published code
     leaves it out, which matters for some tens of steps. The quantity to compare with is λ₁ of
-    `Edge.operator(matvec)`, or of H itself if `Edge.plain`.
+    `edge.operator(matvec)`, or of H itself if `edge.plain`.
 
     Costs a pass over the optimizer's state, no gradient; see `black_box` for the optimizers
     without a rule. It only reads: neither optimizer nor parameters change.
@@ -55,7 +54,8 @@ def edge(optimizer: Optimizer) -> Edge:
         optimizer: Any torch.optim.Optimizer.
 
     Returns:
-        The edge; its `source` says whether it is a closed form, a conjecture, probed or unknown.
+        The edge; its type says what the threshold is on, and its `source` whether it is a closed
+        form, a conjecture, or probed.
 
     Raises:
         ValueError: If it is no optimizer.
@@ -74,9 +74,9 @@ def edge(optimizer: Optimizer) -> Edge:
 
 
 def _load_rules() -> None:
-    """Import every module of rules, so that the answer does not depend on what was imported before."""
-    for module in _RULES:
-        import_module(f"{__package__}.rules.{module}")
+    """Import every file of `rules/`, so that the answer does not depend on earlier imports."""
+    for module in iter_modules(rules.__path__, f"{rules.__name__}."):
+        import_module(module.name)
 
 
 _register = edge.register
@@ -209,20 +209,27 @@ def _unlike_the_rule(
     return f"the rule for {name} does not describe {option}".rstrip(",") if option else ""
 
 
-def _with_hooks(found: Edge, optimizer: Optimizer) -> Edge:
+def _with_hooks(known: Edge, optimizer: Optimizer) -> Edge:
     """The edge with a word on hooks, which stand outside of what a rule or a copy shows."""
     names = foreign_hooks(optimizer)
-    if not names or found.source == "unknown":
-        return found
+    if not names:
+        return known
     word = (
         f"its step hooks ({', '.join(names)}) are taken to change neither gradients nor parameters"
     )
-    resolve = found.resolve
-    return replace(
-        found,
-        reason="; ".join(filter(None, [found.reason, word])),
-        resolve=resolve and (lambda gradient: _with_hooks(resolve(gradient), optimizer)),
-    )
+    return _with_reason(known, word)
+
+
+def _with_reason(known: E, word: str) -> E:
+    if isinstance(known, UnknownEdge):
+        return known
+    reason = "; ".join(filter(None, [known.reason, word]))
+    if isinstance(known, GradientEdge):
+        resolve = known.resolve
+        return replace(
+            known, reason=reason, resolve=lambda gradient: _with_reason(resolve(gradient), word)
+        )
+    return replace(known, reason=reason)
 
 
 def _rule_by_name(cls: type[Optimizer]) -> Rule | None:
@@ -231,34 +238,3 @@ def _rule_by_name(cls: type[Optimizer]) -> Rule | None:
     if exported is cls:
         return _BY_NAME.get(f"{package}.{cls.__name__}")
     return _BY_NAME.get(f"{cls.__module__}.{cls.__name__}")
-
-
-@closed_form(SGD, understood=("lr", "momentum", "dampening", "weight_decay", "nesterov"))
-def _sgd(optimizer: SGD) -> Edge:
-    terms = []
-    for group, p in trainable(optimizer):
-        beta, dampening = float(group["momentum"]), float(group["dampening"])
-        if not 0 <= beta < 1:
-            return unknown(f"momentum={beta:g} does not decay: it must be below 1", [p])
-        gain = 1.0
-        if beta:
-            gain = (nesterov if group["nesterov"] else heavy_ball)(beta, dampening)
-        wd = float(group["weight_decay"])
-        terms.append(Term(p, lr=float(group["lr"]), gain=gain, shift=wd))
-    group = optimizer.param_groups[0]
-    d = "(1−d)" if group["dampening"] else ""
-    formula = "2/η"
-    if group["momentum"]:
-        formula = "(2+2β)/((1+2β)η)" if group["nesterov"] else f"(2+2β)/({d}η)" if d else "(2+2β)/η"
-    return combine(terms, describe(terms, formula))
-
-
-@closed_form(Rprop, LBFGS, SparseAdam, understood=None)
-def _not_linear(optimizer: Optimizer) -> Edge:
-    reasons = {
-        Rprop: "Rprop adapts its step to sign changes: at an oscillation it shrinks, no fixed edge",
-        LBFGS: "L-BFGS has no fixed linear filter: memory and line search follow the curvature",
-        SparseAdam: "SparseAdam updates only the entries that have a gradient at each step",
-    }
-    reason = next(text for cls, text in reasons.items() if isinstance(optimizer, cls))
-    return unknown(reason, [p for _, p in trainable(optimizer)])

@@ -1,4 +1,13 @@
-"""What an edge of stability is, and how it acts on vectors."""
+"""What the edge of stability of an optimizer is: unknown, an eigenvalue's, a norm ball's, or yet to come.
+
+    match edge(optimizer):
+        case UnknownEdge(reason): ...
+        case EigenvalueEdge(threshold): ...      # λ₁ of `edge.operator(hvp)` meets the threshold
+        case NormBallEdge(threshold, norm): ...  # max dᵀHd over a norm ball does
+        case GradientEdge() as waiting: waiting.at(gradient)  # one of the three above
+
+Vectors are flat, shape (P,), the concatenation of `parameters` in that order.
+"""
 
 from __future__ import annotations
 
@@ -6,102 +15,89 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from optbench.optimizers.norms import Geometry
 
-Source = Literal["closed form", "conjecture", "probed", "unknown"]
+Source = Literal["closed form", "conjecture", "probed"]
+"""Where a threshold comes from: a proof, a formula that is not established, or watching copies."""
+
+LAMBDA_1 = "λ₁(H)"
 MatVec = Callable[[Tensor], Tensor]
+Parameters = tuple[Tensor, ...]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Edge:
-    """The edge of stability of an optimizer in its current state.
+class UnknownEdge:
+    """No edge is known.
 
-    Geometry "l2": training is locally stable while
+    Attributes:
+        reason: Why none is known, and what can be done about it.
+        parameters: Trainable tensors of the optimizer, in the order of its groups.
+    """
+
+    reason: str
+    parameters: Parameters = ()
+
+
+@dataclass(frozen=True, eq=False)
+class EigenvalueEdge:
+    """A threshold on an eigenvalue.
+
+    Training is locally stable while
 
         λ₁(P^-½ (H + r H² + D) P^-½) < threshold
 
     with preconditioner P, coupled weight decay D = diag(shift) and SAM's r = ρ/‖g‖.
-    Geometry "linf" or "spectral": the measured quantity is the norm sharpness
-    max dᵀHd over ‖d_l‖ ≤ radii_l for every tensor l, in max-norm or spectral norm.
-    Vectors are flat, shape (P,), the concatenation of `parameters` in that order.
 
     Attributes:
-        threshold: Value of the measured quantity at the edge, unit loss/parameter² (over the
-            unit of P); NaN if unknown, or if it needs a gradient (see `at`); inf if nothing moves.
-        source: "closed form", "conjecture" (formula not established), "probed", "unknown".
-        formula: The threshold for a reader, such as "(2+2β)/η".
-        parameters: The trainable tensors of the optimizer, in the order of its groups.
-        geometry: Norm in which sharpness is measured.
-        preconditioner: Diagonal of P, a tensor per parameter, inf where nothing moves;
-            None for the identity. It absorbs what differs between parameter groups.
+        threshold: Value at the edge, unit loss/parameter² (over the unit of P); infinite if nothing
+            moves.
+        formula: Threshold for a reader, such as "(2+2β)/η".
+        parameters: Trainable tensors of the optimizer, in the order of its groups.
+        source: Where the threshold comes from.
+        reason: Idealization that was made, if any.
+        preconditioner: Diagonal of P, a tensor per parameter, infinite where nothing moves; None
+            for the identity. It absorbs what differs between parameter groups.
         roots: Matrix preconditioners: per parameter, v ↦ M^-½ v for P = diagonal · M.
-        shift: Coupled weight decay to be added to the Hessian's diagonal, one per parameter.
+        shift: Coupled weight decay, added to the Hessian's diagonal, one per parameter.
         ascent: r = ρ/‖g‖ for SAM over a preconditioned base, else 0.
-        radii: Radius of the norm ball per parameter, for "linf" and "spectral".
         learned: Per parameter, whether its P is learned from gradients; None: all, if there is a P.
-        reason: Why the source is "unknown" or "conjecture", or which idealization was made.
-        resolve: What `at` calls; None where no gradient is needed.
     """
 
     threshold: float
-    source: Source
     formula: str
-    parameters: tuple[Tensor, ...] = ()
-    geometry: Geometry = "l2"
-    preconditioner: tuple[Tensor, ...] | None = None
+    parameters: Parameters = ()
+    source: Source = "closed form"
+    reason: str = ""
+    preconditioner: Parameters | None = None
     roots: tuple[MatVec | None, ...] | None = None
     shift: tuple[float, ...] | None = None
     ascent: float = 0.0
-    radii: tuple[float, ...] | None = None
     learned: tuple[bool, ...] | None = None
-    reason: str = ""
-    resolve: Callable[[Tensor], Edge] | None = None
 
     @property
     def plain(self) -> bool:
         """Whether the measured quantity is λ₁(H) itself, so that no further solve is needed."""
         modified = (self.preconditioner, self.roots, self.shift)
-        return self.geometry == "l2" and self.ascent == 0 and all(m is None for m in modified)
+        return self.ascent == 0 and all(m is None for m in modified)
 
     @property
     def learns(self) -> tuple[bool, ...]:
         """Per parameter, whether its P is learned from gradients, so that it has to settle first."""
         if self.learned is not None:
             return self.learned
-        return (self.preconditioner is not None or self.roots is not None,) * len(self.parameters)
+        has_one = self.preconditioner is not None or self.roots is not None
+        return (has_one,) * len(self.parameters)
 
     @property
-    def needs_gradient(self) -> bool:
-        """Whether the threshold is known only after `at(gradient)`."""
-        return self.resolve is not None
-
-    def at(self, gradient: Tensor) -> Edge:
-        """The edge at a point with this full-batch gradient; itself where none is needed.
-
-        Args:
-            gradient: Flat gradient of the loss, shape (P,), in the order of `parameters`.
-
-        Raises:
-            ValueError: If the gradient has another number of entries than the parameters.
-        """
-        size = sum(p.numel() for p in self.parameters)
-        if self.resolve is None:
-            return self
-        if gradient.numel() != size:
-            raise ValueError(
-                f"gradient has {gradient.numel()} entries, the parameters {size}: "
-                "pass one flat vector in the order of edge.parameters"
-            )
-        return self.resolve(gradient)
-
-    def distance(self, measured: float) -> float:
-        """Distance to the edge, measured / threshold: 1 at the edge, NaN unless threshold > 0."""
-        return measured / self.threshold if self.threshold > 0 else math.nan
+    def quantity(self) -> str:
+        """What the threshold is on, for a reader."""
+        return LAMBDA_1 if self.plain else "λ₁(P⁻¹H)"
 
     def inverse_sqrt(self, v: Tensor) -> Tensor:
         """P^-½ v for a flat vector of shape (P,) or a block of shape (P, K)."""
@@ -120,20 +116,13 @@ class Edge:
         return torch.cat([d.rsqrt().reshape(-1) for d in self.preconditioner])
 
     def operator(self, matvec: MatVec) -> MatVec:
-        """The symmetric operator P^-½ (H + r H² + D) P^-½ whose λ₁ meets `threshold`.
+        """Symmetric operator P^-½ (H + r H² + D) P^-½ whose λ₁ meets `threshold`.
 
         Costs one product with H per product, two for SAM over a preconditioned base.
 
         Args:
             matvec: v ↦ Hv on flat vectors in the order of `parameters`.
-
-        Raises:
-            ValueError: If the geometry is not "l2"; norm sharpness is not an eigenvalue.
         """
-        if self.geometry != "l2":
-            raise ValueError(
-                f"geometry is {self.geometry!r}, not 'l2': measure norm_sharpness(..., radii=...)"
-            )
         if self.plain:
             return matvec
 
@@ -141,6 +130,7 @@ class Edge:
             x = self.inverse_sqrt(v)
             y = matvec(x)
             if self.ascent:
+                # arXiv:2309.12488: the gradient at w + ρ g/‖g‖ is that of H + (ρ/‖g‖) H²
                 y = y + self.ascent * matvec(y)
             if self.shift is not None:
                 pairs = zip(split(x, self.parameters), self.shift, strict=True)
@@ -149,41 +139,171 @@ class Edge:
 
         return product
 
-    def reordered(self, parameters: Sequence[Tensor]) -> Edge:
-        """The same edge with its tensors in the order of `parameters`, compared by identity.
 
-        Parameters that the optimizer does not hold never move: P is infinite there.
+@dataclass(frozen=True, eq=False)
+class NormBallEdge:
+    """A threshold on the norm sharpness max dᵀHd over ‖d_l‖ ≤ radii_l for every tensor l.
+
+    Attributes:
+        threshold: Value at the edge, unit loss.
+        norm: Norm of the ball, of each tensor: "linf" (sign methods), "spectral" (Muon), "l2".
+        radii: Radius per parameter; 0 where nothing moves.
+        formula: Threshold for a reader.
+        parameters: Trainable tensors of the optimizer, in the order of its groups.
+        source: Where the threshold comes from.
+        reason: Idealization that was made, if any.
+    """
+
+    threshold: float
+    norm: Geometry
+    radii: tuple[float, ...]
+    formula: str
+    parameters: Parameters = ()
+    source: Source = "closed form"
+    reason: str = ""
+
+    @property
+    def learns(self) -> tuple[bool, ...]:
+        """Per parameter, whether a P is learned from gradients: there is none."""
+        return (False,) * len(self.parameters)
+
+    @property
+    def quantity(self) -> str:
+        """What the threshold is on, for a reader."""
+        return f"{self.norm} sharpness"
+
+
+Resolved = UnknownEdge | EigenvalueEdge | NormBallEdge
+
+
+@dataclass(frozen=True, eq=False)
+class GradientEdge:
+    """An edge that is known once the full-batch gradient is.
+
+    Attributes:
+        resolve: Gradient, flat, shape (P,), in the order of `parameters` ↦ the edge there.
+        quantity: What the threshold will be on, for a reader.
+        formula: Threshold for a reader.
+        parameters: Trainable tensors of the optimizer, in the order of its groups.
+        source: Where the threshold comes from.
+        reason: Idealization that was made, if any.
+        learns: Per parameter, whether its P is learned from gradients.
+        on_a_norm_ball: Whether it will be a NormBallEdge.
+    """
+
+    resolve: Callable[[Tensor], Resolved]
+    quantity: str
+    formula: str
+    parameters: Parameters
+    source: Source = "closed form"
+    reason: str = ""
+    learns: tuple[bool, ...] = ()
+    on_a_norm_ball: bool = False
+
+    def at(self, gradient: Tensor) -> Resolved:
+        """Edge at a point with this full-batch gradient.
+
+        Args:
+            gradient: Flat gradient of the loss, shape (P,), in the order of `parameters`.
 
         Raises:
-            ValueError: If the optimizer holds a parameter that is missing from the list.
+            ValueError: If the gradient has another number of entries than the parameters.
         """
-        index = {id(p): i for i, p in enumerate(self.parameters)}
-        order = [index.get(id(p)) for p in parameters]
-        if len(index.keys() & {id(p) for p in parameters}) < len(index):
+        size = sum(p.numel() for p in self.parameters)
+        if gradient.numel() != size:
             raise ValueError(
-                f"the optimizer holds {len(index)} trainable tensors, not all of them among the "
-                f"{len(order)} given: pass every trainable parameter of the model"
+                f"gradient has {gradient.numel()} entries, the parameters {size}: "
+                "pass one flat vector in the order of edge.parameters"
             )
-        if order == list(range(len(index))):
-            return self
-        same = None not in order and self.preconditioner is None
-        old = self.preconditioner or tuple(torch.ones_like(p) for p in self.parameters)
-        diagonal = tuple(
-            torch.full_like(p, math.inf) if i is None else old[i]
+        return self.resolve(gradient)
+
+
+KnownEdge = EigenvalueEdge | NormBallEdge
+Edge = UnknownEdge | EigenvalueEdge | NormBallEdge | GradientEdge
+
+
+def distance(threshold: float, measured: float) -> float | None:
+    """Distance to the edge, measured / threshold: 1 at the edge; None unless threshold > 0."""
+    return measured / threshold if threshold > 0 else None
+
+
+def on_sharpness(edge: Edge) -> bool:
+    """Whether the threshold is on λ₁(H) itself, now or once the gradient is known."""
+    return not isinstance(edge, UnknownEdge) and edge.quantity == LAMBDA_1
+
+
+def described(edge: Edge) -> str:
+    """Formula and source of an edge, or the reason why none is known, for a reader."""
+    if isinstance(edge, UnknownEdge):
+        return edge.reason
+    return f"{edge.formula} ({edge.source})"
+
+
+def reordered(edge: Edge, parameters: Sequence[Tensor]) -> Edge:
+    """Return the same edge with its tensors in the order of `parameters`, compared by identity.
+
+    Parameters that the optimizer does not hold never move: P is infinite there, a radius 0.
+
+    Raises:
+        ValueError: If the optimizer holds a parameter that is missing from the list.
+    """
+    index = {id(p): i for i, p in enumerate(edge.parameters)}
+    if len(index.keys() & {id(p) for p in parameters}) < len(index):
+        raise ValueError(
+            f"the optimizer holds {len(index)} trainable tensors, not all of them among the "
+            f"{len(parameters)} given: pass every trainable parameter of the model"
+        )
+    order = [index.get(id(p)) for p in parameters]
+    if order == list(range(len(index))):
+        return edge
+    return _in_order(edge, tuple(parameters), order)
+
+
+def _in_order(edge: Edge, parameters: Parameters, order: Sequence[int | None]) -> Edge:
+    match edge:
+        case UnknownEdge():
+            return replace(edge, parameters=parameters)
+        case EigenvalueEdge():
+            return _eigenvalue_in_order(edge, parameters, order)
+        case NormBallEdge():
+            return replace(edge, parameters=parameters, radii=_pick(edge.radii, order, 0.0))
+        case GradientEdge():
+
+            def resolve(gradient: Tensor) -> Resolved:
+                found = _in_order(edge.at(_gather(gradient, parameters, order)), parameters, order)
+                assert not isinstance(found, GradientEdge)
+                return found
+
+            return replace(
+                edge,
+                parameters=parameters,
+                resolve=resolve,
+                learns=_pick(edge.learns, order, False),
+            )
+
+
+def _eigenvalue_in_order(
+    edge: EigenvalueEdge, parameters: Parameters, order: Sequence[int | None]
+) -> EigenvalueEdge:
+    diagonal = edge.preconditioner
+    if diagonal is None and None in order:
+        diagonal = tuple(torch.ones_like(p) for p in edge.parameters)
+    return replace(
+        edge,
+        parameters=parameters,
+        preconditioner=diagonal
+        and tuple(
+            torch.full_like(p, math.inf) if i is None else diagonal[i]
             for i, p in zip(order, parameters, strict=True)
-        )
-        resolve = self.resolve
-        return replace(
-            self,
-            parameters=tuple(parameters),
-            preconditioner=None if same or self.geometry != "l2" else diagonal,
-            roots=self.roots and tuple(None if i is None else self.roots[i] for i in order),
-            shift=self.shift and tuple(0.0 if i is None else self.shift[i] for i in order),
-            radii=self.radii and tuple(0.0 if i is None else self.radii[i] for i in order),
-            learned=tuple(i is not None and self.learns[i] for i in order),
-            resolve=resolve
-            and (lambda g: resolve(_gather(g, parameters, order)).reordered(parameters)),
-        )
+        ),
+        roots=edge.roots and _pick(edge.roots, order, None),
+        shift=edge.shift and _pick(edge.shift, order, 0.0),
+        learned=_pick(edge.learns, order, False),
+    )
+
+
+def _pick(values: Sequence[T], order: Sequence[int | None], absent: T) -> tuple[T, ...]:
+    return tuple(absent if i is None else values[i] for i in order)
 
 
 def split(v: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -195,7 +315,7 @@ def split(v: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 def join(pieces: Sequence[Tensor], like: Tensor) -> Tensor:
-    """The inverse of `split`, for a vector or block of the shape of `like`."""
+    """Inverse of `split`, for a vector or block of the shape of `like`."""
     return torch.cat([piece.reshape((-1, *like.shape[1:])) for piece in pieces])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optbench.dynamics.edges import Edge
+from optbench.dynamics.edges import Edge, UnknownEdge
 
 LEAST = 20
 """Gradients that P averages at the least: √ν of n independent ones is known to 1/√(2n), here 16 %."""
@@ -44,7 +44,7 @@ class Unsettled:
 
 
 def unsettled(
-    here: Edge, optimizer: Optimizer, updates: int, batches: float = 1.0
+    edge: Edge, optimizer: Optimizer, updates: int, batches: float = 1.0
 ) -> Unsettled | None:
     """Return what P still lacks, or None where the edge may be compared with.
 
@@ -74,7 +74,7 @@ def unsettled(
     frozen counts from its first gradient. Where the optimizer does not count, `updates` stands in.
 
     Args:
-        here: The edge, in any order of its tensors.
+        edge: Edge, in any order of its tensors.
         optimizer: What it is the edge of; wrappers and parts are looked through.
         updates: Updates done so far.
         batches: n/B, how many batches hold as many examples as the Hessian is over; 1 for the full
@@ -82,7 +82,9 @@ def unsettled(
     """
     groups = {_key(p): (group, count) for group, p, count in _counted(optimizer)}
     found = []
-    for p, learns in zip(here.parameters, here.learns, strict=True):
+    if isinstance(edge, UnknownEdge):
+        return None
+    for p, learns in zip(edge.parameters, edge.learns, strict=True):
         if learns:
             group, count = groups.get(_key(p), ({}, None))
             needed = math.ceil(max(LEAST, MEMORIES * memory(group), PASSES * batches) - 1e-9)

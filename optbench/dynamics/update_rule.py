@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from optbench.dynamics.edges import Edge, MatVec
+from optbench.dynamics.edges import EigenvalueEdge, MatVec, UnknownEdge
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +49,12 @@ class Term:
         return self.lr * self.gain / (2 - self.decay)
 
 
-def unknown(reason: str, parameters: Sequence[Tensor] = ()) -> Edge:
+def unknown(reason: str, parameters: Sequence[Tensor] = ()) -> UnknownEdge:
     """An edge that is not known, and why."""
-    return Edge(math.nan, "unknown", "unknown", tuple(parameters), reason=reason)
+    return UnknownEdge(reason, tuple(parameters))
 
 
-def combine(terms: Sequence[Term], formula: str, reason: str = "") -> Edge:
+def combine(terms: Sequence[Term], formula: str, reason: str = "") -> EigenvalueEdge | UnknownEdge:
     """One edge from the update rule of every tensor, exactly and without averaging.
 
     With C = diag(c), c_l = η_l T_l(−1)/(2 − η_lλ_l), stability is lost through z = −1 where
@@ -69,7 +69,7 @@ def combine(terms: Sequence[Term], formula: str, reason: str = "") -> Edge:
 
     Args:
         terms: One per trainable tensor, in the optimizer's order.
-        formula: The threshold for a reader.
+        formula: Threshold for a reader.
         reason: Idealization made, if any.
     """
     parameters = tuple(t.parameter for t in terms)
@@ -77,30 +77,52 @@ def combine(terms: Sequence[Term], formula: str, reason: str = "") -> Edge:
         return unknown(problem, parameters)
     moving = [t for t in terms if t.lr > 0]
     if not moving:
-        return Edge(math.inf, "closed form", "nothing moves", parameters)
+        return EigenvalueEdge(math.inf, "nothing moves", parameters)
     first = moving[0].coefficient
-    equal = all(math.isclose(t.coefficient, first, rel_tol=1e-12) for t in terms)
+    if _one_threshold(terms, first):
+        # (H + wd) u = λ u has λ₁(H) + wd: decay that is equal everywhere only moves the threshold
+        decay = terms[0].shift
+        threshold = 1 / first - decay
+        if threshold <= 0:
+            return unknown(
+                f"weight_decay={decay:g} alone is unstable at lr={moving[0].lr:g}: lower either",
+                parameters,
+            )
+        formula += " − wd" * bool(decay)
+        learned = tuple(t.learns for t in terms)
+        return EigenvalueEdge(threshold, formula, parameters, reason=reason, learned=learned)
+    return _preconditioned(terms, first, formula, reason)
+
+
+def _one_threshold(terms: Sequence[Term], first: float) -> bool:
+    """Whether one number on λ₁(H) says it all: P = 1, and c and the decay equal everywhere."""
+    identity = _equal(terms, first) and all(t.diagonal is None and t.root is None for t in terms)
+    return identity and len({t.shift for t in terms}) == 1
+
+
+def _equal(terms: Sequence[Term], first: float) -> bool:
+    return all(math.isclose(t.coefficient, first, rel_tol=1e-12) for t in terms)
+
+
+def _preconditioned(
+    terms: Sequence[Term], first: float, formula: str, reason: str
+) -> EigenvalueEdge:
+    """Edge with P scaled by c_first/c_l in every tensor, and the decay beside the Hessian."""
+    equal = _equal(terms, first)
     identity = equal and all(t.diagonal is None and t.root is None for t in terms)
-    shifts = tuple(t.shift for t in terms)
-    fold = identity and len(set(shifts)) == 1
-    edge = Edge(1 / first - (shifts[0] if fold else 0.0), "closed form", formula, parameters)
-    if fold and edge.threshold <= 0:
-        return unknown(
-            f"weight_decay={shifts[0]:g} alone is unstable at lr={moving[0].lr:g}: lower either",
-            parameters,
-        )
     roots = tuple(t.root for t in terms)
-    return replace(
-        edge,
-        formula=formula
-        + " − wd" * (fold and any(shifts))
-        + " of the first group, P scaled in the others" * (not equal)
-        + ", wd added to H" * (not fold and any(shifts)),
+    shifts = tuple(t.shift for t in terms)
+    said = " of the first group, P scaled in the others" * (not equal)
+    said += ", wd added to H" * any(shifts)
+    return EigenvalueEdge(
+        1 / first,
+        formula + said,
+        tuple(t.parameter for t in terms),
+        reason=reason,
         preconditioner=None if identity else tuple(_scaled(t, first, equal) for t in terms),
         roots=roots if any(r is not None for r in roots) else None,
-        shift=shifts if any(shifts) and not fold else None,
+        shift=shifts if any(shifts) else None,
         learned=tuple(t.learns for t in terms),
-        reason=reason,
     )
 
 

@@ -9,10 +9,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from optbench import metrics
 from optbench.boundary.kinds import Count, Pairs, Positive
 from optbench.boundary.signature import check_fields
 from optbench.curvature import Hessian, Operator
-from optbench.dynamics.edges import Edge as Theory
+from optbench.dynamics.edges import (
+    Edge as AnyEdge,
+)
+from optbench.dynamics.edges import (
+    EigenvalueEdge,
+    GradientEdge,
+    KnownEdge,
+    NormBallEdge,
+    UnknownEdge,
+    distance,
+    reordered,
+)
 from optbench.dynamics.norm_sharpness import norm_sharpness
 from optbench.dynamics.settling import unsettled
 from optbench.probes import State, Value
@@ -82,34 +94,47 @@ class Edge:
     def __call__(self, state: State) -> dict[str, Value]:
         """Measure what the optimizer's edge is on, and compare it with the threshold."""
         start = time.perf_counter()
-        here = state.shared.edge(state)
-        if (problem := _problem(here, state)) is not None:
-            if not (state.step == 0 and NOT_YET in problem):
-                state.say(f"edge/distance is absent: {problem}")
+        edge = state.shared.edge(state)
+        if isinstance(edge, UnknownEdge):
+            if not (state.step == 0 and NOT_YET in edge.reason):
+                state.say(f"edge/distance is absent: {edge.reason}")
             return {}
-        if self._waits(here, state):
+        if isinstance(edge, GradientEdge) and not state.full_batch:
+            state.say(
+                f"edge/distance is absent: the threshold {edge.formula} holds for the full batch, "
+                "its gradient is not that of a mini-batch"
+            )
             return {}
-        parameters = [p for p in state.model.parameters() if p.requires_grad]
-        try:
-            here = here.reordered(parameters)
-        except ValueError as why:
-            state.say(f"edge/distance is absent: {why}")
+        if self._waits(edge, state):
             return {}
-        if here.needs_gradient:
-            here = here.at(state.shared.loss_and_gradient(state, self.examples)[1])
-        # a schedule has come down to lr = 0: nothing moves, so there is no edge
-        if math.isinf(here.threshold):
-            return {}
-        self._say_where_from(here, state)
-        found = self._measure(here, state, start)
+        known = self._known(edge, state)
+        if known is None or math.isinf(known.threshold):
+            return {}  # a schedule has come down to lr = 0: nothing moves, so there is no edge
+        self._say_where_from(known, state)
+        found = self._measure(known, state, start)
         return found | _rate(state) if found else {}
 
-    def _waits(self, here: Theory, state: State) -> bool:
+    def _known(self, edge: AnyEdge, state: State) -> KnownEdge | None:
+        """The edge in the Hessian's order of tensors, at the present gradient; None says why not."""
+        parameters = [p for p in state.model.parameters() if p.requires_grad]
+        try:
+            edge = reordered(edge, parameters)
+        except ValueError as why:
+            state.say(f"edge/distance is absent: {why}")
+            return None
+        if isinstance(edge, GradientEdge):
+            edge = edge.at(state.shared.loss_and_gradient(state, self.examples)[1])
+        if isinstance(edge, UnknownEdge):
+            state.say(f"edge/distance is absent: {edge.reason}")
+            return None
+        return edge
+
+    def _waits(self, edge: AnyEdge, state: State) -> bool:
         """Whether P has still to settle, said once; again if a tensor joins later, after unfreezing it."""
         train = len(state.task.train.inputs)
         examples = train if self.examples is None else min(self.examples, train)
         lacks = unsettled(
-            here, state.optimizer, state.step, state.steps_per_epoch * examples / train
+            edge, state.optimizer, state.step, state.steps_per_epoch * examples / train
         )
         if lacks is None:
             return False
@@ -123,11 +148,11 @@ class Edge:
             )
         return True
 
-    def _measure(self, here: Theory, state: State, start: float) -> dict[str, Value]:
-        if here.plain:
-            sharpness = state.found.get("sharpness/lambda_max")
+    def _measure(self, edge: KnownEdge, state: State, start: float) -> dict[str, Value]:
+        if isinstance(edge, EigenvalueEdge) and edge.plain:
+            sharpness = state.found.get(metrics.SHARPNESS)
             if isinstance(sharpness, float):
-                return _compare(here, sharpness)
+                return _compare(edge, sharpness)
             state.say(
                 "edge/distance is absent where the sharpness probe does not measure λ₁ at the same "
                 "step"
@@ -136,62 +161,59 @@ class Edge:
         hessian = state.shared.hessian(state, self.examples)
         before = hessian.hvps
         seed = derive(state.seed, f"edge/{state.step}")
-        found = (self._preconditioned if here.geometry == "l2" else self._norm)(
-            here, hessian, seed, state
-        )
+        if isinstance(edge, EigenvalueEdge):
+            found = self._preconditioned(edge, hessian, seed, state)
+        else:
+            found = self._norm(edge, hessian, seed, state)
         return found | {
-            "edge/hvps": hessian.hvps - before,
-            "edge/seconds": time.perf_counter() - start,
+            metrics.EDGE_HVPS: hessian.hvps - before,
+            metrics.EDGE_SECONDS: time.perf_counter() - start,
         }
 
     def _preconditioned(
-        self, here: Theory, hessian: Hessian, seed: int, state: State
+        self, edge: EigenvalueEdge, hessian: Hessian, seed: int, state: State
     ) -> dict[str, Value]:
         pairs = self._tracker.solve(
-            AtEdge(here, hessian), state.shared.signature(state), seed, state.say
+            AtEdge(edge, hessian), state.shared.signature(state), seed, state.say
         )
         values: list[float] = pairs.values.tolist()
         found: dict[str, Value] = {
-            "edge/preconditioned_sharpness": values[0],
-            "edge/preconditioned_bound": float(pairs.bounds[0]),
-            "edge/solved": int(not pairs.held),
+            metrics.PRECONDITIONED_SHARPNESS: values[0],
+            metrics.PRECONDITIONED_BOUND: float(pairs.bounds[0]),
+            metrics.EDGE_SOLVED: int(not pairs.held),
         }
         if not pairs.converged:
-            found["edge/converged"] = 0
-        found |= {f"edge/preconditioned_lambda_{i + 1}": values[i] for i in range(1, len(values))}
-        return found | _compare(here, values[0])
+            found[metrics.EDGE_CONVERGED] = 0
+        for k, value in enumerate(values[1:], 2):
+            found[metrics.numbered(metrics.PRECONDITIONED_K, k)] = value
+        return found | _compare(edge, values[0])
 
-    def _norm(self, here: Theory, hessian: Hessian, seed: int, state: State) -> dict[str, Value]:
+    def _norm(
+        self, edge: NormBallEdge, hessian: Hessian, seed: int, state: State
+    ) -> dict[str, Value]:
         if self._of not in (None, state.shared.signature(state)):
             self._direction = None
         self._of = state.shared.signature(state)
         best = norm_sharpness(
             hessian.__matmul__,
-            here.parameters,
-            here.geometry,
-            here.radii,
+            edge.parameters,
+            edge.norm,
+            edge.radii,
             starts=[] if self._direction is None else [self._direction],
             generator=torch.Generator(hessian.device).manual_seed(seed),
             max_hvps=self.norm_hvps,
             dtype=hessian.dtype,
         )
         self._direction = best.direction
-        return {"edge/norm_sharpness": best.value} | _compare(here, best.value)
+        return {metrics.NORM_SHARPNESS: best.value} | _compare(edge, best.value)
 
-    def _say_where_from(self, here: Theory, state: State) -> None:
-        key = here.source, here.geometry
+    def _say_where_from(self, edge: KnownEdge, state: State) -> None:
+        key = edge.source, edge.quantity
         if key not in self._said:
             self._said.add(key)
-            quantity = (
-                "λ₁(H)"
-                if here.plain
-                else "λ₁(P⁻¹H)"
-                if here.geometry == "l2"
-                else f"{here.geometry} sharpness"
-            )
-            formula = here.formula.removesuffix(f" ({here.source})")
-            reason = f"; {here.reason}" if here.reason else ""
-            state.say(f"edge of stability: {quantity} = {formula} ({here.source}{reason})")
+            formula = edge.formula.removesuffix(f" ({edge.source})")
+            reason = f"; {edge.reason}" if edge.reason else ""
+            state.say(f"edge of stability: {edge.quantity} = {formula} ({edge.source}{reason})")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the warm starts."""
@@ -204,38 +226,28 @@ class Edge:
 
 
 class AtEdge(Operator):
-    """P^-½(H + rH² + D)P^-½, whose λ₁ meets the threshold of an l2 edge; `hvps` counts products with it.
+    """P^-½(H + rH² + D)P^-½, whose λ₁ meets the threshold; `hvps` counts products with it.
 
     Args:
-        here: The edge, with its tensors in the order of the Hessian's.
+        edge: Edge, with its tensors in the order of the Hessian's.
         hessian: H.
     """
 
-    def __init__(self, here: Theory, hessian: Hessian) -> None:
+    def __init__(self, edge: EigenvalueEdge, hessian: Hessian) -> None:
         self.size, self.dtype, self.device = hessian.size, hessian.dtype, hessian.device
-        self._product = here.operator(hessian.__matmul__)
+        self._product = edge.operator(hessian.__matmul__)
 
     def _apply(self, vectors: Tensor) -> Tensor:
         return self._product(vectors)
 
 
-def _problem(here: Theory, state: State) -> str | None:
-    """Why there is no distance to measure, if so."""
-    if here.source == "unknown":
-        return here.reason
-    if here.needs_gradient and not state.full_batch:
-        return f"the threshold {here.formula} holds for the full batch, its gradient is not that of a mini-batch"
-    return None
-
-
 def _rate(state: State) -> dict[str, Value]:
-    """The learning rate of the coming update, the largest of the groups'; nothing for an optimizer without."""
+    """Learning rate of the coming update, the largest of the groups'; nothing where none has one."""
     rates = [float(group["lr"]) for group in state.optimizer.param_groups if "lr" in group]
-    return {"edge/lr": max(rates)} if rates else {}
+    return {metrics.EDGE_LR: max(rates)} if rates else {}
 
 
-def _compare(here: Theory, measured: float) -> dict[str, Value]:
-    found: dict[str, Value] = {"edge/threshold": here.threshold}
-    if here.threshold > 0:
-        found["edge/distance"] = here.distance(measured)
-    return found
+def _compare(edge: KnownEdge, measured: float) -> dict[str, Value]:
+    found: dict[str, Value] = {metrics.EDGE_THRESHOLD: edge.threshold}
+    ratio = distance(edge.threshold, measured)
+    return found if ratio is None else found | {metrics.EDGE_DISTANCE: ratio}

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from optbench.boundary.kinds import Count, Pairs, Positive
 from optbench.boundary.signature import check_fields
 from optbench.curvature import Eigenpairs
+from optbench.dynamics.edges import UnknownEdge, on_sharpness
 from optbench.probes import State, Value, due
 from optbench.probes.tracking import Tracker
 from optbench.seeds import derive
@@ -103,7 +104,10 @@ class Sharpness:
 
     def _leaves_out(self, state: State) -> bool:
         """Whether this time is one of those that `thin` skips; the first and the last are not."""
-        if self.thin == 1 or state.step in (0, state.steps) or state.shared.edge(state).plain:
+        if self.thin == 1 or state.step in (0, state.steps):
+            return False
+        edge = state.shared.edge(state)
+        if isinstance(edge, UnknownEdge) or on_sharpness(edge):
             return False
         self._left_out = (self._left_out + 1) % self.thin
         return self._left_out != 0

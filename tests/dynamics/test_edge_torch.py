@@ -24,21 +24,21 @@ from torch.optim import (
     RMSprop,
 )
 
-from optbench.dynamics import Edge, edge
+from tests.dynamics.asked import distance, edge, source
 
 from .frozen import Frozen, spd, warmed
 
 SHAPES = [(2, 2), (3,)]
 
 
-def top(e: Edge, hessian: Tensor) -> float:
+def top(e: Any, hessian: Tensor) -> float:
     """λ₁ of the edge's operator, from a dense matrix."""
     product = e.operator(lambda v: hessian @ v)
     dense = product(torch.eye(len(hessian), dtype=torch.float64))
     return float(torch.linalg.eigvalsh((dense + dense.T) / 2)[-1])
 
 
-def guess(e: Edge, hessian: Tensor) -> float:
+def guess(e: Any, hessian: Tensor) -> float:
     """S with λ₁(P^-½(sH + D)P^-½) = threshold, by bisection on the formula."""
     low, high = 1e-6, 1e9
     for _ in range(200):
@@ -53,10 +53,10 @@ def measured_over_threshold(optimizer: Optimizer, params: list[Tensor], target: 
         for p in params:
             p.data.fill_(target)
     e = edge(optimizer)
-    assert e.source == "closed form", e.reason
+    assert source(e) == "closed form", e.reason
     hessian = spd(sum(p.numel() for p in params), seed=0)
     found = Frozen(optimizer, params, target).critical(hessian, guess(e, hessian))
-    return e.distance(top(e, found * hessian))
+    return distance(e, top(e, found * hessian))
 
 
 Case = tuple[type[Optimizer], dict[str, Any], list[dict[str, Any]]]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Muon, Optimizer
 
-from optbench.dynamics import NormStep, edge, norm_edge, sam_edge
+from optbench.dynamics import EigenvalueEdge, GradientEdge, NormStep
+from tests.dynamics.asked import distance, edge, norm_edge, reordered, sam_edge, source
 
 from .frozen import Frozen, spd, warmed
 from .test_edge_torch import top
@@ -56,7 +57,7 @@ def test_sam_settles_where_its_edge_meets_the_curvature(options: dict[str, Any])
     gradient = sam_cycle(base, 0.05, hessian)
     e = sam_edge(edge(base), 0.05).at(gradient)
     # the alternation is stationary: rounding only
-    assert e.distance(top(e, hessian)) == pytest.approx(1.0, abs=1e-6)
+    assert distance(e, top(e, hessian)) == pytest.approx(1.0, abs=1e-6)
     assert e.threshold < edge(base).threshold
 
 
@@ -69,7 +70,7 @@ def test_sam_over_a_preconditioned_base() -> None:
     gradient = sam_cycle(base, 1e-7, hessian)
     e = sam_edge(e, 1e-7).at(gradient)
     assert e.ascent > 0
-    assert e.distance(top(e, hessian)) == pytest.approx(1.0, abs=1e-3)
+    assert distance(e, top(e, hessian)) == pytest.approx(1.0, abs=1e-3)
 
 
 def test_sam_with_groups_and_weight_decay() -> None:
@@ -89,7 +90,7 @@ def test_sam_with_groups_and_weight_decay() -> None:
         w = torch.cat([p.detach(), q.detach()])
     gradient = hessian @ w
     e = sam_edge(edge(base), 0.2).at(gradient)
-    assert e.distance(top(e, hessian)) == pytest.approx(1.0, abs=1e-6)
+    assert distance(e, top(e, hessian)) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_sam_limits() -> None:
@@ -160,9 +161,9 @@ def test_spectral_steps_settle_at_their_edge() -> None:
 def test_groups_of_a_normalized_step_become_radii() -> None:
     p, q = torch.zeros(2, requires_grad=True), torch.zeros(1, requires_grad=True)
     e = norm_edge([NormStep(p, 0.1), NormStep(q, 0.3)], "linf")
-    assert e.radii == pytest.approx((1.0, 3.0))
     # step (−.1 s₁, −.3 s₂): ½·.1²·S = .1·(‖g₁‖ + 3‖g₂‖) at the edge
     at = e.at(torch.tensor([1.0, -2.0, 4.0]))
+    assert at.radii == pytest.approx((1.0, 3.0))
     assert at.threshold == pytest.approx(2 * (3 + 3 * 4) / 0.1)
 
 
@@ -195,8 +196,8 @@ def test_pytorch_optimizer_signs_and_sam() -> None:
         optimizer.step()
         gradient = torch.randn(5, generator=g)
         e = edge(optimizer)
-        assert e.geometry == "linf"
-        assert e.source == ("closed form" if options == {"momentum": 0.0} else "conjecture")
+        assert e.quantity == "linf sharpness"
+        assert source(e) == ("closed form" if options == {"momentum": 0.0} else "conjecture")
         threshold = e.at(gradient).threshold
         before, p.grad = p.detach().clone(), gradient.clone()
         optimizer.step()
@@ -204,17 +205,19 @@ def test_pytorch_optimizer_signs_and_sam() -> None:
         assert moved * 2 / 0.1**2 == pytest.approx(threshold, rel=1e-5)
     p = torch.zeros(2, requires_grad=True)
     sam = edge(po.SAM([p], SGD, rho=0.5, lr=0.1))
-    assert sam.needs_gradient
-    expected = sam_edge(edge(SGD([p], lr=0.1)), 0.5).at(torch.tensor([3.0, 4.0])).threshold
-    assert sam.at(torch.tensor([3.0, 4.0])).threshold == pytest.approx(expected)
-    assert edge(po.SAM([p], SGD, rho=0.5, adaptive=True, lr=0.1)).source == "unknown"
+    assert isinstance(sam, GradientEdge)
+    at = torch.tensor([3.0, 4.0])
+    known, expected = sam.at(at), sam_edge(edge(SGD([p], lr=0.1)), 0.5).at(at)
+    assert isinstance(known, EigenvalueEdge)
+    assert known.threshold == pytest.approx(expected.threshold)
+    assert source(edge(po.SAM([p], SGD, rho=0.5, adaptive=True, lr=0.1))) == "unknown"
 
 
 def test_reordering_a_norm_edge() -> None:
     p, q, r = (torch.zeros(n, requires_grad=True) for n in (2, 1, 1))
-    e = norm_edge([NormStep(q, 0.3), NormStep(p, 0.1)], "linf").reordered([p, q, r])
-    assert e.radii == pytest.approx((1 / 3, 1.0, 0.0))
+    e = reordered(norm_edge([NormStep(q, 0.3), NormStep(p, 0.1)], "linf"), [p, q, r])
     # the gradient of what the optimizer does not hold does not count
     at = e.at(torch.tensor([1.0, -2.0, 4.0, 100.0]))
+    assert at.radii == pytest.approx((1 / 3, 1.0, 0.0))
     assert at.threshold == pytest.approx(2 * (4 + 3 / 3) / 0.3)
     assert at.parameters == (p, q, r)

@@ -55,10 +55,9 @@ def test_a_rule_of_the_users_replaces_ours_however_early_it_comes(name: str, fir
     cls, expected = REGISTERED[name]
     mine = f"""
 import torch
-from dataclasses import replace
-from optbench.dynamics.update_rule import unknown
+from optbench.dynamics import EigenvalueEdge
 @edge.register(torch.optim.{cls})
 def _(optimizer):
-    return replace(unknown("mine"), source="mine")
+    return EigenvalueEdge(1.0, "mine", source="mine")
 """
     assert _said(FIRST[first] + mine + ASK) == expected

@@ -11,8 +11,9 @@ import torch
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import StepLR
 
-from optbench.dynamics import Edge, Term, combine, edge
+from optbench.dynamics import Edge, Term, combine
 from optbench.dynamics.dispatch import closed_form
+from tests.dynamics.asked import edge, source
 
 from .imitations import (
     AddsKeys,
@@ -31,7 +32,7 @@ def _at_four(optimizer: Optimizer) -> float:
     (p,) = optimizer.param_groups[0]["params"]
     p.grad = torch.ones(4)
     optimizer.step()
-    return edge(optimizer).at(torch.ones(4)).threshold
+    return float(edge(optimizer).at(torch.ones(4)).threshold)
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_a_version_that_the_rule_does_not_know_goes_to_the_black_box(
     here = edge(
         stepped(lion_pytorch(cls)([torch.zeros(4, requires_grad=True)], lr=1e-3, **options))
     )
-    assert here.source == "unknown" and told in here.reason
+    assert source(here) == "unknown" and told in here.reason
 
 
 def test_an_option_that_does_nothing_leaves_the_rule(lion_pytorch: Any) -> None:
@@ -100,11 +101,11 @@ def test_what_pytorch_optimizer_takes_through_kwargs_is_not_overlooked(name: str
         lion([{"params": weights(), name: True}], lr=1e-3),
     ):
         here = edge(stepped(optimizer))
-        assert here.source == "unknown" and f"{name}=True" in here.reason
-    assert edge(stepped(lion(weights(), lr=1e-3, **{name: False}))).source == "conjecture"
+        assert source(here) == "unknown" and f"{name}=True" in here.reason
+    assert source(edge(stepped(lion(weights(), lr=1e-3, **{name: False})))) == "conjecture"
     scheduled = lion(weights(), lr=1e-3)
     StepLR(scheduled, 1)
-    assert edge(stepped(scheduled)).source == "conjecture"
+    assert source(edge(stepped(scheduled))) == "conjecture"
 
 
 class Flagged(SGD):
@@ -130,7 +131,7 @@ class ThroughKwargs(SGD):
 
 
 @pytest.mark.parametrize(
-    ("cls", "options", "source"),
+    ("cls", "options", "expected"),
     [
         (Flagged, {}, "closed form"),
         (Flagged, {"foreach": True}, "closed form"),
@@ -141,11 +142,11 @@ class ThroughKwargs(SGD):
     ],
 )
 def test_a_subclass_of_torchs_with_another_option(
-    cls: Any, options: dict[str, Any], source: str
+    cls: Any, options: dict[str, Any], expected: str
 ) -> None:
     here = edge(stepped(cls(weights(), lr=0.05, **options)))
-    assert here.source == source and here.threshold == pytest.approx(40, rel=1e-3)
-    assert ("centralize" in here.reason) == (source == "probed")
+    assert source(here) == expected and here.threshold == pytest.approx(40, rel=1e-3)
+    assert ("centralize" in here.reason) == (expected == "probed")
 
 
 def test_a_rule_of_ones_own_says_what_it_has_understood() -> None:
@@ -159,7 +160,7 @@ def test_a_rule_of_ones_own_says_what_it_has_understood() -> None:
         )
 
     here = edge(stepped(Mine(weights(), lr=0.05, doubled=True)))
-    assert here.source == "probed" and here.threshold == pytest.approx(20, rel=1e-3)
+    assert source(here) == "probed" and here.threshold == pytest.approx(20, rel=1e-3)
 
 
 class HelperOfItsOwn(Adam):
@@ -180,7 +181,7 @@ class LooksLikeAdam(Adam):
 )
 def test_a_subclass_with_a_method_of_its_own_is_another_optimizer(cls: Any, method: str) -> None:
     here = edge(stepped(cls(weights(), lr=1e-3)))
-    assert here.source != "closed form" and f"has a {method} of its own" in here.reason
+    assert source(here) != "closed form" and f"has a {method} of its own" in here.reason
 
 
 def _patched(self: SGD, closure: Any = None) -> None:
@@ -193,15 +194,15 @@ def test_a_method_replaced_on_one_optimizer_is_seen(cls: Any) -> None:
     optimizer = cls(weights(), lr=0.05)
     optimizer.step = MethodType(_patched, optimizer)
     here = edge(optimizer)
-    assert here.source == "unknown" and "step was replaced on this" in here.reason
+    assert source(here) == "unknown" and "step was replaced on this" in here.reason
 
 
-@pytest.mark.parametrize(("cls", "source"), [(SGD, "closed form"), (AddsKeys, "probed")])
-def test_torchs_schedules_replace_step_and_change_nothing(cls: Any, source: str) -> None:
+@pytest.mark.parametrize(("cls", "expected"), [(SGD, "closed form"), (AddsKeys, "probed")])
+def test_torchs_schedules_replace_step_and_change_nothing(cls: Any, expected: str) -> None:
     optimizer = cls(weights(), lr=0.05)
     StepLR(optimizer, 1)
     assert "step" in vars(optimizer)
-    assert edge(stepped(optimizer)).source == source
+    assert source(edge(stepped(optimizer))) == expected
 
 
 @pytest.mark.parametrize("cls", [SGD, AddsKeys, Lion])
@@ -214,7 +215,7 @@ def test_hooks_are_mentioned(cls: Any) -> None:
     optimizer.register_step_pre_hook(halve)
     here = edge(optimizer)
     assert (
-        here.source == "unknown"
+        source(here) == "unknown"
         or "its step hooks (halve) are taken to change neither" in here.reason
     )
 
@@ -231,11 +232,11 @@ class Wraps(Optimizer):
 
 def test_a_wrapper_is_not_probed_and_says_what_to_ask() -> None:
     here = edge(Wraps(SGD(weights(), 0.05)))
-    assert here.source == "unknown" and "holds another optimizer as .optimizer" in here.reason
+    assert source(here) == "unknown" and "holds another optimizer as .optimizer" in here.reason
 
 
 def test_accelerates_wrapper_has_the_edge_of_what_it_wraps() -> None:
     accelerate = pytest.importorskip("accelerate")
     accelerate.Accelerator(cpu=True)
     here = edge(accelerate.optimizer.AcceleratedOptimizer(SGD(weights(), 0.05)))
-    assert (here.source, here.threshold) == ("closed form", 40)
+    assert (source(here), here.threshold) == ("closed form", 40)

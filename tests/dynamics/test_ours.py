@@ -5,12 +5,12 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from optbench.dynamics import edge
 from optbench.errors import UserError
 from optbench.optimizers.by_shape import ByShape
 from optbench.optimizers.sam import SAM
 from optbench.optimizers.sign import Lion, Signum
 from optbench.optimizers.steepest import SteepestDescent
+from tests.dynamics.asked import edge, reordered, source
 
 
 def _train(optimizer: torch.optim.Optimizer, w: nn.Parameter, a: torch.Tensor, steps: int) -> float:
@@ -66,7 +66,7 @@ def test_steepest_descent_of_any_norm_is_gradient_descent_on_one_number(norm: st
     _train(SGD([other], 0.3), other, a, 5)
     assert one.item() == pytest.approx(other.item(), rel=1e-12)
     here = edge(SteepestDescent([one], 0.3, norm))  # type: ignore[arg-type]
-    assert here.threshold == pytest.approx(2 / 0.3) and here.source == "closed form"
+    assert here.threshold == pytest.approx(2 / 0.3) and source(here) == "closed form"
 
 
 def test_two_l2_parts_of_by_shape_lose_stability_where_their_joint_edge_says() -> None:
@@ -98,10 +98,10 @@ def test_two_l2_parts_of_by_shape_lose_stability_where_their_joint_edge_says() -
         return not losses[-1] < losses[1500] + 1e-300
 
     optimizer, parameters = make()
-    here = edge(optimizer).reordered(parameters)
+    here = reordered(edge(optimizer), parameters)
     dense = here.operator(lambda v: H @ v)(torch.eye(6, dtype=torch.float64))
     predicted = here.threshold / float(torch.linalg.eigvalsh((dense + dense.T) / 2)[-1])
-    assert here.source == "closed form"
+    assert source(here) == "closed form"
     assert not grows(predicted * 0.997) and grows(predicted * 1.003)
 
 
@@ -112,10 +112,10 @@ def test_muon_with_adamw_is_a_conjecture_of_the_matrices_and_says_so() -> None:
         p.grad = torch.ones_like(p)
     optimizer.step()
     here = edge(optimizer)
-    assert (here.source, here.geometry) == (
+    assert (source(here), here.quantity) == (
         "conjecture",
-        "spectral",
+        "spectral sharpness",
     ) and "matrices alone" in here.reason
-    assert here.radii is not None and here.radii[1] == 0 and here.radii[0] > 0
-    alone = edge(optimizer.parts["matrices"]).at(torch.ones(6)).threshold
-    assert here.at(torch.ones(9)).threshold == pytest.approx(alone)
+    alone, both = edge(optimizer.parts["matrices"]).at(torch.ones(6)), here.at(torch.ones(9))
+    assert both.radii[1] == 0 and both.radii[0] > 0
+    assert both.threshold == pytest.approx(alone.threshold)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, Muon, NAdam, Optimizer, RAdam, RMSprop
 
-from optbench.dynamics import edge
 from optbench.dynamics.settling import LEAST, Unsettled, memory, unsettled
 from optbench.optimizers.by_shape import ByShape
 from optbench.optimizers.sam import SAM
+from tests.dynamics.asked import distance, edge, reordered, source
 
 from .test_edge_torch import top
 
@@ -53,7 +53,7 @@ def test_the_distance_on_a_diagonal_quadratic_is_that_of_the_settled_p_over_a_kn
     for t in range(1, 61):
         fed(optimizer, 1, w)
         here = edge(optimizer)
-        assert here.distance(top(here, torch.diag(h))) == pytest.approx(
+        assert distance(here, top(here, torch.diag(h))) == pytest.approx(
             settled / shortfall(t), rel=1e-9
         )
         assert (lacks(optimizer) is None) == (t >= 20)
@@ -94,7 +94,7 @@ def test_what_learns_no_p_is_always_settled() -> None:
     for optimizer in (momentum, groups, Muon([w], lr=0.1), SAM([w, v], lambda p: SGD(p, 0.1))):
         fed(optimizer, 1, w, v)
         assert lacks(optimizer) is None
-    extra = edge(momentum).reordered([v, torch.ones(1, requires_grad=True), w])
+    extra = reordered(edge(momentum), [v, torch.ones(1, requires_grad=True), w])
     assert extra.preconditioner is not None and extra.learns == (False, False, False)
 
 
@@ -105,7 +105,7 @@ def test_a_tensor_counts_from_its_own_first_gradient_and_not_if_it_does_not_move
     assert lacks(optimizer) is None
     fed(optimizer, 5, early, late)
     assert lacks(optimizer) == Unsettled(5, 20)
-    assert unsettled(edge(optimizer).reordered([late, early]), optimizer, 0) == Unsettled(5, 20)
+    assert unsettled(reordered(edge(optimizer), [late, early]), optimizer, 0) == Unsettled(5, 20)
     optimizer.param_groups[1]["lr"] = 0.0
     assert lacks(optimizer) is None
 
@@ -146,7 +146,7 @@ def test_a_probed_edge_settles_too_by_the_updates_done_where_the_optimizer_does_
     w = torch.zeros(3, requires_grad=True)
     optimizer = Uncounted([w], lr=1e-3)
     fed(optimizer, 3, w)
-    assert edge(optimizer).source == "probed"
+    assert source(edge(optimizer)) == "probed"
     assert lacks(optimizer, updates=3) == Unsettled(3, LEAST)
     assert lacks(optimizer, updates=20) is None
 

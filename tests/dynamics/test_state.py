@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
-from optbench.dynamics import edge, sam_edge
 from optbench.dynamics.black_box import probed_edge as box
 from optbench.dynamics.black_box.scalar_gain import Gain, probe
+from tests.dynamics.asked import distance, edge, sam_edge, source
 
 from .frozen import Frozen, spd, warmed
 from .imitations import (
@@ -38,7 +38,7 @@ black_box = box.black_box
 )
 def test_state_that_a_step_adds_starts_anew_in_copies(cls: Any, threshold: float) -> None:
     here = edge(stepped(cls(weights(), lr=1e-3)))
-    assert here.source == "probed", here.reason
+    assert source(here) == "probed", here.reason
     assert here.threshold == pytest.approx(threshold, rel=1e-3)
 
 
@@ -46,11 +46,11 @@ def test_state_that_a_step_adds_starts_anew_in_copies(cls: Any, threshold: float
 def test_p_of_such_a_class_is_where_stability_is_lost(cls: Any) -> None:
     optimizer, params = warmed(partial(cls, lr=0.01), [(2, 3), (3,)], [{"lr": 0.03}], 400)
     here = edge(optimizer)
-    assert here.source == "probed", here.reason
+    assert source(here) == "probed", here.reason
     hessian = spd(9, seed=0)
     if cls is AddsKeys:  # the other counts where Frozen does not rewind
         found = Frozen(optimizer, params).critical(hessian, guess(here, hessian))
-        assert here.distance(top(here, found * hessian)) == pytest.approx(1.0, abs=5e-3)
+        assert distance(here, top(here, found * hessian)) == pytest.approx(1.0, abs=5e-3)
     adam, _ = warmed(
         partial(Adam, lr=0.01, betas=(0.9, 0.99), eps=1e-6), [(2, 3), (3,)], [{"lr": 0.03}], 400
     )
@@ -97,7 +97,7 @@ def test_the_black_box_copies_a_flag_wherever_it_is_kept(cls: Any, doubled: bool
 def test_a_step_size_that_its_state_decides_is_unknown_until_it_has_settled() -> None:
     optimizer = stepped(WarmsUp(weights(), lr=0.05), 50)
     here = edge(optimizer)
-    assert here.source == "unknown" and "its state is part of the rule" in here.reason
+    assert source(here) == "unknown" and "its state is part of the rule" in here.reason
     assert edge(stepped(optimizer, 100)).threshold == pytest.approx(40, rel=1e-3)
 
 
@@ -120,7 +120,7 @@ OPTIMI: list[tuple[str, dict[str, Any], float]] = [
 def test_torch_optimi(name: str, options: dict[str, Any], threshold: float) -> None:
     make = partial(getattr(pytest.importorskip("optimi"), name), **options)
     here = edge(stepped(make(weights())))
-    assert here.source == "probed", here.reason
+    assert source(here) == "probed", here.reason
     assert here.threshold == pytest.approx(threshold, rel=1e-4)
     if here.plain:
         assert not grows(make, 0.99 * threshold) and grows(make, 1.01 * threshold)
@@ -138,5 +138,5 @@ def test_attributes_come_back_as_they_were() -> None:
 @pytest.mark.parametrize("cls", [AddsKeys, OtherName])
 def test_where_a_number_is_from_is_said_by_the_source_alone(cls: Any) -> None:
     here = edge(stepped(cls(weights(), lr=1e-3)))
-    assert here.source == "probed" and here.formula == f"{here.threshold:.4g}"
+    assert source(here) == "probed" and here.formula == f"{here.threshold:.4g}"
     assert "probed" not in sam_edge(here, 0.1).formula

@@ -3,7 +3,7 @@
 import pytest
 
 from optbench.check.subject import Training, optimizer
-from optbench.dynamics import edge
+from tests.dynamics.asked import edge, source
 
 UNKNOWN = [
     "asam",
@@ -26,4 +26,4 @@ def test_no_edge_is_given_and_the_reason_is(name: str) -> None:
     training = Training(optimizer(name))
     training.steps(30)
     here = edge(training.optimizer)
-    assert here.source == "unknown" and len(here.reason) > 20
+    assert source(here) == "unknown" and len(here.reason) > 20

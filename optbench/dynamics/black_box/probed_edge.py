@@ -19,7 +19,7 @@ from optbench.dynamics.black_box.responses import (
 )
 from optbench.dynamics.black_box.scalar_gain import SETTLE, Gain, probe
 from optbench.dynamics.black_box.twin import check_copyable, hyperparameters, resumed
-from optbench.dynamics.edges import Edge
+from optbench.dynamics.edges import Edge, UnknownEdge
 from optbench.dynamics.update_rule import Term, combine, unknown
 
 ADVICE = "; register a rule: @edge.register(YourOptimizer)"
@@ -60,7 +60,7 @@ def black_box(optimizer: Optimizer, why: str = "") -> Edge:
         why: Why the class's rule does not hold, if it has one; becomes part of the reason.
 
     Returns:
-        An edge with source "probed", or "unknown" with the reason.
+        An EigenvalueEdge with source "probed", or an UnknownEdge with the reason.
     """
     parameters = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
     try:
@@ -94,10 +94,10 @@ def _assemble(optimizer: Optimizer, gains: Sequence[Gain], why: str) -> Edge:
             diagonal = None if responses is None else (gain.response / responses[i]).to(p.dtype)
             terms.append(Term(p, lr, gain.step / lr, gain.decay, gain.shift, diagonal))
             i += 1
-    e = combine(terms, "", why)
-    if e.source == "unknown":
-        raise UnclearError(e.reason)
-    return replace(e, source="probed", formula=f"{e.threshold:.4g}")
+    combined = combine(terms, "", why)
+    if isinstance(combined, UnknownEdge):
+        raise UnclearError(combined.reason)
+    return replace(combined, source="probed", formula=f"{combined.threshold:.4g}")
 
 
 def _gain(optimizer: Optimizer, group: dict[str, Any]) -> Gain:

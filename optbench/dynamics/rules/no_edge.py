@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from optbench.dynamics.dispatch import by_name, edge, trainable
-from optbench.dynamics.edges import Edge
+from torch.optim import LBFGS, Optimizer, Rprop, SparseAdam
+
+from optbench.dynamics.dispatch import by_name, closed_form, edge, trainable
+from optbench.dynamics.edges import Edge, UnknownEdge
 from optbench.dynamics.update_rule import unknown
 from optbench.optimizers.grokfast import GrokFast
 from optbench.optimizers.lookahead import Lookahead
@@ -28,12 +30,23 @@ def _wrapped(optimizer: Wrapper) -> Edge:
     return unknown(reason, [p for _, p in trainable(optimizer)])
 
 
+@closed_form(Rprop, LBFGS, SparseAdam, understood=None)
+def _not_linear(optimizer: Optimizer) -> Edge:
+    reasons = {
+        Rprop: "Rprop adapts its step to sign changes: at an oscillation it shrinks, no fixed edge",
+        LBFGS: "L-BFGS has no fixed linear filter: memory and line search follow the curvature",
+        SparseAdam: "SparseAdam updates only the entries that have a gradient at each step",
+    }
+    reason = next(text for cls, text in reasons.items() if isinstance(optimizer, cls))
+    return unknown(reason, [p for _, p in trainable(optimizer)])
+
+
 @edge.register(WithGraph)
 def _with_graph(optimizer: WithGraph) -> Edge:
     """The base's own; a copy of it could not be fed, for what it is fed has no graph."""
-    here = edge(optimizer.base)
-    if here.source != "unknown":
-        return here
+    base = edge(optimizer.base)
+    if not isinstance(base, UnknownEdge):
+        return base
     name = type(optimizer.base).__name__
     return unknown(
         f"{name} divides by an estimate of the curvature itself: no edge is known",
