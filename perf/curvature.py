@@ -104,10 +104,9 @@ def models() -> list[tuple[str, nn.Module, Loss, Pair]]:
 def ratio(_: argparse.Namespace) -> None:
     """Time of one product over that of one gradient, each pair one after the other: the clock of a machine drifts."""
     print(
-        f"{'model, batch':28}{'P':>9}{'gradient ms':>13}{'cached':>8}{'set-up':>8}{'recomputed':>12}",
-        end="",
+        f"{'model, batch':28}{'P':>9}{'gradient ms':>13}{'cached':>8}{'set-up':>8}{'recomputed':>12}"
+        f"{'torch layers':>14}"
     )
-    print(f"{'linearized':>12}{'set-up':>8}")
     for name, model, loss, data in models():
 
         def base(m: nn.Module = model, f: Loss = loss, d: Pair = data) -> object:
@@ -119,17 +118,12 @@ def ratio(_: argparse.Namespace) -> None:
         step = seconds(base)
         cached, recomputed = over(lambda H=H, v=v: H @ v, base), over(lambda R=R, v=v: R @ v, base)  # type: ignore[misc]
         whole = over(lambda H=H, v=v: (H.refresh(), H @ v), base)  # type: ignore[misc]
+        T = Hessian(model, loss, data, strategy="cached", layers="torch")
+        plain = over(lambda T=T, v=v: T @ v, base)  # type: ignore[misc]
         print(
-            f"{name:28}{H.size:9}{1e3 * step:13.1f}{cached:8.2f}{whole - cached:8.2f}{recomputed:12.2f}",
-            end="",
+            f"{name:28}{H.size:9}{1e3 * step:13.1f}{cached:8.2f}{whole - cached:8.2f}"
+            f"{recomputed:12.2f}{plain:14.2f}"
         )
-        try:
-            L = Hessian(model, loss, data, strategy="linearized")
-            traced = over(lambda L=L, v=v: L @ v, base)  # type: ignore[misc]
-            whole = over(lambda L=L, v=v: (L.refresh(), L @ v), base, 2)  # type: ignore[misc]
-            print(f"{traced:12.2f}{whole - traced:8.2f}")
-        except (RuntimeError, ValueError) as error:
-            print(f"   {type(error).__name__}: {str(error)[:60]}")
 
 
 def memory(_: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,16 +36,14 @@ class ModelOperator(Operator):
     once: in value, gradient and curvature.
 
     Attributes:
-        strategy: How products are done: "cached", "linearized" or "recomputed"; "auto" or "timed"
-            until the first product has chosen. After "timed" the choice depends on the clock, and
-            rounding on the choice: a run that must be bit-identical after a resume stores this and
-            passes it back.
+        strategy: How products are done: "cached" or "recomputed"; "auto" until the first product
+            has chosen.
         objective: The loss as a function of the selected parameters; `.names`, `.sizes`.
         hvps: Products done, but for one of an operator's first, by which products are found to be
             symmetric.
     """
 
-    builders: dict[str, Builder]
+    builder: Builder
 
     def __init__(
         self,
@@ -59,7 +58,7 @@ class ModelOperator(Operator):
         weight: Weight | None = None,
         strategy: Strategy = "auto",
         memory: int = 2 << 30,
-        batched: bool = False,
+        layers: Literal["fast", "torch"] = "fast",
         split_batch_norm: bool = False,
     ) -> None:
         """See the class for the matrix.
@@ -84,16 +83,10 @@ class ModelOperator(Operator):
                 over all batches together.
             strategy: "cached" keeps the graph of all chunks' gradients; "recomputed" builds each
                 chunk's graph anew for every block of vectors and frees it; "auto" caches if the
-                graphs fit in `memory`, by their size alone, so it is reproducible. "linearized"
-                keeps a traced derivative instead, sometimes quicker after a slow set-up; "timed"
-                takes the quicker of the two. Neither is the default: where tracing worked it won 3
-                to 5 % of a product (MLP, ViT) or lost half, for a set-up of 12 to 33 gradients, so
-                a measurement of few products is slower; it raises on some models and crashes the
-                process on some functions (torch 2.13: nn.MSELoss), before which no timing can stop;
-                and a choice by the clock changes rounding, so a resumed run would not be identical.
+                graphs fit in `memory`, by their size alone, so it is reproducible.
             memory: Bytes the kept graphs may take (estimated from a sample).
-            batched: Whether a block of vectors is one batched product (torch's vmap) rather than
-                one after the other; for small models on a GPU.
+            layers: "fast" puts layers with a cheap second derivative in the place of torch's; values
+                and derivatives are the same up to rounding. "torch" leaves torch's.
             split_batch_norm: Whether a batch norm in train mode may see several chunks, each with
                 its own statistics: the mean of the chunks' losses, which is another loss than
                 that of the whole.
@@ -120,11 +113,13 @@ class ModelOperator(Operator):
         if memory < 1:
             raise MeasurementError(f"memory must be positive, got {memory} bytes")
         self.objective = Objective(model, loss, params, mode, dtype)
-        self.objective.cheap = not batched  # torch's vmap knows torch's own layers
+        if layers not in ("fast", "torch"):
+            raise MeasurementError(f"layers must be 'fast' or 'torch', got {layers!r}")
+        self.objective.cheap = layers == "fast"
         self.size = sum(self.objective.sizes)
         self.dtype, self.device = self.objective.dtype, self.objective.device
         self.chunks = Chunks(batches, self.device, self.dtype, weight)
-        self.chunk, self.memory, self.batched = chunk, memory, batched
+        self.chunk, self.memory = chunk, memory
         self.split_batch_norm = split_batch_norm
         self.strategy: Strategy = check_strategy(strategy)
         self._plan: Plan | None = None
@@ -196,7 +191,7 @@ class ModelOperator(Operator):
     def _check_derivatives(self) -> None:
         if self._trusts:
             return
-        builder = self.builders["cached"] if isinstance(self, Hessian) else None
+        builder = type(self).builder if isinstance(self, Hessian) else None
         with self.chunks.kept_rng():
             try:
                 check_derivatives(
@@ -212,11 +207,10 @@ class ModelOperator(Operator):
         self._plan = make_plan(
             self.objective,
             self.chunks,
-            self.builders,
+            type(self).builder,
             self.strategy,
             self.chunk,
             self.memory,
-            self.batched,
         )
         self.strategy = self._plan.strategy
 
@@ -305,9 +299,8 @@ class ModelOperator(Operator):
         self, images: Tensor | None, rows: Tensor, weight: float, product: Product
     ) -> Tensor:
         once, first = self.strategy == "recomputed", images is None
-        blocks: list[slice] | range = [slice(None)] if self.batched else range(len(rows))
-        for i in blocks:
-            parts = product(rows[i], self.batched, once and i == blocks[-1])
+        for i, row in enumerate(rows):
+            parts = product(row, free_graph=once and i == len(rows) - 1)
             # not before: while a graph is built or gone through, memory is at its peak
             if images is None:
                 images = torch.empty_like(rows)
@@ -328,7 +321,7 @@ class ModelOperator(Operator):
 
         def build() -> None:
             self._products = []
-            self._products = list(self._built(self.strategy))
+            self._products = list(self._built())
 
         self._products = []
         self.objective.check_parameters()
@@ -340,15 +333,15 @@ class ModelOperator(Operator):
         """Pairs (share of the mean, product): kept ones, or built one by one."""
         if self.strategy == "recomputed":
             self.objective.check_parameters()
-            yield from self._built("cached")
+            yield from self._built()
         else:
             # without reading the data, so that no generator needs keeping
             yield from self._products
 
-    def _built(self, kind: str) -> Iterator[tuple[float, Product]]:
+    def _built(self) -> Iterator[tuple[float, Product]]:
         leaves = self.objective.leaves()
         for share, part in self.shares():
-            product = products.build(self.builders[kind], self.objective, leaves, part)
+            product = products.build(type(self).builder, self.objective, leaves, part)
             yield share, product
             del product
 
@@ -377,10 +370,7 @@ class Hessian(ModelOperator):
         Pearlmutter (1994), Fast exact multiplication by the Hessian, Neural Computation 6(1).
     """
 
-    builders = {  # noqa: RUF012
-        "cached": products.hessian_by_double_backward,
-        "linearized": products.hessian_by_linearization,
-    }
+    builder = staticmethod(products.hessian_by_double_backward)
 
 
 class GaussNewton(ModelOperator):
@@ -393,7 +383,4 @@ class GaussNewton(ModelOperator):
         Schraudolph (2002), Fast curvature matrix-vector products, Neural Computation 14(7).
     """
 
-    builders = {  # noqa: RUF012
-        "cached": products.gauss_newton_by_double_backward,
-        "linearized": products.gauss_newton_by_linearization,
-    }
+    builder = staticmethod(products.gauss_newton_by_double_backward)

@@ -1,4 +1,4 @@
-"""How a curvature product is done on one chunk: by double backward, or by linearization.
+"""How a curvature product is done on one chunk: by double backward.
 
 A builder takes the objective, the leaves and a chunk, and returns a product: a function from a flat
 tangent to its image, one tensor per parameter. What it holds (a graph) lives as long as the
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,10 +25,18 @@ from optbench.fast_layers import CheapSecondDerivatives
 from optbench.fast_layers.errors import ThirdDerivativeError
 
 Tensors = Sequence[Tensor]
-Product = Callable[[Tensor, bool, bool], Tensors]
-"""(tangent, batched, last) -> images. The tangent has shape (P,), or (B, P) if batched, when images have the
-vectors as an extra first dimension; the last product frees the graph as it goes, which lowers the
-peak of memory."""
+
+
+class Product(Protocol):
+    """A tangent, shape (P,), ↦ its image, one tensor per parameter.
+
+    The last product frees the graph as it goes, which lowers the peak of memory.
+    """
+
+    def __call__(self, tangent: Tensor, *, free_graph: bool = False) -> Tensors:
+        """Return the image of a tangent."""
+
+
 Builder = Callable[[Objective, Tensors, Pair], Product]
 
 
@@ -56,11 +64,11 @@ def hessian_by_double_backward(objective: Objective, leaves: Tensors, chunk: Pai
     with layers():
         value = dependent(objective.value(leaves, chunk))
         with _twice():
-            gradient = _edge(_derivative(value, leaves, keep=True))
+            gradient = _edge(_derivative(value, leaves, create_graph=True))
 
-    def product(tangent: Tensor, batched: bool, last: bool) -> Tensors:
+    def product(tangent: Tensor, *, free_graph: bool = False) -> Tensors:
         with layers(), _twice():  # for what a checkpoint runs again
-            return _derivative(gradient, leaves, tangent, batched, last=last)
+            return _derivative(gradient, leaves, tangent, free_graph=free_graph)
 
     return product
 
@@ -74,8 +82,7 @@ def dependent(value: Tensor) -> Tensor:
     if not value.requires_grad:
         raise MeasurementError(
             "the loss does not depend on the parameters: it, or the model's outputs, were "
-            "detached, taken under "
-            "torch.no_grad(), or come from other parameters than those selected"
+            "detached, taken under torch.no_grad(), or come from other parameters than those selected"
         )
     return value
 
@@ -120,55 +127,17 @@ def _undifferentiable(why: Exception) -> MeasurementError:
     )
 
 
-def hessian_by_linearization(objective: Objective, leaves: Tensors, chunk: Pair) -> Product:
-    """H v as the derivative of w ↦ ∇L(w), traced once."""
-
-    def gradient(weights: Tensors) -> Tensors:
-        slope: Tensors = torch.func.grad(lambda w: objective.value(w, chunk))(weights)
-        return slope
-
-    _, derivative = torch.func.linearize(gradient, tuple(leaf.detach() for leaf in leaves))
-    return _forward(objective, derivative)
-
-
 def gauss_newton_by_double_backward(objective: Objective, leaves: Tensors, chunk: Pair) -> Product:
     """G v = Jᵀ H_ℓ J v; J v is the derivative of u ↦ Jᵀu, so all of it is reverse mode."""
     outputs = dependent(_single(objective.outputs(leaves, chunk[0])))
     dual = torch.zeros_like(outputs, requires_grad=True)
-    pulled = _edge(_derivative(outputs, leaves, dual, keep=True))
+    pulled = _edge(_derivative(outputs, leaves, dual, create_graph=True))
     slope, at = _output_gradient(objective, leaves, outputs, chunk)
 
-    def product(tangent: Tensor, batched: bool, last: bool) -> Tensors:
-        (pushed,) = _derivative(pulled, [dual], tangent, batched)
-        (bent,) = _derivative(slope, [at], pushed, batched)
-        return _derivative(outputs, leaves, bent, batched, last=last)
-
-    return product
-
-
-def gauss_newton_by_linearization(objective: Objective, leaves: Tensors, chunk: Pair) -> Product:
-    """G v = Jᵀ H_ℓ J v, with w ↦ f(w) traced once for J and a kept graph for Jᵀ."""
-    outputs = _single(objective.outputs(leaves, chunk[0]))
-    slope, at = _output_gradient(objective, leaves, outputs, chunk)
-
-    def model(weights: Tensors) -> Tensors:
-        return (objective.outputs(weights, chunk[0]),)
-
-    _, push = torch.func.linearize(model, tuple(leaf.detach() for leaf in leaves))
-    forward = _forward(objective, push)
-
-    def product(tangent: Tensor, batched: bool, last: bool) -> Tensors:
-        (pushed,) = forward(tangent, batched, last)
-        (bent,) = _derivative(slope, [at], pushed, batched)
-        return _derivative(outputs, leaves, bent, batched, last=last)
-
-    return product
-
-
-def _forward(objective: Objective, derivative: Callable[[Tensors], Tensors]) -> Product:
-    def product(tangent: Tensor, batched: bool, last: bool) -> Tensors:
-        columns = tuple(objective.split(tangent))
-        return torch.func.vmap(derivative)(columns) if batched else derivative(columns)
+    def product(tangent: Tensor, *, free_graph: bool = False) -> Tensors:
+        (pushed,) = _derivative(pulled, [dual], tangent)  # J v
+        (bent,) = _derivative(slope, [at], pushed)  # H_ℓ J v
+        return _derivative(outputs, leaves, bent, free_graph=free_graph)  # Jᵀ H_ℓ J v
 
     return product
 
@@ -176,10 +145,11 @@ def _forward(objective: Objective, derivative: Callable[[Tensors], Tensors]) -> 
 def _output_gradient(
     objective: Objective, leaves: Tensors, outputs: Tensor, chunk: Pair
 ) -> tuple[Tensor, Tensor]:
+    """∇_f ℓ with its graph, and the outputs that it is taken at."""
     at = outputs.detach().requires_grad_()
-    return _derivative(dependent(objective.scalar(leaves, at.clone(), chunk[1])), [at], keep=True)[
-        0
-    ], at
+    value = dependent(objective.scalar(leaves, at.clone(), chunk[1]))
+    (slope,) = _derivative(value, [at], create_graph=True)
+    return slope, at
 
 
 def _single(outputs: Tensor) -> Tensor:
@@ -214,23 +184,19 @@ def _derivative(
     of: Tensor | GradientEdge | None,
     at: Tensors,
     along: Tensor | None = None,
-    batched: bool = False,
-    keep: bool = False,
-    last: bool = False,
+    *,
+    create_graph: bool = False,
+    free_graph: bool = False,
 ) -> Tensors:
-    """d(of·along)/d(at), zero where there is no dependence; the graph stays unless it is the last."""
-    found: Sequence[Tensor | None] = [None] * len(at)
+    """d(of·along)/d(at), zero where there is no dependence."""
+    slopes: Sequence[Tensor | None] = [None] * len(at)
     if of is not None and (isinstance(of, GradientEdge) or of.requires_grad):
-        found = grad(
+        slopes = grad(
             of,
             list(at),
             along,
-            retain_graph=not last,
-            create_graph=keep,
+            retain_graph=not free_graph,
+            create_graph=create_graph,
             allow_unused=True,
-            is_grads_batched=batched,
         )
-    lead = along.shape[:1] if batched and along is not None else ()
-    return [
-        x.new_zeros((*lead, *x.shape)) if g is None else g for x, g in zip(at, found, strict=True)
-    ]
+    return [x.new_zeros(x.shape) if g is None else g for x, g in zip(at, slopes, strict=True)]

@@ -140,7 +140,7 @@ def _off(objective: Objective, builder: Builder, data: Pair) -> float | None:
         objective.device
     )
     _hold_padding(objective, v)
-    image = _flat(build(builder, objective, leaves, data)(v, False, True))
+    image = _flat(build(builder, objective, leaves, data)(v, free_graph=True))
     size = float(_flat(leaves).square().mean().sqrt()) or 1.0
     one, other = (
         _difference(objective, leaves, v, data, STEP * size * part) for part in (1.0, 0.5)

@@ -74,7 +74,7 @@ class Broken(nn.Module):
         return x * torch.rand_like(x)
 
 
-@pytest.mark.parametrize("strategy", ["auto", "timed", "recomputed"])
+@pytest.mark.parametrize("strategy", ["auto", "cached", "recomputed"])
 @pytest.mark.parametrize("mode", ["train", "eval", None])
 def test_nothing_is_changed(strategy: Strategy, mode: Mode | None) -> None:
     model, (_, data) = tricky(), small()

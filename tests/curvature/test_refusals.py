@@ -181,8 +181,10 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "a factor": (lambda: A * "2", "factor must be a number, got '2'"),  # type: ignore[operator]
     "a seed": (lambda: trace(A, seed=1.5), "seed must be a whole number, got 1.5"),  # type: ignore[arg-type]
     "trust": (lambda: top_eigenpairs(A, trust=-1.0), "trust must not be negative"),
-    "above": (lambda: top_eigenpairs(A, above=float("nan")), "above must be a number, got nan"),
-    "window": (lambda: top_eigenpairs(A, window=2.5), "window must be a whole number"),  # type: ignore[arg-type]
+    "layers": (
+        lambda: Hessian(*small()[:1], F.mse_loss, [], layers="slow"),  # type: ignore[arg-type]
+        "layers must be 'fast' or 'torch', got 'slow'",
+    ),
     "half a chunk": (
         lambda: Hessian(*small()[:1], F.mse_loss, [], chunk=2.5),  # type: ignore[arg-type]
         "chunk must be a whole number",

@@ -5,18 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from optbench.curvature.eigen.pairs import Eigenpairs, Seed, random_rows
-from optbench.curvature.eigen.solver import Solver
+from optbench.curvature.eigen.solver import Settings, Solver
 from optbench.curvature.errors import NotConvergedWarning
 from optbench.curvature.operators import Operator, check_operator, check_real, check_whole
-
-# directions remembered beside the block, and the most numbers that they may be
-EXTRA, NUMBERS = (9, 2**26)
 
 
 def top_eigenpairs(
@@ -28,17 +24,14 @@ def top_eigenpairs(
     start: Eigenpairs | Tensor | None = None,
     trust: float | None = None,
     guards: int = 2,
-    above: float | None = None,
     max_hvps: int = 1000,
-    window: int | None = None,
-    recycle: int | None = None,
     seed: Seed = 0,
 ) -> Eigenpairs:
     """Algebraically largest eigenpairs, A u_i = λ_i u_i, λ_1 ≥ λ_2 ≥ …; for the smallest pass -A.
 
     Block LOBPCG with a longer memory: Rayleigh-Ritz on the warm start (K + guards products), then
     on it enlarged by the residuals of the pairs that hold convergence up, one product each, with
-    all images carried. Beyond `window` vectors the space shrinks to the Ritz vectors and those of
+    all images carried. Beyond 24 vectors the space shrinks to the Ritz vectors and those of
     the iteration before, which are LOBPCG's three blocks. Residuals are steered by what the start
     remembers beside its pairs (`recycling.Recycled`): at the edge of stability a fifth fewer
     products at the default accuracy, 40 % fewer at 1e-5.
@@ -56,13 +49,7 @@ def top_eigenpairs(
             `trust` times what A was seen to change on the K vectors, |θ_i − θ_i before| + ‖R_i‖.
             Otherwise, or if None, the pairs are solved for.
         guards: Further vectors carried, which show the gap and keep a crossing from being missed.
-        above: Also find every eigenvalue above this: k grows until one found is not above it.
-            Nothing is held then.
         max_hvps: Products after which the pairs are returned unconverged.
-        window: Most vectors kept, at least 2 (K + guards) + K, by default 24; memory is 2·window·P
-            numbers.
-        recycle: Directions remembered for the next start, guards included; by default 9 beside the
-            K + guards, fewer where they would be more than 2²⁶ numbers.
         seed: Seed or generator for start vectors.
 
     Returns:
@@ -79,70 +66,56 @@ def top_eigenpairs(
     References:
         Knyazev (2001), SIAM J. Sci. Comput. 23(2); Stathopoulos (2007), SIAM J. Sci. Comput. 29(2).
     """
-    _check(operator, k, tol, accuracy, guards, max_hvps)
-    _check_optional(start, trust, above, window, recycle)
-    search = partial(
-        _search,
-        k=k,
-        tol=tol,
-        accuracy=accuracy,
-        trust=trust,
-        guards=guards,
-        window=window,
-        recycle=min(k + guards + EXTRA, NUMBERS // operator.size) if recycle is None else recycle,
-        seed=seed,
-    )
-
-    def search_multiple(factor: float, start: Eigenpairs, max_hvps: int) -> Eigenpairs:
-        limit = None if above is None else above * factor
-        return search(operator * factor, start.times(factor), limit, max_hvps).times(1 / factor)
-
+    settings = Settings(k, guards, tol, accuracy, trust, max_hvps, seed)
+    check_operator(operator)
+    _check_settings(settings, operator.size)
+    _check_start(start)
     if isinstance(start, Eigenpairs) and (factor := _factor(start.values)) != 1:
-        found = search_multiple(factor, start, max_hvps)
+        pairs = _search_multiple(operator, factor, start, settings)
     else:
-        found = search(operator, start, above, max_hvps)
-        if (factor := _factor(found.values)) != 1:
-            again = search_multiple(factor, found, max(max_hvps - found.hvps, k + guards))
-            found = replace(again, hvps=found.hvps + again.hvps)
-    if not found.converged:
-        warnings.warn(not_converged(found, max_hvps), NotConvergedWarning, stacklevel=2)
-    return found
+        pairs = _search(operator, start, settings)
+        if (factor := _factor(pairs.values)) != 1:
+            left = replace(settings, max_hvps=max(max_hvps - pairs.hvps, k + guards))
+            again = _search_multiple(operator, factor, pairs, left)
+            pairs = replace(again, hvps=pairs.hvps + again.hvps)
+    if not pairs.converged:
+        warnings.warn(not_converged(pairs, max_hvps), NotConvergedWarning, stacklevel=2)
+    return pairs
+
+
+def _search_multiple(
+    operator: Operator, factor: float, start: Eigenpairs, settings: Settings
+) -> Eigenpairs:
+    """Pairs of an operator with tiny or huge eigenvalues, from those of a multiple of it."""
+    return _search(operator * factor, start.times(factor), settings).times(1 / factor)
 
 
 def _search(
-    operator: Operator,
-    start: Eigenpairs | Tensor | None,
-    above: float | None,
-    max_hvps: int,
-    *,
-    k: int,
-    tol: float,
-    accuracy: float,
-    trust: float | None,
-    guards: int,
-    window: int | None,
-    recycle: int,
-    seed: Seed,
+    operator: Operator, start: Eigenpairs | Tensor | None, settings: Settings
 ) -> Eigenpairs:
-    """`top_eigenpairs` of an operator whose eigenvalues are neither tiny nor huge."""
+    """Pairs of an operator whose eigenvalues are neither tiny nor huge.
+
+    1. Hold the start's pairs where `trust` lets them stand for a solve.
+    2. Otherwise do Rayleigh–Ritz on the start block, filled up with random vectors.
+    3. Add the residuals of the pairs that are not good enough, and do it again, until every
+       tolerance is met, the products are spent, or nothing new comes.
+    """
     pairs = start if isinstance(start, Eigenpairs) else None
-    rows = _start_rows(operator, start, min(k + guards, operator.size), seed)
-    solver = Solver(operator, k, guards, tol, accuracy, window, pairs)
+    k, guards = settings.k, settings.guards
+    rows = _start_rows(operator, start, min(k + guards, operator.size), settings.seed)
+    solver = Solver(operator, settings, pairs)
     before = operator.hvps
-    may_hold = above is None and 2 * k + guards <= max_hvps
-    if may_hold and trust is not None and pairs is not None and solver.hold(pairs, trust):
-        return solver.result(operator.hvps - before, above, recycle)
-    solver.begin(rows[k:] if len(solver.space) else rows, seed)
-    while True:
-        pending = solver.pending()
-        if not pending and solver.covers(above):
-            break
+    may_hold = pairs is not None and settings.trust is not None
+    if may_hold and 2 * k + guards <= settings.max_hvps:
+        assert pairs is not None and settings.trust is not None
+        if solver.hold(pairs, settings.trust):
+            return solver.result(operator.hvps - before)
+    solver.begin(rows[k:] if len(solver.space) else rows, settings.seed)
+    while pending := solver.pending():
         spent = operator.hvps - before
-        if spent + max(len(pending), 1) > max_hvps:
+        if spent + len(pending) > settings.max_hvps or not solver.improve(pending):
             break
-        if not (solver.improve(pending) if pending else solver.widen(seed)):
-            break
-    return solver.result(operator.hvps - before, above, recycle)
+    return solver.result(operator.hvps - before)
 
 
 def _factor(values: Tensor) -> float:
@@ -187,9 +160,7 @@ def _start_rows(
     return rows
 
 
-def _check_optional(
-    start: object, trust: float | None, above: float | None, window: int | None, recycle: int | None
-) -> None:
+def _check_start(start: object) -> None:
     if not (start is None or isinstance(start, Eigenpairs | Tensor)):
         raise ValueError(f"start must be pairs or a tensor of columns, got {type(start).__name__}")
     if isinstance(start, Tensor) and not (
@@ -199,30 +170,21 @@ def _check_optional(
             "start must have columns with a direction, got one of zeros, or with NaN or infinity "
             "in it"
         )
-    if trust is not None:
-        check_real(trust=trust)
-        if trust < 0:
-            raise ValueError(f"trust must not be negative, got {trust}")
-    if above is not None:
-        check_real(above=above)
-    for name, number in (("window", window), ("recycle", recycle)):
-        if number is not None:
-            check_whole(**{name: number})
-            if number < 0:
-                raise ValueError(f"{name} must not be negative, got {number}")
 
 
-def _check(
-    operator: Operator, k: int, tol: float, accuracy: float, guards: int, max_hvps: int
-) -> None:
-    check_operator(operator)
+def _check_settings(settings: Settings, size: int) -> None:
+    k, guards, max_hvps = settings.k, settings.guards, settings.max_hvps
     check_whole(k=k, guards=guards, max_hvps=max_hvps)
-    if not 1 <= k <= operator.size:
-        raise ValueError(f"k must be between 1 and P = {operator.size}, got {k}")
-    check_real(tol=tol, accuracy=accuracy)
-    for name, value in (("tol", tol), ("accuracy", accuracy)):
+    if not 1 <= k <= size:
+        raise ValueError(f"k must be between 1 and P = {size}, got {k}")
+    check_real(tol=settings.tol, accuracy=settings.accuracy)
+    for name, value in (("tol", settings.tol), ("accuracy", settings.accuracy)):
         if not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")
+    if settings.trust is not None:
+        check_real(trust=settings.trust)
+        if settings.trust < 0:
+            raise ValueError(f"trust must not be negative, got {settings.trust}")
     if guards < 0:
         raise ValueError(f"guards must not be negative, got {guards}")
     if max_hvps < k + guards:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,28 +25,42 @@ STRICT = 1e-3
 ROUNDING = 80
 
 
+# vectors kept; beyond, the space shrinks to LOBPCG's three blocks: memory is 2 · WINDOW · P numbers
+WINDOW = 24
+# directions remembered beside the block for the next start, and the most numbers that they may be
+EXTRA, NUMBERS = 9, 2**26
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a search is for, and what it may cost; see `top_eigenpairs`."""
+
+    k: int
+    guards: int
+    tol: float
+    accuracy: float
+    trust: float | None
+    max_hvps: int
+    seed: Seed
+
+
 class Solver:
     """Block LOBPCG with a longer memory; see `top_eigenpairs`."""
 
     def __init__(
         self,
         operator: Operator,
-        k: int,
-        guards: int,
-        tol: float,
-        accuracy: float,
-        window: int | None,
+        settings: Settings,
         start: Eigenpairs | None,
     ) -> None:
         self.space = Subspace(operator)
         self.recycled = None if start is None else _recycled(start, self.space)
-        self.k, self.guards, self.tol, self.accuracy = k, guards, tol, accuracy
-        self.window = window
+        self.k, self.guards = settings.k, settings.guards
+        self.tol, self.accuracy = settings.tol, settings.accuracy
         self.epsilon = torch.finfo(operator.dtype).eps
         self.previous = np.empty((0, 0))
-        self.held: Eigenpairs | None = (
-            None  # the start, while its guards stand for those that are not in the space
-        )
+        # the start, while its guards stand for those that are not in the space
+        self.held: Eigenpairs | None = None
         self.rest = -math.inf  # μ of the eigenvalues that have no vector in the block
 
     @property
@@ -118,14 +133,6 @@ class Solver:
         found.update(i for i in range(self.k, len(values)) if norms[i] > vague)
         return sorted(found)
 
-    def covers(self, above: float | None) -> bool:
-        """Whether a value at or below `above` has been found, so that none above it is missing."""
-        return (
-            above is None
-            or self.k >= self.space.operator.size
-            or float(self.values[self.k - 1]) <= above
-        )
-
     def improve(self, pending: list[int]) -> bool:
         """One iteration on the pending pairs; False if their residuals add nothing to the space."""
         self._shrink_if_full(len(pending))
@@ -143,15 +150,8 @@ class Solver:
         self._rayleigh_ritz()
         return grown > 0
 
-    def widen(self, seed: Seed) -> bool:
-        """Want more pairs; the guards become wanted and random vectors take their place."""
-        self.k = min(self.k + max(2, self.k // 2), self.space.operator.size)
-        self._fill(seed)
-        self._rayleigh_ritz()
-        return True
-
     def _shrink_if_full(self, more: int) -> None:
-        window = max(self.window or 24, 2 * self.block + self.k)
+        window = max(WINDOW, 2 * self.block + self.k)
         if len(self.space) + more <= window:
             return
         grown = len(self.space) - self.previous.shape[1]  # since the iteration before
@@ -175,18 +175,19 @@ class Solver:
         upper = self.values[k:] + self.norms[k:]
         return float(upper.max()) if len(upper) else math.inf
 
-    def result(self, hvps: int, above: float | None, recycle: int) -> Eigenpairs:
+    def result(self, hvps: int) -> Eigenpairs:
         """The pairs as they are, with as many directions remembered, the guards among them."""
         k = min(self.k, len(self.values))
         kind = self.space.basis
-        estimates, rows = self._remembered(max(recycle, self.block))
+        remembered = min(self.k + self.guards + EXTRA, NUMBERS // self.space.operator.size)
+        estimates, rows = self._remembered(max(remembered, self.block))
         return Eigenpairs(
             values=torch.from_numpy(self.values[:k].copy()).to(kind),
             vectors=self.space.combine(self.coefficients[:k]).T,
             residuals=torch.from_numpy(self.norms[:k]).to(kind),
             bounds=torch.from_numpy(self.bounds[:k] + self._rounding()).to(kind),
             hvps=hvps,
-            converged=not self.pending() and self.covers(above),
+            converged=not self.pending(),
             basis=rows.T,
             rest=self._rest(k),
             held=self.held is not None,
