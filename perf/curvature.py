@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from optbench.configuration.build import build
 from optbench.curvature import Hessian
 from optbench.curvature.data import Pair
-from optbench.curvature.loss_function import Loss
+from optbench.curvature.loss_function import Criterion
 from optbench.models.vit import vit
 from optbench.paths import conf_folder
 from optbench.probes import State, due
@@ -83,7 +83,7 @@ def accuracy(options: argparse.Namespace) -> None:
         )
 
 
-def models() -> list[tuple[str, nn.Module, Loss, Pair]]:
+def models() -> list[tuple[str, nn.Module, Criterion, Pair]]:
     """The three kinds of network, with a batch each; of transformers ours, and one of torch's layers."""
     torch.manual_seed(0)
     images, labels = torch.randn(128, 3, 32, 32), torch.arange(128) % 10
@@ -109,7 +109,7 @@ def ratio(_: argparse.Namespace) -> None:
     )
     for name, model, loss, data in models():
 
-        def base(m: nn.Module = model, f: Loss = loss, d: Pair = data) -> object:
+        def base(m: nn.Module = model, f: Criterion = loss, d: Pair = data) -> object:
             return gradient(m, f, d)
 
         H = Hessian(model, loss, data, strategy="cached")

@@ -11,10 +11,10 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from optbench.curvature.data import Pair
-from optbench.curvature.loss_function import Loss
+from optbench.curvature.loss_function import Criterion
 
 
-def gradient(model: nn.Module, loss: Loss, data: Pair) -> object:
+def gradient(model: nn.Module, loss: Criterion, data: Pair) -> object:
     """One gradient, as in a training step."""
     return torch.autograd.grad(loss(model(data[0]), data[1]), list(model.parameters()))
 

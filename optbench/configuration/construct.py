@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from optbench.configuration.keys import ABOUT_IT
 from optbench.configuration.numerics import numerics
+from optbench.curvature.selection import named_trainable
 from optbench.errors import UserError
 from optbench.probes import Probe
 from optbench.run.batches import Batches
@@ -117,7 +118,7 @@ def _parameters(config: DictConfig, model: nn.Module) -> list[Any]:
     A model asks for them by `lr_factors`, {parameter name: factor on optimizer.lr}, as μP does.
     What a weight decays by in a step, lr · weight_decay, stays as it is.
     """
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = named_trainable(model)
     factors: Mapping[str, float] | None = getattr(model, "lr_factors", None)
     if factors is None:
         return list(trained.values())

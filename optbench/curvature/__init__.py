@@ -12,7 +12,7 @@ from optbench.curvature.errors import (
     WeightingWarning,
 )
 from optbench.curvature.hessian import GaussNewton, Hessian
-from optbench.curvature.loss_and_gradient import loss_and_gradient, mean_loss
+from optbench.curvature.loss import Loss, loss_and_gradient, mean_loss
 from optbench.curvature.operators import Operator, Preconditioned, Restricted
 from optbench.curvature.selection import per_block, per_layer
 from optbench.curvature.trace import DiagonalEstimate, TraceEstimate, diagonal, trace
@@ -23,6 +23,7 @@ __all__ = [
     "Eigenpairs",
     "GaussNewton",
     "Hessian",
+    "Loss",
     "MeasurementError",
     "NotConvergedWarning",
     "Operator",

@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from optbench.curvature import products
-from optbench.curvature.data import Chunks, Pair, Weight
+from optbench.curvature.data import Pair, Weight
 from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import Mode
-from optbench.curvature.loss_function import Loss, Objective
-from optbench.curvature.operators import Operator, check_real, check_whole
+from optbench.curvature.loss import Layers, Loss
+from optbench.curvature.loss_function import Criterion
+from optbench.curvature.operators import Operator
 from optbench.curvature.product_strategy import Plan, Strategy, check_strategy, make_plan
 from optbench.curvature.products import Builder, Product
 from optbench.curvature.second_derivatives import EXAMPLES, check_derivatives
@@ -38,7 +39,8 @@ class ModelOperator(Operator):
     Attributes:
         strategy: How products are done: "cached" or "recomputed"; "auto" until the first product
             has chosen.
-        objective: The loss as a function of the selected parameters; `.names`, `.sizes`.
+        loss: Loss that the matrix is of: `loss.value()`, `loss.gradient()`.
+        objective: Loss of one chunk as a function of the selected parameters; `.names`, `.sizes`.
         hvps: Products done, but for one of an operator's first, by which products are found to be
             symmetric.
     """
@@ -48,7 +50,7 @@ class ModelOperator(Operator):
     def __init__(
         self,
         model: nn.Module,
-        loss: Loss,
+        loss: Criterion,
         batches: Pair | Iterable[Pair],
         *,
         params: Selection = None,
@@ -58,69 +60,59 @@ class ModelOperator(Operator):
         weight: Weight | None = None,
         strategy: Strategy = "auto",
         memory: int = 2 << 30,
-        layers: Literal["fast", "torch"] = "fast",
+        layers: Layers = "fast",
         split_batch_norm: bool = False,
     ) -> None:
-        """See the class for the matrix.
+        """See the class for the matrix, and `Loss` for the arguments beside these.
 
         Args:
-            model: The model; it is read, never changed.
-            loss: loss(outputs, targets), a scalar.
+            model: Model; it is read, never changed.
+            loss: Criterion, loss(outputs, targets), a scalar.
             batches: One (inputs, targets) pair, whose loss it is then, or a re-iterable of pairs
                 such as a DataLoader, of whose losses it is the weighted mean.
-            params: Predicate of (name, parameter), parameter names, or None for all that train.
-            chunk: Most examples differentiated at once; None for as many as fit in `memory`. A
-                large chunk is taken in up to four parts, so that its peak stays near that of
-                training steps on the chunk: about one where graphs are recomputed, three where they
-                are kept.
-            mode: "train", "eval", or None for the mode the model is in when measured. Dropout in
-                train mode keeps one mask, drawn from a fixed seed.
-            dtype: Precision; None for the parameters' own. float64 measures a float32 model in
-                double precision.
-            weight: weight(inputs, targets), what a batch weighs in the mean: for a loss that is a
-                mean over something else than examples, such as the number of targets that are not
-                ignored. None for the number of examples; a warning says where that is not the loss
-                over all batches together.
+            params: See `Loss`.
+            chunk: See `Loss`.
+            mode: See `Loss`.
+            dtype: See `Loss`.
+            weight: See `Loss`.
             strategy: "cached" keeps the graph of all chunks' gradients; "recomputed" builds each
                 chunk's graph anew for every block of vectors and frees it; "auto" caches if the
                 graphs fit in `memory`, by their size alone, so it is reproducible.
-            memory: Bytes the kept graphs may take (estimated from a sample).
-            layers: "fast" puts layers with a cheap second derivative in the place of torch's; values
-                and derivatives are the same up to rounding. "torch" leaves torch's.
-            split_batch_norm: Whether a batch norm in train mode may see several chunks, each with
-                its own statistics: the mean of the chunks' losses, which is another loss than
-                that of the whole.
+            memory: See `Loss`.
+            layers: See `Loss`.
+            split_batch_norm: See `Loss`.
 
         Raises:
-            MeasurementError: If an argument is out of range; see `select`, `Chunks`, `Objective`.
-                At a product: if the loss does not depend on the parameters, if torch cannot
-                differentiate it twice, or not rightly so that products are not symmetric, or if a
-                chunk cuts what is no mean over examples.
+            MeasurementError: If an argument is out of range. At a product: if the loss does not
+                depend on the parameters, if torch cannot differentiate it twice, or not rightly so
+                that products are not symmetric, or if a chunk cuts what is no mean over examples.
         """
-        if not callable(loss):
-            raise MeasurementError(
-                f"loss must be a function (outputs, targets) -> scalar, got {loss!r}"
-            )
-        if not (weight is None or callable(weight)):
-            raise MeasurementError(
-                f"weight must be a function (inputs, targets) -> number, got {weight!r}"
-            )
-        if chunk is not None:
-            check_whole(chunk=chunk)
-            if chunk < 1:
-                raise MeasurementError(f"chunk must be positive, got {chunk}")
-        check_real(memory=memory)
-        if memory < 1:
-            raise MeasurementError(f"memory must be positive, got {memory} bytes")
-        self.objective = Objective(model, loss, params, mode, dtype)
-        if layers not in ("fast", "torch"):
-            raise MeasurementError(f"layers must be 'fast' or 'torch', got {layers!r}")
-        self.objective.cheap = layers == "fast"
-        self.size = sum(self.objective.sizes)
-        self.dtype, self.device = self.objective.dtype, self.objective.device
-        self.chunks = Chunks(batches, self.device, self.dtype, weight)
-        self.chunk, self.memory = chunk, memory
-        self.split_batch_norm = split_batch_norm
+        own = Loss(
+            model,
+            loss,
+            batches,
+            params=params,
+            chunk=chunk,
+            mode=mode,
+            dtype=dtype,
+            weight=weight,
+            memory=memory,
+            layers=layers,
+            split_batch_norm=split_batch_norm,
+        )
+        self._begin(own, strategy)
+
+    @classmethod
+    def of(cls, loss: Loss, strategy: Strategy = "auto") -> Self:
+        """The operator of a loss."""
+        operator = cls.__new__(cls)
+        operator._begin(loss.again(), strategy)
+        return operator
+
+    def _begin(self, loss: Loss, strategy: Strategy) -> None:
+        loss.belongs_to(self)
+        self.loss, self.objective, self.chunks = loss, loss.objective, loss.chunks
+        self.size, self.dtype, self.device = loss.size, loss.dtype, loss.device
         self.strategy: Strategy = check_strategy(strategy)
         self._plan: Plan | None = None
         self._products: list[tuple[float, Product]] = []
@@ -195,12 +187,12 @@ class ModelOperator(Operator):
         with self.chunks.kept_rng():
             try:
                 check_derivatives(
-                    self.objective, self.chunks.sample(EXAMPLES), builder, self.memory
+                    self.objective, self.chunks.sample(EXAMPLES), builder, self.loss.memory
                 )
             # what a few of the examples cannot do, all may
             except (RuntimeError, ValueError, IndexError):
                 check_derivatives(
-                    self.objective, self.chunks.sample(sys.maxsize), builder, self.memory
+                    self.objective, self.chunks.sample(sys.maxsize), builder, self.loss.memory
                 )
 
     def _make_plan(self) -> None:
@@ -209,8 +201,8 @@ class ModelOperator(Operator):
             self.chunks,
             type(self).builder,
             self.strategy,
-            self.chunk,
-            self.memory,
+            self.loss.chunk,
+            self.loss.memory,
         )
         self.strategy = self._plan.strategy
 
@@ -290,7 +282,7 @@ class ModelOperator(Operator):
             self._new_plan = False
             return
         with self.chunks.kept_rng(), self.objective.evaluated():
-            if still_splits(self.objective, self.chunks, self.memory):
+            if still_splits(self.objective, self.chunks, self.loss.memory):
                 return
         self._planned_for = ()
         self.prepare()
@@ -347,7 +339,11 @@ class ModelOperator(Operator):
 
     def _check_batch_norm(self) -> None:
         assert self._plan is not None
-        if self._plan.chunks > 1 and not self.split_batch_norm and self.objective.mixes_examples():
+        if (
+            self._plan.chunks > 1
+            and not self.loss.split_batch_norm
+            and self.objective.mixes_examples()
+        ):
             raise MeasurementError(
                 "a batch norm in train mode needs all examples in one chunk, got "
                 f"{self._plan.chunks}: each would use its own statistics, which is another loss; "

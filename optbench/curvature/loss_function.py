@@ -24,13 +24,13 @@ from optbench.curvature.isolation import (
     without_parametrization_cache,
 )
 from optbench.curvature.loss_state import kept_state, modules_of, state_of
-from optbench.curvature.selection import Selection, select
+from optbench.curvature.selection import Selection, select, trainable
 from optbench.fast_layers.graph import calling
 
 PRECISIONS = (torch.float32, torch.float64)
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""loss(outputs, targets): the mean over the batch's examples, a scalar."""
+Criterion = Callable[[Tensor, Tensor], Tensor]
+"""criterion(outputs, targets): the mean over the batch's examples, a scalar."""
 
 
 class Objective:
@@ -56,7 +56,7 @@ class Objective:
     def __init__(
         self,
         model: nn.Module,
-        loss: Loss,
+        loss: Criterion,
         params: Selection = None,
         mode: Mode | None = None,
         dtype: torch.dtype | None = None,
@@ -187,7 +187,7 @@ class Objective:
 
     def _refuse_own_weights(self, value: Tensor) -> None:
         """Check once that the loss reaches the weights only through the leaves put in their place."""
-        own = [p for p in self.model.parameters() if p.requires_grad]
+        own = trainable(self.model)
         found = torch.autograd.grad(value, own, retain_graph=True, allow_unused=True)
         if any(g is not None for g in found):
             raise MeasurementError(
@@ -294,7 +294,7 @@ class Objective:
 class _Both(nn.Module):
     """Model and loss in one module: a loss with L2 reads the weights it is differentiated at."""
 
-    def __init__(self, model: nn.Module, loss: Loss, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, loss: Criterion, dtype: torch.dtype) -> None:
         super().__init__()
         self.model, self.loss, self.dtype = model, loss, dtype
 

@@ -43,7 +43,8 @@ from optbench.curvature.isolation import (
     untouched,
     without_autocast,
 )
-from optbench.curvature.loss_function import Loss
+from optbench.curvature.loss_function import Criterion
+from optbench.curvature.selection import trainable
 from optbench.curvature.trace import TraceEstimate
 
 
@@ -58,10 +59,10 @@ class PyHessian:
     """
 
     def __init__(
-        self, model: nn.Module, loss: Loss, batches: Pair | Iterable[Pair], *, seed: int = 0
+        self, model: nn.Module, loss: Criterion, batches: Pair | Iterable[Pair], *, seed: int = 0
     ) -> None:
         self.model, self.loss, self.seed = model, loss, seed
-        self.params = [p for p in model.parameters() if p.requires_grad]
+        self.params = trainable(model)
         self.device, self.dtype = self.params[0].device, self.params[0].dtype
         self.chunks = Chunks(batches, self.device, self.dtype)
 

@@ -12,6 +12,16 @@ Selection = Callable[[str, Tensor], bool] | Iterable[str] | None
 """A predicate of (name, parameter), parameter names, or None for all that train."""
 
 
+def named_trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that train, by name, in the model's order."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters that train, in the model's order, which is that of flat vectors."""
+    return list(named_trainable(model).values())
+
+
 def select(model: nn.Module, params: Selection = None) -> list[str]:
     """Names of the selected parameters, in the model's order.
 
@@ -32,7 +42,7 @@ def select(model: nn.Module, params: Selection = None) -> list[str]:
         raise MeasurementError(
             f"parameters must have a shape, got lazy {lazy[0]}: do a forward pass first"
         )
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = named_trainable(model)
     if params is None:
         chosen = list(trained)
     elif callable(params):

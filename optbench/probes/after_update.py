@@ -10,6 +10,7 @@ from torch import Tensor
 
 from optbench.boundary.kinds import Count
 from optbench.boundary.signature import check_fields
+from optbench.curvature.selection import trainable
 from optbench.probes import State, Value
 
 
@@ -48,7 +49,7 @@ class AfterUpdate:
         self._before = None
         if state.step % self.interval == 0 and state.step < state.steps:
             self._of = of
-            self._before = state.step, [p.detach().clone() for p in trainable(state)]
+            self._before = state.step, [p.detach().clone() for p in trainable(state.model)]
             self.next_step = state.step + 1
         else:
             self.next_step = (state.step // self.interval + 1) * self.interval
@@ -69,11 +70,6 @@ class AfterUpdate:
             state["next_step"],
             state.get("of"),
         )
-
-
-def trainable(state: State) -> list[Tensor]:
-    """The parameters that train, in the order of a flat vector."""
-    return [p for p in state.model.parameters() if p.requires_grad]
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:

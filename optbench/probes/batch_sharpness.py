@@ -10,7 +10,7 @@ from torch import Tensor
 
 from optbench.boundary.kinds import Count, Positive, Several
 from optbench.boundary.signature import check_fields
-from optbench.curvature import Hessian, loss_and_gradient
+from optbench.curvature import Hessian
 from optbench.dynamics.minibatch_curvature import (
     Batch,
     Estimate,
@@ -102,7 +102,7 @@ def draw(state: State, like: Hessian, size: int, count: int, stream: str) -> Ite
             state.model, state.task.loss, data, dtype=like.dtype, weight=state.task.weight
         )
         hessian.trust_symmetry_of(like)
-        yield loss_and_gradient(hessian)[1], hessian.__matmul__
+        yield hessian.loss.gradient(), hessian.__matmul__
 
 
 def _named(name: str, estimate: Estimate) -> dict[str, Value]:

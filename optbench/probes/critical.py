@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from optbench.boundary.kinds import Count
-from optbench.curvature import mean_loss
+from optbench.curvature.selection import trainable
 from optbench.dynamics.directional_curvature import critical_step
 from optbench.probes import State, Value
-from optbench.probes.after_update import AfterUpdate, trainable, weights_at
+from optbench.probes.after_update import AfterUpdate, weights_at
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Critical(AfterUpdate):
 
     def measure(self, state: State, before: Sequence[Tensor]) -> dict[str, Value]:
         """Search along the update."""
-        parameters = trainable(state)
+        parameters = trainable(state.model)
         after = [p.detach().clone() for p in parameters]
         hessian = state.shared.hessian(state, self.examples)
 
@@ -44,7 +44,7 @@ class Critical(AfterUpdate):
             with weights_at(
                 parameters, [torch.lerp(w, v, s) for w, v in zip(before, after, strict=True)]
             ):
-                return mean_loss(hessian)
+                return hessian.loss.value()
 
         found = critical_step(loss_along)
         if math.isinf(found.step):

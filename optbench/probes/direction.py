@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from optbench.boundary.kinds import Count
-from optbench.curvature import loss_and_gradient, mean_loss
+from optbench.curvature.selection import trainable
 from optbench.probes import State, Value
-from optbench.probes.after_update import AfterUpdate, flat, trainable, weights_at
+from optbench.probes.after_update import AfterUpdate, flat, weights_at
 
 
 @dataclass
@@ -34,12 +34,12 @@ class Direction(AfterUpdate):
 
     def measure(self, state: State, before: Sequence[Tensor]) -> dict[str, Value]:
         """Compare the change of the loss with its second-order prediction."""
-        parameters = trainable(state)
+        parameters = trainable(state.model)
         hessian = state.shared.hessian(state, self.examples)
         update = (flat(parameters) - flat(before)).to(hessian.dtype)
-        after = mean_loss(hessian)
+        after = hessian.loss.value()
         with weights_at(parameters, before):
-            loss, gradient = loss_and_gradient(hessian)
+            loss, gradient = hessian.loss.value_and_gradient()
             curved, curved_gradient = hessian @ update, hessian @ gradient
         bend = float(update @ curved)
         found: dict[str, Value] = {

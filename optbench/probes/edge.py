@@ -13,6 +13,7 @@ from optbench import metrics
 from optbench.boundary.kinds import Count, Pairs, Positive
 from optbench.boundary.signature import check_fields
 from optbench.curvature import Hessian, Operator
+from optbench.curvature.selection import trainable
 from optbench.dynamics.edges import (
     Edge as AnyEdge,
 )
@@ -116,9 +117,8 @@ class Edge:
 
     def _known(self, edge: AnyEdge, state: State) -> KnownEdge | None:
         """The edge in the Hessian's order of tensors, at the present gradient; None says why not."""
-        parameters = [p for p in state.model.parameters() if p.requires_grad]
         try:
-            edge = reordered(edge, parameters)
+            edge = reordered(edge, trainable(state.model))
         except ValueError as why:
             state.say(f"edge/distance is absent: {why}")
             return None

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from optbench.boundary.kinds import Count
+from optbench.curvature.selection import named_trainable, trainable
 from optbench.probes import State, Value
-from optbench.probes.after_update import AfterUpdate, flat, trainable
+from optbench.probes.after_update import AfterUpdate, flat
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Layers(AfterUpdate):
 
     def measure(self, state: State, before: Sequence[Tensor]) -> dict[str, Value]:
         """Measure every layer."""
-        now = trainable(state)
+        now = trainable(state.model)
         gradient = state.shared.loss_and_gradient(state, self.examples)[1]
         slopes = gradient.split([p.numel() for p in now])
         found: dict[str, Value] = {}
@@ -50,7 +51,7 @@ class Layers(AfterUpdate):
 def _layers(state: State) -> dict[str, list[int]]:
     """Positions of the tensors of each layer, by its name."""
     found: dict[str, list[int]] = {}
-    names = [name for name, p in state.model.named_parameters() if p.requires_grad]
+    names = list(named_trainable(state.model))
     for i, name in enumerate(names):
         found.setdefault(name.rpartition(".")[0] or name, []).append(i)
     return found

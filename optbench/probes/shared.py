@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from optbench.curvature import Hessian, SecondDerivativeWarning, WeightingWarning, loss_and_gradient
+from optbench.curvature import Hessian, SecondDerivativeWarning, WeightingWarning
+from optbench.curvature.selection import named_trainable, trainable
 from optbench.dynamics import edge
 from optbench.dynamics.edges import Edge
 
@@ -44,11 +45,8 @@ class Shared:
 
     def signature(self, state: State) -> str:
         """Which parameters train, by name, shape and precision: what is remembered from step to step is of these."""
-        trained = [
-            (n, tuple(p.shape), p.dtype)
-            for n, p in state.model.named_parameters()
-            if p.requires_grad
-        ]
+        named = named_trainable(state.model)
+        trained = [(name, tuple(p.shape), p.dtype) for name, p in named.items()]
         return hashlib.sha256(repr(trained).encode()).hexdigest()[:16]
 
     def hessian(self, state: State, examples: int | None) -> Hessian:
@@ -94,7 +92,7 @@ class Shared:
     def _precision(self, state: State) -> torch.dtype | None:
         if self.dtype is not None:
             return self.dtype
-        half = {p.dtype for p in state.model.parameters() if p.requires_grad} & {*HALF}
+        half = {p.dtype for p in trainable(state.model)} & {*HALF}
         if not half:
             return None
         state.say(f"curvature: weights are {sorted(map(str, half))[0]}, measured in torch.float32")
@@ -117,7 +115,7 @@ class Shared:
     def loss_and_gradient(self, state: State, examples: int | None) -> tuple[float, Tensor]:
         """The training loss over the first `examples` and its gradient, flat, shape (P,)."""
         if examples not in self._slopes:
-            self._slopes[examples] = loss_and_gradient(self.hessian(state, examples))
+            self._slopes[examples] = self.hessian(state, examples).loss.value_and_gradient()
         return self._slopes[examples]
 
     def edge(self, state: State) -> Edge:

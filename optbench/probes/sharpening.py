@@ -2,9 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from optbench.boundary.kinds import Count
 from optbench.dynamics.progressive_sharpening import sharpening
 from optbench.probes import State, Value
@@ -45,20 +42,6 @@ class Sharpening:
                 f"{self.examples}"
             )
             return {}
-        hessian = state.shared.hessian(state, self.examples)
-        hessian.prepare()
-        any_order = hessian.objective.operations.of_any_order()
-        with hessian.chunks.kept_rng(), hessian.objective.evaluated(), any_order:
-            leaves = hessian.objective.leaves()
-
-            def loss() -> Tensor:
-                pieces = [
-                    (w, hessian.objective.value(leaves, part))
-                    for w, part in hessian.chunks.weighted()
-                ]
-                return torch.stack([w * value for w, value in pieces]).sum() / sum(
-                    w for w, _ in pieces
-                )
-
+        with state.shared.hessian(state, self.examples).loss.differentiable() as (loss, leaves):
             found = sharpening(loss, leaves, known[0])
         return {"sharpening/rate": found.rate, "sharpening/stabilization": found.stabilization}

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from optbench.curvature.selection import trainable
 from optbench.errors import UserError
 from optbench.task import Loss
 
@@ -41,7 +42,7 @@ class Update:
     parameters: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.parameters = trainable(self.model)
 
     def check(self, batch_size: int) -> None:
         """Raise a UserError if batches of this size cannot be split without changing the loss."""

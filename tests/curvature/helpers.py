@@ -6,7 +6,7 @@ from torch.func import functional_call
 
 from optbench.curvature import Operator
 from optbench.curvature.data import Pair
-from optbench.curvature.loss_function import Loss
+from optbench.curvature.loss_function import Criterion
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -41,7 +41,7 @@ def unflat(model: nn.Module, w: Tensor) -> dict[str, Tensor]:
     return {n: part.view(p.shape) for (n, p), part in zip(trained.items(), parts, strict=True)}
 
 
-def dense_hessian(model: nn.Module, loss: Loss, data: Pair) -> Tensor:
+def dense_hessian(model: nn.Module, loss: Criterion, data: Pair) -> Tensor:
     """The Hessian by torch.func.hessian, an independent route (forward over reverse)."""
 
     def value(w: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def dense_hessian(model: nn.Module, loss: Loss, data: Pair) -> Tensor:
     return matrix
 
 
-def differenced_hessian(model: nn.Module, loss: Loss, data: Pair) -> Tensor:
+def differenced_hessian(model: nn.Module, loss: Criterion, data: Pair) -> Tensor:
     """The Hessian by central differences of the gradient; error about 1e-7 at this step.
 
     For layers with norms: torch.func.hessian, which uses vmap, is wrong by 10% there (torch 2.13).

@@ -25,7 +25,7 @@ from optbench.curvature import (
     mean_loss,
 )
 from optbench.curvature.data import Pair
-from optbench.curvature.loss_function import Loss
+from optbench.curvature.loss_function import Criterion
 
 from .helpers import EPS, dense, dense_hessian
 
@@ -42,7 +42,7 @@ def _mlp() -> nn.Sequential:
     return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
 
 
-def _same(H: Hessian, model: nn.Module, loss: Loss, data: Pair) -> None:
+def _same(H: Hessian, model: nn.Module, loss: Criterion, data: Pair) -> None:
     # Sums of 40 terms in float64, in another order.
     torch.testing.assert_close(dense(H), dense_hessian(model, loss, data), rtol=0, atol=100 * EPS)
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from optbench.curvature import Hessian
 from optbench.curvature.data import Pair
-from optbench.curvature.loss_function import Loss, Objective
+from optbench.curvature.loss_function import Criterion, Objective
 from optbench.curvature.product_strategy import graph_bytes
 from optbench.curvature.products import hessian_by_double_backward
 from optbench.fast_layers import CheapSecondDerivatives, ThirdDerivativeError
@@ -39,13 +39,13 @@ def _compare(model: nn.Module, data: Pair) -> tuple[Hessian, list[Tensor]]:
     return kept, [kept @ v, anew @ v, plain @ v]
 
 
-def _with_torchs(model: nn.Module, loss: Loss, data: Pair, **kwargs: Any) -> Hessian:
+def _with_torchs(model: nn.Module, loss: Criterion, data: Pair, **kwargs: Any) -> Hessian:
     H = Hessian(model, loss, data, **kwargs)
     H.objective.cheap = False
     return H
 
 
-def _assert_same_product(model: nn.Module, loss: Loss, data: Pair, **kwargs: Any) -> None:
+def _assert_same_product(model: nn.Module, loss: Criterion, data: Pair, **kwargs: Any) -> None:
     H = Hessian(model, loss, data, **kwargs)
     v = torch.randn(H.size, dtype=torch.float64)
     _assert_same(H @ v, _with_torchs(model, loss, data, **kwargs) @ v)

@@ -22,7 +22,7 @@ from optbench.curvature import (
     top_eigenpairs,
 )
 from optbench.curvature.data import Pair
-from optbench.curvature.loss_function import Loss
+from optbench.curvature.loss_function import Criterion
 
 from .helpers import EPS, dense, dense_hessian
 
@@ -83,7 +83,7 @@ def _root_mean_square(outputs: Tensor, _: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("loss", [_class_weighted, _contrastive, _variance, _root_mean_square])
-def test_one_pair_is_not_cut_where_parts_are_another_loss(loss: Loss) -> None:
+def test_one_pair_is_not_cut_where_parts_are_another_loss(loss: Criterion) -> None:
     model, data = _wide(), _data()
     H = Hessian(model, loss, data)
     # Sums of 600 terms in float64; seen: 1e-15.

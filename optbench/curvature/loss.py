@@ -1,0 +1,271 @@
+"""The mean loss of a model over data, as one function of its parameters."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from optbench.curvature import products
+from optbench.curvature.data import Chunks, Pair, Weight
+from optbench.curvature.errors import MeasurementError
+from optbench.curvature.isolation import Mode
+from optbench.curvature.loss_function import Criterion, Objective
+from optbench.curvature.operators import check_real, check_whole
+from optbench.curvature.product_strategy import Strategy, make_plan
+from optbench.curvature.selection import Selection
+
+if TYPE_CHECKING:
+    from optbench.curvature.hessian import GaussNewton, Hessian, ModelOperator
+
+Layers = Literal["fast", "torch"]
+
+
+class Loss:
+    """L(w) = Σ_B c_B ℓ_B(w) / Σ_B c_B: what a model's parameters are trained on, and nothing else.
+
+    ℓ_B is the criterion of batch B at weights w, c_B what the batch weighs: its number of examples,
+    or `weight`. Value, gradient, Hessian and Gauss-Newton matrix are of this one function, in its
+    mode and precision. The model is read, never changed: `.grad`, buffers, modes and random state
+    stay as they were.
+
+    Example:
+        >>> loss = Loss(model, torch.nn.functional.cross_entropy, loader)
+        >>> value, gradient = loss.value_and_gradient()
+        >>> pairs = top_eigenpairs(loss.hessian(), k=3)
+
+    Attributes:
+        objective: Loss of one chunk as a function of the selected parameters; `.names`, `.sizes`.
+        chunks: Data, in chunks of bounded size.
+        size: P, number of selected parameters.
+        dtype: Precision of the measurement.
+        device: Device of the parameters.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        data: Pair | Iterable[Pair],
+        *,
+        params: Selection = None,
+        chunk: int | None = None,
+        mode: Mode | None = None,
+        dtype: torch.dtype | None = None,
+        weight: Weight | None = None,
+        memory: int = 2 << 30,
+        layers: Layers = "fast",
+        split_batch_norm: bool = False,
+    ) -> None:
+        """See the class for the function.
+
+        Args:
+            model: Model; it is read, never changed.
+            criterion: criterion(outputs, targets), a scalar.
+            data: One (inputs, targets) pair, or a re-iterable of pairs such as a DataLoader.
+            params: Predicate of (name, parameter), parameter names, or None for all that train.
+            chunk: Most examples differentiated at once; None for as many as fit in `memory`. A
+                large chunk is taken in up to four parts, so that its peak stays near that of
+                training steps on the chunk: about one where graphs are recomputed, three where they
+                are kept.
+            mode: "train", "eval", or None for the mode the model is in when measured. Dropout in
+                train mode keeps one mask, drawn from a fixed seed.
+            dtype: Precision; None for the parameters' own. float64 measures a float32 model in
+                double precision.
+            weight: weight(inputs, targets), what a batch weighs in the mean: for a loss that is a
+                mean over something else than examples, such as the number of targets that are not
+                ignored. None for the number of examples; a warning says where that is not the loss
+                over all batches together.
+            memory: Bytes the kept graphs may take (estimated from a sample).
+            layers: "fast" puts layers with a cheap second derivative in the place of torch's; values
+                and derivatives are the same up to rounding. "torch" leaves torch's.
+            split_batch_norm: Whether a batch norm in train mode may see several chunks, each with
+                its own statistics: the mean of the chunks' losses, which is another loss than that
+                of the whole.
+
+        Raises:
+            MeasurementError: If an argument is out of range; see `select`, `Chunks`, `Objective`.
+        """
+        _check(criterion, weight, chunk, memory, layers)
+        self.model, self.criterion, self.data = model, criterion, data
+        self.objective = Objective(model, criterion, params, mode, dtype)
+        self.objective.cheap = layers == "fast"
+        self.size = sum(self.objective.sizes)
+        self.dtype, self.device = self.objective.dtype, self.objective.device
+        self.chunks = Chunks(data, self.device, self.dtype, weight)
+        self.chunk, self.memory, self.split_batch_norm = chunk, memory, split_batch_norm
+        self.layers = layers
+        self._planned_for: tuple[object, ...] = ()
+        self._owner: ModelOperator | None = None
+
+    def prepare(self) -> None:
+        """Choose how the data are cut, where that has not been done for these data and modes."""
+        if self._owner is not None:  # what is cut for a matrix is cut for its loss
+            self._owner.prepare()
+            return
+        planned_for = self.chunks.extent(), self.objective.modes()
+        if self._planned_for != planned_for:
+            strategy: Strategy = "recomputed"
+            builder = products.hessian_by_double_backward
+
+            def plan() -> None:
+                make_plan(self.objective, self.chunks, builder, strategy, self.chunk, self.memory)
+
+            with self.chunks.kept_rng():
+                self.objective.watch_writes(plan)
+            self._planned_for = planned_for
+
+    def belongs_to(self, operator: ModelOperator) -> None:
+        """Leave it to an operator how the data are cut."""
+        self._owner = operator
+
+    def value(self) -> float:
+        """L at the current weights; one forward pass over the data."""
+        self.prepare()
+        total, weights = 0.0, 0.0
+        itself = self.objective.differentiates_itself
+        with self._evaluated(), torch.set_grad_enabled(itself):
+            leaves = self.objective.leaves()
+            for weight, part in self.chunks.weighted():
+                total += weight * float(self.objective.value(leaves, part))
+                weights += weight
+        return total / weights
+
+    def value_and_gradient(self) -> tuple[float, Tensor]:
+        """L and ∇L at the current weights; one forward and one backward pass over the data.
+
+        Returns:
+            L, and ∇L, flat, shape (P,), in the order of `objective.names`.
+
+        Raises:
+            MeasurementError: If the loss does not depend on the parameters.
+        """
+        self.prepare()
+        self.objective.check_parameters()
+        total, weights = 0.0, 0.0
+        flat = torch.zeros(self.size, dtype=self.dtype, device=self.device)
+        with self._evaluated():
+            leaves = self.objective.leaves()
+            for weight, part in self.chunks.weighted():
+                value = self.objective.value(leaves, part)
+                slopes = torch.autograd.grad(
+                    products.dependent(value), leaves, materialize_grads=True
+                )
+                flat.add_(torch.cat([slope.reshape(-1) for slope in slopes]), alpha=weight)
+                total += weight * float(value.detach())
+                weights += weight
+        return total / weights, flat / weights
+
+    def gradient(self) -> Tensor:
+        """∇L at the current weights, flat, shape (P,)."""
+        return self.value_and_gradient()[1]
+
+    @contextlib.contextmanager
+    def differentiable(self) -> Iterator[tuple[Callable[[], Tensor], Sequence[Tensor]]]:
+        """L with its graph over all data at once, and the leaves: for derivatives of any order.
+
+        Norms are of primitive operations inside: torch gets third derivatives of layer norm and
+        batch norm wrong.
+        """
+        self.prepare()
+        with self._evaluated(), self.objective.operations.of_any_order():
+            leaves = self.objective.leaves()
+
+            def value() -> Tensor:
+                pieces = [
+                    (weight, self.objective.value(leaves, part))
+                    for weight, part in self.chunks.weighted()
+                ]
+                total = sum(weight for weight, _ in pieces)
+                return torch.stack([weight * piece for weight, piece in pieces]).sum() / total
+
+            yield value, leaves
+
+    def hessian(self, strategy: Strategy = "auto") -> Hessian:
+        """∇²L(w), shape (P, P), as an operator."""
+        from optbench.curvature.hessian import Hessian
+
+        return Hessian.of(self, strategy)
+
+    def gauss_newton(self, strategy: Strategy = "auto") -> GaussNewton:
+        """The Gauss-Newton matrix of L, shape (P, P), as an operator."""
+        from optbench.curvature.hessian import GaussNewton
+
+        return GaussNewton.of(self, strategy)
+
+    def again(self) -> Loss:
+        """The same function, with plans of its own."""
+        return Loss(
+            self.model,
+            self.criterion,
+            self.data,
+            params=self.objective.selection,
+            chunk=self.chunk,
+            mode=self.objective.mode,
+            dtype=self.objective.dtype,
+            weight=self.chunks.weight,
+            memory=self.memory,
+            layers=self.layers,
+            split_batch_norm=self.split_batch_norm,
+        )
+
+    @contextlib.contextmanager
+    def _evaluated(self) -> Iterator[None]:
+        with self.chunks.kept_rng(), self.objective.evaluated():
+            yield
+
+
+def loss_and_gradient(operator: ModelOperator) -> tuple[float, Tensor]:
+    """L and ∇L of the loss that an operator is the Hessian or Gauss-Newton matrix of.
+
+    See `Loss.value_and_gradient`.
+
+    Raises:
+        ValueError: If it is no such operator.
+    """
+    return _of(operator).value_and_gradient()
+
+
+def mean_loss(operator: ModelOperator) -> float:
+    """L of the loss that an operator is the Hessian or Gauss-Newton matrix of.
+
+    See `Loss.value`.
+
+    Raises:
+        ValueError: If it is no such operator.
+    """
+    return _of(operator).value()
+
+
+def _of(operator: object) -> Loss:
+    loss = getattr(operator, "loss", None)
+    if not isinstance(loss, Loss):
+        raise ValueError(
+            f"operator must be a Hessian or GaussNewton, got {type(operator).__name__}"
+        )
+    return loss
+
+
+def _check(
+    criterion: object, weight: object, chunk: int | None, memory: int, layers: object
+) -> None:
+    if not callable(criterion):
+        raise MeasurementError(
+            f"loss must be a function (outputs, targets) -> scalar, got {criterion!r}"
+        )
+    if not (weight is None or callable(weight)):
+        raise MeasurementError(
+            f"weight must be a function (inputs, targets) -> number, got {weight!r}"
+        )
+    if chunk is not None:
+        check_whole(chunk=chunk)
+        if chunk < 1:
+            raise MeasurementError(f"chunk must be positive, got {chunk}")
+    check_real(memory=memory)
+    if memory < 1:
+        raise MeasurementError(f"memory must be positive, got {memory} bytes")
+    if layers not in ("fast", "torch"):
+        raise MeasurementError(f"layers must be 'fast' or 'torch', got {layers!r}")
