@@ -7,7 +7,7 @@ import sys
 import traceback
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import NoReturn
 
@@ -83,31 +83,53 @@ class Stopped(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
-def exit_with(main: Callable[[], int], elsewhere: str = "results_dir=DIR") -> NoReturn:
-    """Exit with what a command of many runs returns, or with one line where it cannot go on.
+Explain = Callable[[BaseException, str], tuple[str | None, int]]
+"""Error and the setting of another place → (line, exit code); line is None if only a traceback says it."""
+
+
+def one_line(error: BaseException, elsewhere: str = "results_dir=DIR") -> tuple[str | None, int]:
+    """Explain what the user can mend, and what the machine has against it."""
+    if isinstance(error, UserError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        return file_trouble(error, elsewhere) or str(error), 1
+    return None, 1
+
+
+def exit_with(
+    main: Callable[[], int],
+    elsewhere: str = "results_dir=DIR",
+    explain: Explain = one_line,
+    heed_signals: bool = True,
+    tracebacks: bool = False,
+) -> NoReturn:
+    """Exit with what a command returns, or with one line where it cannot go on.
 
     Args:
         main: The command; it finds what an earlier call of it has run.
         elsewhere: Its setting for another results folder.
+        explain: Says what went wrong in one line; what it cannot explain keeps its traceback.
+        heed_signals: Whether SIGTERM and SIGHUP end the command as Ctrl-C does.
+        tracebacks: Whether an error that one line explains gets its traceback, too.
     """
     try:
         begun()
-        with _stopping_on_signals():
-            sys.exit(main())
-    except UserError as error:
-        print(f"optbench: {printable(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        print(
-            f"optbench: {printable(file_trouble(error, elsewhere) or str(error))}", file=sys.stderr
-        )
-        sys.exit(1)
+        with _stopping_on_signals() if heed_signals else nullcontext():
+            code = main()
     except Stopped as stop:
         print(GO_ON.replace("stopped", str(stop)), file=sys.stderr)
-        sys.exit(stop.exit_code)
+        code = stop.exit_code
     except KeyboardInterrupt:
         print(GO_ON, file=sys.stderr)
-        sys.exit(130)
+        code = 130
+    except Exception as error:
+        line, code = explain(error, elsewhere)
+        if line is None:
+            raise
+        if tracebacks:
+            traceback.print_exception(error)
+        print(f"optbench: {printable(line)}", file=sys.stderr)
+    sys.exit(code)
 
 
 @contextmanager

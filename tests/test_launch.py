@@ -18,7 +18,7 @@ from rich.console import Console
 from optbench.errors import UserError
 from optbench.launch import local as launching
 from optbench.launch.local import Finished, launch
-from optbench.protocol.tuner import positive_seconds
+from optbench.protocol.tuner import COMMAND
 from optbench.record.terminal import ManyRuns
 
 QUICK = ("task=quadratic", "steps=5", "probes=none", "wandb.mode=disabled", "picture=false")
@@ -155,5 +155,5 @@ def test_a_terminal_gets_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "soon", ""])
 def test_a_time_limit_is_a_positive_number(text: str) -> None:
-    with pytest.raises(UserError, match="positive number of seconds, got"):
-        positive_seconds(text)
+    with pytest.raises(UserError, match="run_seconds must be a finite number, above 0 and at most"):
+        COMMAND.read([f"run_seconds={text}"])

@@ -33,8 +33,8 @@ class UnreadableFileError(OSError):
 
 
 def reason(error: Exception) -> str:
-    """Return what is wrong without the file's name, for a message that has it already."""
-    return getattr(error, "strerror", None) or str(error)
+    """Return what is wrong, without the file's name and a full stop: for the middle of a message that has both."""
+    return (getattr(error, "strerror", None) or str(error)).rstrip(".")
 
 
 def open_regular(path: Path, links: bool = True) -> BinaryIO:

@@ -119,7 +119,9 @@ def unverified(results: Path, suite: Suite) -> dict[str, str]:
     for optimizer, digest in read_digests(results, suite.label).items():
         mark = marks.get(digest)
         if mark is None:
-            found[optimizer] = "unverified: python -m optbench.leaderboard --verify re-runs it"
+            found[optimizer] = (
+                "unverified: python -m optbench.leaderboard verify=unverified re-runs it"
+            )
         elif not mark.agreed:
             found[optimizer] = "re-run, and found to differ"
     return found

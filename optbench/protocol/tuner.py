@@ -4,18 +4,6 @@ Every optimizer gets the same number of scrambled-Sobol points of its own search
 task, the best by validation is run anew with fresh seeds, and the held-out task is run at the point
 with the best mean rank on the others. What has run is found and not run again: give the same
 command to go on. Given twice at once, on one results folder, the two share the runs.
-
-keys:
-  suite=smoke         smoke (minutes on 2 cores), small (under an hour), full (a GPU), or a path to
-  a .yaml optimizer=all       names of conf/optimizer, separated by commas; all: those that have a
-  search space results_dir=results where the run folders go
-  jobs=N              runs at a time, cores/N threads each (default: as many as cores; on a GPU, 4
-  pay) device=cpu          auto, cpu, cuda, mps
-  run_seconds=86400   a run that takes longer is stopped and has failed; the others go on
-  wandb.mode=disabled auto, online, offline: mirror every run, grouped by optimizer, typed tune and
-  final config_dir=DIR      your own YAMLs: DIR/optimizer/mine.yaml, with its `search`
-
-then: python -m optbench.leaderboard
 """
 
 import json
@@ -27,12 +15,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from optbench.boundary.command_line import VERSION
+from optbench.boundary.command_line import Command, FilePath, Key, Names, Seconds
+from optbench.boundary.kinds import Count, Device
 from optbench.boundary.overrides import quoted
 from optbench.cli.finished import PresentData
-from optbench.errors import UserError, exit_with, nearest
+from optbench.errors import UserError
 from optbench.launch.local import RUN_SECONDS, cores, launch
 from optbench.protocol.index import read_index
 from optbench.protocol.points import search_spaces, sobol_points
@@ -219,77 +208,77 @@ def _read_index(path: Path) -> Mapping[str, str]:
     return folders
 
 
-def read_arguments(arguments: Sequence[str], defaults: Mapping[str, str]) -> dict[str, str]:
-    """Read KEY=VALUE arguments.
+@dataclass(frozen=True)
+class Settings:
+    """Put optimizers through a suite's protocol: tune each, then run the best anew with fresh seeds.
 
-    Raises:
-        UserError: If one has an unknown key, or is none.
+    Every optimizer gets the same number of points of its search space on every task. A run that has
+    finished is not made again: the same command goes on where an earlier one was stopped.
     """
-    given = dict(defaults)
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or key not in defaults:
-            raise UserError(
-                f"there is no setting called {key}.{nearest(key, defaults)} Known: "
-                f"{', '.join(defaults)}"
-            )
-        given[key] = value
-    return given
+
+    suite: Annotated[
+        str,
+        Key(
+            "the protocol: smoke (minutes on 2 cores), small (under an hour), full (a GPU), or a "
+            "path to a .yaml"
+        ),
+    ] = "smoke"
+    optimizer: Annotated[
+        Names, Key("entries of conf/optimizer; all: every one that has a search space")
+    ] = ("all",)
+    results_dir: Annotated[FilePath, Key("folder of the run folders")] = Path("results")
+    jobs: Annotated[
+        Count | None,
+        Key(
+            "runs at a time, cores/N threads each; without it as many as cores, on a GPU at most 4",
+            placeholder="N",
+        ),
+    ] = None
+    device: Annotated[Device, Key("where the runs compute")] = "cpu"
+    run_seconds: Annotated[
+        Seconds, Key("a run that takes longer is stopped and has failed; the others go on")
+    ] = RUN_SECONDS
+    wandb_mode: Annotated[
+        Literal["auto", "online", "offline", "disabled"],
+        Key("mirror of every run in W&B, grouped by suite and optimizer", name="wandb.mode"),
+    ] = "disabled"
+    config_dir: Annotated[
+        FilePath | None,
+        Key("folder of your YAMLs: DIR/optimizer/mine.yaml, with its `search`", placeholder="DIR"),
+    ] = None
 
 
-def positive_seconds(text: str) -> float:
-    """Read a time limit.
-
-    Raises:
-        UserError: If it is none.
-    """
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not seconds > 0:
-        raise UserError(f"the time limit of a run must be a positive number of seconds, got {text}")
-    return seconds
+COMMAND = Command(
+    "optbench.tune",
+    Settings,
+    examples=(
+        "suite=smoke",
+        "suite=small optimizer=adam,sgd jobs=2",
+        "optimizer=mine config_dir=my_conf results_dir=elsewhere",
+    ),
+)
 
 
 def main() -> None:
-    """Parse the command line and tune."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        return
-    if "--version" in sys.argv[1:]:
-        print(VERSION)
-        return
-    exit_with(lambda: _main(sys.argv[1:]))
+    """Tune as the command line says; exit code 1 if a run failed."""
+    COMMAND.run(tune)
 
 
-def _main(arguments: Sequence[str]) -> int:
-    defaults = {
-        "suite": "smoke",
-        "optimizer": "all",
-        "results_dir": "results",
-        "jobs": "",
-        "device": "cpu",
-        "run_seconds": f"{RUN_SECONDS:g}",
-        "wandb.mode": "disabled",
-        "config_dir": "",
-    }
-    given = read_arguments(arguments, defaults)
-    suite = read_suite(given["suite"])
-    config_dir = Path(given["config_dir"]) if given["config_dir"] else None
-    spaces = search_spaces(given["optimizer"], config_dir)
+def tune(settings: Settings) -> int:
+    """Put the optimizers through the suite, and return the exit code."""
+    suite = read_suite(settings.suite)
+    spaces = search_spaces(settings.optimizer, settings.config_dir)
     points = {
         name: sobol_points(space, suite.points, suite.sobol_seed) for name, space in spaces.items()
     }
-    jobs = given["jobs"] or str(cores() if given["device"] == "cpu" else min(4, cores()))
-    if not jobs.isdigit() or int(jobs) < 1:
-        raise UserError(f"jobs must be a positive number of runs at a time, got {jobs}")
-    extra = [f"{key}={quoted(given[key])}" for key in ("device", "wandb.mode")]
-    seconds = positive_seconds(given["run_seconds"])
-    tuner = Tuner(suite, Path(given["results_dir"]), int(jobs), extra, config_dir, seconds)
+    jobs = settings.jobs or (cores() if settings.device == "cpu" else min(4, cores()))
+    extra = [f"device={quoted(settings.device)}", f"wandb.mode={settings.wandb_mode}"]
+    tuner = Tuner(
+        suite, settings.results_dir, jobs, extra, settings.config_dir, settings.run_seconds
+    )
     tuner.run(points)
     for line in tuner.failures:
         print(line, file=sys.stderr)
-    board = ["python", "-m", "optbench.leaderboard", str(tuner.results), "--suite", given["suite"]]
-    print(f"next: {shlex.join(board)}")
+    board = ["python", "-m", "optbench.leaderboard", f"suite={settings.suite}"]
+    print(f"next: {shlex.join([*board, f'results_dir={tuner.results}'])}")
     return 1 if tuner.failures else 0

@@ -4,14 +4,17 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
 
 from rich.console import Console
 from rich.table import Table
 
-from optbench.boundary.command_line import Parser
+from optbench.boundary.command_line import Command, FilePath, Key, Names, Seconds
+from optbench.boundary.kinds import Count
 from optbench.cli.finished import PresentData
-from optbench.errors import exit_with
+from optbench.errors import UserError, nearest, printable
 from optbench.launch.local import RUN_SECONDS, cores, launch
 from optbench.record import folder as record
 from optbench.record.terminal import ManyRuns
@@ -24,70 +27,81 @@ from optbench.studies.atlas_entries import ATLAS, CHOICE_SEED, SEEDS, Entry
 RUNS = "runs.json"
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Make the runs of a study, those that are missing, and say what they show.
+
+    edge_atlas: measured/threshold of every optimizer whose edge of stability is known.
+    """
+
+    study: Annotated[
+        Literal["edge_atlas"],
+        Key("the study", placeholder="NAME", positional=True),
+    ]
+    short: Annotated[bool, Key("one seed, half the steps: minutes on two cores")] = False
+    choose: Annotated[bool, Key("try every learning rate, and say which the rule takes")] = False
+    seeds: Annotated[
+        Count | None,
+        Key(f"number of seeds; without it {len(SEEDS)}, in the short form 1", placeholder="N"),
+    ] = None
+    only: Annotated[Names, Key("entries of the table to keep; without it all", "NAMES")] = ()
+    jobs: Annotated[Count, Key("runs at a time, a thread each; as many as cores")] = field(
+        default_factory=cores
+    )
+    run_seconds: Annotated[
+        Seconds, Key("a run that takes longer is stopped and has failed; the others go on")
+    ] = RUN_SECONDS
+    results_dir: Annotated[FilePath, Key("folder of the runs and the tables")] = Path("results")
+
+
+COMMAND = Command(
+    "optbench.study",
+    Settings,
+    examples=(
+        "edge_atlas",
+        "edge_atlas short=true jobs=2 results_dir=elsewhere",
+        "edge_atlas only=Adam,Nesterov choose=true",
+    ),
+)
+
+
 def main() -> None:
-    """Do the study that the command line names; exit code 1 if a run failed, 2 if something cannot be as asked."""
-    exit_with(_main, "--results-dir DIR")
+    """Do the study that the command line names; exit code 1 if a run failed."""
+    COMMAND.run(study)
 
 
-def _main() -> int:
-    parser = Parser(prog="python -m optbench.study", description=__doc__)
-    parser.add_argument(
-        "study", choices=["edge_atlas"], help="edge_atlas: measured/threshold of every optimizer"
-    )
-    parser.add_argument(
-        "--short", action="store_true", help="one seed, half the steps: minutes on two cores"
-    )
-    parser.add_argument(
-        "--choose",
-        action="store_true",
-        help="try every learning rate, and say which the rule takes",
-    )
-    parser.add_argument(
-        "--seeds", type=int, default=None, help=f"number of seeds ({len(SEEDS)}; short form 1)"
-    )
-    parser.add_argument(
-        "--only", default="", help="names of the table to keep, separated by commas"
-    )
-    parser.add_argument("--jobs", type=int, default=cores(), help="runs at a time, a thread each")
-    parser.add_argument(
-        "--run-seconds", type=float, default=RUN_SECONDS, help="a run that takes longer is stopped"
-    )
-    parser.add_argument(
-        "--results-dir", type=Path, default=Path("results"), help="where runs and tables go"
-    )
-    given = parser.parse_args()
-    wanted = [name.strip() for name in given.only.split(",") if name.strip()]
-    if unknown := set(wanted) - {e.name for e in ATLAS}:
-        parser.error(
-            f"no entry called {', '.join(sorted(unknown))}. Known: "
-            f"{', '.join(e.name for e in ATLAS)}"
-        )
-    entries = [e for e in ATLAS if not wanted or e.name in wanted]
-    count = given.seeds if given.seeds is not None else 1 if given.short else len(SEEDS)
-    if not given.run_seconds > 0:
-        parser.error(f"--run-seconds must be positive, got {given.run_seconds:g}")
-    if count < 1 or given.jobs < 1:
-        parser.error(f"--seeds and --jobs must be positive, got {count} and {given.jobs}")
-    for entry in entries:
+def study(settings: Settings) -> int:
+    """Do the study, and return the exit code."""
+    entries = _entries(settings.only)
+    jobs, results, run_seconds = settings.jobs, settings.results_dir, settings.run_seconds
+    if settings.choose:
+        failures = do_choice(entries, jobs, results, "edge_atlas_rates", run_seconds)
+    else:
+        seeds = range(1, 1 + (settings.seeds or (1 if settings.short else len(SEEDS))))
+        name = "edge_atlas_short" if settings.short else "edge_atlas"
+        failures = do_atlas(entries, seeds, settings.short, jobs, results, name, run_seconds)
+    for line in failures:
+        print(line, file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _entries(only: Sequence[str]) -> list[Entry]:
+    """Return the entries of the atlas that are asked for and can be run with what is installed."""
+    known = [entry.name for entry in ATLAS]
+    for name in only:
+        if name not in known:
+            raise UserError(
+                f"there is no entry called {printable(name)}.{nearest(name, known)} Known: "
+                f"{', '.join(known)}"
+            )
+    wanted = [entry for entry in ATLAS if not only or entry.name in only]
+    for entry in wanted:
         if not entry.available:
             print(
                 f"left out: {entry.name} needs {entry.needs}: pip install {entry.needs}",
                 file=sys.stderr,
             )
-    entries = [e for e in entries if e.available]
-    if given.choose:
-        failures = do_choice(
-            entries, given.jobs, given.results_dir, "edge_atlas_rates", given.run_seconds
-        )
-    else:
-        name = "edge_atlas_short" if given.short else "edge_atlas"
-        seeds = range(1, count + 1)
-        failures = do_atlas(
-            entries, seeds, given.short, given.jobs, given.results_dir, name, given.run_seconds
-        )
-    for line in failures:
-        print(line, file=sys.stderr)
-    return 1 if failures else 0
+    return [entry for entry in wanted if entry.available]
 
 
 def do_atlas(

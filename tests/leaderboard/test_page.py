@@ -159,7 +159,7 @@ def test_a_report_on_chosen_runs(
         for name in ("sgd", "adam")
     ]
     monkeypatch.setattr(
-        sys, "argv", ["report", *folders, str(tmp_path / "nothing"), "--out", "page.html"]
+        sys, "argv", ["report", *folders, str(tmp_path / "nothing"), "out=page.html"]
     )
     with pytest.raises(SystemExit) as stop:
         report()

@@ -194,8 +194,8 @@ def test_a_folder_can_be_sent_by_hand_later(optbench: Command) -> None:
         timeout=60,
     )
     assert (
-        wrong.returncode == 1
-        and "usage: python -m optbench.record.wandb RUN_FOLDER" in wrong.stderr
+        wrong.returncode == 2
+        and wrong.stderr == "optbench: nowhere is no run folder: it has no config.yaml\n"
     )
 
 
