@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,12 +74,8 @@ def test_the_last_line_of_tune_is_understood(
 ) -> None:
     results = tmp_path / "my results"
     results.mkdir()
-    monkeypatch.setattr(
-        tuner,
-        "Tuner",
-        lambda *_: SimpleNamespace(run=lambda points: None, failures=[], results=results),
-    )
-    assert tuner.tune(tuner.COMMAND.read(["optimizer=sgd"])) == 0
+    monkeypatch.setattr(tuner.Tuner, "run", lambda *_: None)
+    assert tuner.tune(tuner.COMMAND.read(["optimizer=sgd", f"results_dir={results}"])) == 0
     words = shlex.split(capsys.readouterr().out.rpartition("next: ")[2])
     assert words[:3] == ["python", "-m", "optbench.leaderboard"]
     monkeypatch.setattr(sys, "argv", words[2:])

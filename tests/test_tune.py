@@ -16,14 +16,15 @@ from scipy import stats
 
 from optbench import search
 from optbench.errors import UserError
-from optbench.launch.local import launch
+from optbench.launch.index import INDEX
+from optbench.launch.local import LocalLauncher
 from optbench.leaderboard.__main__ import main as leaderboard
 from optbench.leaderboard.entrants import admit
 from optbench.leaderboard.results_folder import read_results
 from optbench.protocol.points import search_spaces, sobol_points
 from optbench.protocol.selection import select
 from optbench.protocol.suite import read_suite
-from optbench.protocol.tuner import INDEX, main
+from optbench.protocol.tuner import main
 from tests.conftest import Call, Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,7 +116,7 @@ def test_a_crash_costs_one_run(
     monkeypatch.syspath_prepend(str(tmp_path))
     commands = [[*QUICK, f"seed={i}", f"results_dir={tmp_path}"] for i in range(3)]
     commands[1] += ["optimizer=custom", f"optimizer._target_=fatal{number}.Fatal"]
-    ended = {run.overrides[4]: run for run in launch(commands, jobs=2)}
+    ended = {run.overrides[4]: run for run in LocalLauncher(jobs=2).launch(commands)}
     assert ended["seed=1"].folder is None and f"killed by {number.name}" in ended["seed=1"].why
     for seed in (0, 2):
         folder = ended[f"seed={seed}"].folder
@@ -126,7 +127,7 @@ def test_a_crash_costs_one_run(
 
 
 def test_a_run_that_cannot_be_says_why(tmp_path: Path) -> None:
-    [run] = launch([[*QUICK, "optimizer.lr=-1", f"results_dir={tmp_path}"]], jobs=1)
+    [run] = LocalLauncher(jobs=1).launch([[*QUICK, "optimizer.lr=-1", f"results_dir={tmp_path}"]])
     assert run.folder is None and "optimizer.lr must be a finite number, above 0, got -1" in run.why
 
 

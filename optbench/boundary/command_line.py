@@ -201,7 +201,7 @@ class Command(Generic[S]):
         exit_with(lambda: work(self.read(words)), self.elsewhere, explain, heed_signals)
 
     def read(self, words: Sequence[str]) -> S:
-        """Return the settings that the words of a command line say.
+        """Return the settings that the words of a command line say; of one given twice, the last.
 
         Raises:
             UserError: With one line that names the word, what is expected, and the nearest key.
@@ -239,8 +239,6 @@ class Command(Generic[S]):
                 given[key.field.name] = (*given.get(key.field.name, ()), f"{rest}={text}")
                 return
             if key.name == name and not (key.about.positional or key.about.below):
-                if key.field.name in given:
-                    raise UserError(f"{name} is given twice: say it once")
                 given[key.field.name] = key.read(text)
                 return
         known = [key.name for key in keys if not key.about.positional]

@@ -1,1 +1,1 @@
-"""Many runs of the main job at once: one contract, one file an engine."""
+"""Many runs of the main job: one contract (`launcher`), one file an engine, and the runs of a command (`runs`)."""

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-
 from optbench.boundary import ShapeError, UnreadableError
-from optbench.launch.local import launch
+from optbench.launch.index import INDEX
+from optbench.launch.local import LocalLauncher
+from optbench.launch.runs import Runs
 from optbench.leaderboard.entrants import of_protocol, unlike
 from optbench.leaderboard.entries import Entry, read_digests
 from optbench.leaderboard.marks import Mark, add_mark, read_marks
@@ -128,19 +127,16 @@ def unverified(results: Path, suite: Suite) -> dict[str, str]:
 
 
 def _again(who: str, runs: Sequence[Run], jobs: int, scratch: Path) -> Mapping[str, Run]:
-    commands = [[*run.command, "wandb.mode=disabled", "picture=false"] for run in runs]
-    by_command = {tuple(command): run.name for command, run in zip(commands, runs, strict=True)}
-    found = {}
-    bar = track(
-        launch(commands, jobs, results=scratch),
-        who,
-        total=len(commands),
-        console=Console(stderr=True),
-    )
-    for finished in bar:
-        if finished.folder is None:
+    """Make the runs again, and return those that could be made, by their names."""
+    commands = {run.name: (*run.command, "wandb.mode=disabled", "picture=false") for run in runs}
+    launcher = LocalLauncher(jobs, results=scratch)
+    with Runs(launcher, scratch, scratch / INDEX, len(commands)) as made:
+        made.make(who, list(commands.values()))
+    again = {}
+    for name, command in commands.items():
+        if (folder := made.folder(command)) is None:
             continue
         with contextlib.suppress(UnreadableError, ShapeError):  # then it "could not be run again"
-            if (again := read_run(finished.folder)) is not None:
-                found[by_command[finished.overrides]] = again
-    return found
+            if (run := read_run(folder)) is not None:
+                again[name] = run
+    return again

@@ -6,32 +6,27 @@ with the best mean rank on the others. What has run is found and not run again: 
 command to go on. Given twice at once, on one results folder, the two share the runs.
 """
 
-import json
 import math
-import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from optbench.boundary.command_line import Command, FilePath, Key, Names, Seconds
 from optbench.boundary.kinds import Count, Device
 from optbench.boundary.overrides import quoted
-from optbench.cli.finished import PresentData
 from optbench.errors import UserError
-from optbench.launch.local import RUN_SECONDS, cores, launch
-from optbench.protocol.index import read_index
+from optbench.launch.index import INDEX
+from optbench.launch.launcher import RUN_SECONDS
+from optbench.launch.local import LocalLauncher, cores
+from optbench.launch.runs import Runs
 from optbench.protocol.points import search_spaces, sobol_points
 from optbench.protocol.selection import select
 from optbench.protocol.suite import FINAL, TUNE, Suite, read_suite
-from optbench.record import folder as record
-from optbench.record.terminal import ManyRuns
 
-# the folder of every command that has been given: finished ones are not given again
-INDEX = "runs.jsonl"
+Points = Sequence[Sequence[str]]  # of an optimizer: the overrides of each
 
 
 @dataclass(frozen=True)
@@ -57,48 +52,28 @@ class Place:
         ]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tuner:
     """Runs optimizers through one suite.
 
     Attributes:
         suite: The protocol.
-        results: The results folder.
-        jobs: Runs at a time.
-        extra: Overrides that say where and how to run, and move no result.
-        config_dir: The user's own YAMLs.
-        run_seconds: Time limit of a run.
-        failures: A line for every run that failed.
+        runs: Runs that have been made, and what makes more.
     """
 
     suite: Suite
-    results: Path
-    jobs: int
-    extra: Sequence[str] = ()
-    config_dir: Path | None = None
-    run_seconds: float = math.inf
-    failures: list[str] = field(default_factory=list)
+    runs: Runs
 
-    def __post_init__(self) -> None:
-        self._index = self.results / "suites" / self.suite.label / INDEX
-        self._folders = dict(_read_index(self._index))
-        self._present = PresentData()
-
-    def run(self, optimizers: Mapping[str, list[list[str]]]) -> None:
-        """Run what is missing of the protocol, for each optimizer (with its points)."""
-        per_optimizer = len(self.suite.tuned) * self.suite.points * len(self.suite.tuning_seeds)
-        per_optimizer += len(self.suite.tasks) * len(self.suite.final_seeds)
-        with ManyRuns(per_optimizer * len(optimizers)) as shown:
+    def run(self, optimizers: Mapping[str, Points]) -> None:
+        """Make the runs that are missing of the protocol, for each optimizer with its points."""
+        with self.runs:
             for optimizer, points in optimizers.items():
                 for phase, plan in ((TUNE, self._tuning), (FINAL, self._finals)):
                     places = plan(optimizer, points)
-                    shown.begin(f"{optimizer} {phase}")
-                    for line in self._make(places, points, shown.say):
-                        shown.advance()
-                        if line:
-                            shown.say(line)
+                    commands = [place.overrides(points[place.point]) for place in places]
+                    self.runs.make(f"{optimizer} {phase}", commands)
 
-    def _tuning(self, optimizer: str, points: Sequence[Sequence[str]]) -> list[Place]:
+    def _tuning(self, optimizer: str, points: Points) -> list[Place]:
         return [
             Place(self.suite, task, optimizer, TUNE, point, seed)
             for task in self.suite.tuned
@@ -106,7 +81,7 @@ class Tuner:
             for seed in self.suite.tuning_seeds
         ]
 
-    def _finals(self, optimizer: str, points: Sequence[Sequence[str]]) -> list[Place]:
+    def _finals(self, optimizer: str, points: Points) -> list[Place]:
         """The selected point of every task that has one, which is every task unless a run failed."""
         return [
             Place(self.suite, task, optimizer, FINAL, point, seed)
@@ -114,7 +89,7 @@ class Tuner:
             for seed in self.suite.final_seeds
         ]
 
-    def _select(self, optimizer: str, points: Sequence[Sequence[str]]) -> dict[str, int]:
+    def _select(self, optimizer: str, points: Points) -> dict[str, int]:
         values = {task: self._validation(task, optimizer, points) for task in self.suite.tuned}
         whole = {
             task: [v for v in column if v is not None]
@@ -127,24 +102,23 @@ class Tuner:
             chosen.pop(self.suite.held_out, None)
         return chosen
 
-    def _validation(
-        self, task: str, optimizer: str, points: Sequence[Sequence[str]]
-    ) -> list[float | None]:
-        """What selects, a point each, a mean over the tuning seeds; ∞ if one diverged, None if one is missing."""
-        found: list[float | None] = []
-        for i, point in enumerate(points):
-            places = [
-                Place(self.suite, task, optimizer, TUNE, i, seed)
-                for seed in self.suite.tuning_seeds
-            ]
-            values = [self._value(self._finished(place, point), task) for place in places]
-            known = [value for value in values if value is not None]
-            found.append(math.fsum(known) / len(known) if len(known) == len(values) else None)
-        return found
+    def _validation(self, task: str, optimizer: str, points: Points) -> list[float | None]:
+        """The value that selects at each point: its mean over the tuning seeds.
 
-    def _value(self, summary: Mapping[str, Any] | None, task: str) -> float | None:
-        if summary is None:
-            return None
+        It is infinite if a run diverged, None if one is missing.
+        """
+        means: list[float | None] = []
+        for i, point in enumerate(points):
+            values = []
+            for seed in self.suite.tuning_seeds:
+                place = Place(self.suite, task, optimizer, TUNE, i, seed)
+                summary = self.runs.summary(place.overrides(point))
+                values.append(None if summary is None else self._value(summary, task))
+            known = [value for value in values if value is not None]
+            means.append(math.fsum(known) / len(known) if len(known) == len(values) else None)
+        return means
+
+    def _value(self, summary: Mapping[str, Any], task: str) -> float:
         if summary["status"] == "diverged":
             return math.inf
         metric = self.suite.tasks[task].select
@@ -154,58 +128,6 @@ class Tuner:
                 "record"
             )
         return float(summary["last"][metric])
-
-    def _finished(self, place: Place, point: Sequence[str]) -> dict[str, Any] | None:
-        folder = self._folders.get(" ".join(place.overrides(point)))
-        return record.read_finished(self.results / "runs" / folder) if folder else None
-
-    def _make(
-        self, places: Sequence[Place], points: Sequence[Sequence[str]], say: Callable[[str], None]
-    ) -> Iterator[str]:
-        """Yield a line for each place when it is filled: empty, or why it is not."""
-        missing = []
-        for place in places:
-            overrides = place.overrides(points[place.point])
-            if self._finished(place, points[place.point]):
-                folder = self.results / "runs" / self._folders[" ".join(overrides)]
-                self._present.check_command(folder, overrides, self.config_dir)
-                yield ""
-            else:
-                missing.append(overrides)
-        where = [*self.extra]
-        if self.config_dir is not None:
-            where += ["--config-dir", str(self.config_dir.resolve())]
-        runs = launch(
-            missing,
-            self.jobs,
-            results=self.results,
-            where=where,
-            claims=self._index.parent / "claims",
-            seconds=self.run_seconds,
-            say=say,
-        )
-        with closing(runs):
-            for run in runs:
-                command = " ".join(run.overrides)
-                if run.folder is None:
-                    self.failures.append(f"failed: python -m optbench {command}: {run.why}")
-                    yield self.failures[-1]
-                    continue
-                self._folders[command] = run.folder.name
-                with self._index.open("a") as stream:
-                    stream.write(json.dumps({"command": command, "folder": run.folder.name}) + "\n")
-                yield ""
-
-
-def _read_index(path: Path) -> Mapping[str, str]:
-    """Return the run folder's name by the command; what is no line of it is said, one that was cut short is cut off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_file() and not (content := path.read_bytes()).endswith(b"\n"):
-        os.truncate(path, content.rfind(b"\n") + 1)
-    folders, passed_over = read_index(path)
-    for line in passed_over:
-        print(f"optbench: passed over {line}", file=sys.stderr)
-    return folders
 
 
 @dataclass(frozen=True)
@@ -271,14 +193,30 @@ def tune(settings: Settings) -> int:
     points = {
         name: sobol_points(space, suite.points, suite.sobol_seed) for name, space in spaces.items()
     }
-    jobs = settings.jobs or (cores() if settings.device == "cpu" else min(4, cores()))
-    extra = [f"device={quoted(settings.device)}", f"wandb.mode={settings.wandb_mode}"]
-    tuner = Tuner(
-        suite, settings.results_dir, jobs, extra, settings.config_dir, settings.run_seconds
-    )
-    tuner.run(points)
-    for line in tuner.failures:
+    runs = _runs(settings, suite, len(points))
+    Tuner(suite, runs).run(points)
+    for line in runs.failures:
         print(line, file=sys.stderr)
     board = ["python", "-m", "optbench.leaderboard", f"suite={settings.suite}"]
-    print(f"next: {shlex.join([*board, f'results_dir={tuner.results}'])}")
-    return 1 if tuner.failures else 0
+    print(f"next: {shlex.join([*board, f'results_dir={settings.results_dir}'])}")
+    return 1 if runs.failures else 0
+
+
+def _runs(settings: Settings, suite: Suite, optimizers: int) -> Runs:
+    """Return the runs of so many optimizers, on this machine."""
+    where = [f"device={quoted(settings.device)}", f"wandb.mode={settings.wandb_mode}"]
+    if settings.config_dir is not None:
+        where += ["--config-dir", str(settings.config_dir.resolve())]
+    results = settings.results_dir
+    folder = results / "suites" / suite.label
+    launcher = LocalLauncher(
+        jobs=settings.jobs or (cores() if settings.device == "cpu" else min(4, cores())),
+        results=results,
+        where=where,
+        claims=folder / "claims",
+        seconds=settings.run_seconds,
+    )
+    tuning = len(suite.tuned) * suite.points * len(suite.tuning_seeds)
+    final = len(suite.tasks) * len(suite.final_seeds)
+    total = (tuning + final) * optimizers
+    return Runs(launcher, results, folder / INDEX, total, settings.config_dir)

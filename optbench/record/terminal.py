@@ -107,9 +107,9 @@ class ManyRuns:
     the last one.
     """
 
-    def __init__(self, total: int, done: int = 0, console: Console | None = None) -> None:
+    def __init__(self, total: int, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
-        self._total, self._done, self._what = total, done, ""
+        self._total, self._done, self._what = total, 0, ""
         self._next_line, self._next_time = 0, 0.0
         self._bar: Progress | None = None
         if self._console.is_terminal:
@@ -122,7 +122,7 @@ class ManyRuns:
             self._bar = Progress(
                 *columns, TextColumn("left"), TimeRemainingColumn(), console=self._console
             )
-            self._task = self._bar.add_task("runs", total=total, completed=done)
+            self._task = self._bar.add_task("runs", total=total)
 
     def __enter__(self) -> "ManyRuns":
         if self._bar:
@@ -150,11 +150,13 @@ class ManyRuns:
         else:
             self._tell()
 
-    def advance(self) -> None:
-        """Count one run more."""
-        self._done += 1
+    def advance(self, count: int = 1) -> None:
+        """Count so many runs more."""
+        if not count:
+            return
+        self._done += count
         if self._bar:
-            self._bar.advance(self._task)
+            self._bar.advance(self._task, count)
         elif self._done >= self._next_line or time.monotonic() > self._next_time:
             self._tell()
 

@@ -1,9 +1,7 @@
 """`python -m optbench.study NAME`: make the runs of a study, those that are missing, and say what they show."""
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,18 +11,15 @@ from rich.table import Table
 
 from optbench.boundary.command_line import Command, FilePath, Key, Names, Seconds
 from optbench.boundary.kinds import Count
-from optbench.cli.finished import PresentData
 from optbench.errors import UserError, nearest, printable
-from optbench.launch.local import RUN_SECONDS, cores, launch
-from optbench.record import folder as record
-from optbench.record.terminal import ManyRuns
+from optbench.launch.index import INDEX
+from optbench.launch.launcher import RUN_SECONDS
+from optbench.launch.local import LocalLauncher, cores
+from optbench.launch.runs import Runs
 from optbench.studies import atlas_picture as picture
 from optbench.studies import edge_atlas
 from optbench.studies import lr_choice as choice
 from optbench.studies.atlas_entries import ATLAS, CHOICE_SEED, SEEDS, Entry
-
-# the folder of every command that has been given: finished ones are not given again
-RUNS = "runs.json"
 
 
 @dataclass(frozen=True)
@@ -116,17 +111,16 @@ def do_atlas(
     """Make the runs, write and print the table, and return what went wrong, a line each."""
     commands = {e.name: [e.command(e.lr, seed, short) for seed in seeds] for e in entries}
     folder = results / "studies" / name
-    folders, failures = make_runs(
-        [c for own in commands.values() for c in own], jobs, results, folder, run_seconds
-    )
+    every = [command for of_entry in commands.values() for command in of_entry]
+    runs = make_runs(every, jobs, results, folder, run_seconds)
     rows = []
     for entry in entries:
-        own = (folders.get(" ".join(command)) for command in commands[entry.name])
-        rows.append(edge_atlas.read_row(entry, [path for path in own if path is not None]))
+        folders = map(runs.folder, commands[entry.name])
+        rows.append(edge_atlas.read_row(entry, [path for path in folders if path is not None]))
     edge_atlas.write(rows, folder)
     picture.draw(rows, folder / edge_atlas.PICTURE)
     _print(rows, folder)
-    return failures
+    return runs.failures
 
 
 def do_choice(
@@ -135,11 +129,12 @@ def do_choice(
     """Try every learning rate of every entry on the seed for that, write and print what the rule takes."""
     commands = {(e.name, lr): e.command(lr, CHOICE_SEED) for e in entries for lr in e.lrs}
     folder = results / "studies" / name
-    folders, failures = make_runs(list(commands.values()), jobs, results, folder, run_seconds)
-    known = {key: folders[" ".join(c)] for key, c in commands.items() if " ".join(c) in folders}
+    runs = make_runs(list(commands.values()), jobs, results, folder, run_seconds)
     tried = {
         e.name: [
-            choice.read_tried(e, lr, known[e.name, lr]) for lr in e.lrs if (e.name, lr) in known
+            choice.read_tried(e, lr, path)
+            for lr in e.lrs
+            if (path := runs.folder(commands[e.name, lr])) is not None
         ]
         for e in entries
     }
@@ -155,7 +150,7 @@ def do_choice(
             f"{'' if found == entry.lr else f'(atlas: {entry.lr:g}) '}of {rates}"
         )
     print(folder / choice.TABLE)
-    return failures
+    return runs.failures
 
 
 def make_runs(
@@ -164,50 +159,23 @@ def make_runs(
     results: Path,
     folder: Path,
     run_seconds: float = RUN_SECONDS,
-) -> tuple[dict[str, Path], list[str]]:
+) -> Runs:
     """Run the main job with each list of overrides that has no finished run yet.
-
-    Returns:
-        The run folder of every command that has one, by the command in one line; and the failures.
 
     Raises:
         UserError: If the data of a finished run have changed since.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    known = {
-        command: Path(path) for command, path in (record.read_json(folder / RUNS) or {}).items()
-    }
-    present, missing = PresentData(), []
-    for command in commands:
-        path = known.get(" ".join(command))
-        if path is not None and record.read_finished(path):
-            present.check_command(path, command)
-        else:
-            missing.append(command)
-    failures: list[str] = []
-    with ManyRuns(len(commands), done=len(commands) - len(missing)) as shown:
-        shown.begin(folder.name)
-        runs = launch(
-            missing,
-            jobs,
-            threads=1,
-            results=results,
-            where=["device=cpu"],
-            claims=folder / "claims",
-            seconds=run_seconds,
-            say=shown.say,
-        )
-        with closing(runs):
-            for done in runs:
-                line = " ".join(done.overrides)
-                if done.folder is None:
-                    failures.append(f"failed: python -m optbench {line}: {done.why}")
-                else:
-                    known[line] = done.folder
-                    content = json.dumps({k: str(p) for k, p in known.items()}, indent=2)
-                    record.write_whole(folder / RUNS, content + "\n")
-                shown.advance()
-    return known, failures
+    launcher = LocalLauncher(
+        jobs,
+        threads=1,
+        results=results,
+        where=["device=cpu"],
+        claims=folder / "claims",
+        seconds=run_seconds,
+    )
+    with Runs(launcher, results, folder / INDEX, len(commands)) as runs:
+        runs.make(folder.name, commands)
+    return runs
 
 
 def _print(rows: Sequence[edge_atlas.Row], folder: Path) -> None:

@@ -72,6 +72,7 @@ def test_words_become_values_of_the_declared_types() -> None:
         optimizer=("lr=0.1", "betas=[0.9,0.99]"),
     )
     assert COMMAND.read(["old"]) == Settings("old")
+    assert COMMAND.read(["old", "jobs=3", "jobs=4"]).jobs == 4  # as for a run
     assert COMMAND.read(["old", "./a=b"]).folders == (Path("a=b"),)
 
 
@@ -94,7 +95,6 @@ def test_words_become_values_of_the_declared_types() -> None:
         ([], "KIND is missing: python -m optbench.mine KIND FOLDER ... [KEY=VALUE ...]"),
         (["old", "job=2"], "there is no key job. Did you mean jobs?"),
         (["old", "kind=new"], "there is no key kind."),
-        (["old", "jobs=2", "jobs=3"], "jobs is given twice: say it once"),
         (["old", "a\x1bb=1"], ""),
     ],
 )

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from optbench.launch.index import read_index
 from optbench.leaderboard import write_together as write
 from optbench.leaderboard.__main__ import main
 from optbench.leaderboard.page import report_page
 from optbench.leaderboard.run_report import main as report
 from optbench.leaderboard.tables import escape, plain
 from optbench.leaderboard.write_together import write_together
-from optbench.protocol.index import read_index
 from tests.leaderboard.fields import entrant, run, suite
 from tests.leaderboard.hostile import write_folder
 

@@ -154,7 +154,7 @@ def test_a_killed_atlas_goes_on_where_it_was(tmp_path: Path, called: Call) -> No
     study += ["only=gradient descent,Nesterov"]
     command = [sys.executable, "-m", "optbench.study", *study]
     first = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-    runs, deadline = tmp_path / "studies/edge_atlas_short/runs.json", time.monotonic() + 300
+    runs, deadline = tmp_path / "studies/edge_atlas_short/runs.jsonl", time.monotonic() + 300
     while not runs.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     os.killpg(first.pid, signal.SIGKILL)
