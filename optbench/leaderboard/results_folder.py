@@ -37,12 +37,15 @@ def _key(run: Run) -> Key:
 
 
 def _claimed_twice(entries: list[Entry]) -> Iterator[Reason]:
-    """Take away the runs that two files claim, and say so of both; a file that has been verified keeps its own."""
+    """Take away the runs that two files claim, and say so of each file.
+
+    A file that has been verified keeps its runs.
+    """
     owners: dict[Key, list[Entry]] = defaultdict(list)
     for entry in entries:
         for run in entry.runs:
             owners[_key(run)].append(entry)
-    shared = {key: own for key, own in owners.items() if len(own) > 1}
+    shared = {key: claimants for key, claimants in owners.items() if len(claimants) > 1}
     if not shared:
         return
     marks = read_marks()
@@ -52,10 +55,6 @@ def _claimed_twice(entries: list[Entry]) -> Iterator[Reason]:
         lost = [run for run in entry.runs if _key(run) in shared]
         if lost:
             entry.runs = [run for run in entry.runs if _key(run) not in shared]
-            others = sorted(
-                {own.name for run in lost for own in shared[_key(run)] if own is not entry}
-            )
-            yield (
-                entry.name,
-                f"{len(lost)} of its runs are in {', '.join(others)} too, such as {lost[0].name}",
-            )
+            claimants = {other.name for run in lost for other in shared[_key(run)]} - {entry.name}
+            others = ", ".join(sorted(claimants))
+            yield entry.name, f"{len(lost)} of its runs are in {others} too, such as {lost[0].name}"

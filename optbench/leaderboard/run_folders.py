@@ -278,19 +278,18 @@ def _curve(folder: Path) -> dict[str, list[Any]]:
     for name in (record.METRICS, record.TIMINGS):
         for line in _series(folder / name):
             steps.setdefault(line["step"], {}).update(line)
-    measured = [
-        values for _, values in sorted(steps.items()) if any(key in values for key in CURVES)
-    ]
-    keep = (
-        sorted({round(i * (len(measured) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)})
-        if measured
-        else []
-    )
-    kept = [measured[i] for i in keep]
+    measured = [values for _, values in sorted(steps.items()) if values.keys() & set(CURVES)]
+    kept = [measured[i] for i in _spread_evenly(len(measured))]
     present = ["step", *[key for key in CURVES if any(key in values for values in kept)]]
-    return {
-        key: [rounded(values[key]) if key in values else None for values in kept] for key in present
-    }
+    return {key: [rounded(values.get(key)) for values in kept] for key in present}
+
+
+def _spread_evenly(count: int) -> list[int]:
+    """Return at most CURVE_POINTS of so many places, the first and the last among them."""
+    if not count:
+        return []
+    shares = (i / (CURVE_POINTS - 1) for i in range(CURVE_POINTS))
+    return sorted({round(share * (count - 1)) for share in shares})
 
 
 def rounded(value: Any) -> Any:

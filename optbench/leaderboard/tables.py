@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from optbench.boundary import visible
-from optbench.leaderboard.board import Board
+from optbench.leaderboard.board import Board, Standing
 from optbench.leaderboard.scores import DISTANCE, SHARPNESS, Row, Spread
 from optbench.statistics import Interval
 
@@ -29,33 +29,22 @@ TASK_COLUMNS: dict[str, Callable[[Row], str]] = {
     "state MiB": lambda r: number(r.state_mib),
     "diverged": lambda r: f"{r.diverged:.0%}",
 }
-STANDING_COLUMNS = (
-    "rank",
-    "may be",
-    "optimizer",
-    "score",
-    "mean rank",
-    "profile area",
-    "hit rate",
-    "diverged",
-)
+STANDING_CELLS: dict[str, Callable[[Standing], str]] = {
+    "rank": lambda s: str(s.rank),
+    "may be": lambda s: f"{s.ranks[0]}–{s.ranks[1]}",
+    "optimizer": lambda s: s.name,
+    "score": lambda s: interval(s.score),
+    "mean rank": lambda s: f"{s.mean_rank:.2f}",
+    "profile area": lambda s: f"{s.profile_area:.2f}",
+    "hit rate": lambda s: f"{s.hit_rate:.0%}",
+    "diverged": lambda s: f"{s.diverged:.0%}",
+}
+STANDING_COLUMNS = tuple(STANDING_CELLS)
 
 
 def standings(board: Board) -> list[list[str]]:
     """Return the rows of the table over all tasks, under `STANDING_COLUMNS`."""
-    return [
-        [
-            str(s.rank),
-            f"{s.ranks[0]}–{s.ranks[1]}",
-            s.name,
-            interval(s.score),
-            f"{s.mean_rank:.2f}",
-            f"{s.profile_area:.2f}",
-            f"{s.hit_rate:.0%}",
-            f"{s.diverged:.0%}",
-        ]
-        for s in board.standings
-    ]
+    return [[cell(s) for cell in STANDING_CELLS.values()] for s in board.standings]
 
 
 def markdown(board: Board) -> str:
@@ -65,13 +54,10 @@ def markdown(board: Board) -> str:
         f"# Leaderboard: {suite.name}, version {suite.version}",
         "",
         f"{len(suite.tasks)} tasks, {suite.points} tuning points an optimizer, "
-        f"{len(suite.final_seeds)} seeds; "
-        f"{suite.held_out} is held out of tuning. Score: 0 at the start, 1 at a fixed reference, "
-        "interquartile mean "
-        "over tasks and seeds with a 95 % interval. `may be`: the ranks that are possible, for all "
-        "together with "
-        "95 % confidence. Written by `python -m optbench.leaderboard`; `leaderboard.html` has the "
-        "curves.",
+        f"{len(suite.final_seeds)} seeds; {suite.held_out} is held out of tuning. Score: 0 at the "
+        "start, 1 at a fixed reference, interquartile mean over tasks and seeds with a 95 % "
+        "interval. `may be`: the ranks that are possible, for all together with 95 % confidence. "
+        "Written by `python -m optbench.leaderboard`; `leaderboard.html` has the curves.",
         "",
         *_table(STANDING_COLUMNS, standings(board)),
         "",
@@ -83,8 +69,7 @@ def markdown(board: Board) -> str:
         "## Task by task",
         "",
         "Medians over the seeds [least, greatest]. A target missed by half of the runs or more "
-        "takes forever (∞). "
-        "Edge: measured sharpness over the optimizer's own threshold.",
+        "takes forever (∞). Edge: measured sharpness over the optimizer's own threshold.",
         "",
     ]
     order = [s.name for s in board.standings]
@@ -117,22 +102,21 @@ def markdown(board: Board) -> str:
     return "\n".join(lines)
 
 
-PAIR_COLUMNS = ("first", "second", "difference", "effect r", "wins", "p (Holm)")
+PAIR_CELLS: dict[str, Callable[[Board, tuple[str, str]], str]] = {
+    "first": lambda _, names: names[0],
+    "second": lambda _, names: names[1],
+    "difference": lambda board, names: interval(board.pairs[names].difference),
+    "effect r": lambda board, names: f"{board.pairs[names].effect:.2f}",
+    "wins": lambda board, names: f"{board.pairs[names].wins:.0%}",
+    "p (Holm)": lambda board, names: f"{board.adjusted[names]:.2g}",
+}
+PAIR_COLUMNS = tuple(PAIR_CELLS)
 
 
 def pairs(board: Board) -> list[list[str]]:
-    """Return the rows of the table of pairs, under `PAIR_COLUMNS`."""
-    return [
-        [
-            a,
-            b,
-            interval(pair.difference),
-            f"{pair.effect:.2f}",
-            f"{pair.wins:.0%}",
-            f"{board.adjusted[a, b]:.2g}",
-        ]
-        for (a, b), pair in sorted(board.pairs.items(), key=lambda item: board.adjusted[item[0]])
-    ]
+    """Return the rows of the table of pairs, under `PAIR_COLUMNS`, the surest difference first."""
+    surest_first = sorted(board.pairs, key=board.adjusted.__getitem__)
+    return [[cell(board, names) for cell in PAIR_CELLS.values()] for names in surest_first]
 
 
 def task_cells(r: Row) -> list[str]:

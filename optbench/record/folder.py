@@ -101,19 +101,20 @@ def check_digests(path: Path, weights: bool = True) -> str:
     summary = read_finished(path)
     if summary is None:
         return f"{SUMMARY} is missing or damaged"
-    written_with_digests = "digests" in summary  # an earlier version's was not
-    closed = read_json(path / DIGESTS) if written_with_digests else None
-    if written_with_digests and closed is None:
+    if "digests" not in summary:  # an earlier version wrote none
+        missing = [name for name in CLOSED if not is_file(path / name)]
+        return f"{missing[0]} is missing" if missing else ""
+    closed = read_json(path / DIGESTS)
+    if closed is None:
         return f"{DIGESTS} is missing or damaged"
-    names = CLOSED if closed is None else _closed(summary["status"])
-    for name in names:
+    for name in _closed(summary["status"]):
         if name == CHECKPOINT and not weights:
             continue
         if not is_file(path / name):
             return f"{name} is missing"
-        if closed is not None and closed.get(name) != sha256(path / name):
+        if closed.get(name) != sha256(path / name):
             return f"{name} is not as the run left it"
-    if closed is not None and closed.get(SUMMARY) != _content_digest(summary):
+    if closed.get(SUMMARY) != _content_digest(summary):
         return f"{SUMMARY} is not as the run left it"
     return ""
 

@@ -258,33 +258,44 @@ def _at_the_edge(
 
 
 def _try_next(summary: Mapping[str, Any], lr: float | None) -> str:
-    """What to try, never a learning rate beyond the threshold: λ₁ η/2 = distance, so that η/distance is at it."""
+    """Say what to try: never a learning rate beyond the threshold.
+
+    λ₁ η/2 = distance, so η/distance is the rate whose threshold is the sharpness last measured.
+    """
     last = summary["last"]
     distance = last.get("edge/distance")
     known = distance is not None and 0 < distance < math.inf
     largest = last.get("edge/lr", lr or math.inf) / distance if known else math.inf
-    crossed = summary.get("crossed_edge_at", ...)
     if summary["status"] == "interrupted":
         return "the same command, which goes on from here"
     if summary["status"] == "diverged":
-        if not lr:
-            return "smaller steps"
-        if largest / 2 < lr / 4:
-            return (
-                f"optimizer.lr={largest / 2:.3g}, half of what the sharpness last measured allows"
-            )
-        return f"optimizer.lr={lr / 4:g}, a quarter of this"
-    if crossed is None and lr:
-        longer = f"steps={2 * summary['steps']}"
-        return (
-            f"optimizer.lr={2 * lr:g}, which halves the threshold, or {longer}"
-            if 2 * lr <= largest
-            else longer
-        )
-    if crossed is not ... and summary.get("events", {}).get("annealed"):
+        return _after_divergence(lr, largest)
+    if "crossed_edge_at" not in summary:
+        return COMPARE
+    if summary["crossed_edge_at"] is None and lr:
+        return _to_the_edge(summary, lr, largest)
+    if summary.get("events", {}).get("annealed"):
         return "schedule=constant, which leaves the edge where it is, to see whether training stays there"
-    if crossed is not ... and lr:
-        if largest < lr / 2:
-            return f"optimizer.lr={largest:.3g}, whose threshold is the sharpness last measured"
-        return f"optimizer.lr={lr / 2:g}, which doubles the threshold: the sharpness follows"
-    return "--multirun optimizer=sgd,momentum,adam seed=0,1,2, to compare"
+    if not lr:
+        return COMPARE
+    if largest < lr / 2:
+        return f"optimizer.lr={largest:.3g}, whose threshold is the sharpness last measured"
+    return f"optimizer.lr={lr / 2:g}, which doubles the threshold: the sharpness follows"
+
+
+COMPARE = "--multirun optimizer=sgd,momentum,adam seed=0,1,2, to compare"
+
+
+def _after_divergence(lr: float | None, largest: float) -> str:
+    if not lr:
+        return "smaller steps"
+    if largest / 2 < lr / 4:
+        return f"optimizer.lr={largest / 2:.3g}, half of what the sharpness last measured allows"
+    return f"optimizer.lr={lr / 4:g}, a quarter of this"
+
+
+def _to_the_edge(summary: Mapping[str, Any], lr: float, largest: float) -> str:
+    longer = f"steps={2 * summary['steps']}"
+    if 2 * lr <= largest:
+        return f"optimizer.lr={2 * lr:g}, which halves the threshold, or {longer}"
+    return longer
