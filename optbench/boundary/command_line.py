@@ -92,6 +92,11 @@ class _Key:
         return self.about.option or "--" + self.name.replace("_", "-").replace(".", "-")
 
     @property
+    def alone(self) -> str:
+        """What its option meant without a value."""
+        return self.about.alone or ("true" if self.kind is bool else "")
+
+    @property
     def many(self) -> bool:
         """Whether it takes several words."""
         kind = get_args(self.kind)[0] if get_origin(self.kind) is Annotated else self.kind
@@ -271,19 +276,21 @@ class Command(Generic[S]):
         name, equals, value = option.partition("=")
         key = next((key for key in keys if key.option == name and not key.about.positional), None)
         if key is None:
-            known = [key.name for key in keys if not key.about.positional]
-            close = nearest(name.lstrip("-").replace("-", "_"), known)
-            raise UserError(
-                f"there is no option {printable(name)}: every setting is KEY=VALUE.{close} "
-                f"{self._see_help()}"
-            )
+            raise self._no_option(name, keys)
         if not equals:
-            value = key.about.alone or ("true" if key.kind is bool else "")
-            if key.kind is not bool and rest and not rest[0].startswith("-"):
-                value = rest.pop(0)
+            takes_next = key.kind is not bool and rest and not rest[0].startswith("-")
+            value = rest.pop(0) if takes_next else key.alone
         if key.about.below:
             return f"{key.name}.{value or 'KEY=VALUE'}"
         return f"{key.name}={value or key.about.placeholder or 'VALUE'}"
+
+    def _no_option(self, name: str, keys: Sequence[_Key]) -> UserError:
+        known = [key.name for key in keys if not key.about.positional]
+        close = nearest(name.lstrip("-").replace("-", "_"), known)
+        return UserError(
+            f"there is no option {printable(name)}: every setting is KEY=VALUE.{close} "
+            f"{self._see_help()}"
+        )
 
     def help(self) -> str:
         """Return the page that `--help` prints."""

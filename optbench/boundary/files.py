@@ -142,29 +142,46 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 
 
 def check_plain(content: Any, finite: bool = True, depth: int = 0) -> None:
-    """Raise UnreadableError unless data are lists, mappings, text, numbers and null, as JSON can write them again."""
+    """Raise unless data are lists, mappings, text, numbers and null, as JSON can write them again.
+
+    Args:
+        content: The data.
+        finite: Whether infinity and NaN are refused.
+        depth: Levels above the data.
+
+    Raises:
+        UnreadableError: With what they hold instead.
+    """
     if depth > DEEPEST:
         raise UnreadableError(f"nested deeper than {DEEPEST} levels")
     if isinstance(content, dict):
         for key, value in content.items():
             if not isinstance(key, str):
                 raise UnreadableError(f"a key is {type(key).__name__}, not text")
-            check_plain(key)
+            _check_scalar(key, finite)
             check_plain(value, finite, depth + 1)
     elif isinstance(content, list):
         for value in content:
             check_plain(value, finite, depth + 1)
-    elif isinstance(content, str):
-        if any("\ud800" <= c <= "\udfff" for c in content):
-            raise UnreadableError("holds half of a character (a lone surrogate)")
-    elif isinstance(content, float):
-        if finite and not abs(content) < float("inf"):
-            raise UnreadableError("holds a number that is not finite")
-    elif isinstance(content, int):
-        if not -LARGEST_INT <= content < LARGEST_INT:
-            raise UnreadableError("holds an integer of more than 64 bits")
-    elif content is not None:
-        raise UnreadableError(f"holds a {type(content).__name__}")
+    else:
+        _check_scalar(content, finite)
+
+
+def _check_scalar(content: Any, finite: bool) -> None:
+    match content:
+        case None | bool():
+            return
+        case str():
+            if any("\ud800" <= c <= "\udfff" for c in content):
+                raise UnreadableError("holds half of a character (a lone surrogate)")
+        case float():
+            if finite and not math.isfinite(content):
+                raise UnreadableError("holds a number that is not finite")
+        case int():
+            if not -LARGEST_INT <= content < LARGEST_INT:
+                raise UnreadableError("holds an integer of more than 64 bits")
+        case _:
+            raise UnreadableError(f"holds a {type(content).__name__}")
 
 
 def _no_constant(name: str) -> float:

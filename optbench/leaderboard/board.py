@@ -128,23 +128,21 @@ def make_board(suite: Suite, admitted: Field) -> Board:
     ranks = _possible_ranks(names, _both_ways(compared, p_values))
     standings = _standings(names, every, rows, ranks, mean_rank, profile)
     order = [s.name for s in standings]
-    groups = cliques(mean_rank, difference) if len(names) > 1 else []
+    several = len(names) > 1
+    groups = cliques(mean_rank, difference) if several else []
     return Board(
         suite=suite,
         admitted=admitted,
         standings=standings,
         rows=rows,
-        pairs={
-            _in(order, pair): _turned(own, turn=_in(order, pair) != pair)
-            for pair, own in compared.items()
-        },
+        pairs=_ordered(order, compared),
         adjusted={_in(order, pair): p_value for pair, p_value in p_values.items()},
         friedman_p=friedman_p,
         critical_difference=difference,
         cliques=[[names[e] for e in group] for group in groups],
-        profiles={name: profile[e].tolist() for e, name in enumerate(names)},
+        profiles=dict(zip(names, profile.tolist(), strict=True)),
         tuning={task: _tuning_curves(suite, entrants, task) for task in suite.tuned},
-        robust=robustness(suite, entrants, every) if len(entrants) > 1 else [],
+        robust=robustness(suite, entrants, every) if several else [],
         halves=halves(every),
     )
 
@@ -215,10 +213,18 @@ def _in(order: Sequence[str], pair: tuple[str, str]) -> tuple[str, str]:
     return first, second
 
 
-def _turned(pair: Pair, turn: bool) -> Pair:
+def _ordered(
+    order: Sequence[str], compared: Mapping[tuple[str, str], Pair]
+) -> dict[tuple[str, str], Pair]:
+    """Return the comparisons with the entrant first that is ranked before the other."""
+    return {
+        _in(order, names): pair if _in(order, names) == names else _turned(pair)
+        for names, pair in compared.items()
+    }
+
+
+def _turned(pair: Pair) -> Pair:
     """Return the comparison of b with a, from that of a with b."""
-    if not turn:
-        return pair
     d = pair.difference
     return Pair(
         difference=Interval(value=-d.value, low=-d.high, high=-d.low),

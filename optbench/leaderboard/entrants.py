@@ -69,9 +69,9 @@ def admit(suite: Suite, runs: Iterable[Run], unverified: Mapping[str, str] | Non
         else:
             accepted[run.optimizer].append(run)
     admitted = Field()
-    for name in sorted({run.optimizer for run in of_suite}):
+    for name in sorted(accepted.keys() | reasons.keys()):
         entrant, why_not = _entrant(suite, name, accepted[name])
-        if name in unverified and any(not run.local for run in accepted[name]):
+        if name in unverified and not all(run.local for run in accepted[name]):
             why_not.append(unverified[name])
         if entrant is not None and not why_not:
             admitted.entrants.append(entrant)

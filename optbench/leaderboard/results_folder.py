@@ -41,15 +41,9 @@ def _claimed_twice(entries: list[Entry]) -> Iterator[Reason]:
 
     A file that has been verified keeps its runs.
     """
-    owners: dict[Key, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        for run in entry.runs:
-            owners[_key(run)].append(entry)
-    shared = {key: claimants for key, claimants in owners.items() if len(claimants) > 1}
-    if not shared:
-        return
-    marks = read_marks()
-    for entry in entries:
+    shared = _shared(entries)
+    marks = read_marks() if shared else {}
+    for entry in entries if shared else []:
         if (mark := marks.get(entry.digest)) is not None and mark.agreed:
             continue
         lost = [run for run in entry.runs if _key(run) in shared]
@@ -58,3 +52,12 @@ def _claimed_twice(entries: list[Entry]) -> Iterator[Reason]:
             claimants = {other.name for run in lost for other in shared[_key(run)]} - {entry.name}
             others = ", ".join(sorted(claimants))
             yield entry.name, f"{len(lost)} of its runs are in {others} too, such as {lost[0].name}"
+
+
+def _shared(entries: list[Entry]) -> dict[Key, list[Entry]]:
+    """Return the runs that two or more files claim, with these files."""
+    claimants: dict[Key, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        for run in entry.runs:
+            claimants[_key(run)].append(entry)
+    return {key: files for key, files in claimants.items() if len(files) > 1}

@@ -107,9 +107,8 @@ def check_digests(path: Path, weights: bool = True) -> str:
     closed = read_json(path / DIGESTS)
     if closed is None:
         return f"{DIGESTS} is missing or damaged"
-    for name in _closed(summary["status"]):
-        if name == CHECKPOINT and not weights:
-            continue
+    names = _closed(summary["status"]) if weights else CLOSED
+    for name in names:
         if not is_file(path / name):
             return f"{name} is missing"
         if closed.get(name) != sha256(path / name):
