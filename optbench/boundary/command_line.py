@@ -1,4 +1,4 @@
-"""One grammar for every command beside the main job: `python -m optbench.NOUN [NAME ...] [KEY=VALUE ...]`.
+"""One grammar for all commands but the main job: `python -m optbench.NOUN [NAME …] [KEY=VALUE …]`.
 
 A command declares a frozen dataclass: a field is a key, with its type, its default and a `Key` that
 describes it. Help, validation and errors all come from that declaration:
@@ -10,7 +10,7 @@ describes it. Help, validation and errors all come from that declaration:
         jobs: Annotated[Count, Key("runs at a time")] = 1
 
     COMMAND = Command("optbench.mine", Settings)
-    COMMAND.run(work)  # calls work(Settings(jobs=2)) for the word jobs=2, and exits with what it returns
+    COMMAND.run(work)  # for the word jobs=2: sys.exit(work(Settings(jobs=2)))
 """
 
 import json
@@ -155,16 +155,16 @@ class _Key:
 
 
 def _candidates(text: str) -> list[Any]:
-    """The plain values that a word may stand for: the text, a number or truth value, a list of names."""
-    found: list[Any] = [text] if text else []
+    """The values that a word may stand for: text, a number, a truth value, a list of names."""
+    values: list[Any] = [text] if text else []
     if text in _WORDS:
-        found.append(_WORDS[text])
+        values.append(_WORDS[text])
     elif _INTEGER.fullmatch(text):
-        found.append(int(text))
+        values.append(int(text))
     elif _NUMBER.fullmatch(text):
-        found.append(float(text))
+        values.append(float(text))
     names = [name.strip() for name in text.split(",") if name.strip()]
-    return [*found, names] if names else found
+    return [*values, names] if names else values
 
 
 @dataclass(frozen=True)
@@ -310,7 +310,7 @@ class Command(Generic[S]):
             lines += [""]
         lines += [
             "--help prints this page, --version the version.",
-            "exit code: 0 done; 1 something failed; 2 something to mend in the command; 130 Ctrl-C.",
+            "exit code: 0 done; 1 something failed; 2 the command must be mended; 130 Ctrl-C.",
         ]
         return "\n".join(lines)
 

@@ -1,4 +1,7 @@
-"""Files that anyone may have written, read so that none can hang, fill the memory, run code or garble a terminal."""
+"""Reading files that anyone may have written.
+
+None can hang the reader, fill the memory, run code or garble a terminal.
+"""
 
 import json
 import math
@@ -63,7 +66,10 @@ def read_json(path: Path, limit: int = LARGEST_BYTES) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Return what a JSON text holds: finite numbers, integers of 64 bits, strings that are Unicode, not too deep.
+    """Return what a JSON text holds.
+
+    Its numbers are finite, its integers have 64 bits, its strings are Unicode, its depth is
+    bounded.
 
     Raises:
         UnreadableError: If it is no JSON, or holds anything else.
@@ -104,7 +110,7 @@ def read_yaml(path: Path, limit: int = LARGEST_BYTES, aliases: bool = False) -> 
 
 
 def _check_events(text: str, aliases: bool) -> None:
-    """Refuse what must not be built: aliases where there may be none, and depth, on which the loader in C crashes."""
+    """Refuse aliases where there may be none, and depth, on which the loader in C crashes."""
     indent = max((len(line) - len(line.lstrip(" ")) for line in text.splitlines()), default=0)
     deepest_possible = indent + sum(map(text.count, "[{-?"))
     if deepest_possible < HARMLESS_DEPTH and (aliases or "*" not in text):
@@ -136,8 +142,10 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     """Plain YAML without dates, which no JSON has."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        first: [
+            (tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
 

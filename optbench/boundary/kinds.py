@@ -36,7 +36,10 @@ BEYOND_WORDS = 2**53  # a bound as large is the machine's, and says nothing to t
 
 
 def expected(kind: Any) -> str:
-    """Return what a type expects, such as `a whole number, at least 1, or full`; empty if that cannot be said."""
+    """Return what a type expects, such as `a whole number, at least 1, or full`.
+
+    Empty if that cannot be said.
+    """
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
         return _say(adapter.json_schema())

@@ -1,4 +1,4 @@
-"""`python -m optbench.check TARGET ...`: try everything that is known to go wrong, and say what was found."""
+"""`python -m optbench.check TARGET ...`: try everything that is known to go wrong."""
 
 import json
 import sys

@@ -26,7 +26,10 @@ from optbench.startup import secure_terminal
 
 
 def main() -> None:
-    """Run what the command line says; exit code 0 is finished (a divergence too), 1 and 2 an error, 130 Ctrl-C."""
+    """Run what the command line says.
+
+    Exit code 0 is finished (a divergence too), 1 and 2 an error, 130 Ctrl-C.
+    """
     if "--version" in sys.argv[1:]:  # Hydra would print its version
         print(VERSION)
         return
@@ -120,7 +123,10 @@ def _job(config: DictConfig, present: PresentData) -> str:
 
 
 def _find_own_files() -> None:
-    """Let `my_file.py` of this folder be imported, as `python -m optbench` does and the script `optbench` does not."""
+    """Let `my_file.py` of this folder be imported.
+
+    `python -m optbench` does so by itself, the script `optbench` does not.
+    """
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
 
@@ -139,7 +145,10 @@ def _which() -> str:
 
 
 def _explained(error: BaseException, wants_traceback: bool, which: str = "") -> tuple[str, int]:
-    """Return what to print, in one line where it is an error that the user can mend, and the exit code."""
+    """Return what to print of an error, and the exit code.
+
+    An error that the user can mend is one line.
+    """
     message, code = explain(error)
     lines = []
     if message is None or wants_traceback:

@@ -1,4 +1,4 @@
-"""`python -m optbench.new optimizer|task|probe NAME`: a small working start, with its YAML and its test."""
+"""`python -m optbench.new KIND NAME`: a small working start, with its YAML and its test."""
 
 import keyword
 from dataclasses import dataclass

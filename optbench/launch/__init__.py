@@ -1,1 +1,4 @@
-"""Many runs of the main job: one contract (`launcher`), one file an engine, and the runs of a command (`runs`)."""
+"""Many runs of the main job.
+
+`launcher` is the contract, `local` an engine, `runs` what a command has made and will make.
+"""

@@ -1,4 +1,4 @@
-"""The index of the runs that a command has made: a line for each, with its overrides and its folder."""
+"""The index of the runs that a command has made: a line each, with overrides and folder."""
 
 import json
 import os

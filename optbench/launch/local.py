@@ -2,9 +2,9 @@
 
 - The processes are forked from a server that has imported everything once. A run starts in a
   fraction of a second.
-- Several launchers may be given the same runs, at once or one after the other. Whoever is at work on
-  a run has claimed it, with a lock that ends with its process; the others take other runs first, and
-  then look again.
+- Several launchers may be given the same runs, at once or one after the other. Whoever is at work
+  on a run has claimed it, with a lock that ends with its process. The others take other runs
+  first, and then look again.
 """
 
 import contextlib
@@ -149,7 +149,7 @@ class _Queue:
                 run.stopped, run.deadline = True, time.monotonic() + GRACE
 
     def _patience(self) -> float | None:
-        """Seconds until a claimed run is to be tried again, or a run has had its time; None for ever."""
+        """Seconds until a claimed run is tried again, or a run has had its time; None for ever."""
         times = [run.deadline for run in self.running]
         if len(self.running) < self.settings.jobs:
             times += [run.not_before for run in self.waiting]
@@ -218,7 +218,10 @@ def _start_process(overrides: Sequence[str], said: Path, threads: int, claim: Pa
 
 
 def _context(threads: int) -> Any:
-    """Return the way to start processes: a fork server that knows the number of threads before it imports torch."""
+    """Return the way to start processes: a fork server.
+
+    It is told the number of threads before it imports torch.
+    """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)
     if sys.platform == "win32":
@@ -248,7 +251,7 @@ def _without_ctrl_c() -> Iterator[None]:
 def _main_job(
     overrides: Sequence[str], said: Path, threads: int, claim: Path | None = None
 ) -> None:
-    """Be the main job, with what it says in files, and the claim on the run for as long as this process lives."""
+    """Be the main job: write to files, and hold the claim on the run while this process lives."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
@@ -280,7 +283,10 @@ def _stop_with_the_launcher() -> None:
 
 
 def _kill_unseen(process: BaseProcess) -> None:
-    """Kill a process whose fork server has died: it lives, and would keep its claim, but nobody sees it end."""
+    """Kill a process whose fork server has died.
+
+    It lives, and would keep its claim, but nobody would see it end.
+    """
     if process.pid is not None and sys.platform != "win32":
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Runs that a command asks for: each is made once, by any engine, and found again by the next call."""
+"""Runs that a command asks for: made once, by any engine, and found again by the next call."""
 
 from collections.abc import Sequence
 from contextlib import closing

@@ -1,7 +1,8 @@
 """`python -m optbench.leaderboard`: the board of a suite, from run folders and committed entries.
 
-It reads `runs/` (what was run here) and `entries/` (what was contributed) of the results folder. It
-writes `leaderboard.md`, `.csv` and `.html` for the suite `small`, `leaderboard-SUITE.*` for another.
+It reads `runs/` (what was run here) and `entries/` (what was contributed) of the results folder.
+It writes `leaderboard.md`, `.csv` and `.html` for the suite `small`, and `leaderboard-SUITE.*` for
+another.
 """
 
 import shlex
@@ -113,7 +114,10 @@ def main() -> None:
 
 
 def leaderboard(settings: Settings) -> int:
-    """Write the board, or enter or verify, and return the exit code: 1 for an alarm or a disagreement."""
+    """Write the board, or enter or verify, and return the exit code.
+
+    It is 1 for an alarm, or for an entry that does not agree.
+    """
     began = time.monotonic()
     _check(settings)
     results = settings.results_dir
@@ -163,8 +167,11 @@ def _usual_suite(runs: list[Run], results: Path) -> str:
     counts = {}
     for name in known_suites():
         doubtful = unverified(results, read_suite(name))
-        own = [run for run in runs if run.suite == name]
-        counts[name] = (sum(run.local or run.optimizer not in doubtful for run in own), len(own))
+        of_suite = [run for run in runs if run.suite == name]
+        counts[name] = (
+            sum(run.local or run.optimizer not in doubtful for run in of_suite),
+            len(of_suite),
+        )
     if not any(total for _, total in counts.values()):
         where = printable(str(results))
         raise UserError(

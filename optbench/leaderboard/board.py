@@ -192,13 +192,16 @@ def _both_ways(
 ) -> dict[tuple[str, str], tuple[float, float]]:
     """Return (effect, adjusted p) of every ordered pair."""
     effects = {pair: (c.effect, p[pair]) for pair, c in compared.items()}
-    return effects | {(b, a): (-effect, own) for (a, b), (effect, own) in effects.items()}
+    return effects | {(b, a): (-effect, p_value) for (a, b), (effect, p_value) in effects.items()}
 
 
 def _possible_ranks(
     names: Sequence[str], by_pair: Mapping[tuple[str, str], tuple[float, float]]
 ) -> list[tuple[int, int]]:
-    """Return the ranks that each entrant may have: a is better than b if its effect is positive and sure."""
+    """Return the first and last rank that each entrant may have.
+
+    a is better than b if its effect is positive and sure.
+    """
     if not names:
         return []
     better = np.zeros((len(names), len(names)), dtype=bool)
@@ -252,7 +255,7 @@ def profiles(spent: Array) -> Array:
 
 
 def tuning_curve(suite: Suite, entrant: Entrant, task: str) -> list[Interval]:
-    """Return the median best value of `select` among k points, for k from 1 to all, with exact intervals."""
+    """Return the median best `select` among k points, for k = 1 … all, with exact intervals."""
     values = [selecting_value(suite, entrant.tuning[task, point]) for point in range(suite.points)]
     return [best_of_median(values, k) for k in range(1, suite.points + 1)]
 
@@ -333,7 +336,10 @@ def _finite(values: Array) -> list[float]:
 
 
 def halves(every: Array) -> float:
-    """Return the share of half sets of seeds under which the same entrant is first as under all; NaN for none."""
+    """Return the share of half sets of seeds that have the same first entrant as all seeds.
+
+    NaN for fewer than two entrants.
+    """
     E, _, S = every.shape
     if E < 2:
         return math.nan

@@ -15,7 +15,7 @@ from optbench.record.folder import FINISHED
 INITIAL_LOSS_TOLERANCE = 1e-4
 Refusals = dict[str, list[str]]
 Fingerprints = Mapping[tuple[str, str, int], Run]
-"""By (task, phase, seed): a run whose configuration, data and initial weights are the usual ones."""
+"""By (task, phase, seed): a run with the usual configuration, data and initial weights."""
 
 
 @dataclass(frozen=True)
@@ -137,13 +137,13 @@ _PLAIN = re.compile(r"optimizer(\.(?!_)\w+)+=[\w.+-]*")
 
 
 def of_protocol(suite: Suite, run: Run) -> bool:
-    """Say whether a run's command is the protocol's, but for plain values of the optimizer's settings.
+    """Say whether a run's command is the protocol's, but for settings of the optimizer.
 
     So a command from elsewhere can be given again: it names no class, no file and no interpolation.
     """
     point = [word for word in run.command if word.startswith("optimizer.")]
-    own = suite.command(run.optimizer, run.task, run.phase, run.point, point, run.seed)
-    return tuple(run.command) == own and all(_PLAIN.fullmatch(word) for word in point)
+    command = suite.command(run.optimizer, run.task, run.phase, run.point, point, run.seed)
+    return tuple(run.command) == command and all(_PLAIN.fullmatch(word) for word in point)
 
 
 def unlike(run: Run, other: Run) -> str:
@@ -190,8 +190,8 @@ def _entrant(suite: Suite, name: str, runs: Sequence[Run]) -> tuple[Entrant | No
     if (there := sum(map(len, tuning.values()))) < wanted:
         return None, [f"unfinished: {there} of {wanted} tuning runs"]
     points = selected(suite, tuning)
-    for task, own in finals.items():
-        if wrong := {run.point for run in own} - {points[task]}:
+    for task, of_task in finals.items():
+        if wrong := {run.point for run in of_task} - {points[task]}:
             return None, [
                 f"reports point {min(wrong)} on {task}, where tuning selects point {points[task]}"
             ]

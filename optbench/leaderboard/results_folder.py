@@ -1,4 +1,7 @@
-"""All that a results folder holds: what was run here, and what was contributed; whatever it is, it harms nothing."""
+"""All that a results folder holds: runs that were made in it, and runs that were contributed.
+
+Whatever it holds, reading it harms nothing.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ Key = tuple[str, str]  # of a run: its suite and its name
 
 
 def read_results(results: Path) -> tuple[list[Run], list[Reason]]:
-    """Return every run of a suite under a results folder, and (name, why) of all that was passed over.
+    """Return every run of a suite in a results folder, and (name, why) of what was passed over.
 
     A run that is in a committed file and has its folder here too is read from its folder.
     """

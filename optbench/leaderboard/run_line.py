@@ -94,9 +94,9 @@ class Run:
         return f"{self.suite}-v{self.version}"
 
     @property
-    def place(self) -> "Place":
+    def place(self) -> "Slot":
         """Place of the protocol that the run fills."""
-        return Place(self.optimizer, self.task, self.phase, self.point, self.seed)
+        return Slot(self.optimizer, self.task, self.phase, self.point, self.seed)
 
     def line(self) -> str:
         """Return it as a line of a committed file."""
@@ -104,7 +104,7 @@ class Run:
         return json.dumps({"schema": LINE_SCHEMA} | content, sort_keys=True, allow_nan=False)
 
 
-class Place(NamedTuple):
+class Slot(NamedTuple):
     """One run that a protocol asks for."""
 
     optimizer: str
@@ -121,7 +121,7 @@ class _Head:
 
 
 def read_line(line: str) -> Run:
-    """Return the run that a line of a committed file holds; it is never a local one, whatever it says.
+    """Return the run that a line of a committed file holds; it is never a local one.
 
     Raises:
         UnreadableError: If it is of another version.

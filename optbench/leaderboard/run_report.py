@@ -1,4 +1,7 @@
-"""`python -m optbench.report RUN ...`: one page on chosen run folders; it works from disk, without a network."""
+"""`python -m optbench.report RUN ...`: one page on chosen run folders.
+
+It works from disk, without a network.
+"""
 
 import sys
 from dataclasses import dataclass

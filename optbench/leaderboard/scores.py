@@ -18,7 +18,10 @@ STEP, GRADIENTS, SECONDS = "step", "cost/gradients", "time/train_seconds"
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, least and greatest over the seeds; infinite where they diverged, NaN where not measured."""
+    """Median, least and greatest over the seeds.
+
+    Infinite where a run diverged, NaN where it was not measured.
+    """
 
     median: float
     least: float
@@ -120,7 +123,10 @@ def scores(suite: Suite, entrants: Sequence[Entrant]) -> Array:
 def costs(
     suite: Suite, entrants: Sequence[Entrant], level: int | None = None, unit: str = GRADIENTS
 ) -> Array:
-    """Return the costs to reach a target, shape (E, T, S), ∞ where missed; `level` counts from the easiest."""
+    """Return the costs to reach a target, shape (E, T, S), ∞ where missed.
+
+    `level` counts targets from the easiest; None is the suite's.
+    """
 
     def target(task: str) -> float:
         targets = suite.tasks[task].targets
@@ -138,7 +144,7 @@ def costs(
 
 
 def cost_to_target(suite: Suite, run: Run, target: float, unit: str) -> float:
-    """Return the cost at the first measurement of `select` at or below the target, ∞ if there is none."""
+    """Return the cost at the first measurement of `select` that meets the target, ∞ without one."""
     series, cost = run.curve.get(suite.tasks[run.task].select, []), run.curve.get(unit, [])
     for value, spent in zip(series, cost, strict=False):
         if value is not None and value <= target and spent is not None:
@@ -161,7 +167,10 @@ def _most(run: Run, metric: str) -> float:
 
 
 def _at_best(suite: Suite, run: Run, metric: str) -> float:
-    """The measurement nearest before, or at, the step of the best validation; the first one where none is before."""
+    """The measurement at the step of the best validation, or the nearest before it.
+
+    The first measurement if none is before.
+    """
     validated = [
         (v, s)
         for v, s in zip(_of(run, suite.tasks[run.task].select), _of(run, STEP), strict=False)

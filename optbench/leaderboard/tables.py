@@ -88,7 +88,8 @@ def markdown(board: Board) -> str:
     lines += [
         "## Pairs",
         "",
-        "The first minus the second, paired by task and seed; `r` is the rank-biserial correlation.",
+        "The first minus the second, paired by task and seed; `r` is the rank-biserial "
+        "correlation.",
         "",
     ]
     lines += [*_table(PAIR_COLUMNS, pairs(board)), ""]
@@ -125,7 +126,10 @@ def task_cells(r: Row) -> list[str]:
 
 
 def comma_separated(board: Board) -> str:
-    """Return a line for every entrant and task, numbers in full; infinite is `inf`, not measured is empty."""
+    """Return a line for every entrant and task, numbers in full.
+
+    Infinite is `inf`, not measured is empty.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     ranks = {s.name: s for s in board.standings}
@@ -152,11 +156,17 @@ def comma_separated(board: Board) -> str:
     writer.writerow([*head, "task", "seeds", *names, *costs])
     for r in board.rows:
         s = ranks[r.optimizer]
-        own = [plain(board.suite.name), board.suite.version, plain(r.optimizer), s.rank, *s.ranks]
-        own += [_csv(x) for x in (s.score.value, s.score.low, s.score.high)]
+        cells = [plain(board.suite.name), board.suite.version, plain(r.optimizer), s.rank, *s.ranks]
+        cells += [_csv(x) for x in (s.score.value, s.score.low, s.score.high)]
         metrics = [_csv(r.metrics[name].median) for name in names]
         writer.writerow(
-            [*own, plain(r.task), len(r.score), *metrics, *[_csv(getattr(r, key)) for key in costs]]
+            [
+                *cells,
+                plain(r.task),
+                len(r.score),
+                *metrics,
+                *[_csv(getattr(r, key)) for key in costs],
+            ]
         )
     return stream.getvalue()
 

@@ -50,7 +50,7 @@ def verify(
     scratch: Path,
     marks: Path,
 ) -> dict[str, list[Check]]:
-    """Re-run final runs of contributed files, mark each file, and return the comparisons by optimizer.
+    """Make final runs of contributed files again, mark each file, and return the comparisons.
 
     Args:
         suite: The protocol.

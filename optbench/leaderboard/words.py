@@ -34,7 +34,7 @@ def _first(board: Board) -> list[str]:
 
 
 def _groups(board: Board) -> list[str]:
-    """Neighbours that cannot be told apart: the reader's first mistake is to read a rank as a difference."""
+    """Neighbours that cannot be told apart: a rank is easily misread as a difference."""
     names = [s.name for s in board.standings]
     lines, chain = [], names[1:2]  # those that are like the first one have been said
     for name in [*names[2:], None]:
@@ -70,10 +70,10 @@ def _sure(board: Board, pair: tuple[str, str]) -> bool:
 def _friedman(board: Board) -> list[str]:
     if len(board.standings) < 2:
         return []
-    found = "differ" if board.friedman_p < 1 - LEVEL else "cannot be shown to differ"
+    verdict = "differ" if board.friedman_p < 1 - LEVEL else "cannot be shown to differ"
     tasks = len(board.suite.tasks)
     return [
-        f"Over the {tasks} tasks as blocks, mean ranks {found} (Friedman p = "
+        f"Over the {tasks} tasks as blocks, mean ranks {verdict} (Friedman p = "
         f"{board.friedman_p:.2g}); two must lie "
         f"{board.critical_difference:.1f} apart to differ (Nemenyi), and there are only {tasks} "
         "tasks."

@@ -1,4 +1,4 @@
-"""The points at which an optimizer is tried: of its search space, spread evenly, the same for everyone."""
+"""The points at which an optimizer is tried: spread evenly over its search space."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from optbench.paths import conf_folder
 
 
 def sobol_points(space: Mapping[str, search.Dimension], count: int, seed: int) -> list[list[str]]:
-    """Return overrides for the first `count` points of a scrambled Sobol sequence in a search space.
+    """Return overrides for the first `count` points of a scrambled Sobol sequence.
 
     Owen-scrambled: each point is uniform on the space, and together they fill it evenly.
 

@@ -1,4 +1,4 @@
-"""`python -m optbench.tune suite=smoke optimizer=adam,sgd`: put optimizers through a suite's protocol.
+"""`python -m optbench.tune suite=smoke optimizer=adam,sgd`: tune by a suite's protocol.
 
 Every optimizer gets the same number of scrambled-Sobol points of its own search space on every
 task, the best by validation is run anew with fresh seeds, and the held-out task is run at the point
@@ -43,12 +43,13 @@ class Place:
     def overrides(self, point: Sequence[str]) -> list[str]:
         """The main job's overrides: the protocol's, and how to mirror the run in W&B."""
         suite = self.suite
+        tags = ",".join(quoted(tag) for tag in (suite.label, self.task, self.optimizer))
         return [
             *suite.command(self.optimizer, self.task, self.phase, self.point, point, self.seed),
             "picture=false",
             f"wandb.group={quoted(f'{suite.label}-{self.optimizer}')}",
             f"wandb.job_type={self.phase}",
-            f"wandb.tags=[{','.join(quoted(tag) for tag in (suite.label, self.task, self.optimizer))}]",
+            f"wandb.tags=[{tags}]",
         ]
 
 
@@ -82,7 +83,7 @@ class Tuner:
         ]
 
     def _finals(self, optimizer: str, points: Points) -> list[Place]:
-        """The selected point of every task that has one, which is every task unless a run failed."""
+        """The selected point of every task; a task has none if a run of it failed."""
         return [
             Place(self.suite, task, optimizer, FINAL, point, seed)
             for task, point in self._select(optimizer, points).items()
@@ -132,7 +133,7 @@ class Tuner:
 
 @dataclass(frozen=True)
 class Settings:
-    """Put optimizers through a suite's protocol: tune each, then run the best anew with fresh seeds.
+    """Put optimizers through a suite's protocol: tune each, then run the best with fresh seeds.
 
     Every optimizer gets the same number of points of its search space on every task. A run that has
     finished is not made again: the same command goes on where an earlier one was stopped.

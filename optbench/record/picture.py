@@ -39,7 +39,10 @@ def is_drawn(path: Path) -> bool:
 
 
 def draw(records: Records, title: str, folder: Path) -> None:
-    """Draw `dynamics.png`, where a panel without data says so, and `spectrum.png` if there are spectra."""
+    """Draw `dynamics.png`, and `spectrum.png` if there are spectra.
+
+    A panel without data says so.
+    """
     with _figure(folder / PICTURE, 3, title) as axes:
         for axis, panel in zip(axes, (_loss, _sharpness, _gap), strict=True):
             panel(axis, records)
@@ -129,10 +132,12 @@ DECADES = 100  # range of sharpness from which on its axis is logarithmic
 
 def _sharpness(axis: "Axes", records: Records) -> None:
     """Draw λ_1 … λ_k of what the threshold is on, shaded where at the edge."""
-    own = next((prefix for prefix in OWN if any(f"{prefix}sharpness" in r for r in records)), None)
-    first = f"{own}sharpness" if own else "sharpness/lambda_max"
-    _next_eigenvalues(axis, records, f"{own or 'sharpness/'}lambda_")
-    name = NAMES[own]
+    prefix = next(
+        (prefix for prefix in OWN if any(f"{prefix}sharpness" in r for r in records)), None
+    )
+    first = f"{prefix}sharpness" if prefix else "sharpness/lambda_max"
+    _next_eigenvalues(axis, records, f"{prefix or 'sharpness/'}lambda_")
+    name = NAMES[prefix]
     _line(axis, records, first, name, RED, "-")
     _shade(axis, records)
     _, thresholds = series(records, "edge/threshold")
@@ -144,7 +149,7 @@ def _sharpness(axis: "Axes", records: Records) -> None:
         _fit(axis, sharpness, shown)
         label += _off_the_picture(thresholds, shown)
     _line(axis, records, "edge/threshold", label, BLACK, "--", marker="")
-    axis.set_ylabel("sharpness" if own is None else name.split(" (")[0])
+    axis.set_ylabel("sharpness" if prefix is None else name.split(" (")[0])
 
 
 def _next_eigenvalues(axis: "Axes", records: Records, prefix: str) -> None:
@@ -168,7 +173,7 @@ def _fit(axis: "Axes", sharpness: Sequence[float], thresholds: Sequence[float]) 
 
 
 def _off_the_picture(thresholds: Sequence[float], shown: Sequence[float]) -> str:
-    """Where the threshold is, if none of it is shown; it moves with a schedule, or the optimizer's state."""
+    """Where the threshold is, if none of it is shown; it moves with a schedule or the optimizer."""
     if not thresholds or shown:
         return ""
     moves = max(thresholds) > 1.01 * min(thresholds)
@@ -195,7 +200,10 @@ def _gap(axis: "Axes", records: Records) -> None:
 
 
 def _density(axis: "Axes", spectra: Records) -> None:
-    """Draw the spectral density at the first, a middle and the last step, each node as a narrow Gaussian."""
+    """Draw the spectral density at the first, a middle and the last step.
+
+    Each node is a narrow Gaussian.
+    """
     import numpy as np
 
     chosen = sorted({0, len(spectra) // 2, len(spectra) - 1})

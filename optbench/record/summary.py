@@ -8,7 +8,7 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def summarise(records: Records) -> dict[str, Any]:
-    """Return the last value of every metric, the best validation, and where the edge was first reached.
+    """Return the last values, the best validation, and where the edge was first reached.
 
     `best_val` is at the step of the least validation error (loss, for tasks without errors), the
     first of equals, with everything measured at that step. `crossed_edge_at` is the first step

@@ -1,4 +1,4 @@
-"""What the person at the terminal sees: a live bar (plain lines where there is no terminal), then a table.
+"""What the person at the terminal sees: a live bar, or plain lines, then a table.
 
 That nothing written here can stop a run is the work of `optbench.startup`.
 """
@@ -79,13 +79,13 @@ class Terminal:
             self._said.add(line)
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def update(self, step: int, found: Mapping[str, Any]) -> None:
+    def update(self, step: int, values: Mapping[str, Any]) -> None:
         """Take in one step's values; redraws a few times a second."""
         if self._start < 0:
             self._start = self._next_line = step
             self._began = time.monotonic()
-        if found:
-            self._latest |= {metric: found[metric] for metric in SHOWN if metric in found}
+        if values:
+            self._latest |= {metric: values[metric] for metric in SHOWN if metric in values}
         now = time.monotonic()
         if self._bar and now >= self._next_refresh:
             self._next_refresh = now + 0.2
@@ -101,7 +101,7 @@ class Terminal:
 
 
 class ManyRuns:
-    """Shows how many of a number of runs are made, as a context: a live bar, or plain lines now and then.
+    """Shows how many of a number of runs are made, as a context: a live bar, or plain lines.
 
     Without a terminal a line comes as it begins, whenever another tenth is made, and a minute after
     the last one.
@@ -216,7 +216,7 @@ def _findings(summary: Mapping[str, Any]) -> list[str]:
 def _at_the_edge(
     summary: Mapping[str, Any], last: Mapping[str, Any], events: Mapping[str, Any]
 ) -> list[str]:
-    """How far training went, when it got to the edge and where it stayed; where it ended, unless lr made that."""
+    """How far training went, when it came to the edge, where it stayed, and where it ended."""
     lines = []
     if events.get("annealed"):
         to = f" to {last['edge/lr']:.2g}" if "edge/lr" in last else ""
@@ -225,12 +225,13 @@ def _at_the_edge(
             "making"
         )
     elif "edge/distance" in last and "edge/threshold" in last:
-        own = [
+        measured_on = [
             key for key in ("edge/preconditioned_sharpness", "edge/norm_sharpness") if key in last
         ]
-        what = (
-            own[0].removeprefix("edge/").replace("_", " ") + f" {last[own[0]]:.4g}, " if own else ""
-        )
+        what = ""
+        if measured_on:
+            name = measured_on[0].removeprefix("edge/").replace("_", " ")
+            what = f"{name} {last[measured_on[0]]:.4g}, "
         lines.append(
             f"{what}{last['edge/distance']:.3f} of the edge at {last['edge/threshold']:.4g}"
         )
@@ -275,7 +276,10 @@ def _try_next(summary: Mapping[str, Any], lr: float | None) -> str:
     if summary["crossed_edge_at"] is None and lr:
         return _to_the_edge(summary, lr, largest)
     if summary.get("events", {}).get("annealed"):
-        return "schedule=constant, which leaves the edge where it is, to see whether training stays there"
+        return (
+            "schedule=constant, which leaves the edge where it is, to see whether training stays "
+            "there"
+        )
     if not lr:
         return COMPARE
     if largest < lr / 2:

@@ -1,4 +1,4 @@
-"""W&B mirrors the run folder, in a process of its own: whatever W&B does, training never waits for it.
+"""W&B mirrors the run folder, in another process: training never waits for it.
 
 `python -m optbench.record.wandb FOLDER` reads the folder's series as they grow and sends each step
 once. Killed or restarted, it goes on after the last step sent; run by hand later, it sends what
@@ -56,7 +56,7 @@ class Mirror:
             self._trouble = f" ({why})"
 
     def close(self, patience_seconds: float) -> str:
-        """Let the mirror finish, for so long at most, and return a line on where the run is in W&B."""
+        """Let the mirror finish, for so long at most; return a line on where the run is in W&B."""
         folder = shlex.quote(str(self._folder.absolute()))
         again = f"try again: python -m optbench.record.wandb {folder}"
         if self._process is None:
@@ -107,7 +107,7 @@ class _Sender:
         self.keep()
 
     def keep(self) -> None:
-        """Write the state, unless the folder was cleared for a new run, whose mirror must not go on from ours."""
+        """Write the state, unless the folder was cleared for a new run with another mirror."""
         if self._kept and not (self._folder / STATE).exists():
             raise MachineError(
                 f"{self._folder} has been cleared: the mirror of what was there ends"
@@ -116,7 +116,7 @@ class _Sender:
         self._kept = (self._folder / STATE).exists()
 
     def send(self, line: dict[str, Any]) -> None:
-        """Send a line, or count it where W&B cannot take its values (a list of words, half a character)."""
+        """Send a line, or count it where W&B cannot take its values, such as a list of words."""
         try:
             self.log(_with_histograms(self._wandb, line))
         except (TypeError, ValueError, ArithmeticError, RecursionError) as why:
@@ -177,7 +177,7 @@ def _send_series(folder: Path, sender: _Sender, follow: bool) -> None:
 
 
 def _with_histograms(wandb: Any, line: dict[str, Any]) -> dict[str, Any]:
-    """Turn lists into histograms; `x/nodes` with `x/weights` is one, weighted, called `x/density`."""
+    """Turn lists into histograms; `x/nodes` and `x/weights` are one, `x/density`, weighted."""
     import numpy
 
     sent = {key: value for key, value in line.items() if not isinstance(value, list)}
@@ -291,7 +291,7 @@ def _hold(folder: Path, follow: bool) -> FileLock:
 def log_table(
     project: str, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> str:
-    """Log a leaderboard as a W&B table in a run of its own, of job type `leaderboard`; return where it is."""
+    """Log a leaderboard as a W&B table, in a run of type `leaderboard`; return where it is."""
     import wandb
 
     mode, why = _mode(wandb, "auto")

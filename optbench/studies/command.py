@@ -1,4 +1,4 @@
-"""`python -m optbench.study NAME`: make the runs of a study, those that are missing, and say what they show."""
+"""`python -m optbench.study NAME`: make the missing runs of a study, and say what they show."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -126,7 +126,7 @@ def do_atlas(
 def do_choice(
     entries: Sequence[Entry], jobs: int, results: Path, name: str, run_seconds: float = RUN_SECONDS
 ) -> list[str]:
-    """Try every learning rate of every entry on the seed for that, write and print what the rule takes."""
+    """Try every learning rate of every entry on the seed for that; write what the rule takes."""
     commands = {(e.name, lr): e.command(lr, CHOICE_SEED) for e in entries for lr in e.lrs}
     folder = results / "studies" / name
     runs = make_runs(list(commands.values()), jobs, results, folder, run_seconds)
@@ -143,11 +143,11 @@ def do_choice(
         rates = "  ".join(
             f"{t.lr:g}: {t.arrival:.3f}{'' if t.admissible else ' (no)'}" for t in tried[entry.name]
         )
-        found = choice.choose(tried[entry.name])
-        taken = "none" if found is None else f"{found:g}"
+        chosen = choice.choose(tried[entry.name])
+        taken = "none" if chosen is None else f"{chosen:g}"
         print(
             f"{entry.name:32} takes {taken:8} "
-            f"{'' if found == entry.lr else f'(atlas: {entry.lr:g}) '}of {rates}"
+            f"{'' if chosen == entry.lr else f'(atlas: {entry.lr:g}) '}of {rates}"
         )
     print(folder / choice.TABLE)
     return runs.failures
