@@ -36,7 +36,10 @@ Made by `python -m docs.build` from the YAMLs in `conf/optimizer/`; do not edit 
 
 @dataclass(frozen=True)
 class Settings:
-    """Write docs/optimizers.md, the table of all optimizers, from conf/optimizer/ and perf/optimizers.json."""
+    """Write docs/optimizers.md, the table of all optimizers.
+
+    It is made from conf/optimizer/ and perf/optimizers.json.
+    """
 
 
 COMMAND = Command("docs.build", Settings)

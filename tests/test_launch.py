@@ -1,4 +1,4 @@
-"""Many runs at once: launchers share them, a server that dies is started anew, and a run that hangs is stopped."""
+"""Many runs at once: launchers share them, and neither a death nor a hang stops the others."""
 
 import json
 import math

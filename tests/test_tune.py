@@ -1,4 +1,4 @@
-"""Tuning: fair points, selection by validation, nothing lost when stopped, one crash costs one run."""
+"""Tuning: fair points, selection by validation, nothing lost; one crash costs one run."""
 
 import json
 import os
@@ -140,7 +140,7 @@ def _finals(results: Path) -> dict[str, float]:
 def test_a_suite_killed_in_the_middle_is_finished_by_the_same_command(
     tmp_path: Path, tune: Tune, called: Call
 ) -> None:
-    """Kill the tuner, and a worker with it, then give the command again: the runs are those of an undisturbed one."""
+    """Kill the tuner, and a worker with it, then go on: the runs are as if undisturbed."""
     (tmp_path / "whole").mkdir()
     undisturbed = tune(tmp_path / "whole")
     assert undisturbed.code == 0, undisturbed.err
@@ -172,7 +172,7 @@ def test_a_suite_killed_in_the_middle_is_finished_by_the_same_command(
 
 
 def _contribute(folder: Path, called: Call) -> None:
-    """Enter, take the run folders away, verify by running again, and rank from the committed files alone."""
+    """Enter, take the run folders away, verify, and rank from the committed files alone."""
 
     def board(*arguments: str) -> tuple[int, str]:
         outcome = called(leaderboard, folder, "suite=tiny.yaml", *arguments)

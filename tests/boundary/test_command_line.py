@@ -1,4 +1,4 @@
-"""The grammar of every command: help, values, refusals and old spellings come from one declaration."""
+"""The grammar of every command: one declaration gives help, values and refusals."""
 
 import sys
 from collections.abc import Sequence

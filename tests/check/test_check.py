@@ -1,4 +1,4 @@
-"""`python -m optbench.check`: every optimizer of ours passes, and each fault is found by the check that is for it."""
+"""`python -m optbench.check`: each fault is found by the check that is for it."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Nobody is let in who was not re-run: what has been tried to get onto the board, and what is said of it."""
+"""Nobody is ranked who was not re-run: ways that have been tried to get onto the board."""
 
 import json
 import sys

@@ -1,4 +1,7 @@
-"""One odd file takes down nobody's board: `pytest tests/leaderboard/test_hostile.py -m slow` tries every case."""
+"""One odd file takes down nobody's board.
+
+`pytest tests/leaderboard/test_hostile.py -m slow` tries every case.
+"""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""What is written and shown: three files or none, no control characters, and what a run of infinity looks like."""
+"""What is written and shown: three files or none, no control characters, infinite settings."""
 
 import sys
 from collections.abc import Sequence

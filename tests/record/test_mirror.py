@@ -1,4 +1,4 @@
-"""The mirror against a W&B that only notes what it is given: what is sent, once, whatever became of the files."""
+"""The mirror against a W&B that only notes what it is given: every step is sent once."""
 
 import json
 import os
