@@ -1,4 +1,4 @@
-"""Errors that the user can mend: one line that shows the value and the way out, never a traceback."""
+"""Errors that the user can mend: one line with the value and the way out, never a traceback."""
 
 import difflib
 import errno
@@ -7,7 +7,7 @@ import sys
 import traceback
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import NoReturn
 
@@ -25,18 +25,18 @@ class UserError(Exception):
 
 
 class MachineError(UserError):
-    """The machine, not the command, is in the way: no data, no room, no permission (exit code 1)."""
+    """The machine is in the way, not the command: no data, room or permission (exit code 1)."""
 
     exit_code = 1
 
 
 def printable(text: str) -> str:
-    """Return the text on one line, with `?` for what a terminal would act on, or could not encode."""
+    """Return the text on one line; `?` stands for what a terminal would act on or cannot encode."""
     return visible(" ".join(text.split()))
 
 
 def visible(text: str) -> str:
-    """Return the text with `?` for what a terminal would act on, or could not encode; its spaces stay."""
+    """Return the text with `?` for what a terminal would act on or cannot encode; spaces stay."""
     if text.isprintable():  # nearly always, and a hundred times as fast
         return text
     return "".join(
@@ -51,25 +51,33 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def who_ended(ended: SystemExit) -> str:
-    """Name the line that wanted to end the process; a run that ends so has trained nothing, whatever the code."""
+    """Name the line that wanted to end the process.
+
+    A run that ends so has trained nothing, whatever the exit code.
+    """
     # W&B puts its own in its place
     replaced = getattr(getattr(sys.exit, "__code__", None), "co_filename", None)
     frames = traceback.extract_tb(ended.__traceback__)
     last = [frame for frame in frames if frame.filename != replaced][-1]
-    return f"{last.filename}, line {last.lineno}, calls for the end of the process ({last.line}): take that out"
+    where = f"{last.filename}, line {last.lineno}"
+    return f"{where}, calls for the end of the process ({last.line}): take that out"
 
 
 def file_trouble(error: OSError, elsewhere: str = "results_dir=DIR") -> str | None:
-    """Return what keeps results from being written and the setting that puts them elsewhere; None if not known."""
+    """Return what keeps results from being written, and the setting that puts them elsewhere.
+
+    None if the error is of another kind.
+    """
     where = f" at {error.filename}" if error.filename else ""
     if error.errno in _NO_ROOM:
         return (
             f"no room left on the disk{where}. Nothing recorded so far is lost: make room and give "
-            "the same command "
-            f"again to go on from the last checkpoint, or say {elsewhere} on another disk"
+            "the same command again to go on from the last checkpoint, or say "
+            f"{elsewhere} on another disk"
         )
     if error.errno in _NO_PERMISSION:
-        return f"not allowed to read or write{where} ({error.strerror}): say {elsewhere} with a folder of yours"
+        what = f"not allowed to read or write{where} ({error.strerror})"
+        return f"{what}: say {elsewhere} with a folder of yours"
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return f"a file is in the way{where} ({error.strerror}): say {elsewhere} with a folder"
     return None
@@ -83,36 +91,61 @@ class Stopped(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
-def exit_with(main: Callable[[], int], elsewhere: str = "results_dir=DIR") -> NoReturn:
-    """Exit with what a command of many runs returns, or with one line where it cannot go on.
+Explain = Callable[[BaseException, str], tuple[str | None, int]]
+"""Error and the setting of another place → (line, exit code); the line is None for a traceback."""
+
+
+def one_line(error: BaseException, elsewhere: str = "results_dir=DIR") -> tuple[str | None, int]:
+    """Explain what the user can mend, and what the machine has against it."""
+    if isinstance(error, UserError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        return file_trouble(error, elsewhere) or str(error), 1
+    return None, 1
+
+
+def exit_with(
+    main: Callable[[], int],
+    elsewhere: str = "results_dir=DIR",
+    explain: Explain = one_line,
+    heed_signals: bool = True,
+    tracebacks: bool = False,
+) -> NoReturn:
+    """Exit with what a command returns, or with one line where it cannot go on.
 
     Args:
         main: The command; it finds what an earlier call of it has run.
         elsewhere: Its setting for another results folder.
+        explain: Says what went wrong in one line; what it cannot explain keeps its traceback.
+        heed_signals: Whether SIGTERM and SIGHUP end the command as Ctrl-C does.
+        tracebacks: Whether an error that one line explains gets its traceback, too.
     """
     try:
         begun()
-        with _stopping_on_signals():
-            sys.exit(main())
-    except UserError as error:
-        print(f"optbench: {printable(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        print(
-            f"optbench: {printable(file_trouble(error, elsewhere) or str(error))}", file=sys.stderr
-        )
-        sys.exit(1)
+        with _stopping_on_signals() if heed_signals else nullcontext():
+            code = main()
     except Stopped as stop:
         print(GO_ON.replace("stopped", str(stop)), file=sys.stderr)
-        sys.exit(stop.exit_code)
+        code = stop.exit_code
     except KeyboardInterrupt:
         print(GO_ON, file=sys.stderr)
-        sys.exit(130)
+        code = 130
+    except Exception as error:
+        line, code = explain(error, elsewhere)
+        if line is None:
+            raise
+        if tracebacks:
+            traceback.print_exception(error)
+        print(f"optbench: {printable(line)}", file=sys.stderr)
+    sys.exit(code)
 
 
 @contextmanager
 def _stopping_on_signals() -> Iterator[None]:
-    """Turn the first SIGTERM or SIGHUP into an exception; a second one acts at once, and one ignored stays so."""
+    """Turn the first SIGTERM or SIGHUP into an exception.
+
+    A second one acts at once. A signal that was ignored stays ignored.
+    """
     # not on Windows
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     plain = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]

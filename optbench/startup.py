@@ -1,4 +1,4 @@
-"""How every command of ours begins: with a terminal that cannot stop it, and a Ctrl-C that takes one line.
+"""How every command begins: no terminal can stop it, and a Ctrl-C takes one line.
 
 A run that has trained for hours is worth more than the log of it. So what cannot be written to
 standard output or standard error (a full disk, a broken pipe, a closed descriptor) is dropped, and
@@ -18,13 +18,16 @@ SPELLING = "optbench"  # the name of `_spell` among Python's ways to encode what
 
 
 def begin_command() -> None:
-    """Do all of it, if Python has been started for a command of ours; `optbench/__init__.py` asks at its import."""
+    """Call `begin` if Python was started for a command; `optbench/__init__.py` asks."""
     if any(word.removeprefix("-m").partition(".")[0] == "optbench" for word in sys.orig_argv):
         begin()
 
 
 def begin() -> None:
-    """Secure the terminal; until `begun`, Ctrl-C ends the process at once, for imports do not survive exceptions."""
+    """Secure the terminal; until `begun`, Ctrl-C ends the process at once.
+
+    Imports do not survive an exception in their middle.
+    """
     secure_terminal()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end_at_once)
@@ -40,7 +43,7 @@ def secure_terminal(encoding: str | None = None) -> None:
     """Let no word to standard output or standard error ever raise.
 
     Args:
-        encoding: Of what is written; None for what Python has found.
+        encoding: Encoding of what is written; None for the one that Python has chosen.
     """
     _open_closed()
     for number, name in ((1, "stdout"), (2, "stderr")):
@@ -66,8 +69,8 @@ def _secured(stream: TextIO | None, number: int, encoding: str | None) -> TextIO
         if sys.platform == "win32" and stream.isatty():
             stream.reconfigure(errors="replace")
             return stream
-    found = encoding or getattr(stream, "encoding", None) or sys.getfilesystemencoding()
-    return unfailing(number, found)
+    name = encoding or getattr(stream, "encoding", None) or sys.getfilesystemencoding()
+    return unfailing(number, name)
 
 
 def unfailing(number: int, encoding: str = "utf-8") -> TextIO:
@@ -77,7 +80,7 @@ def unfailing(number: int, encoding: str = "utf-8") -> TextIO:
 
 
 def _open_closed() -> None:
-    """Lead a standard descriptor that is closed to nowhere: else the next file opened would get its number."""
+    """Lead a closed standard descriptor to nowhere: the next open file would get its number."""
     with contextlib.suppress(OSError):
         while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
             pass
@@ -85,7 +88,7 @@ def _open_closed() -> None:
 
 
 def _spell(error: UnicodeError) -> tuple[bytes, int]:
-    """Spell what an encoding lacks: a byte of a file's name that is no text as itself, all else as `?`."""
+    """Spell what an encoding lacks: a byte of a file's name as itself, all else as `?`."""
     assert isinstance(error, UnicodeEncodeError)
     missing = error.object[error.start : error.end]
     spelled = (bytes([ord(c) - 0xDC00]) if "\udc80" <= c <= "\udcff" else b"?" for c in missing)

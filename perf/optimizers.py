@@ -4,7 +4,7 @@ An update is forward, backward and step of an MLP with two hidden layers of 256 
 through `optbench.run.update`. Every optimizer takes turns with SGD, A B A B …; the ratio is of the
 shortest times, since whatever else a machine does only adds time. Where an optimizer has `foreach`
 or `fused`, each is timed on its own. The result is written to perf/optimizers.json, from which
-`python -m optbench.table` takes its column.
+`python -m docs.build` takes its column.
 """
 
 import argparse

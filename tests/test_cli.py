@@ -1,4 +1,4 @@
-"""The command line as its users meet it: help, sweeps, and one clear line for each thing that can be wrong."""
+"""The command line as its users meet it: help, sweeps, and one clear line for each mistake."""
 
 import json
 import os

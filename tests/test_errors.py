@@ -40,6 +40,13 @@ def test_what_stops_a_command_takes_one_line(
     assert capsys.readouterr().err == said + "\n"
 
 
+def test_a_traceback_is_there_for_who_asks(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        exit_with(lambda: _raise(UserError("lr must be positive, got -1")), tracebacks=True)
+    err = capsys.readouterr().err
+    assert "Traceback" in err and err.endswith("\noptbench: lr must be positive, got -1\n")
+
+
 def test_what_is_not_foreseen_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         exit_with(lambda: 1 // 0)

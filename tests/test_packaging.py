@@ -18,7 +18,6 @@ ORDER = [
     "optbench.study",
     "optbench.report",
     "optbench.new",
-    "optbench.table",
     "optbench.leaderboard",
     "optbench.studies",
     "optbench.protocol",

@@ -127,7 +127,7 @@ def test_yamls_of_ones_own(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plug-in package of a user, built and installed by pip into a folder of its own; no network."""
+    """A plug-in package of a user, built and installed by pip into a folder; no network."""
     source, target = (
         tmp_path_factory.mktemp("source"),
         tmp_path_factory.mktemp("a target with spaces"),

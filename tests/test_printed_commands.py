@@ -7,18 +7,27 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import optbench
+from docs import build
+from optbench.boundary.command_line import Command
+from optbench.check import __main__ as check_command
+from optbench.cli import scaffold
 from optbench.configuration.compose import compose_config
 from optbench.configuration.keys import check
 from optbench.errors import UserError
-from optbench.protocol import tuner as tune
+from optbench.leaderboard import __main__ as leaderboard
+from optbench.leaderboard import run_report
+from optbench.protocol import tuner
+from optbench.record import wandb
+from optbench.studies import command as study
 
+ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(optbench.__file__).parent
-MODULES = ("tune", "leaderboard", "report", "study", "check", "new", "table", "record.wandb")
+MODULES = ("tune", "leaderboard", "report", "study", "check", "new", "record.wandb")
 
 
 def _texts(tree: ast.AST) -> Iterator[str]:
@@ -37,7 +46,7 @@ def _commands(module: str) -> set[str]:
     found = set()
     for file in PACKAGE.rglob("*.py"):
         for text in _texts(ast.parse(file.read_text())):
-            pattern = rf"(?:next|first|run them):?,? python -m {re.escape(module)}((?: [-=./\w]+)*)"
+            pattern = rf"python -m {re.escape(module)}((?: \w[.\w]*=[-./\w]+)*)"
             found |= {match.strip() for match in re.findall(pattern, text)}
     return found
 
@@ -52,7 +61,12 @@ def test_what_is_said_of_the_leaderboard_can_be_said_to_it(
     monkeypatch.setattr(sys, "argv", ["leaderboard", *words.split()])
     with pytest.raises(SystemExit):
         runpy.run_module("optbench.leaderboard", run_name="__main__")
-    assert "--help says" not in capsys.readouterr().err
+    assert not _refused(capsys.readouterr().err)
+
+
+def _refused(said: str) -> bool:
+    """Whether the words themselves were not understood."""
+    return "--help lists" in said or "KEY=VALUE" in said
 
 
 def test_the_last_line_of_tune_is_understood(
@@ -60,24 +74,21 @@ def test_the_last_line_of_tune_is_understood(
 ) -> None:
     results = tmp_path / "my results"
     results.mkdir()
-    monkeypatch.setattr(
-        tune,
-        "Tuner",
-        lambda *_: SimpleNamespace(run=lambda points: None, failures=[], results=results),
-    )
-    assert tune._main(["optimizer=sgd"]) == 0
+    monkeypatch.setattr(tuner.Tuner, "run", lambda *_: None)
+    assert tuner.tune(tuner.COMMAND.read(["optimizer=sgd", f"results_dir={results}"])) == 0
     words = shlex.split(capsys.readouterr().out.rpartition("next: ")[2])
     assert words[:3] == ["python", "-m", "optbench.leaderboard"]
     monkeypatch.setattr(sys, "argv", words[2:])
     with pytest.raises(SystemExit):
         runpy.run_module("optbench.leaderboard", run_name="__main__")
-    assert "--help says" not in capsys.readouterr().err
+    assert not _refused(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("words", sorted(_commands("optbench.tune")))
 def test_what_is_said_of_tune_can_be_said_to_it(words: str) -> None:
     with pytest.raises(UserError, match="there is no optimizer called nobody"):
-        tune._main([*words.split(), "optimizer=nobody"])
+        others = [word for word in words.split() if not word.startswith("optimizer=")]
+        tuner.tune(tuner.COMMAND.read([*others, "optimizer=nobody"]))
 
 
 @pytest.mark.parametrize(
@@ -92,29 +103,54 @@ def test_what_a_run_advises_can_be_said_to_it(words: str) -> None:
 def test_every_command_says_its_version_and_its_help_and_does_nothing(
     name: str, flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", [name, flag])
-    try:
-        runpy.run_module(f"optbench.{name}", run_name="__main__", alter_sys=False)
-    except SystemExit as stop:
-        assert not stop.code or "usage" in str(stop.code)
-        said = str(stop.code or "")
-    else:
-        said = ""
-    said += capsys.readouterr().out
-    assert (
-        said.startswith(f"optbench {optbench.__version__}")
-        if flag == "--version"
-        else "python -m optbench" in said
-    )
-
-
-def test_the_table_is_not_written_outside_a_checkout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from optbench import table
-
-    monkeypatch.setattr(table, "ROOT", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["table"])
+    monkeypatch.setattr(sys, "argv", [name, "nonsense", flag])
     with pytest.raises(SystemExit) as stop:
-        table.main()
-    assert stop.value.code == 2 and "a checkout of optbench" in capsys.readouterr().err
+        runpy.run_module(f"optbench.{name}", run_name="__main__", alter_sys=False)
+    assert not stop.value.code
+    said = capsys.readouterr().out
+    first = {
+        "--version": f"optbench {optbench.__version__}",
+        "--help": f"usage: python -m optbench.{name} ",
+    }
+    assert said.startswith(first[flag])
+
+
+COMMANDS: list[Command[Any]] = [
+    tuner.COMMAND,
+    leaderboard.COMMAND,
+    run_report.COMMAND,
+    study.COMMAND,
+    check_command.COMMAND,
+    scaffold.COMMAND,
+    wandb.COMMAND,
+    build.COMMAND,
+]
+EXAMPLES = [(command, words) for command in COMMANDS for words in command.examples]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"), EXAMPLES, ids=lambda part: getattr(part, "program", part)
+)
+def test_every_example_of_a_help_is_understood(command: Command[Any], words: str) -> None:
+    command.read(words.split())
+
+
+def _spoken(text: str) -> Iterator[tuple[str, str]]:
+    """The program and the words of each command in a page that people copy from."""
+    for line in text.splitlines():
+        line = line.partition("  #")[0].partition("`, ")[0]
+        yield from re.findall(r"python -m (optbench\.[\w.]+)([^`&;()]*)", line)
+
+
+PAGES = ["README.md", "CONTRIBUTING.md", "results/README.md"]
+PAGES += [str(page.relative_to(ROOT)) for page in ROOT.glob("docs/*.md")]
+SPOKEN = sorted({spoken for page in PAGES for spoken in _spoken((ROOT / page).read_text())})
+
+
+@pytest.mark.parametrize(("program", "words"), SPOKEN)
+def test_every_command_in_a_page_is_understood(program: str, words: str) -> None:
+    command = next(command for command in COMMANDS if command.program == program)
+    spoken = shlex.split(words.strip().rstrip(".:,"))
+    if not spoken and any("..." in word for word in command.help().splitlines()[0].split()):
+        return  # named, not given
+    command.read(spoken)

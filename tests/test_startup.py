@@ -1,4 +1,4 @@
-"""The terminal's trouble is not the run's: nothing that is printed can raise, and Ctrl-C takes one line."""
+"""Trouble of the terminal is not the run's: nothing printed can raise, Ctrl-C takes one line."""
 
 import json
 import os
@@ -20,7 +20,7 @@ RUN = ("task=quadratic", "steps=20", "probes=none", "picture=false", "wandb.mode
 
 
 def _heeding_signals() -> None:
-    """Take signals as from a terminal: `nohup` and shells without job control leave some of them ignored."""
+    """Take signals as from a terminal: `nohup`, and shells without jobs, leave some ignored."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 

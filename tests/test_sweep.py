@@ -1,4 +1,4 @@
-"""A failing run of a sweep is told, and is in the exit code, wherever Hydra's launcher has run it."""
+"""A failing run of a sweep is told, and is in the exit code, wherever it ran."""
 
 import multiprocessing
 import os
@@ -23,7 +23,7 @@ TINY = ("task=quadratic", "steps=2", "probes=none", "picture=false")
 
 
 class ElsewhereLauncher(Launcher):
-    """Does as the joblib and submitit launchers do: each job in another process, which sends its return back."""
+    """Does as joblib's and submitit's launchers: each job in a process that sends its return."""
 
     def __init__(self) -> None:
         self.about: dict[str, Any] = {}

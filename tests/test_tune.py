@@ -1,4 +1,4 @@
-"""Tuning: fair points, selection by validation, nothing lost when stopped, one crash costs one run."""
+"""Tuning: fair points, selection by validation, nothing lost; one crash costs one run."""
 
 import json
 import os
@@ -16,14 +16,15 @@ from scipy import stats
 
 from optbench import search
 from optbench.errors import UserError
-from optbench.launch.local import launch
+from optbench.launch.index import INDEX
+from optbench.launch.local import LocalLauncher
 from optbench.leaderboard.__main__ import main as leaderboard
 from optbench.leaderboard.entrants import admit
 from optbench.leaderboard.results_folder import read_results
 from optbench.protocol.points import search_spaces, sobol_points
 from optbench.protocol.selection import select
 from optbench.protocol.suite import read_suite
-from optbench.protocol.tuner import INDEX, main, read_arguments
+from optbench.protocol.tuner import main
 from tests.conftest import Call, Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,9 +91,9 @@ def test_selection_is_by_validation_and_of_the_held_out_task_by_rank_on_the_othe
 def test_every_optimizer_with_a_search_space_is_found_and_one_without_is_refused(
     tmp_path: Path,
 ) -> None:
-    assert {"adam", "sgd", "muon", "sam"} <= search_spaces("all").keys()
+    assert {"adam", "sgd", "muon", "sam"} <= search_spaces(["all"]).keys()
     with pytest.raises(UserError, match=r"no optimizer called adamm\. Did you mean adam"):
-        search_spaces("adamm")
+        search_spaces(["adamm"])
     (tmp_path / "optimizer").mkdir()
     (tmp_path / "optimizer" / "mine.yaml").write_text(
         "_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\n"
@@ -100,12 +101,7 @@ def test_every_optimizer_with_a_search_space_is_found_and_one_without_is_refused
     with pytest.raises(
         UserError, match=r"mine declares no search space: add `search:` to mine\.yaml"
     ):
-        search_spaces("mine", tmp_path)
-
-
-def test_a_wrong_argument_takes_one_line() -> None:
-    with pytest.raises(UserError, match=r"no setting called siute\. Did you mean suite"):
-        read_arguments(["siute=small"], {"suite": "smoke"})
+        search_spaces(["mine"], tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
@@ -120,7 +116,7 @@ def test_a_crash_costs_one_run(
     monkeypatch.syspath_prepend(str(tmp_path))
     commands = [[*QUICK, f"seed={i}", f"results_dir={tmp_path}"] for i in range(3)]
     commands[1] += ["optimizer=custom", f"optimizer._target_=fatal{number}.Fatal"]
-    ended = {run.overrides[4]: run for run in launch(commands, jobs=2)}
+    ended = {run.overrides[4]: run for run in LocalLauncher(jobs=2).launch(commands)}
     assert ended["seed=1"].folder is None and f"killed by {number.name}" in ended["seed=1"].why
     for seed in (0, 2):
         folder = ended[f"seed={seed}"].folder
@@ -131,7 +127,7 @@ def test_a_crash_costs_one_run(
 
 
 def test_a_run_that_cannot_be_says_why(tmp_path: Path) -> None:
-    [run] = launch([[*QUICK, "optimizer.lr=-1", f"results_dir={tmp_path}"]], jobs=1)
+    [run] = LocalLauncher(jobs=1).launch([[*QUICK, "optimizer.lr=-1", f"results_dir={tmp_path}"]])
     assert run.folder is None and "optimizer.lr must be a finite number, above 0, got -1" in run.why
 
 
@@ -144,7 +140,7 @@ def _finals(results: Path) -> dict[str, float]:
 def test_a_suite_killed_in_the_middle_is_finished_by_the_same_command(
     tmp_path: Path, tune: Tune, called: Call
 ) -> None:
-    """Kill the tuner, and a worker with it, then give the command again: the runs are those of an undisturbed one."""
+    """Kill the tuner, and a worker with it, then go on: the runs are as if undisturbed."""
     (tmp_path / "whole").mkdir()
     undisturbed = tune(tmp_path / "whole")
     assert undisturbed.code == 0, undisturbed.err
@@ -176,17 +172,17 @@ def test_a_suite_killed_in_the_middle_is_finished_by_the_same_command(
 
 
 def _contribute(folder: Path, called: Call) -> None:
-    """Enter, take the run folders away, verify by running again, and rank from the committed files alone."""
+    """Enter, take the run folders away, verify, and rank from the committed files alone."""
 
     def board(*arguments: str) -> tuple[int, str]:
-        outcome = called(leaderboard, folder, "results", "--suite", "tiny.yaml", *arguments)
+        outcome = called(leaderboard, folder, "suite=tiny.yaml", *arguments)
         return outcome.code, outcome.out
 
-    assert board("--enter", "all")[0] == 0
+    assert board("enter=all")[0] == 0
     local = board()[1]
     (folder / "results/runs").rename(folder / "elsewhere")
-    assert "unverified: python -m optbench.leaderboard --verify" in board()[1]
-    code, said = board("--verify", "--sample", "2", "--jobs", "1")
+    assert "unverified: python -m optbench.leaderboard verify=unverified" in board()[1]
+    code, said = board("verify=unverified", "sample=2", "jobs=1")
     assert code == 0 and said.count(": same (") == 4 and "2 of 2 entries agree" in said
     ranked = board()[1]
     assert ranked.splitlines()[3:12] == local.splitlines()[3:12]
@@ -197,7 +193,7 @@ def _contribute(folder: Path, called: Call) -> None:
     entry.write_text("".join(json.dumps(line) + "\n" for line in lines))
     # its mark was of another file
     assert "not ranked: adam: unverified" in board()[1].replace("\n", " ")
-    code, said = board("--verify", "--sample", "2", "--jobs", "1")
+    code, said = board("verify=unverified", "sample=2", "jobs=1")
     assert code == 1 and "0 then," in said and "not adam" in said
     assert "re-run, and found to differ" in board()[1].replace("\n", " ")
 
@@ -224,5 +220,5 @@ def test_results_that_cannot_be_written_take_one_line(tmp_path: Path, tune: Tune
     wrong = tune(tmp_path, "jobs=none")
     assert (
         wrong.code == 2
-        and "jobs must be a positive number of runs at a time, got none" in wrong.err
+        and wrong.err == "optbench: jobs must be a whole number, at least 1, got none\n"
     )

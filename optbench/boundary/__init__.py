@@ -1,6 +1,6 @@
-"""Where everything that comes from outside is read: files bounded and plain, then held against one declared shape.
+"""Everything from outside is read here: bounded, plain, and held against one declared shape.
 
-Whoever declares a shape here can use its values without a check of its own.
+Whoever declares a shape can use its values without another check.
 """
 
 from optbench.boundary.files import (

@@ -1,4 +1,7 @@
-"""Files that anyone may have written, read so that none can hang, fill the memory, run code or garble a terminal."""
+"""Reading files that anyone may have written.
+
+None can hang the reader, fill the memory, run code or garble a terminal.
+"""
 
 import json
 import math
@@ -63,7 +66,10 @@ def read_json(path: Path, limit: int = LARGEST_BYTES) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Return what a JSON text holds: finite numbers, integers of 64 bits, strings that are Unicode, not too deep.
+    """Return what a JSON text holds.
+
+    Its numbers are finite, its integers have 64 bits, its strings are Unicode, its depth is
+    bounded.
 
     Raises:
         UnreadableError: If it is no JSON, or holds anything else.
@@ -104,7 +110,7 @@ def read_yaml(path: Path, limit: int = LARGEST_BYTES, aliases: bool = False) -> 
 
 
 def _check_events(text: str, aliases: bool) -> None:
-    """Refuse what must not be built: aliases where there may be none, and depth, on which the loader in C crashes."""
+    """Refuse aliases where there may be none, and depth, on which the loader in C crashes."""
     indent = max((len(line) - len(line.lstrip(" ")) for line in text.splitlines()), default=0)
     deepest_possible = indent + sum(map(text.count, "[{-?"))
     if deepest_possible < HARMLESS_DEPTH and (aliases or "*" not in text):
@@ -136,35 +142,54 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     """Plain YAML without dates, which no JSON has."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        first: [
+            (tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
 
 def check_plain(content: Any, finite: bool = True, depth: int = 0) -> None:
-    """Raise UnreadableError unless data are lists, mappings, text, numbers and null, as JSON can write them again."""
+    """Raise unless data are lists, mappings, text, numbers and null, as JSON can write them again.
+
+    Args:
+        content: The data.
+        finite: Whether infinity and NaN are refused.
+        depth: Levels above the data.
+
+    Raises:
+        UnreadableError: With what they hold instead.
+    """
     if depth > DEEPEST:
         raise UnreadableError(f"nested deeper than {DEEPEST} levels")
     if isinstance(content, dict):
         for key, value in content.items():
             if not isinstance(key, str):
                 raise UnreadableError(f"a key is {type(key).__name__}, not text")
-            check_plain(key)
+            _check_scalar(key, finite)
             check_plain(value, finite, depth + 1)
     elif isinstance(content, list):
         for value in content:
             check_plain(value, finite, depth + 1)
-    elif isinstance(content, str):
-        if any("\ud800" <= c <= "\udfff" for c in content):
-            raise UnreadableError("holds half of a character (a lone surrogate)")
-    elif isinstance(content, float):
-        if finite and not abs(content) < float("inf"):
-            raise UnreadableError("holds a number that is not finite")
-    elif isinstance(content, int):
-        if not -LARGEST_INT <= content < LARGEST_INT:
-            raise UnreadableError("holds an integer of more than 64 bits")
-    elif content is not None:
-        raise UnreadableError(f"holds a {type(content).__name__}")
+    else:
+        _check_scalar(content, finite)
+
+
+def _check_scalar(content: Any, finite: bool) -> None:
+    match content:
+        case None | bool():
+            return
+        case str():
+            if any("\ud800" <= c <= "\udfff" for c in content):
+                raise UnreadableError("holds half of a character (a lone surrogate)")
+        case float():
+            if finite and not math.isfinite(content):
+                raise UnreadableError("holds a number that is not finite")
+        case int():
+            if not -LARGEST_INT <= content < LARGEST_INT:
+                raise UnreadableError("holds an integer of more than 64 bits")
+        case _:
+            raise UnreadableError(f"holds a {type(content).__name__}")
 
 
 def _no_constant(name: str) -> float:

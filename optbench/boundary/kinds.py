@@ -24,12 +24,22 @@ Size = Annotated[int, Field(ge=1, le=2**20)]
 """Of a side of an array: a slip of three zeros is told, not tried."""
 Depth = Annotated[int, Field(ge=1, le=1000)]
 """Parts that are built one after the other."""
+Device = Annotated[
+    str,
+    Field(
+        pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$",
+        description="auto, cpu, cuda, cuda:NUMBER or mps",
+    ),
+]
 
 BEYOND_WORDS = 2**53  # a bound as large is the machine's, and says nothing to the reader
 
 
 def expected(kind: Any) -> str:
-    """Return what a type expects, such as `a whole number, at least 1, or full`; empty if that cannot be said."""
+    """Return what a type expects, such as `a whole number, at least 1, or full`.
+
+    Empty if that cannot be said.
+    """
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
         return _say(adapter.json_schema())

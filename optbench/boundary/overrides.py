@@ -1,4 +1,7 @@
-"""Texts as Hydra's overrides: what a person has called a folder is never read as a number, a list or a sweep."""
+"""Texts as Hydra's overrides.
+
+The name of a folder is never read as a number, a list or a sweep.
+"""
 
 import re
 
@@ -18,4 +21,4 @@ def quoted(text: str) -> str:
     if _PLAIN.fullmatch(text) and not _NO_TEXT.fullmatch(text):
         return text
     literal = _INTERPOLATION.sub(r"\1\1\\${", text)
-    return "'" + _QUOTE.sub(lambda found: 2 * found[1] + ("\\'" if found[2] else ""), literal) + "'"
+    return "'" + _QUOTE.sub(lambda quote: 2 * quote[1] + ("\\'" if quote[2] else ""), literal) + "'"

@@ -23,7 +23,7 @@ _KINDS = {
 
 
 class UnreadableFileError(OSError):
-    """A file that is there, but is not what can be read; `strerror` is the reason, the whole a sentence."""
+    """A file that exists but cannot be read; `strerror` is the reason, the whole a sentence."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(errno.EINVAL, reason, str(path))
@@ -33,8 +33,11 @@ class UnreadableFileError(OSError):
 
 
 def reason(error: Exception) -> str:
-    """Return what is wrong without the file's name, for a message that has it already."""
-    return getattr(error, "strerror", None) or str(error)
+    """Return what is wrong, without the file's name and without a full stop.
+
+    It stands in the middle of a message that has both.
+    """
+    return (getattr(error, "strerror", None) or str(error)).rstrip(".")
 
 
 def open_regular(path: Path, links: bool = True) -> BinaryIO:
@@ -76,7 +79,9 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 
 def read_gzip(path: Path, limit: int) -> bytes:
-    """Return the unpacked bytes of a regular file in gzip's format; errors as `read_bytes`, `limit` unpacked bytes.
+    """Return the unpacked bytes of a regular file in gzip's format.
+
+    Errors are those of `read_bytes`; `limit` is of the unpacked bytes.
 
     Raises:
         UnreadableFileError: Also if it is corrupt or cut off.

@@ -1,4 +1,7 @@
-"""Declared shapes: pydantic's types, and its refusals as one line that says key, value and what is expected."""
+"""Declared shapes: pydantic's types, with its refusals as one line.
+
+The line says key, value and what is expected.
+"""
 
 import json
 from collections.abc import Iterable
@@ -20,7 +23,7 @@ T = TypeVar("T")
 
 
 class ShapeError(UserError, ValueError):
-    """Something from outside is not what it must be; the line says key, value and what is expected."""
+    """Data from outside do not fit; the line says key, value and what is expected."""
 
 
 def shaped(kind: type[T], content: Any, where: str = "", prefix: str = "") -> T:
@@ -30,7 +33,7 @@ def shaped(kind: type[T], content: Any, where: str = "", prefix: str = "") -> T:
         kind: The shape: a pydantic model or dataclass, or any type that has annotations.
         content: The data; lists serve as tuples.
         where: Names their source in the message, such as the file.
-        prefix: Of every key in the message, such as `optimizer.`.
+        prefix: Prefix of every key in the message, such as `optimizer.`.
 
     Raises:
         ShapeError: If they do not fit.
@@ -40,7 +43,9 @@ def shaped(kind: type[T], content: Any, where: str = "", prefix: str = "") -> T:
 
 
 def shaped_text(kind: type[T], text: str, where: str = "", prefix: str = "") -> T:
-    """Return a JSON text as an object of a declared kind, in one pass: for long texts, all of whose parts are declared.
+    """Return a JSON text as an object of a declared kind, in one pass.
+
+    It is for long texts, all of whose parts are declared.
 
     What a shape leaves open (`Any`) is `Plain` there. Args and errors are those of `shaped`.
     """
@@ -59,18 +64,18 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 @lru_cache(maxsize=256)
 def _names(adapter: TypeAdapter[Any]) -> set[str]:
     """All keys that the shape and its parts declare."""
-    found: set[str] = set()
+    names: set[str] = set()
 
     def walk(node: Any) -> None:
         if isinstance(node, dict):
-            found.update(
+            names.update(
                 node.get("properties", ()) if isinstance(node.get("properties"), dict) else ()
             )
             for part in node.values():
                 walk(part)
 
     walk(adapter.json_schema())
-    return found
+    return names
 
 
 def shortened(text: str) -> str:

@@ -1,7 +1,7 @@
 """Keys that somebody wrote, held against the signature of what will be called with them.
 
 The annotations of a function or class are its declared shape: a plug-in that annotates is checked
-like our own.
+like those of optbench.
 """
 
 import inspect
@@ -38,7 +38,7 @@ class Keys:
 
 
 def keys_of(function: Callable[..., Any], positional: int = 0) -> Keys:
-    """Return what a callable takes by name, beyond its first so many arguments, which are given by position.
+    """Return what a callable takes by name, beyond `positional` arguments given by position.
 
     `**options: Annotated[Any, Options]` takes the keys of the class Options.
     """
@@ -99,7 +99,7 @@ def _kind(parameter: inspect.Parameter | None) -> Any:
 
 
 def _plain_part(annotation: Any) -> Any:
-    """The type without what no YAML can hold, such as the tensors of `tuple[float | Tensor, float | Tensor]`."""
+    """The type without what no YAML can hold: `list[float]` of `list[float | Tensor]`."""
     if annotation is ... or adapter(annotation) is not None:
         return annotation
     origin, parts = get_origin(annotation), [_plain_part(part) for part in get_args(annotation)]
@@ -133,7 +133,7 @@ def check_arguments(
     Args:
         function: What will be called.
         given: The keys and values.
-        prefix: Of every key in the message, such as `optimizer.`.
+        prefix: Prefix of every key in the message, such as `optimizer.`.
         positional: How many arguments are given by position.
         elsewhere: Returns the keys that there are in other places, to advise.
         kinds: Types of some keys, which go before what the signature says.
@@ -224,6 +224,6 @@ def shown(value: Any) -> str:
 
 
 def check_fields(instance: Any, prefix: str) -> None:
-    """Raise a ShapeError unless the fields that a dataclass was made with are of the types that it declares."""
+    """Raise a ShapeError unless a dataclass has values of the types that its fields declare."""
     given = {field.name: getattr(instance, field.name) for field in fields(instance) if field.init}
     check_arguments(type(instance), given, prefix)

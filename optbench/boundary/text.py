@@ -1,4 +1,4 @@
-"""Kinds of values that many shapes share: text that can be shown, names that paths are built from, plain data."""
+"""Kinds of values that many shapes share: printable text, names for paths, plain data."""
 
 import re
 from typing import Annotated, Any

@@ -1,66 +1,75 @@
-"""`python -m optbench.check TARGET ...`: try everything that is known to go wrong, and say what was found."""
+"""`python -m optbench.check TARGET ...`: try everything that is known to go wrong."""
 
-import argparse
 import json
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console
 from rich.table import Table
 
-from optbench.boundary.command_line import Parser
+from optbench.boundary.command_line import Command, FilePath, Key
 from optbench.check import Row, run
 from optbench.check.subject import entries, one_thread
 from optbench.check.targets import Target, find
 from optbench.configuration.explain import explain
 
 COLOURS = {"pass": "green", "fail": "bold red", "warn": "yellow", "excluded": "yellow"}
-EPILOG = """verdicts: pass; fail; warn (may surprise); reported (neither right nor wrong); not tried, and why;
-excluded (a known failure, with the reason that its YAML gives under about.excluded).
-exit code: 0 nothing failed, 1 something did, 2 the command could not be understood.
-
-  python -m optbench.check adam
-  python -m optbench.check my_file.MyOptimizer --set lr=0.05
-  python -m optbench.check mine --config-dir my_conf
-  python -m optbench.check digits sharpness
-  python -m optbench.check all --json"""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Check what the command line names; return the exit code."""
-    parser = Parser(
-        prog="python -m optbench.check",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "targets", nargs="+", metavar="TARGET", help="optimizer, task or probe, import path, or all"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the optimizer"
-    )
-    parser.add_argument(
-        "--config-dir", type=Path, default=None, metavar="DIR", help="YAMLs of your own"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="one JSON object on standard output instead of tables"
-    )
-    given = parser.parse_args(arguments)
+@dataclass(frozen=True)
+class Settings:
+    """Try everything that is known to go wrong with an optimizer, a task or a probe.
+
+    Verdicts: pass; fail; warn (may surprise); reported (neither right nor wrong); not tried, and
+    why; excluded (a known failure, with the reason that its YAML gives under about.excluded).
+    """
+
+    targets: Annotated[
+        tuple[str, ...],
+        Key(
+            "an optimizer, a task, a probe or an import path; all: every optimizer",
+            placeholder="TARGET",
+            positional=True,
+        ),
+    ]
+    optimizer: Annotated[
+        tuple[str, ...],
+        Key("a setting of the optimizer, as for a run", below=True, option="--set"),
+    ] = ()
+    config_dir: Annotated[FilePath | None, Key("folder of your YAMLs", placeholder="DIR")] = None
+    json: Annotated[bool, Key("one JSON object on standard output instead of tables")] = False
+
+
+COMMAND = Command(
+    "optbench.check",
+    Settings,
+    examples=(
+        "adam",
+        "my_file.MyOptimizer optimizer.lr=0.05",
+        "mine config_dir=my_conf",
+        "digits sharpness",
+        "all json=true",
+    ),
+)
+
+
+def main() -> None:
+    """Check what the command line names; exit code 1 if a check fails."""
+    # a target may be anybody's code, and fail as it likes
+    COMMAND.run(check, explain=lambda error, _: explain(error))
+
+
+def check(settings: Settings) -> int:
+    """Check the targets, and return the exit code."""
     sys.path.insert(0, str(Path.cwd()))
-    try:
-        names = [name for t in given.targets for name in _expand(t, given.config_dir)]
-        targets = [find(name, given.set, given.config_dir) for name in names]
-    except Exception as error:
-        message, code = explain(error)
-        if message is None:
-            raise
-        print(f"optbench: {message}", file=sys.stderr)
-        return code
-    return _report(targets, given.json)
+    folder = settings.config_dir
+    names = [name for target in settings.targets for name in _expand(target, folder)]
+    targets = [find(name, settings.optimizer, folder) for name in names]
+    return _report(targets, settings.json)
 
 
 def _expand(target: str, config_dir: Path | None) -> Iterator[str]:
@@ -105,4 +114,4 @@ def _table(name: str, rows: Sequence[Row]) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

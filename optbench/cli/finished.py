@@ -1,4 +1,6 @@
-"""A finished run stands for its command only while it is whole, and the command still names the same data and code.
+"""Whether a finished run still stands for its command.
+
+It does while it is whole, and the command still names the same data and code.
 
 torch and Hydra are imported where data are read: who finds no finished run needs neither.
 """
@@ -20,14 +22,17 @@ LARGEST_CONFIG = 2**24
 
 
 class PresentData:
-    """Data and code as they are now: each is read and hashed once, and held against the records of finished runs."""
+    """Data and code as they are now, each read and hashed once.
+
+    Records of finished runs are held against them.
+    """
 
     def __init__(self) -> None:
         self._hashes: dict[str, str] = {}
         self._sources: dict[str, str] = {}
 
     def check(self, path: Path, config: Callable[[], DictConfig], way_out: str = "") -> None:
-        """Look whether a finished run is whole, and its data and code are those that its command names now.
+        """Check that a finished run is whole, with the data and code that its command names now.
 
         Args:
             path: The run folder.

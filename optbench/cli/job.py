@@ -1,4 +1,7 @@
-"""One run, from its configuration to its closed folder: skip, resume or start; train; sum up; draw; mirror."""
+"""One run, from its configuration to its closed folder.
+
+1. Skip it, resume it or start it. 2. Train. 3. Sum up. 4. Draw. 5. Let the mirror finish.
+"""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -32,9 +35,9 @@ def run_job(config: DictConfig, name: str, choices: Mapping[str, str], present: 
 
     Args:
         config: The configuration.
-        name: Of the run folder.
+        name: Name of the run folder.
         choices: The entry chosen of each group.
-        present: What is known of the data as they are now.
+        present: Data and code as they are now.
 
     Raises:
         UserError: If something in the way can be mended by the user.
@@ -124,7 +127,7 @@ def _other_versions(path: Path) -> str:
 
 
 def _complete(path: Path, picture: bool) -> None:
-    """Draw what a killed process has not drawn, and clear up what it left; the result stands without."""
+    """Draw the pictures that a killed process has not drawn; remove what it left half written."""
     records = record.read_lines(path / record.METRICS) if picture else []
     missing = picture and not all(is_drawn(path / name) for name in pictures(records))
     if not missing and not record.leftovers(path):

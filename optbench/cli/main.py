@@ -20,45 +20,46 @@ from optbench.configuration.compose import check_config_dirs, find_plugins, with
 from optbench.configuration.explain import explain
 from optbench.configuration.keys import check
 from optbench.configuration.naming import run_name
-from optbench.errors import GO_ON, UserError, who_ended
+from optbench.errors import UserError, exit_with, who_ended
 from optbench.paths import conf_folder
-from optbench.startup import begun, secure_terminal
+from optbench.startup import secure_terminal
 
 
 def main() -> None:
-    """Run what the command line says; exit code 0 is finished (a divergence too), 1 and 2 an error, 130 Ctrl-C."""
-    if "--version" in sys.argv[1:]:  # Hydra's own else
+    """Run what the command line says.
+
+    Exit code 0 is finished (a divergence too), 1 and 2 an error, 130 Ctrl-C.
+    """
+    if "--version" in sys.argv[1:]:  # Hydra would print its version
         print(VERSION)
         return
     wants_tracebacks = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
-    try:
-        begun()
-        sys.exit(_main(wants_tracebacks))
-    except KeyboardInterrupt:
-        print(GO_ON, file=sys.stderr)
-        sys.exit(130)
-    except (
-        RunError
-    ) as error:  # told already; a sweeper other than Hydra's own may end with the first
-        sys.exit(error.code)
-    except Exception as error:
-        text, code = _explained(error, wants_tracebacks)
-        print(text, file=sys.stderr)
-        sys.exit(code)
+    exit_with(
+        lambda: _main(wants_tracebacks),
+        explain=lambda error, _: explain(error),
+        heed_signals=False,  # they are the training loop's, which saves a checkpoint first
+        tracebacks=wants_tracebacks,
+    )
 
 
 def _main(wants_tracebacks: bool) -> int:
     _find_own_files()
     for problem in find_plugins():
         print(f"optbench: {problem}", file=sys.stderr)
-    os.environ["HYDRA_FULL_ERROR"] = (
-        "1"  # else Hydra prints and exits by itself; we say it in one line
-    )
+    # Without it Hydra prints an error in its own words, and exits.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     check_config_dirs(sys.argv[1:])
     sys.argv[1:] = with_paths(sys.argv[1:])
-    job = Job(wants_tracebacks, _here())
-    with telling_failures(_here()) as codes:
-        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
+    job = Job(wants_tracebacks, _process())
+    try:
+        with telling_failures(_process()) as codes:
+            hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(
+                job
+            )()
+    except (
+        RunError
+    ) as error:  # printed already; a sweeper other than Hydra's may end with the first
+        return error.code
     return max(codes, default=0)
 
 
@@ -67,9 +68,9 @@ class Job:
     """What Hydra calls with each configuration; it may be sent to another process.
 
     Attributes:
-        wants_tracebacks: Whether to print them for errors that one line explains, too.
-        began_in: The process of the command.
-        present: What is known of the data as they are now.
+        wants_tracebacks: Whether errors that one line explains get a traceback, too.
+        began_in: Process of the command.
+        present: Data and code as they are now.
     """
 
     wants_tracebacks: bool
@@ -78,7 +79,7 @@ class Job:
 
     def __call__(self, config: DictConfig) -> str:
         """Run, and return the status. Ctrl-C ends a sweep too; an error does not."""
-        if _here() != self.began_in:
+        if _process() != self.began_in:
             _find_own_files()
             secure_terminal()
         try:
@@ -89,12 +90,12 @@ class Job:
         except Exception as why:
             error = why
         text, code = _explained(error, self.wants_tracebacks, _which())
-        here = _here()
-        if here == self.began_in:
+        process = _process()
+        if process == self.began_in:
             print(text, file=sys.stderr)
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             sys.exit(code)
-        raise RunError(text, code, here)
+        raise RunError(text, code, process)
 
 
 def _job(config: DictConfig, present: PresentData) -> str:
@@ -123,12 +124,16 @@ def _job(config: DictConfig, present: PresentData) -> str:
 
 
 def _find_own_files() -> None:
-    """Let `my_file.py` of this folder be imported, as `python -m optbench` does and the script `optbench` does not."""
+    """Let `my_file.py` of this folder be imported.
+
+    `python -m optbench` does so by itself, the script `optbench` does not.
+    """
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
 
 
-def _here() -> str:
+def _process() -> str:
+    """Name this process: host and number."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
@@ -141,7 +146,10 @@ def _which() -> str:
 
 
 def _explained(error: BaseException, wants_traceback: bool, which: str = "") -> tuple[str, int]:
-    """Return what to print, in one line where it is an error that the user can mend, and the exit code."""
+    """Return what to print of an error, and the exit code.
+
+    An error that the user can mend is one line.
+    """
     message, code = explain(error)
     lines = []
     if message is None or wants_traceback:

@@ -1,12 +1,14 @@
-"""`python -m optbench.new optimizer|task|probe NAME`: a small working start, with its YAML and its test."""
+"""`python -m optbench.new KIND NAME`: a small working start, with its YAML and its test."""
 
 import keyword
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
+from typing import Annotated, Literal
 
-from optbench.boundary.command_line import Parser
-from optbench.errors import UserError, exit_with
+from optbench.boundary.command_line import Command, Key
+from optbench.errors import UserError
 from optbench.paths import conf_folder
 
 KINDS = {"optimizer": "optimizer", "task": "task", "probe": "probes"}  # kind: group of YAMLs
@@ -18,26 +20,44 @@ RUN = {
 LONGEST = 64
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Write a small working start of an optimizer, a task or a probe, with its YAML and its test.
+
+    The files go into the current folder; nothing is overwritten.
+    """
+
+    kind: Annotated[
+        Literal["optimizer", "task", "probe"],
+        Key("what to write", placeholder="KIND", positional=True),
+    ]
+    name: Annotated[
+        str,
+        Key(
+            "name of the module and of the YAML: small letters, digits and _",
+            placeholder="NAME",
+            positional=True,
+        ),
+    ]
+
+
+COMMAND = Command("optbench.new", Settings, examples=("optimizer mine", "task mine", "probe mine"))
+
+
 def main() -> None:
-    """Write the files into the current folder; exit code 2 where that cannot be."""
-    exit_with(_main)
+    """Write the files that the command line asks for."""
+    COMMAND.run(new)
 
 
-def _main() -> int:
-    parser = Parser(prog="python -m optbench.new", description=__doc__)
-    parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("name", help="of the module and of the YAML: small letters, digits and _")
-    arguments = parser.parse_args()
-    written = write(arguments.kind, arguments.name, Path.cwd())
-    for file in written:
+def new(settings: Settings) -> int:
+    """Write the files, say how to try them, and return the exit code."""
+    kind, name = settings.kind, settings.name
+    for file in write(kind, name, Path.cwd()):
         print(f"wrote {file.relative_to(Path.cwd())}")
-    print(f"test it:  python -m pytest test_{arguments.name}.py")
-    if arguments.kind == "optimizer":
-        print(f"check it: python -m optbench.check {arguments.name}.{_class_name(arguments.name)}")
-    print(
-        "run it:   python -m optbench --config-dir conf "
-        f"{RUN[arguments.kind].format(name=arguments.name)}"
-    )
+    print(f"test it:  python -m pytest test_{name}.py")
+    if kind == "optimizer":
+        print(f"check it: python -m optbench.check {name}.{_class_name(name)}")
+    print(f"run it:   python -m optbench --config-dir conf {RUN[kind].format(name=name)}")
     return 0
 
 
@@ -57,7 +77,7 @@ def write(kind: str, name: str, folder: Path) -> list[Path]:
         )
     if keyword.iskeyword(name) or len(name) > LONGEST:
         raise UserError(
-            f"a name must be no word of Python's own, and at most {LONGEST} letters, got "
+            f"a name must not be a keyword of Python, and have at most {LONGEST} letters, got "
             f"{name[:LONGEST]}"
         )
     group = KINDS[kind]

@@ -1,7 +1,7 @@
-"""A sweep runs to its end whatever fails in it, then says what did: Hydra's launchers may run it anywhere.
+"""A sweep runs to its end whatever fails in it, then says what did.
 
 A list of failures in the process that began the sweep stays empty where a launcher runs jobs in
-processes or on machines of its own. What comes back from there is Hydra's record of the job, so the
+other processes or on other machines. What comes back from there is Hydra's record of the job, so the
 failure travels in that.
 """
 
@@ -24,22 +24,22 @@ class RunError(Exception):
     Attributes:
         text: What to print.
         code: The exit code.
-        process: Where it happened, and was printed.
+        process: Process in which it happened, and was printed.
     """
 
     def __init__(self, text: str, code: int, process: str) -> None:
         super().__init__(text, code, process)
         self.text, self.code, self.process = text, code, process
 
-    def tell(self, here: str) -> None:
+    def tell(self, process: str) -> None:
         """Print it, unless this process has done so."""
-        if self.process != here:
+        if self.process != process:
             print(self.text, file=sys.stderr)
 
 
 @contextmanager
-def telling_failures(here: str) -> Iterator[list[int]]:
-    """Have every launcher that Hydra makes watched; the list fills with the exit codes of runs that failed.
+def telling_failures(process: str) -> Iterator[list[int]]:
+    """Watch every launcher that Hydra makes; the list fills with the exit codes of failed runs.
 
     Hydra gives what a launcher returns to nobody but the sweeper, and of no sweeper can one ask for
     it.
@@ -54,7 +54,7 @@ def telling_failures(here: str) -> Iterator[list[int]]:
             self, hydra_context=hydra_context, task_function=task_function, config=config
         )
         name = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
-        return _Watched(launcher, here, codes, keep=config.hydra.sweeper._target_ != name)
+        return _Watched(launcher, process, codes, keep=config.hydra.sweeper._target_ != name)
 
     Plugins.instantiate_launcher = watched  # type: ignore[method-assign]
     try:
@@ -70,8 +70,8 @@ class _Watched(Launcher):
     it undone; any other has a rule of its own for them.
     """
 
-    def __init__(self, launcher: Launcher, here: str, codes: list[int], keep: bool) -> None:
-        self._launcher, self._here, self._codes, self._keep = launcher, here, codes, keep
+    def __init__(self, launcher: Launcher, process: str, codes: list[int], keep: bool) -> None:
+        self._launcher, self._process, self._codes, self._keep = launcher, process, codes, keep
 
     def setup(self, **about: Any) -> None:
         self._launcher.setup(**about)
@@ -88,5 +88,5 @@ class _Watched(Launcher):
     def _tell(self, error: BaseException) -> None:
         if not isinstance(error, RunError):
             raise error
-        error.tell(self._here)
+        error.tell(self._process)
         self._codes.append(error.code)

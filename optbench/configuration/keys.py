@@ -18,20 +18,13 @@ from pydantic import Field
 
 from optbench import search
 from optbench.boundary.files import UnreadableError, read_yaml
-from optbench.boundary.kinds import Count, NotNegative, Positive, Whole
+from optbench.boundary.kinds import Count, Device, NotNegative, Positive, Whole
 from optbench.boundary.shape import ShapeError
 from optbench.boundary.signature import check_arguments, check_value, keys_of, shown, unknown
 from optbench.errors import UserError, who_ended
 
 Node = Annotated[dict[str, Any], Field(description="a node with _target_")]
 Part = Annotated[dict[str, Any], Field(description="a mapping")]
-Device = Annotated[
-    str,
-    Field(
-        pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$",
-        description="auto, cpu, cuda, cuda:NUMBER or mps",
-    ),
-]
 FolderName = Annotated[
     str, Field(min_length=1, pattern=r"^[^\x00]+$", description="the name of a folder")
 ]

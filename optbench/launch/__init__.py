@@ -1,1 +1,4 @@
-"""Many runs of the main job at once: one contract, one file an engine."""
+"""Many runs of the main job.
+
+`launcher` is the contract, `local` an engine, `runs` what a command has made and will make.
+"""

@@ -1,9 +1,10 @@
-"""Many runs of the main job share one machine: each in a process of its own, so that a crash costs one run.
+"""The engine of one machine: each run has a process, so that a crash costs one run.
 
-The processes are forked from a server that has imported everything once; a run starts in a fraction
-of a second. Several launchers may be given the same runs, at once or one after the other's end:
-whoever is at work on a run has claimed it, with a lock that goes with its process, and the others
-do what else there is before they look again.
+- The processes are forked from a server that has imported everything once. A run starts in a
+  fraction of a second.
+- Several launchers may be given the same runs, at once or one after the other. Whoever is at work
+  on a run has claimed it, with a lock that ends with its process. The others take other runs
+  first, and then look again.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
@@ -25,6 +26,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from optbench.boundary.overrides import quoted
+from optbench.launch.launcher import Finished, Say
 from optbench.record.folder import read_finished
 from optbench.startup import begun, secure_terminal
 
@@ -34,23 +36,8 @@ CLAIMED = 75  # exit code of a process whose run another one is at work on
 LOST = 255  # what Python gives for the exit code of a process whose fork server has died
 MOST_LOSSES = 3  # of one run, which then is taken to be their cause
 LOOK_AGAIN = 1.0  # seconds until a claimed run is tried again
-RUN_SECONDS = 86400.0  # a day: the time limit of a run for commands that are given none
+LONGEST_WAIT = 3600.0  # seconds of one wait; the system call takes no more than 24 days
 GRACE = 30.0  # seconds to write a checkpoint in, for a run that is asked to stop
-
-
-@dataclass(frozen=True)
-class Finished:
-    """How a run of the main job ended.
-
-    Attributes:
-        overrides: It was given these.
-        folder: Its run folder; None if it failed.
-        why: What it said last, if it failed.
-    """
-
-    overrides: tuple[str, ...]
-    folder: Path | None
-    why: str = ""
 
 
 def cores() -> int:
@@ -58,49 +45,47 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def launch(
-    commands: Iterable[Sequence[str]],
-    jobs: int,
-    threads: int | None = None,
-    *,
-    results: Path | None = None,
-    where: Sequence[str] = (),
-    claims: Path | None = None,
-    seconds: float = math.inf,
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
-) -> Generator[Finished, None, None]:
-    """Run the main job once for each list of overrides, `jobs` at a time, and yield each as it ends.
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
 
-    Every run has as many threads, by default cores/jobs, one at least; rounding depends on them.
-    Left early, or on Ctrl-C, the runs at work are asked to stop: each writes its checkpoint, and
-    goes on from it when it is given again.
 
-    Args:
-        commands: The lists of overrides.
+@dataclass(frozen=True)
+class LocalLauncher:
+    """The cores of this machine, shared by runs that are each in a process.
+
+    Attributes:
         jobs: Runs at a time.
-        threads: Of each.
-        results: The results folder; None where the commands say it.
-        where: More overrides for all of them, which move no result: how to run.
-        claims: Folder of the claims; launchers that share it share the runs. None: of this launcher
-            alone.
-        seconds: A run that takes longer is stopped, and has failed.
-        say: Takes a line for the person who waits.
+        threads: Threads of each run, by default cores/jobs, one at least; rounding depends on them.
+        results: Results folder; None where the commands say it.
+        where: More overrides for all runs, which move no result: how to run.
+        claims: Folder of the claims; launchers that share it share the runs. None: a folder that no
+            other launcher knows.
+        seconds: Time limit of a run; one that takes longer is stopped, and has failed.
     """
-    begun()
-    threads = threads or max(1, cores() // jobs)
-    with tempfile.TemporaryDirectory(prefix="optbench-") as scratch:
-        claims = claims or Path(scratch) / "claims"
-        claims.mkdir(parents=True, exist_ok=True)
-        launcher = _Launcher(
-            Path(scratch), results, claims, jobs, threads, tuple(where), seconds, say
-        )
-        launcher.waiting = [_Waiting(tuple(command)) for command in commands]
-        try:
-            while launcher.waiting or launcher.running:
-                launcher.start()
-                yield from launcher.ended()
-        finally:
-            _end([run.process for run in launcher.running])
+
+    jobs: int
+    threads: int | None = None
+    results: Path | None = None
+    where: Sequence[str] = ()
+    claims: Path | None = None
+    seconds: float = math.inf
+
+    def launch(
+        self, commands: Iterable[Sequence[str]], say: Say = _to_stderr
+    ) -> Generator[Finished, None, None]:
+        """See `Launcher`. Ctrl-C asks the runs at work to stop, as closing the generator does."""
+        begun()
+        with tempfile.TemporaryDirectory(prefix="optbench-") as scratch:
+            claims = self.claims or Path(scratch) / "claims"
+            claims.mkdir(parents=True, exist_ok=True)
+            queue = _Queue(self, Path(scratch), claims, say)
+            queue.waiting = [_Waiting(tuple(command)) for command in commands]
+            try:
+                while queue.waiting or queue.running:
+                    queue.start()
+                    yield from queue.ended()
+            finally:
+                _end([run.process for run in queue.running])
 
 
 @dataclass
@@ -112,12 +97,8 @@ class _Waiting:
     @property
     def claim(self) -> str:
         """Name of the file that is locked by whoever is at work on it."""
-        return (
-            hashlib.sha256("\0".join(self.command).encode(errors="surrogateescape")).hexdigest()[
-                :16
-            ]
-            + ".lock"
-        )
+        words = "\0".join(self.command).encode(errors="surrogateescape")
+        return hashlib.sha256(words).hexdigest()[:16] + ".lock"
 
 
 @dataclass
@@ -130,34 +111,32 @@ class _Running:
 
 
 @dataclass
-class _Launcher:
-    """The runs of one call of `launch`."""
+class _Queue:
+    """The runs of one call of `launch`: those that wait, and those at work."""
 
+    settings: LocalLauncher
     scratch: Path
-    results: Path | None
     claims: Path
-    jobs: int
-    threads: int
-    where: tuple[str, ...]
-    seconds: float
-    say: Callable[[str], None]
+    say: Say
     waiting: list[_Waiting] = field(default_factory=list)
     running: list[_Running] = field(default_factory=list)
     _said: set[str] = field(default_factory=set)
 
     def start(self) -> None:
         """Start what may be started now."""
-        now = time.monotonic()
+        settings, now = self.settings, time.monotonic()
+        threads = settings.threads or max(1, cores() // settings.jobs)
         ready = [run for run in self.waiting if run.not_before <= now]
-        for run in ready[: self.jobs - len(self.running)]:
+        for run in ready[: settings.jobs - len(self.running)]:
             self.waiting.remove(run)
             said = Path(tempfile.mkdtemp(dir=self.scratch))
-            overrides = (*run.command, *self.where, *_results_dir(self.results))
-            process = _start_process(overrides, said, self.threads, self.claims / run.claim)
-            self.running.append(_Running(run, process, said, time.monotonic() + self.seconds))
+            overrides = (*run.command, *settings.where, *_results_dir(settings.results))
+            process = _start_process(overrides, said, threads, self.claims / run.claim)
+            deadline = time.monotonic() + settings.seconds
+            self.running.append(_Running(run, process, said, deadline))
 
     def ended(self) -> Iterator[Finished]:
-        """Wait until something is to be done, and give what has ended for good."""
+        """Wait until a run ends or is due, and yield those that have ended for good."""
         connection.wait([run.process.sentinel for run in self.running], timeout=self._patience())
         for run in list(self.running):
             if run.process.exitcode is not None:
@@ -170,15 +149,17 @@ class _Launcher:
                 run.stopped, run.deadline = True, time.monotonic() + GRACE
 
     def _patience(self) -> float | None:
-        """Seconds until a claimed run is to be tried again, or a run has had its time; None for ever."""
+        """Seconds until a claimed run is tried again, or a run has had its time; None for ever."""
         times = [run.deadline for run in self.running]
-        if len(self.running) < self.jobs:
+        if len(self.running) < self.settings.jobs:
             times += [run.not_before for run in self.waiting]
         soonest = min(times, default=math.inf)
-        return max(0.0, soonest - time.monotonic()) if soonest < math.inf else None
+        if soonest == math.inf:
+            return None
+        return min(max(0.0, soonest - time.monotonic()), LONGEST_WAIT)
 
     def _again(self, run: _Running) -> bool:
-        """Put a run that has not been made, through no fault of its own, back among those that wait."""
+        """Put a run that was not made, for a reason outside it, back among those that wait."""
         if run.process.exitcode == CLAIMED:
             self._say_once("another process is at work on some of these runs: waiting for it")
             run.about.not_before = time.monotonic() + LOOK_AGAIN
@@ -197,17 +178,14 @@ class _Launcher:
         command, code = run.about.command, run.process.exitcode or 0
         out, err = (_lines(run.said / name) for name in ("out", "err"))
         if code == 0 and out:
-            folder = (
-                self.results / "runs" / Path(out[-1]).name
-                if self.results is not None
-                else Path(out[-1])
-            )
+            results, folder = self.settings.results, Path(out[-1])
+            if results is not None:
+                folder = results / "runs" / folder.name
             if read_finished(folder):
                 return Finished(command, folder)
         if run.stopped:
-            return Finished(
-                command, None, f"stopped after {self.seconds:g} seconds, its time limit"
-            )
+            limit = f"{self.settings.seconds:g} seconds, its time limit"
+            return Finished(command, None, f"stopped after {limit}")
         died = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return Finished(command, None, f"{died}: {err[-1] if err else 'no word'}")
 
@@ -240,7 +218,10 @@ def _start_process(overrides: Sequence[str], said: Path, threads: int, claim: Pa
 
 
 def _context(threads: int) -> Any:
-    """Return the way to start processes: a fork server that knows the number of threads before it imports torch."""
+    """Return the way to start processes: a fork server.
+
+    It is told the number of threads before it imports torch.
+    """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)
     if sys.platform == "win32":
@@ -270,7 +251,7 @@ def _without_ctrl_c() -> Iterator[None]:
 def _main_job(
     overrides: Sequence[str], said: Path, threads: int, claim: Path | None = None
 ) -> None:
-    """Be the main job, with what it says in files, and the claim on the run for as long as this process lives."""
+    """Be the main job: write to files, and hold the claim on the run while this process lives."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
@@ -302,7 +283,10 @@ def _stop_with_the_launcher() -> None:
 
 
 def _kill_unseen(process: BaseProcess) -> None:
-    """Kill a process whose fork server has died: it lives, and would keep its claim, but nobody sees it end."""
+    """Kill a process whose fork server has died.
+
+    It lives, and would keep its claim, but nobody would see it end.
+    """
     if process.pid is not None and sys.platform != "win32":
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)

@@ -1,1 +1,1 @@
-"""The leaderboard: reads run folders and what was contributed, ranks what is alike, and says how sure it is."""
+"""The leaderboard: reads runs, ranks those that are alike, and says how sure the ranks are."""

@@ -1,24 +1,26 @@
-"""`python -m optbench.leaderboard [RESULTS]`: the board of a suite, from run folders and committed entries.
+"""`python -m optbench.leaderboard`: the board of a suite, from run folders and committed entries.
 
-Reads RESULTS/runs (what was run here) and RESULTS/entries (what was contributed), and writes
-RESULTS/leaderboard.md, .csv and .html for one suite, RESULTS/leaderboard-SUITE.* where another is
-asked for.
+It reads `runs/` (what was run here) and `entries/` (what was contributed) of the results folder.
+It writes `leaderboard.md`, `.csv` and `.html` for the suite `small`, and `leaderboard-SUITE.*` for
+another.
 """
 
-import argparse
 import shlex
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from optbench.boundary import printable
-from optbench.boundary.command_line import Parser
-from optbench.errors import UserError, exit_with, nearest
+from optbench.boundary.command_line import Command, FilePath, Key, Names
+from optbench.boundary.kinds import Count
+from optbench.errors import UserError, nearest
 from optbench.launch.local import cores
 from optbench.leaderboard import tables
 from optbench.leaderboard.board import Board, make_board
@@ -33,88 +35,131 @@ from optbench.leaderboard.words import words
 from optbench.leaderboard.write_together import write_together
 from optbench.protocol.suite import FINAL, Suite, known_suites, read_suite
 
+UNVERIFIED, ALL = "unverified", "all"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Make the board of a suite, from run folders and committed entries.
+
+    It reads runs/ (what was run here) and entries/ (what was contributed) of the results folder. It
+    writes leaderboard.md, .csv and .html for the suite small, leaderboard-SUITE.* for another.
+    """
+
+    results_dir: Annotated[
+        FilePath, Key("folder that holds runs/ and entries/", was_positional=True)
+    ] = Path("results")
+    suite: Annotated[
+        str | None,
+        Key(
+            f"{', '.join(known_suites())} or a path to a .yaml; without it the one with most runs",
+            placeholder="NAME",
+        ),
+    ] = None
+    out: Annotated[
+        FilePath | None, Key("folder to write to; without it results_dir", placeholder="DIR")
+    ] = None
+    enter: Annotated[
+        Names | None,
+        Key("write the runs of these optimizers to entries/; all: of all ranked", "NAMES"),
+    ] = None
+    verify: Annotated[
+        Names | None,
+        Key(
+            "run the finals of these entries again, and mark those that agree; unverified: of all "
+            "entries without a mark; all: of all",
+            placeholder="NAMES",
+            alone=UNVERIFIED,
+        ),
+    ] = None
+    sample: Annotated[
+        Count | None,
+        Key("with verify: so many finals an entry, drawn; without it all", placeholder="N"),
+    ] = None
+    marks: Annotated[
+        FilePath | None,
+        Key("with verify: file of the marks; without it one in your state folder", "FILE"),
+    ] = None
+    jobs: Annotated[Count, Key("with verify: runs at a time; as many as cores")] = field(
+        default_factory=cores
+    )
+    wandb_project: Annotated[
+        str | None,
+        Key(
+            "log the board as a table of this W&B project, too",
+            placeholder="PROJECT",
+            name="wandb.project",
+            option="--wandb",
+        ),
+    ] = None
+
+
+COMMAND = Command(
+    "optbench.leaderboard",
+    Settings,
+    examples=(
+        "",
+        "suite=smoke results_dir=elsewhere out=board",
+        "suite=small enter=mine",
+        "suite=small verify=unverified",
+        "suite=small verify=mine sample=2 jobs=2",
+    ),
+    elsewhere="out=DIR",
+)
+
 
 def main() -> None:
-    """Parse the command line, and write the board or do what else it says."""
-    parser = Parser(
-        prog="python -m optbench.leaderboard",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "results", nargs="?", type=Path, default=Path("results"), help="folder (default: results)"
-    )
-    known = ", ".join(known_suites())
-    parser.add_argument(
-        "--suite", default="", help=f"{known} or a .yaml (default: the one that has most runs here)"
-    )
-    parser.add_argument("--out", type=Path, help="folder to write to (default: RESULTS)")
-    parser.add_argument(
-        "--enter",
-        metavar="NAMES",
-        help="write these optimizers' runs (or `all`) to RESULTS/entries",
-    )
-    parser.add_argument(
-        "--verify",
-        metavar="NAMES",
-        nargs="?",
-        const="",
-        help="re-run these entries (none named: all unverified ones)",
-    )
-    parser.add_argument(
-        "--sample",
-        type=_positive,
-        metavar="N",
-        help="with --verify: N finals an entry, drawn (all)",
-    )
-    parser.add_argument(
-        "--marks", type=Path, help="with --verify: file for the marks (default: one of your own)"
-    )
-    parser.add_argument(
-        "--jobs", type=int, default=cores(), help="with --verify: runs at a time (as many as cores)"
-    )
-    parser.add_argument("--wandb", metavar="PROJECT", help="log the board as a W&B table too")
-    given = parser.parse_args()
-    exit_with(lambda: _main(given), "--out DIR")
+    """Write the board, or do what else the command line says."""
+    COMMAND.run(leaderboard)
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {printable(text)}")
-    return int(text)
+def leaderboard(settings: Settings) -> int:
+    """Write the board, or enter or verify, and return the exit code.
 
-
-def _main(given: argparse.Namespace) -> int:
+    It is 1 for an alarm, or for an entry that does not agree.
+    """
     began = time.monotonic()
-    if not given.results.is_dir():
-        where = printable(str(given.results))
-        raise UserError(
-            f"there is no folder {where}: make runs first, python -m optbench.tune suite=smoke"
-        )
-    runs, passed_over = read_results(given.results)
+    _check(settings)
+    results = settings.results_dir
+    runs, passed_over = read_results(results)
     for name, why in passed_over:
         print(printable(f"passed over {name}: {why}"), file=sys.stderr)
-    suite = read_suite(given.suite or _usual_suite(runs, given.results))
-    if given.verify is not None:
-        return _verify(suite, given)
-    admitted = admit(suite, runs, unverified(given.results, suite))
-    if given.enter:
-        return _enter(suite, runs, [e.name for e in admitted.entrants], given)
+    suite = read_suite(settings.suite or _usual_suite(runs, results))
+    if settings.verify is not None:
+        return _verify(suite, settings)
+    admitted = admit(suite, runs, unverified(results, suite))
+    if settings.enter is not None:
+        return _enter(suite, runs, [e.name for e in admitted.entrants], settings)
     board = make_board(suite, admitted)
-    board.words[:] = words(board)
-    _write(board, given.out or given.results)
+    board = replace(board, words=words(board))
+    _write(board, settings.out or results)
     _print(board)
     print(
         f"{len(runs)} runs read, {len(board.standings)} optimizers ranked, in "
         f"{time.monotonic() - began:.1f} s"
     )
-    if given.wandb:
+    if settings.wandb_project:
         from optbench.record.wandb import log_table
 
-        print(log_table(given.wandb, suite.label, tables.STANDING_COLUMNS, tables.standings(board)))
+        columns, rows = tables.STANDING_COLUMNS, tables.standings(board)
+        print(log_table(settings.wandb_project, suite.label, columns, rows))
     for line in board.admitted.alarms:
         print(printable(f"ALARM: {line}"), file=sys.stderr)
-    return 3 if board.admitted.alarms else 0
+    return 1 if board.admitted.alarms else 0
+
+
+def _check(settings: Settings) -> None:
+    """Hold the settings against each other, and against what there is."""
+    if settings.enter is not None and settings.verify is not None:
+        raise UserError("enter and verify are two commands: give one of them")
+    for key in ("sample", "marks"):
+        if getattr(settings, key) is not None and settings.verify is None:
+            raise UserError(f"{key} is a setting of verify: say verify=NAMES, too")
+    if not settings.results_dir.is_dir():
+        where = printable(str(settings.results_dir))
+        raise UserError(
+            f"there is no folder {where}: make runs first, python -m optbench.tune suite=smoke"
+        )
 
 
 def _usual_suite(runs: list[Run], results: Path) -> str:
@@ -122,8 +167,11 @@ def _usual_suite(runs: list[Run], results: Path) -> str:
     counts = {}
     for name in known_suites():
         doubtful = unverified(results, read_suite(name))
-        own = [run for run in runs if run.suite == name]
-        counts[name] = (sum(run.local or run.optimizer not in doubtful for run in own), len(own))
+        of_suite = [run for run in runs if run.suite == name]
+        counts[name] = (
+            sum(run.local or run.optimizer not in doubtful for run in of_suite),
+            len(of_suite),
+        )
     if not any(total for _, total in counts.values()):
         where = printable(str(results))
         raise UserError(
@@ -159,69 +207,62 @@ def _print(board: Board) -> None:
         console.print(printable(f"not ranked: {name}: {'; '.join(why)}"), markup=False)
 
 
-def _enter(suite: Suite, runs: list[Run], ranked: list[str], given: argparse.Namespace) -> int:
+def _enter(suite: Suite, runs: list[Run], ranked: list[str], settings: Settings) -> int:
     """Write one file an optimizer: what a pull request adds."""
-    wanted = ranked if given.enter == "all" else [name.strip() for name in given.enter.split(",")]
-    for name in wanted:
+    wanted = settings.enter or ()
+    for name in ranked if wanted == (ALL,) else wanted:
         if name not in ranked:
             said = printable(name)
             raise UserError(
                 f"{said} is not ranked on {suite.label}, so it cannot be entered: see why on the "
                 "board"
             )
-        own = [
+        entered = [
             run
             for run in runs
             if (run.suite, run.version, run.optimizer) == (suite.name, suite.version, name)
         ]
-        own.sort(key=lambda run: (run.phase == FINAL, run.task, run.point, run.seed))
-        file = given.results / ENTRIES / suite.label / f"{name}.jsonl"
+        entered.sort(key=lambda run: (run.phase == FINAL, run.task, run.point, run.seed))
+        file = settings.results_dir / ENTRIES / suite.label / f"{name}.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_together({file: "".join(run.line() + "\n" for run in own)})
+        write_together({file: "".join(run.line() + "\n" for run in entered)})
         print(printable(str(file)))
-    results, named = (shlex.quote(str(word)) for word in (given.results, given.suite or suite.name))
+    suite_name = shlex.quote(settings.suite or suite.name)
+    results = shlex.quote(str(settings.results_dir))
     print(
-        f"next: python -m optbench.leaderboard {results} --suite {named} --verify, then commit "
-        "entries/"
+        f"next: python -m optbench.leaderboard suite={suite_name} results_dir={results} "
+        f"verify={UNVERIFIED}, then commit entries/"
     )
     return 0
 
 
-def _verify(suite: Suite, given: argparse.Namespace) -> int:
-    entries = _chosen(suite, given)
+def _verify(suite: Suite, settings: Settings) -> int:
+    entries = _chosen(suite, settings)
+    marks = settings.marks or own_marks()
     with tempfile.TemporaryDirectory(prefix="optbench-verify-") as scratch:
-        found = verify(
-            suite, entries, given.sample, given.jobs, Path(scratch), given.marks or own_marks()
-        )
-    for name, checks in found.items():
+        verified = verify(suite, entries, settings.sample, settings.jobs, Path(scratch), marks)
+    for name, checks in verified.items():
         for check in checks:
-            print(
-                printable(
-                    f"{name}: {check.name}: {check.verdict} ({check.then:g} then, {check.now:g} "
-                    "now)"
-                )
-            )
+            numbers = f"{check.then:g} then, {check.now:g} now"
+            print(printable(f"{name}: {check.name}: {check.verdict} ({numbers})"))
     wrong = [
         name
-        for name, checks in found.items()
+        for name, checks in verified.items()
         if not checks or not all(check.agrees for check in checks)
     ]
-    told = printable(", ".join(wrong))
-    print(
-        f"{len(found) - len(wrong)} of {len(found)} entries agree"
-        + (f"; not {told}" if wrong else "")
-    )
+    agreed = f"{len(verified) - len(wrong)} of {len(verified)} entries agree"
+    print(agreed + (f"; not {printable(', '.join(wrong))}" if wrong else ""))
     return 1 if wrong else 0
 
 
-def _chosen(suite: Suite, given: argparse.Namespace) -> list[Entry]:
-    """The entries that are named, or all that no mark speaks for."""
-    entries = {entry.optimizer: entry for entry in read_entries(given.results, suite.label)}
-    if given.verify == "all":
-        return list(entries.values())
-    names = [name.strip() for name in given.verify.split(",") if name.strip()] or list(
-        unverified(given.results, suite)
-    )
+def _chosen(suite: Suite, settings: Settings) -> list[Entry]:
+    """Return the entries that are to be run again."""
+    entries = {entry.optimizer: entry for entry in read_entries(settings.results_dir, suite.label)}
+    names = settings.verify or ()
+    if names == (ALL,):
+        names = tuple(entries)
+    elif names == (UNVERIFIED,):
+        names = tuple(unverified(settings.results_dir, suite))
     for name in names:
         if name not in entries:
             raise UserError(

@@ -39,13 +39,14 @@ class Standing:
     """One entrant over all tasks.
 
     Attributes:
-        rank: By the interquartile mean of the scores, 1 for the best, equals share the least.
-        ranks: Those it may have, for all entrants together with probability 0.95.
-        score: Interquartile mean with its interval.
-        mean_rank: Over the tasks, of its mean scores.
+        name: Name of the optimizer.
+        rank: Rank by the interquartile mean of the scores, 1 for the best; equals share the least.
+        ranks: First and last rank it may have, for all entrants together with probability 0.95.
+        score: Interquartile mean of its scores, with the interval.
+        mean_rank: Rank of its mean score, averaged over the tasks.
         profile_area: Mean of its performance profile over the grid.
         hit_rate: Share of the runs that reached the suite's targets.
-        diverged: Share of the runs.
+        diverged: Share of the runs that diverged.
     """
 
     name: str
@@ -60,7 +61,14 @@ class Standing:
 
 @dataclass(frozen=True)
 class Robust:
-    """The ranking under another choice: who is first, and how much of the order remains (Kendall's τ)."""
+    """The ranking under another choice than the board's.
+
+    Attributes:
+        choice: The choice, in words.
+        first: Names of those who are first under it; several if they are equal.
+        tau: Kendall's τ between this ranking and the board's: 1 if they are the same.
+        order: All names, best first.
+    """
 
     choice: str
     first: list[str]
@@ -70,13 +78,24 @@ class Robust:
 
 @dataclass(frozen=True)
 class Board:
-    """Everything that is shown. Pairs are by the names of the two, the first one ranked before the second.
+    """Everything that is shown; a pair has the entrant first that is ranked before the other.
 
     Attributes:
+        suite: The protocol.
+        admitted: Who is ranked, who is not, and why.
+        standings: Entrants in order, best first.
+        rows: What was measured of each entrant on each task.
+        pairs: Comparison of every two entrants, by their names.
+        adjusted: p of every pair after Holm's correction.
+        friedman_p: p of Friedman's test that all mean ranks are alike.
+        critical_difference: How far two mean ranks must lie apart (Nemenyi).
+        cliques: Groups of names that this difference does not tell apart.
         profiles: Performance profiles over `FACTORS`, by entrant.
         tuning: By task and entrant, the median best value of `select` among k points, for k = 1 …
             points.
+        robust: The ranking under other choices.
         halves: Share of the half sets of seeds whose first is the board's first.
+        words: What the board shows, in sentences.
     """
 
     suite: Suite
@@ -98,64 +117,68 @@ class Board:
 def make_board(suite: Suite, admitted: Field) -> Board:
     """Compute the board of everyone who is admitted."""
     entrants = admitted.entrants
-    every = (
-        scores(suite, entrants)
-        if entrants
-        else np.zeros((0, len(suite.tasks), len(suite.final_seeds)))
-    )
     names = [entrant.name for entrant in entrants]
+    every = np.zeros((0, len(suite.tasks), len(suite.final_seeds)))
+    profile = np.zeros((0, len(FACTORS)))
+    if entrants:
+        every, profile = scores(suite, entrants), profiles(costs(suite, entrants))
     compared, p_values = _pairs(names, every)
-    by_pair = _both_ways(names, compared, p_values)
-    means, p, difference = _friedman(every)
-    profile = profiles(costs(suite, entrants)) if entrants else np.zeros((0, len(FACTORS)))
+    mean_rank, friedman_p, difference = _friedman(every)
     rows = [row(suite, entrant, task) for entrant in entrants for task in suite.tasks]
-    better = np.array([[by_pair.get((a, b), (0.0, 1.0)) for b in names] for a in names]).reshape(
-        len(names), len(names), 2
-    )
-    sure = rank_intervals((better[..., 0] > 0) & (better[..., 1] < 1 - LEVEL)) if names else []
-    central = iqm(every.reshape(len(names), -1)) if names else np.zeros(0)
-    ranks = [1 + int((central > own).sum()) for own in central]
-    standings = [
-        Standing(
-            name,
-            ranks[e],
-            sure[e],
-            iqm_interval(every[e]),
-            float(means[e]),
-            float(profile[e].mean()),
-            float(np.mean([r.hit_rate for r in rows if r.optimizer == name])),
-            float(np.mean([r.diverged for r in rows if r.optimizer == name])),
-        )
-        for e, name in enumerate(names)
-    ]
-    standings.sort(key=lambda s: (s.rank, s.diverged, s.name))
+    ranks = _possible_ranks(names, _both_ways(compared, p_values))
+    standings = _standings(names, every, rows, ranks, mean_rank, profile)
     order = [s.name for s in standings]
-    ordered = {pair: (compared[pair], p_values[pair]) for pair in compared}
+    several = len(names) > 1
+    groups = cliques(mean_rank, difference) if several else []
     return Board(
-        suite,
-        admitted,
-        standings,
-        rows,
-        {
-            _in(order, pair): _turned(c, _in(order, pair) != pair)
-            for pair, (c, _) in ordered.items()
-        },
-        {_in(order, pair): p_value for pair, (_, p_value) in ordered.items()},
-        p,
-        difference,
-        [[names[e] for e in clique] for clique in cliques(means, difference)]
-        if len(names) > 1
-        else [],
-        {name: profile[e].tolist() for e, name in enumerate(names)},
-        {task: {e.name: tuning_curve(suite, e, task) for e in entrants} for task in suite.tuned},
-        robustness(suite, entrants, every) if len(entrants) > 1 else [],
-        halves(every),
+        suite=suite,
+        admitted=admitted,
+        standings=standings,
+        rows=rows,
+        pairs=_ordered(order, compared),
+        adjusted={_in(order, pair): p_value for pair, p_value in p_values.items()},
+        friedman_p=friedman_p,
+        critical_difference=difference,
+        cliques=[[names[e] for e in group] for group in groups],
+        profiles=dict(zip(names, profile.tolist(), strict=True)),
+        tuning={task: _tuning_curves(suite, entrants, task) for task in suite.tuned},
+        robust=robustness(suite, entrants, every) if several else [],
+        halves=halves(every),
     )
+
+
+def _standings(
+    names: Sequence[str],
+    every: Array,
+    rows: Sequence[Row],
+    ranks: Sequence[tuple[int, int]],
+    mean_rank: Array,
+    profile: Array,
+) -> list[Standing]:
+    """Return the entrants in the order of the board."""
+    central = iqm(every.reshape(len(names), -1)) if names else np.zeros(0)
+    standings = []
+    for e, name in enumerate(names):
+        of_name = [r for r in rows if r.optimizer == name]
+        standings.append(
+            Standing(
+                name=name,
+                rank=1 + int((central > central[e]).sum()),
+                ranks=ranks[e],
+                score=iqm_interval(every[e]),
+                mean_rank=float(mean_rank[e]),
+                profile_area=float(profile[e].mean()),
+                hit_rate=float(np.mean([r.hit_rate for r in of_name])),
+                diverged=float(np.mean([r.diverged for r in of_name])),
+            )
+        )
+    return sorted(standings, key=lambda s: (s.rank, s.diverged, s.name))
 
 
 def _pairs(
     names: Sequence[str], every: Array
 ) -> tuple[dict[tuple[str, str], Pair], dict[tuple[str, str], float]]:
+    """Compare every two entrants: the pair, and its p after Holm's correction."""
     compared = {
         (names[a], names[b]): compare(every[a], every[b])
         for a, b in itertools.combinations(range(len(names)), 2)
@@ -165,13 +188,27 @@ def _pairs(
 
 
 def _both_ways(
-    names: Sequence[str],
-    compared: Mapping[tuple[str, str], Pair],
-    p: Mapping[tuple[str, str], float],
+    compared: Mapping[tuple[str, str], Pair], p: Mapping[tuple[str, str], float]
 ) -> dict[tuple[str, str], tuple[float, float]]:
     """Return (effect, adjusted p) of every ordered pair."""
-    found = {pair: (c.effect, p[pair]) for pair, c in compared.items()}
-    return found | {(b, a): (-effect, own) for (a, b), (effect, own) in found.items()}
+    effects = {pair: (c.effect, p[pair]) for pair, c in compared.items()}
+    return effects | {(b, a): (-effect, p_value) for (a, b), (effect, p_value) in effects.items()}
+
+
+def _possible_ranks(
+    names: Sequence[str], by_pair: Mapping[tuple[str, str], tuple[float, float]]
+) -> list[tuple[int, int]]:
+    """Return the first and last rank that each entrant may have.
+
+    a is better than b if its effect is positive and sure.
+    """
+    if not names:
+        return []
+    better = np.zeros((len(names), len(names)), dtype=bool)
+    for (a, first), (b, second) in itertools.permutations(enumerate(names), 2):
+        effect, p_value = by_pair[first, second]
+        better[a, b] = effect > 0 and p_value < 1 - LEVEL
+    return rank_intervals(better)
 
 
 def _in(order: Sequence[str], pair: tuple[str, str]) -> tuple[str, str]:
@@ -179,11 +216,31 @@ def _in(order: Sequence[str], pair: tuple[str, str]) -> tuple[str, str]:
     return first, second
 
 
-def _turned(pair: Pair, turn: bool) -> Pair:
-    if not turn:
-        return pair
+def _ordered(
+    order: Sequence[str], compared: Mapping[tuple[str, str], Pair]
+) -> dict[tuple[str, str], Pair]:
+    """Return the comparisons with the entrant first that is ranked before the other."""
+    return {
+        _in(order, names): pair if _in(order, names) == names else _turned(pair)
+        for names, pair in compared.items()
+    }
+
+
+def _turned(pair: Pair) -> Pair:
+    """Return the comparison of b with a, from that of a with b."""
     d = pair.difference
-    return Pair(Interval(-d.value, -d.high, -d.low), -pair.effect, 1 - pair.wins, pair.p)
+    return Pair(
+        difference=Interval(value=-d.value, low=-d.high, high=-d.low),
+        effect=-pair.effect,
+        wins=1 - pair.wins,
+        p=pair.p,
+    )
+
+
+def _tuning_curves(
+    suite: Suite, entrants: Sequence[Entrant], task: str
+) -> dict[str, list[Interval]]:
+    return {entrant.name: tuning_curve(suite, entrant, task) for entrant in entrants}
 
 
 def _friedman(every: Array) -> tuple[Array, float, float]:
@@ -198,7 +255,7 @@ def profiles(spent: Array) -> Array:
 
 
 def tuning_curve(suite: Suite, entrant: Entrant, task: str) -> list[Interval]:
-    """Return the median best value of `select` among k points, for k from 1 to all, with exact intervals."""
+    """Return the median best `select` among k points, for k = 1 … all, with exact intervals."""
     values = [selecting_value(suite, entrant.tuning[task, point]) for point in range(suite.points)]
     return [best_of_median(values, k) for k in range(1, suite.points + 1)]
 
@@ -207,37 +264,50 @@ def robustness(suite: Suite, entrants: Sequence[Entrant], every: Array) -> list[
     """Return the ranking under other choices than the board's."""
     names = [entrant.name for entrant in entrants]
     board = -iqm(every.reshape(len(names), -1))
-    choices: dict[str, Array] = {
-        "mean rank over the tasks instead of the score": mean_ranks(-every.mean(axis=2))
-    }
+    choices = {"mean rank over the tasks instead of the score": mean_ranks(-every.mean(axis=2))}
+    choices |= _other_targets(suite, entrants)
+    choices |= _fewer_tasks(suite, every)
+    choices |= _smaller_budgets(suite, entrants)
+    under = [_robust(choice, names, board, other) for choice, other in choices.items()]
+    return [*under, *_fewer_entrants(names, every)]
+
+
+def _other_targets(suite: Suite, entrants: Sequence[Entrant]) -> dict[str, Array]:
+    ranks = {}
     for level, word in enumerate(_level_words(suite)):
         medians = np.apply_along_axis(censored_median, 2, costs(suite, entrants, level))
-        choices[f"gradients to the {word} target"] = mean_ranks(medians)
-    for t, task in enumerate(suite.tasks):
-        if len(suite.tasks) > 2:
-            choices[f"without the task {task}"] = -iqm(
-                np.delete(every, t, axis=1).reshape(len(names), -1)
-            )
-    tuned = np.array(
-        [
-            [[i.value for i in tuning_curve(suite, e, task)] for task in suite.tuned]
-            for e in entrants
-        ]
-    )
-    for k in range(1, suite.points + 1):
-        choices[f"best of {k} tuning point{'s' * (k > 1)} by validation"] = mean_ranks(
-            tuned[:, :, k - 1]
-        )
-    found = [_robust(choice, names, board, other) for choice, other in choices.items()]
+        ranks[f"gradients to the {word} target"] = mean_ranks(medians)
+    return ranks
+
+
+def _fewer_tasks(suite: Suite, every: Array) -> dict[str, Array]:
+    if len(suite.tasks) < 3:
+        return {}
+    return {
+        f"without the task {task}": -iqm(np.delete(every, t, axis=1).reshape(len(every), -1))
+        for t, task in enumerate(suite.tasks)
+    }
+
+
+def _smaller_budgets(suite: Suite, entrants: Sequence[Entrant]) -> dict[str, Array]:
+    curves = [[tuning_curve(suite, e, task) for task in suite.tuned] for e in entrants]
+    best = np.array([[[i.value for i in curve] for curve in of_entrant] for of_entrant in curves])
+    return {
+        f"best of {k} tuning point{'s' * (k > 1)} by validation": mean_ranks(best[:, :, k - 1])
+        for k in range(1, suite.points + 1)
+    }
+
+
+def _fewer_entrants(names: Sequence[str], every: Array) -> list[Robust]:
+    """Leave each entrant out. Scores do not depend on who else is in; mean ranks do."""
+    under = []
     for e, name in enumerate(names if len(names) > 2 else []):
-        # Scores do not depend on who else is in; mean ranks do.
         rest = [i for i in range(len(names)) if i != e]
         with_all = mean_ranks(-every.mean(axis=2))[rest]
         without = mean_ranks(-every[rest].mean(axis=2))
-        found.append(
-            _robust(f"mean rank without {name}", [names[i] for i in rest], with_all, without)
-        )
-    return found
+        others = [names[i] for i in rest]
+        under.append(_robust(f"mean rank without {name}", others, with_all, without))
+    return under
 
 
 def mean_ranks(values: Array) -> Array:
@@ -256,7 +326,8 @@ def _level_words(suite: Suite) -> list[str]:
 def _robust(choice: str, names: Sequence[str], board: Array, other: Array) -> Robust:
     order = [names[i] for i in np.argsort(other, kind="stable")]
     first = [name for name, value in zip(names, other, strict=True) if value == other.min()]
-    return Robust(choice, first, kendall(_finite(board), _finite(other)), order)
+    tau = kendall(_finite(board), _finite(other))
+    return Robust(choice=choice, first=first, tau=tau, order=order)
 
 
 def _finite(values: Array) -> list[float]:
@@ -265,7 +336,10 @@ def _finite(values: Array) -> list[float]:
 
 
 def halves(every: Array) -> float:
-    """Return the share of half sets of seeds under which the same entrant is first as under all; NaN for none."""
+    """Return the share of half sets of seeds that have the same first entrant as all seeds.
+
+    NaN for fewer than two entrants.
+    """
     E, _, S = every.shape
     if E < 2:
         return math.nan

@@ -11,10 +11,11 @@ from optbench.protocol.selection import select
 from optbench.protocol.suite import TUNE, Suite
 from optbench.record.folder import FINISHED
 
-INITIAL_LOSS_TOLERANCE = (
-    1e-4  # relative: summation order differs between processors and numbers of threads
-)
+# relative: the order of summation differs between processors and numbers of threads
+INITIAL_LOSS_TOLERANCE = 1e-4
 Refusals = dict[str, list[str]]
+Fingerprints = Mapping[tuple[str, str, int], Run]
+"""By (task, phase, seed): a run with the usual configuration, data and initial weights."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,10 @@ class Entrant:
     """An optimizer with every run that the protocol asks of it.
 
     Attributes:
-        name: Of the optimizer.
-        points: Which point was selected, by task.
-        tuning: Runs by (task, point), a seed each.
-        finals: Runs by task, a seed each.
+        name: Name of the optimizer.
+        points: Number of the selected point, by task.
+        tuning: Runs by (task, point), one for each seed.
+        finals: Runs by task, one for each seed.
     """
 
     name: str
@@ -39,9 +40,9 @@ class Field:
     """Who is ranked, and who is not.
 
     Attributes:
-        entrants: In alphabetic order.
-        refused: Reasons, by optimizer: listed, not ranked.
-        alarms: Results that beat a provable floor.
+        entrants: Those who are ranked, in alphabetic order.
+        refused: Reasons against an optimizer, by its name: it is listed, not ranked.
+        alarms: A line for each result that beats a provable floor.
     """
 
     entrants: list[Entrant] = field(default_factory=list)
@@ -54,56 +55,54 @@ def admit(suite: Suite, runs: Iterable[Run], unverified: Mapping[str, str] | Non
 
     Args:
         suite: The protocol.
-        runs: Of any suite; those of another name are passed over.
+        runs: Runs of any suite; those of another name are passed over.
         unverified: Why a contributed optimizer is not verified, by name.
     """
     unverified = unverified or {}
-    own = [run for run in runs if run.suite == suite.name]
-    by_optimizer: dict[str, list[Run]] = defaultdict(list)
+    of_suite = [run for run in runs if run.suite == suite.name]
+    usual = _usual(suite, of_suite, unverified)
+    accepted: dict[str, list[Run]] = defaultdict(list)
     reasons: dict[str, list[str]] = defaultdict(list)
-    # A file that nobody has verified has no vote on what is usual: a few of them could outvote all
-    # others.
-    trusted = [run for run in own if run.local or run.optimizer not in unverified]
-    usual = _usual_fingerprints(suite, own) | _usual_fingerprints(suite, trusted)
-    for run in own:
-        why = _against(suite, run, usual)
-        if why:
+    for run in of_suite:
+        if why := _against(suite, run, usual):
             reasons[run.optimizer].append(why)
         else:
-            by_optimizer[run.optimizer].append(run)
-    found = Field()
-    for name in sorted({run.optimizer for run in own}):
-        entrant, why_not = _entrant(suite, name, by_optimizer[name])
-        if name in unverified and any(not run.local for run in by_optimizer[name]):
+            accepted[run.optimizer].append(run)
+    admitted = Field()
+    for name in sorted(accepted.keys() | reasons.keys()):
+        entrant, why_not = _entrant(suite, name, accepted[name])
+        if name in unverified and not all(run.local for run in accepted[name]):
             why_not.append(unverified[name])
         if entrant is not None and not why_not:
-            found.entrants.append(entrant)
+            admitted.entrants.append(entrant)
+            admitted.alarms += _alarms(suite, entrant)
         if why_not or reasons[name]:
-            found.refused[name] = [*_counted(reasons[name]), *why_not]
-    found.alarms = [line for entrant in found.entrants for line in _alarms(suite, entrant)]
-    return found
+            admitted.refused[name] = [*_counted(reasons[name]), *why_not]
+    return admitted
 
 
-def _against(suite: Suite, run: Run, usual: Mapping[tuple[str, str, int], Run]) -> str:
+def _usual(suite: Suite, runs: Sequence[Run], unverified: Mapping[str, str]) -> Fingerprints:
+    """Return the fingerprints that runs are held against.
+
+    A file that nobody has verified has no vote on what is usual, for a few of them could outvote
+    all others. It counts only where there is no other run.
+    """
+    trusted = [run for run in runs if run.local or run.optimizer not in unverified]
+    return _usual_fingerprints(suite, runs) | _usual_fingerprints(suite, trusted)
+
+
+def _against(suite: Suite, run: Run, usual: Fingerprints) -> str:
     """Say why a run is not of this protocol, or is not like the others; empty if it is."""
-    if run.version != suite.version:
-        return f"of version {run.version}, and this board is of version {suite.version}"
-    if run.digest != suite.digest[: len(run.digest)] or not run.digest:
-        return f"of another {suite.name} than this one, though its version is {run.version} too"
-    seeds = suite.tuning_seeds if run.phase == TUNE else suite.final_seeds
-    tasks = suite.tuned if run.phase == TUNE else list(suite.tasks)
-    if run.task not in tasks or run.seed not in seeds or not 0 <= run.point < suite.points:
-        return f"not asked for by the protocol ({run.phase}, {run.task}, point {run.point}, seed {run.seed})"
-    if run.status not in FINISHED:
-        return f"not finished ({run.status})"
-    if run.status == "done" and run.step != run.steps:
-        return f"done after {run.step} of {run.steps} steps"
+    if why := _against_its_place(suite, run) or _against_its_end(run):
+        return why
     if run.checked is False:
-        return f"unverified data: those of {run.task} do not have, or were not held to, their published checksums"
+        return (
+            f"unverified data: those of {run.task} do not have, or were not held to, their "
+            "published checksums"
+        )
     if run.local is False and not of_protocol(suite, run):
         return f"whose command is not the protocol's ({run.phase}, {run.task})"
-    like = usual[run.task, run.phase, run.seed]
-    if difference := unlike(run, like):
+    if difference := unlike(run, usual[run.task, run.phase, run.seed]):
         return f"another {difference} on {run.task} than the other entrants have"
     metric = suite.tasks[run.task].metric
     if run.status == "done" and metric not in run.last:
@@ -111,17 +110,40 @@ def _against(suite: Suite, run: Run, usual: Mapping[tuple[str, str, int], Run]) 
     return ""
 
 
+def _against_its_place(suite: Suite, run: Run) -> str:
+    """Say why the protocol does not ask for a run; empty if it does."""
+    if run.version != suite.version:
+        return f"of version {run.version}, and this board is of version {suite.version}"
+    if run.digest != suite.digest[: len(run.digest)] or not run.digest:
+        return f"of another {suite.name} than this one, though its version is {run.version} too"
+    seeds = suite.tuning_seeds if run.phase == TUNE else suite.final_seeds
+    tasks = suite.tuned if run.phase == TUNE else list(suite.tasks)
+    if run.task not in tasks or run.seed not in seeds or not 0 <= run.point < suite.points:
+        place = f"{run.phase}, {run.task}, point {run.point}, seed {run.seed}"
+        return f"not asked for by the protocol ({place})"
+    return ""
+
+
+def _against_its_end(run: Run) -> str:
+    """Say in which way a run has not come to its end; empty if it has."""
+    if run.status not in FINISHED:
+        return f"not finished ({run.status})"
+    if run.status == "done" and run.step != run.steps:
+        return f"done after {run.step} of {run.steps} steps"
+    return ""
+
+
 _PLAIN = re.compile(r"optimizer(\.(?!_)\w+)+=[\w.+-]*")
 
 
 def of_protocol(suite: Suite, run: Run) -> bool:
-    """Say whether a run's command is the protocol's, but for plain values of the optimizer's settings.
+    """Say whether a run's command is the protocol's, but for settings of the optimizer.
 
     So a command from elsewhere can be given again: it names no class, no file and no interpolation.
     """
     point = [word for word in run.command if word.startswith("optimizer.")]
-    own = suite.command(run.optimizer, run.task, run.phase, run.point, point, run.seed)
-    return tuple(run.command) == own and all(_PLAIN.fullmatch(word) for word in point)
+    command = suite.command(run.optimizer, run.task, run.phase, run.point, point, run.seed)
+    return tuple(run.command) == command and all(_PLAIN.fullmatch(word) for word in point)
 
 
 def unlike(run: Run, other: Run) -> str:
@@ -138,7 +160,7 @@ def unlike(run: Run, other: Run) -> str:
 
 
 def _usual_fingerprints(suite: Suite, runs: Iterable[Run]) -> dict[tuple[str, str, int], Run]:
-    """Return for each (task, phase, seed) a run with the fingerprint that most optimizers have there."""
+    """Return a run with the fingerprint that most optimizers have, by (task, phase, seed)."""
     voters: dict[tuple[str, str, int], dict[tuple[str, ...], dict[str, Run]]] = defaultdict(
         lambda: defaultdict(dict)
     )
@@ -157,8 +179,9 @@ def _entrant(suite: Suite, name: str, runs: Sequence[Run]) -> tuple[Entrant | No
     """Return the entrant and what speaks against ranking it."""
     places = Counter(run.place for run in runs)
     if twice := [place for place, count in places.items() if count > 1]:
-        _, task, phase, point, seed = twice[0]
-        return None, [f"two runs fill one place ({phase}, {task}, point {point}, seed {seed})"]
+        of = twice[0]
+        place = f"{of.phase}, {of.task}, point {of.point}, seed {of.seed}"
+        return None, [f"two runs fill one place ({place})"]
     tuning: dict[tuple[str, int], list[Run]] = defaultdict(list)
     finals: dict[str, list[Run]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run.seed):
@@ -167,8 +190,8 @@ def _entrant(suite: Suite, name: str, runs: Sequence[Run]) -> tuple[Entrant | No
     if (there := sum(map(len, tuning.values()))) < wanted:
         return None, [f"unfinished: {there} of {wanted} tuning runs"]
     points = selected(suite, tuning)
-    for task, own in finals.items():
-        if wrong := {run.point for run in own} - {points[task]}:
+    for task, of_task in finals.items():
+        if wrong := {run.point for run in of_task} - {points[task]}:
             return None, [
                 f"reports point {min(wrong)} on {task}, where tuning selects point {points[task]}"
             ]
@@ -188,7 +211,7 @@ def selected(suite: Suite, tuning: Mapping[tuple[str, int], Sequence[Run]]) -> d
 
 
 def selecting_value(suite: Suite, runs: Sequence[Run]) -> float:
-    """Return the mean of what selects, over the tuning seeds of one point; infinite if one of them diverged."""
+    """Return the mean of `select` over the tuning seeds of one point; infinite if one diverged."""
     metric = suite.tasks[runs[0].task].select
     values = [
         math.inf if run.status == "diverged" else run.last.get(metric, math.inf) for run in runs
@@ -200,16 +223,13 @@ def _alarms(suite: Suite, entrant: Entrant) -> Iterable[str]:
     for task, runs in entrant.finals.items():
         floor, metric = suite.tasks[task].floor, suite.tasks[task].metric
         for run in runs:
-            if (
-                floor is not None
-                and run.status == "done"
-                and run.last[metric] < floor - suite.tasks[task].floor_slack
-            ):
+            if floor is None or run.status != "done":
+                continue
+            if run.last[metric] < floor - suite.tasks[task].floor_slack:
                 yield (
                     f"{entrant.name} has {metric} {run.last[metric]:g} on {task} (seed "
-                    f"{run.seed}), below the "
-                    f"{floor:g} that no learner can beat: test data have leaked, or the measure is "
-                    "wrong"
+                    f"{run.seed}), below the {floor:g} that no learner can beat: test data have "
+                    "leaked, or the measure is wrong"
                 )
 
 

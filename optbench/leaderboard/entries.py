@@ -1,4 +1,4 @@
-"""Committed files, RESULTS/entries/SUITE/OPTIMIZER.jsonl: a line a run, all of the one suite and the one optimizer."""
+"""Committed files, `entries/SUITE/OPTIMIZER.jsonl`: a line for each run of one optimizer."""
 
 import hashlib
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def read_entries(results: Path, label: str = "*") -> list[Entry]:
 
 
 def read_entry(file: Path) -> Entry:
-    """Read one file; what is no run of its suite and its optimizer is passed over, with the reason."""
+    """Read one file; a line that is no run of its suite and optimizer is passed over, with why."""
     entry = Entry(file.parent.name, file.stem)
     try:
         content = _content(file)
@@ -59,14 +59,17 @@ def read_entry(file: Path) -> Entry:
 
 
 def read_digests(results: Path, label: str) -> dict[str, str]:
-    """Return the digest of each committed file of a suite by its optimizer, empty as for `Entry`; no line is read."""
-    found = {}
+    """Return the digest of each committed file of a suite, by its optimizer; no line is read.
+
+    The digest is empty as for `Entry`.
+    """
+    digests = {}
     for file in sorted((results / ENTRIES).glob(f"{label}/*.jsonl")):
         try:
-            found[file.stem] = hashlib.sha256(_content(file)).hexdigest()
+            digests[file.stem] = hashlib.sha256(_content(file)).hexdigest()
         except UnreadableError:
-            found[file.stem] = ""
-    return found
+            digests[file.stem] = ""
+    return digests
 
 
 def _content(file: Path) -> bytes:

@@ -66,7 +66,7 @@ def own_marks() -> Path:
 
 
 def read_marks() -> dict[str, Mark]:
-    """Return every mark by the digest of its file; what this user has found goes before what came with optbench."""
+    """Return every mark by the digest of its file; the user's go before those of optbench."""
     return _read(SHIPPED) | _read(own_marks())
 
 
@@ -74,7 +74,7 @@ def add_mark(path: Path, digest: str, mark: Mark) -> None:
     """Add a mark to a file of them, or replace the one on the same entry file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(path.name + ".lock")):
-        marks = {key: asdict(own) for key, own in (_read(path) | {digest: mark}).items()}
+        marks = {key: asdict(one) for key, one in (_read(path) | {digest: mark}).items()}
         write_whole(path, json.dumps(marks, indent=1, sort_keys=True) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: the board, or a report on chosen runs. It needs no network and sends nothing."""
+"""One HTML page: the board, or a report on chosen runs. It needs no network and sends nothing."""
 
 import json
 import math
@@ -46,8 +46,8 @@ def board_page(board: Board) -> str:
         },
         "tuning": {
             task: {
-                name: [[_finite(i.value), _finite(i.low), _finite(i.high)] for i in own]
-                for name, own in curves.items()
+                name: [[_finite(i.value), _finite(i.low), _finite(i.high)] for i in intervals]
+                for name, intervals in curves.items()
             }
             for task, curves in board.tuning.items()
         },
@@ -77,17 +77,17 @@ def report_page(runs: Sequence[Run]) -> str:
 def _page(content: dict[str, Any]) -> str:
     from plotly.offline import get_plotlyjs
 
-    here = files("optbench.leaderboard")
-    text = (here / "page.html").read_text(encoding="utf-8")
+    folder = files("optbench.leaderboard")
+    text = (folder / "page.html").read_text(encoding="utf-8")
     # In a script element nothing is markup but `<`: escaped, no name can end it.
     data = json.dumps(_visible(content), allow_nan=False, ensure_ascii=False).replace(
         "<", "\\u003c"
     )
     parts = {
-        "STYLE": (here / "page.css").read_text(encoding="utf-8"),
+        "STYLE": (folder / "page.css").read_text(encoding="utf-8"),
         "PLOTLY": get_plotlyjs(),
         "DATA": data,
-        "SCRIPT": (here / "page.js").read_text(encoding="utf-8"),
+        "SCRIPT": (folder / "page.js").read_text(encoding="utf-8"),
     }
     before, *rest = text.split("<!--")
     return before + "".join(
@@ -113,7 +113,10 @@ def _cells(texts: Sequence[str]) -> list[Cell]:
 
 
 def _sort_key(text: str) -> float | str:
-    """Read the number that a cell begins with; infinite ones stand at the ends, cells without number at the last."""
+    """Read the number that a cell begins with, to sort by.
+
+    Infinite ones stand at the ends, cells without a number last.
+    """
     first = text.split(" ")[0].split("–")[0].rstrip("%")
     special = {"∞": LARGEST, "−∞": -LARGEST, "": LARGEST}
     if first in special:
@@ -152,7 +155,7 @@ def _run(run: Run, group: str) -> dict[str, Any]:
 
 
 def _visible(node: Any) -> Any:
-    """All that is shown, without control characters, which a browser would draw or a reader's terminal act on."""
+    """All that is shown, without control characters, which a browser or terminal might act on."""
     if isinstance(node, str):
         return visible(node)
     if isinstance(node, Mapping):

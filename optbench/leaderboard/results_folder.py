@@ -1,4 +1,7 @@
-"""All that a results folder holds: what was run here, and what was contributed; whatever it is, it harms nothing."""
+"""All that a results folder holds: runs that were made in it, and runs that were contributed.
+
+Whatever it holds, reading it harms nothing.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ Key = tuple[str, str]  # of a run: its suite and its name
 
 
 def read_results(results: Path) -> tuple[list[Run], list[Reason]]:
-    """Return every run of a suite under a results folder, and (name, why) of all that was passed over.
+    """Return every run of a suite in a results folder, and (name, why) of what was passed over.
 
     A run that is in a committed file and has its folder here too is read from its folder.
     """
@@ -37,25 +40,27 @@ def _key(run: Run) -> Key:
 
 
 def _claimed_twice(entries: list[Entry]) -> Iterator[Reason]:
-    """Take away the runs that two files claim, and say so of both; a file that has been verified keeps its own."""
-    owners: dict[Key, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        for run in entry.runs:
-            owners[_key(run)].append(entry)
-    shared = {key: own for key, own in owners.items() if len(own) > 1}
-    if not shared:
-        return
-    marks = read_marks()
-    for entry in entries:
+    """Take away the runs that two files claim, and say so of each file.
+
+    A file that has been verified keeps its runs.
+    """
+    shared = _shared(entries)
+    marks = read_marks() if shared else {}
+    for entry in entries if shared else []:
         if (mark := marks.get(entry.digest)) is not None and mark.agreed:
             continue
         lost = [run for run in entry.runs if _key(run) in shared]
         if lost:
             entry.runs = [run for run in entry.runs if _key(run) not in shared]
-            others = sorted(
-                {own.name for run in lost for own in shared[_key(run)] if own is not entry}
-            )
-            yield (
-                entry.name,
-                f"{len(lost)} of its runs are in {', '.join(others)} too, such as {lost[0].name}",
-            )
+            claimants = {other.name for run in lost for other in shared[_key(run)]} - {entry.name}
+            others = ", ".join(sorted(claimants))
+            yield entry.name, f"{len(lost)} of its runs are in {others} too, such as {lost[0].name}"
+
+
+def _shared(entries: list[Entry]) -> dict[Key, list[Entry]]:
+    """Return the runs that two or more files claim, with these files."""
+    claimants: dict[Key, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        for run in entry.runs:
+            claimants[_key(run)].append(entry)
+    return {key: files for key, files in claimants.items() if len(files) > 1}

@@ -1,4 +1,4 @@
-"""Run folders, read as lines of a committed file are: the parts of their files that the board needs, as shapes."""
+"""Run folders, read as lines of a committed file are: the parts that the board needs."""
 
 import hashlib
 import json
@@ -181,14 +181,14 @@ def read_run(folder: Path, any_run: bool = False) -> Run | None:
     origin = shaped(Origin, _mapping(read_json, folder / record.PROVENANCE), record.PROVENANCE)
     place = config.board or Place("", 0, "", _as_name(summary.task), "final", 0)
     curve = _curve(folder) if place.phase == FINAL else {}
-    found = shaped(
+    run = shaped(
         Run, _content(folder.name, place, whole, summary, origin) | {"curve": curve, "local": True}
     )
     if summary.status in record.FINISHED and (
         changed := record.check_digests(folder, weights=False)
     ):
         raise UnreadableError(changed)
-    return found
+    return run
 
 
 def _mapping(read: Callable[[Path], Any], path: Path) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def _named(read: Callable[[Path], T], path: Path) -> T:
 
 
 def _as_name(text: str) -> str:
-    """A name for a run that is not ranked, where it could be that of an optimizer in a folder, as in `mine/adam`."""
+    """A name for a run that is not ranked; it may be that of a folder's optimizer, `mine/adam`."""
     return re.sub(r"[^\w-]", "_", text).lstrip("-") or "_"
 
 
@@ -266,31 +266,33 @@ def _series(path: Path) -> list[Line]:
     """Return the whole lines of a series; a last line without its end is still being written."""
     text = _named(lambda path: read_text(path, LARGEST_SERIES_BYTES), path)
     lines = text.split("\n")[:-1]
-    found: list[Line] = shaped_text(cast(Any, list[Line]), f"[{','.join(lines)}]", path.name)
-    if not all(isinstance(line.get("step"), int) for line in found):
+    records: list[Line] = shaped_text(cast(Any, list[Line]), f"[{','.join(lines)}]", path.name)
+    if not all(isinstance(line.get("step"), int) for line in records):
         raise UnreadableError(f"{path.name} has a line without its step")
-    return found
+    return records
 
 
 def _curve(folder: Path) -> dict[str, list[Any]]:
-    """Merge both series by step, and keep a number of steps that a page can draw, first and last among them."""
+    """Merge both series by step, and keep as many steps as a page can draw.
+
+    The first and the last are among them.
+    """
     steps: dict[Any, Line] = {}
     for name in (record.METRICS, record.TIMINGS):
         for line in _series(folder / name):
             steps.setdefault(line["step"], {}).update(line)
-    measured = [
-        values for _, values in sorted(steps.items()) if any(key in values for key in CURVES)
-    ]
-    keep = (
-        sorted({round(i * (len(measured) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)})
-        if measured
-        else []
-    )
-    kept = [measured[i] for i in keep]
+    measured = [values for _, values in sorted(steps.items()) if values.keys() & set(CURVES)]
+    kept = [measured[i] for i in _spread_evenly(len(measured))]
     present = ["step", *[key for key in CURVES if any(key in values for values in kept)]]
-    return {
-        key: [rounded(values[key]) if key in values else None for values in kept] for key in present
-    }
+    return {key: [rounded(values.get(key)) for values in kept] for key in present}
+
+
+def _spread_evenly(count: int) -> list[int]:
+    """Return at most CURVE_POINTS of so many places, the first and the last among them."""
+    if not count:
+        return []
+    shares = (i / (CURVE_POINTS - 1) for i in range(CURVE_POINTS))
+    return sorted({round(share * (count - 1)) for share in shares})
 
 
 def rounded(value: Any) -> Any:

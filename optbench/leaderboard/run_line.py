@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, ConfigDict, Field
 
@@ -94,14 +94,24 @@ class Run:
         return f"{self.suite}-v{self.version}"
 
     @property
-    def place(self) -> tuple[str, str, str, int, int]:
-        """What it fills in the protocol."""
-        return self.optimizer, self.task, self.phase, self.point, self.seed
+    def place(self) -> "Slot":
+        """Place of the protocol that the run fills."""
+        return Slot(self.optimizer, self.task, self.phase, self.point, self.seed)
 
     def line(self) -> str:
         """Return it as a line of a committed file."""
         content = {key: value for key, value in asdict(self).items() if key != "local"}
         return json.dumps({"schema": LINE_SCHEMA} | content, sort_keys=True, allow_nan=False)
+
+
+class Slot(NamedTuple):
+    """One run that a protocol asks for."""
+
+    optimizer: str
+    task: str
+    phase: str
+    point: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ class _Head:
 
 
 def read_line(line: str) -> Run:
-    """Return the run that a line of a committed file holds; it is never a local one, whatever it says.
+    """Return the run that a line of a committed file holds; it is never a local one.
 
     Raises:
         UnreadableError: If it is of another version.

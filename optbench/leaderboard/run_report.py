@@ -1,34 +1,52 @@
-"""`python -m optbench.report RUN…`: one page on chosen run folders, side by side; works from disk, no network."""
+"""`python -m optbench.report RUN ...`: one page on chosen run folders.
+
+It works from disk, without a network.
+"""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from optbench.boundary import ShapeError, UnreadableError, printable
-from optbench.boundary.command_line import Parser
-from optbench.errors import UserError, exit_with
+from optbench.boundary.command_line import Command, FilePath, Key
+from optbench.errors import UserError
 from optbench.leaderboard.page import report_page
 from optbench.leaderboard.run_folders import read_run
 from optbench.leaderboard.write_together import write_together
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Write one page on chosen run folders, side by side; it works from disk, without a network."""
+
+    runs: Annotated[
+        tuple[Path, ...],
+        Key("run folders, such as results/runs/*", placeholder="RUN", positional=True),
+    ]
+    out: Annotated[FilePath, Key("file to write")] = Path("report.html")
+
+
+COMMAND = Command(
+    "optbench.report",
+    Settings,
+    examples=("results/runs/*", "results/runs/digits-* out=page.html"),
+    elsewhere="out=FILE",
+)
+
+
 def main() -> None:
-    """Parse the command line and write the page."""
-    exit_with(_main, "--out FILE")
+    """Write the page that the command line asks for."""
+    COMMAND.run(report)
 
 
-def _main() -> int:
-    parser = Parser(prog="python -m optbench.report", description=__doc__)
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="run folders, such as results/runs/*"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("report.html"), help="file to write (default: report.html)"
-    )
-    given = parser.parse_args()
-    if given.out.is_dir():
-        raise UserError(f"--out must be a file to write, got the folder {given.out}")
+def report(settings: Settings) -> int:
+    """Write the page, and return the exit code."""
+    out = settings.out
+    if out.is_dir():
+        raise UserError(f"out must be a file to write, got the folder {out}")
     runs = []
-    for folder in given.runs:
+    for folder in settings.runs:
         try:
             run = read_run(folder, any_run=True)
         except (UnreadableError, ShapeError) as why:
@@ -38,7 +56,7 @@ def _main() -> int:
             runs.append(run)
     if not runs:
         raise UserError("none of these is a run folder: name some of results/runs/")
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    write_together({given.out: report_page(runs)})
-    print(printable(str(given.out)))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_together({out: report_page(runs)})
+    print(printable(str(out)))
     return 0

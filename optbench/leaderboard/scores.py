@@ -18,7 +18,10 @@ STEP, GRADIENTS, SECONDS = "step", "cost/gradients", "time/train_seconds"
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, least and greatest over the seeds; infinite where they diverged, NaN where not measured."""
+    """Median, least and greatest over the seeds.
+
+    Infinite where a run diverged, NaN where it was not measured.
+    """
 
     median: float
     least: float
@@ -30,17 +33,20 @@ class Row:
     """One entrant on one task, over its final seeds.
 
     Attributes:
-        score: Of the ranked metric, −∞ where a run diverged, shape (S,).
+        optimizer: Name of the entrant.
+        task: Name of the task.
+        score: Scores of the ranked metric, −∞ where a run diverged, shape (S,).
         metrics: Spreads by name.
         hit_rate: Share of the runs that reached the suite's target.
-        steps_to_target, gradients_to_target, seconds_to_target: Censored medians, training alone on
-            the clock.
-        step_milliseconds: Training time a step, median.
-        gradients_per_step: Batch gradients a step.
-        peak_gib: Of the process on a CPU, of the GPU's memory on a GPU; the largest.
-        state_mib: What the optimizer keeps.
-        diverged: Share of the runs.
-        point: Which point was selected.
+        steps_to_target: Steps to the target, censored median over the seeds.
+        gradients_to_target: The same for batch gradients.
+        seconds_to_target: The same for seconds of training, without measuring.
+        step_milliseconds: Training time of a step, median over the seeds.
+        gradients_per_step: Batch gradients of a step, median over the seeds.
+        peak_gib: Largest peak of memory: of the process on a CPU, of the GPU's memory on a GPU.
+        state_mib: Largest memory that the optimizer keeps between steps.
+        diverged: Share of the runs that diverged.
+        point: Number of the point that was selected.
     """
 
     optimizer: str
@@ -67,29 +73,19 @@ def row(suite: Suite, entrant: Entrant, task: str) -> Row:
     """Measure one entrant on one task."""
     runs = entrant.finals[task]
     target = suite.tasks[task].target
-    metrics = {name: _spread([_at_end(run, name) for run in runs]) for name in AT_END}
-    metrics |= {
-        f"{name} at the end": _spread([_last_measured(run, name) for run in runs])
-        for name in CURVATURE
-    }
-    metrics |= {
-        f"{name} at the best": _spread([_at_best(suite, run, name) for run in runs])
-        for name in CURVATURE
-    }
-    metrics[f"{DISTANCE} at most"] = _spread([_most(run, DISTANCE) for run in runs])
     reached = {
         unit: [cost_to_target(suite, run, target, unit) for run in runs]
         for unit in (STEP, GRADIENTS, SECONDS)
     }
     return Row(
-        entrant.name,
-        task,
-        [score(suite, run) for run in runs],
-        metrics,
-        float(np.mean(np.isfinite(reached[STEP]))),
-        censored_median(reached[STEP]),
-        censored_median(reached[GRADIENTS]),
-        censored_median(reached[SECONDS]),
+        optimizer=entrant.name,
+        task=task,
+        score=[score(suite, run) for run in runs],
+        metrics=_metrics(suite, runs),
+        hit_rate=float(np.mean(np.isfinite(reached[STEP]))),
+        steps_to_target=censored_median(reached[STEP]),
+        gradients_to_target=censored_median(reached[GRADIENTS]),
+        seconds_to_target=censored_median(reached[SECONDS]),
         step_milliseconds=float(
             np.median([1000 * run.train_seconds / max(1, run.step) for run in runs])
         ),
@@ -99,6 +95,16 @@ def row(suite: Suite, entrant: Entrant, task: str) -> Row:
         diverged=float(np.mean([run.status == "diverged" for run in runs])),
         point=entrant.points[task],
     )
+
+
+def _metrics(suite: Suite, runs: Sequence[Run]) -> dict[str, Spread]:
+    """Return the spread of each metric over the seeds."""
+    metrics = {name: _spread([_at_end(run, name) for run in runs]) for name in AT_END}
+    for name in CURVATURE:
+        metrics[f"{name} at the end"] = _spread([_last_measured(run, name) for run in runs])
+    for name in CURVATURE:
+        metrics[f"{name} at the best"] = _spread([_at_best(suite, run, name) for run in runs])
+    return metrics | {f"{DISTANCE} at most": _spread([_most(run, DISTANCE) for run in runs])}
 
 
 def score(suite: Suite, run: Run) -> float:
@@ -117,7 +123,10 @@ def scores(suite: Suite, entrants: Sequence[Entrant]) -> Array:
 def costs(
     suite: Suite, entrants: Sequence[Entrant], level: int | None = None, unit: str = GRADIENTS
 ) -> Array:
-    """Return the costs to reach a target, shape (E, T, S), ∞ where missed; `level` counts from the easiest."""
+    """Return the costs to reach a target, shape (E, T, S), ∞ where missed.
+
+    `level` counts targets from the easiest; None is the suite's.
+    """
 
     def target(task: str) -> float:
         targets = suite.tasks[task].targets
@@ -135,7 +144,7 @@ def costs(
 
 
 def cost_to_target(suite: Suite, run: Run, target: float, unit: str) -> float:
-    """Return the cost at the first measurement of `select` at or below the target, ∞ if there is none."""
+    """Return the cost at the first measurement of `select` that meets the target, ∞ without one."""
     series, cost = run.curve.get(suite.tasks[run.task].select, []), run.curve.get(unit, [])
     for value, spent in zip(series, cost, strict=False):
         if value is not None and value <= target and spent is not None:
@@ -158,7 +167,10 @@ def _most(run: Run, metric: str) -> float:
 
 
 def _at_best(suite: Suite, run: Run, metric: str) -> float:
-    """The measurement nearest before, or at, the step of the best validation; the first one where none is before."""
+    """The measurement at the step of the best validation, or the nearest before it.
+
+    The first measurement if none is before.
+    """
     validated = [
         (v, s)
         for v, s in zip(_of(run, suite.tasks[run.task].select), _of(run, STEP), strict=False)

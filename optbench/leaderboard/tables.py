@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from optbench.boundary import visible
-from optbench.leaderboard.board import Board
+from optbench.leaderboard.board import Board, Standing
 from optbench.leaderboard.scores import DISTANCE, SHARPNESS, Row, Spread
 from optbench.statistics import Interval
 
@@ -29,33 +29,22 @@ TASK_COLUMNS: dict[str, Callable[[Row], str]] = {
     "state MiB": lambda r: number(r.state_mib),
     "diverged": lambda r: f"{r.diverged:.0%}",
 }
-STANDING_COLUMNS = (
-    "rank",
-    "may be",
-    "optimizer",
-    "score",
-    "mean rank",
-    "profile area",
-    "hit rate",
-    "diverged",
-)
+STANDING_CELLS: dict[str, Callable[[Standing], str]] = {
+    "rank": lambda s: str(s.rank),
+    "may be": lambda s: f"{s.ranks[0]}–{s.ranks[1]}",
+    "optimizer": lambda s: s.name,
+    "score": lambda s: interval(s.score),
+    "mean rank": lambda s: f"{s.mean_rank:.2f}",
+    "profile area": lambda s: f"{s.profile_area:.2f}",
+    "hit rate": lambda s: f"{s.hit_rate:.0%}",
+    "diverged": lambda s: f"{s.diverged:.0%}",
+}
+STANDING_COLUMNS = tuple(STANDING_CELLS)
 
 
 def standings(board: Board) -> list[list[str]]:
     """Return the rows of the table over all tasks, under `STANDING_COLUMNS`."""
-    return [
-        [
-            str(s.rank),
-            f"{s.ranks[0]}–{s.ranks[1]}",
-            s.name,
-            interval(s.score),
-            f"{s.mean_rank:.2f}",
-            f"{s.profile_area:.2f}",
-            f"{s.hit_rate:.0%}",
-            f"{s.diverged:.0%}",
-        ]
-        for s in board.standings
-    ]
+    return [[cell(s) for cell in STANDING_CELLS.values()] for s in board.standings]
 
 
 def markdown(board: Board) -> str:
@@ -65,13 +54,10 @@ def markdown(board: Board) -> str:
         f"# Leaderboard: {suite.name}, version {suite.version}",
         "",
         f"{len(suite.tasks)} tasks, {suite.points} tuning points an optimizer, "
-        f"{len(suite.final_seeds)} seeds; "
-        f"{suite.held_out} is held out of tuning. Score: 0 at the start, 1 at a fixed reference, "
-        "interquartile mean "
-        "over tasks and seeds with a 95 % interval. `may be`: the ranks that are possible, for all "
-        "together with "
-        "95 % confidence. Written by `python -m optbench.leaderboard`; `leaderboard.html` has the "
-        "curves.",
+        f"{len(suite.final_seeds)} seeds; {suite.held_out} is held out of tuning. Score: 0 at the "
+        "start, 1 at a fixed reference, interquartile mean over tasks and seeds with a 95 % "
+        "interval. `may be`: the ranks that are possible, for all together with 95 % confidence. "
+        "Written by `python -m optbench.leaderboard`; `leaderboard.html` has the curves.",
         "",
         *_table(STANDING_COLUMNS, standings(board)),
         "",
@@ -83,8 +69,7 @@ def markdown(board: Board) -> str:
         "## Task by task",
         "",
         "Medians over the seeds [least, greatest]. A target missed by half of the runs or more "
-        "takes forever (∞). "
-        "Edge: measured sharpness over the optimizer's own threshold.",
+        "takes forever (∞). Edge: measured sharpness over the optimizer's own threshold.",
         "",
     ]
     order = [s.name for s in board.standings]
@@ -103,7 +88,8 @@ def markdown(board: Board) -> str:
     lines += [
         "## Pairs",
         "",
-        "The first minus the second, paired by task and seed; `r` is the rank-biserial correlation.",
+        "The first minus the second, paired by task and seed; `r` is the rank-biserial "
+        "correlation.",
         "",
     ]
     lines += [*_table(PAIR_COLUMNS, pairs(board)), ""]
@@ -117,22 +103,21 @@ def markdown(board: Board) -> str:
     return "\n".join(lines)
 
 
-PAIR_COLUMNS = ("first", "second", "difference", "effect r", "wins", "p (Holm)")
+PAIR_CELLS: dict[str, Callable[[Board, tuple[str, str]], str]] = {
+    "first": lambda _, names: names[0],
+    "second": lambda _, names: names[1],
+    "difference": lambda board, names: interval(board.pairs[names].difference),
+    "effect r": lambda board, names: f"{board.pairs[names].effect:.2f}",
+    "wins": lambda board, names: f"{board.pairs[names].wins:.0%}",
+    "p (Holm)": lambda board, names: f"{board.adjusted[names]:.2g}",
+}
+PAIR_COLUMNS = tuple(PAIR_CELLS)
 
 
 def pairs(board: Board) -> list[list[str]]:
-    """Return the rows of the table of pairs, under `PAIR_COLUMNS`."""
-    return [
-        [
-            a,
-            b,
-            interval(pair.difference),
-            f"{pair.effect:.2f}",
-            f"{pair.wins:.0%}",
-            f"{board.adjusted[a, b]:.2g}",
-        ]
-        for (a, b), pair in sorted(board.pairs.items(), key=lambda item: board.adjusted[item[0]])
-    ]
+    """Return the rows of the table of pairs, under `PAIR_COLUMNS`, the surest difference first."""
+    surest_first = sorted(board.pairs, key=board.adjusted.__getitem__)
+    return [[cell(board, names) for cell in PAIR_CELLS.values()] for names in surest_first]
 
 
 def task_cells(r: Row) -> list[str]:
@@ -141,7 +126,10 @@ def task_cells(r: Row) -> list[str]:
 
 
 def comma_separated(board: Board) -> str:
-    """Return a line for every entrant and task, numbers in full; infinite is `inf`, not measured is empty."""
+    """Return a line for every entrant and task, numbers in full.
+
+    Infinite is `inf`, not measured is empty.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     ranks = {s.name: s for s in board.standings}
@@ -168,11 +156,17 @@ def comma_separated(board: Board) -> str:
     writer.writerow([*head, "task", "seeds", *names, *costs])
     for r in board.rows:
         s = ranks[r.optimizer]
-        own = [plain(board.suite.name), board.suite.version, plain(r.optimizer), s.rank, *s.ranks]
-        own += [_csv(x) for x in (s.score.value, s.score.low, s.score.high)]
+        cells = [plain(board.suite.name), board.suite.version, plain(r.optimizer), s.rank, *s.ranks]
+        cells += [_csv(x) for x in (s.score.value, s.score.low, s.score.high)]
         metrics = [_csv(r.metrics[name].median) for name in names]
         writer.writerow(
-            [*own, plain(r.task), len(r.score), *metrics, *[_csv(getattr(r, key)) for key in costs]]
+            [
+                *cells,
+                plain(r.task),
+                len(r.score),
+                *metrics,
+                *[_csv(getattr(r, key)) for key in costs],
+            ]
         )
     return stream.getvalue()
 

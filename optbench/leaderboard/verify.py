@@ -1,4 +1,4 @@
-"""Re-run what was contributed, and compare: trust, but look."""
+"""Run again what was contributed, and compare."""
 
 import contextlib
 import math
@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-
 from optbench.boundary import ShapeError, UnreadableError
-from optbench.launch.local import launch
+from optbench.launch.index import INDEX
+from optbench.launch.local import LocalLauncher
+from optbench.launch.runs import Runs
 from optbench.leaderboard.entrants import of_protocol, unlike
 from optbench.leaderboard.entries import Entry, read_digests
 from optbench.leaderboard.marks import Mark, add_mark, read_marks
@@ -25,8 +24,11 @@ class Check:
     """One run that was done again.
 
     Attributes:
+        name: Name of the run.
         verdict: "same" (to the digits kept), "close" (within the spread of the seeds, as another
             processor's rounding makes it), or what differs.
+        then: Ranked metric that was contributed.
+        now: The same of the run that was done again; NaN if it could not be.
     """
 
     name: str
@@ -48,7 +50,7 @@ def verify(
     scratch: Path,
     marks: Path,
 ) -> dict[str, list[Check]]:
-    """Re-run final runs of contributed files, mark each file, and return the comparisons by optimizer.
+    """Make final runs of contributed files again, mark each file, and return the comparisons.
 
     Args:
         suite: The protocol.
@@ -59,86 +61,89 @@ def verify(
         scratch: Folder to run in.
         marks: File to add the marks to.
     """
-    found: dict[str, list[Check]] = {}
+    verified: dict[str, list[Check]] = {}
     for entry in entries:
         finals = [
             run
             for run in entry.runs
             if run.phase == FINAL and run.task in suite.tasks and of_protocol(suite, run)
         ]
-        own = (
-            finals
-            if sample is None
-            else secrets.SystemRandom().sample(finals, min(sample, len(finals)))
-        )
-        again = _again(entry.optimizer, own, jobs, scratch)
+        drawn = finals
+        if sample is not None:
+            drawn = secrets.SystemRandom().sample(finals, min(sample, len(finals)))
+        again = _again(entry.optimizer, drawn, jobs, scratch)
         checks = [
-            compare(suite, run, again.get(run.name), _peers(run, finals, again)) for run in own
+            compare(suite, run, again.get(run.name), _peers(run, finals, again)) for run in drawn
         ]
-        found[entry.optimizer] = checks
+        verified[entry.optimizer] = checks
         agreed = bool(checks) and all(check.agrees for check in checks)
         verdicts = {check.name: check.verdict for check in checks}
         mark = Mark(f"{entry.label}/{entry.optimizer}", agreed, len(finals), verdicts)
         if entry.digest:
             add_mark(marks, entry.digest, mark)
-    return found
+    return verified
 
 
 def _peers(run: Run, finals: Sequence[Run], again: Mapping[str, Run]) -> Sequence[Run]:
-    """The seeds whose spread "close" is measured by: those that were run here, unless that is but one."""
-    own = [other for other in again.values() if other.task == run.task]
-    return own if len(own) > 1 else finals
+    """The seeds whose spread "close" is measured by: those done again, if there are two or more."""
+    same_task = [other for other in again.values() if other.task == run.task]
+    return same_task if len(same_task) > 1 else finals
 
 
 def compare(suite: Suite, run: Run, again: Run | None, peers: Sequence[Run]) -> Check:
     """Compare a run with itself, done again."""
     metric = suite.tasks[run.task].metric
-    then, now = (
-        run.last.get(metric, math.nan),
-        again.last.get(metric, math.nan) if again else math.nan,
-    )
+    then = run.last.get(metric, math.nan)
     if again is None:
-        return Check(run.name, "could not be run again", then, now)
+        return Check(run.name, "could not be run again", then, math.nan)
+    now = again.last.get(metric, math.nan)
+    verdict = _difference(run, again)
+    if not verdict and (then == now or run.status == "diverged"):
+        verdict = "same"
+    if not verdict:
+        values = [r.last[metric] for r in peers if r.task == run.task and metric in r.last]
+        close = bool(values) and abs(then - now) <= max(values) - min(values)
+        verdict = "close" if close else f"{metric} {then:g} then, {now:g} now"
+    return Check(run.name, verdict, then, now)
+
+
+def _difference(run: Run, again: Run) -> str:
+    """Say in what a run differs from itself, done again, beside the number; empty if in nothing."""
     if any(again.settings.get(key, value) != value for key, value in run.settings.items()):
-        return Check(run.name, "its command makes other settings of the optimizer", then, now)
+        return "its command makes other settings of the optimizer"
     if difference := unlike(run, again):
-        return Check(run.name, f"another {difference}", then, now)
+        return f"another {difference}"
     if run.status != again.status:
-        return Check(run.name, f"{run.status} then, {again.status} now", then, now)
-    if then == now or run.status == "diverged":
-        return Check(run.name, "same", then, now)
-    values = [r.last[metric] for r in peers if r.task == run.task and metric in r.last]
-    close = bool(values) and abs(then - now) <= max(values) - min(values)
-    return Check(run.name, "close" if close else f"{metric} {then:g} then, {now:g} now", then, now)
+        return f"{run.status} then, {again.status} now"
+    return ""
 
 
 def unverified(results: Path, suite: Suite) -> dict[str, str]:
     """Say why a contributed optimizer is not verified, by name; those that are, are left out."""
     marks = read_marks()
-    found = {}
+    reasons = {}
     for optimizer, digest in read_digests(results, suite.label).items():
         mark = marks.get(digest)
         if mark is None:
-            found[optimizer] = "unverified: python -m optbench.leaderboard --verify re-runs it"
+            reasons[optimizer] = (
+                "unverified: python -m optbench.leaderboard verify=unverified re-runs it"
+            )
         elif not mark.agreed:
-            found[optimizer] = "re-run, and found to differ"
-    return found
+            reasons[optimizer] = "re-run, and found to differ"
+    return reasons
 
 
 def _again(who: str, runs: Sequence[Run], jobs: int, scratch: Path) -> Mapping[str, Run]:
-    commands = [[*run.command, "wandb.mode=disabled", "picture=false"] for run in runs]
-    by_command = {tuple(command): run.name for command, run in zip(commands, runs, strict=True)}
-    found = {}
-    bar = track(
-        launch(commands, jobs, results=scratch),
-        who,
-        total=len(commands),
-        console=Console(stderr=True),
-    )
-    for finished in bar:
-        if finished.folder is None:
+    """Make the runs again, and return those that could be made, by their names."""
+    commands = {run.name: (*run.command, "wandb.mode=disabled", "picture=false") for run in runs}
+    launcher = LocalLauncher(jobs, results=scratch)
+    with Runs(launcher, scratch, scratch / INDEX, len(commands)) as made:
+        made.make(who, list(commands.values()))
+    again = {}
+    for name, command in commands.items():
+        if (folder := made.folder(command)) is None:
             continue
         with contextlib.suppress(UnreadableError, ShapeError):  # then it "could not be run again"
-            if (again := read_run(finished.folder)) is not None:
-                found[by_command[finished.overrides]] = again
-    return found
+            if (run := read_run(folder)) is not None:
+                again[name] = run
+    return again

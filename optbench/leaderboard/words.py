@@ -34,7 +34,7 @@ def _first(board: Board) -> list[str]:
 
 
 def _groups(board: Board) -> list[str]:
-    """Neighbours that cannot be told apart: the reader's first mistake is to read a rank as a difference."""
+    """Neighbours that cannot be told apart: a rank is easily misread as a difference."""
     names = [s.name for s in board.standings]
     lines, chain = [], names[1:2]  # those that are like the first one have been said
     for name in [*names[2:], None]:
@@ -70,23 +70,31 @@ def _sure(board: Board, pair: tuple[str, str]) -> bool:
 def _friedman(board: Board) -> list[str]:
     if len(board.standings) < 2:
         return []
-    found = "differ" if board.friedman_p < 1 - LEVEL else "cannot be shown to differ"
+    verdict = "differ" if board.friedman_p < 1 - LEVEL else "cannot be shown to differ"
     tasks = len(board.suite.tasks)
     return [
-        f"Over the {tasks} tasks as blocks, mean ranks {found} (Friedman p = "
+        f"Over the {tasks} tasks as blocks, mean ranks {verdict} (Friedman p = "
         f"{board.friedman_p:.2g}); two must lie "
         f"{board.critical_difference:.1f} apart to differ (Nemenyi), and there are only {tasks} "
         "tasks."
     ]
 
 
+WITHOUT = "mean rank without "  # how the choices that leave an entrant out begin
+
+
 def _choices(board: Board) -> list[str]:
+    """What the first place and the order depend on."""
     best = board.standings[0].name
-    other = [
-        r
-        for r in board.robust
-        if best not in r.first and not r.choice.startswith("mean rank without")
-    ]
+    lines = _other_firsts(board, best) + _absences(board)
+    if not math.isnan(board.halves):
+        lines.append(f"{best} is first under {board.halves:.0%} of the halves of the seeds.")
+    return lines
+
+
+def _other_firsts(board: Board, best: str) -> list[str]:
+    """Who else would be first, and by which choices."""
+    other = [r for r in board.robust if best not in r.first and not r.choice.startswith(WITHOUT)]
     lines = []
     for first in dict.fromkeys(tuple(r.first) for r in other):
         same = [r for r in other if tuple(r.first) == first]
@@ -96,17 +104,18 @@ def _choices(board: Board) -> list[str]:
             f"{_and(list(first))} would be first by: {choices} (Kendall's τ with the board "
             f"{tau:.2f} or more)."
         )
-    left_out = [r for r in board.robust if r.choice.startswith("mean rank without")]
-    moved = [r.choice.removeprefix("mean rank without ") for r in left_out if r.tau < 1]
-    if moved:
-        lines.append(
-            f"Mean ranks of the others change their order without {_and(moved)}; scores never do."
-        )
-    elif left_out:
-        lines.append("No entrant's absence changes the order of the others.")
-    if not math.isnan(board.halves):
-        lines.append(f"{best} is first under {board.halves:.0%} of the halves of the seeds.")
     return lines
+
+
+def _absences(board: Board) -> list[str]:
+    """Whose absence changes the order of the others."""
+    left_out = [r for r in board.robust if r.choice.startswith(WITHOUT)]
+    moved = [r.choice.removeprefix(WITHOUT) for r in left_out if r.tau < 1]
+    if moved:
+        return [
+            f"Mean ranks of the others change their order without {_and(moved)}; scores never do."
+        ]
+    return ["No entrant's absence changes the order of the others."] if left_out else []
 
 
 def _held_out(board: Board) -> list[str]:

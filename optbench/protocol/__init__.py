@@ -1,1 +1,1 @@
-"""What is compared, on which budget: suites, the points that are tried, the rule that selects one, the tuner."""
+"""What is compared, on which budget: suites, points, the rule that selects one, the tuner."""

@@ -1,6 +1,6 @@
-"""The points at which an optimizer is tried: of its search space, spread evenly, the same for everyone."""
+"""The points at which an optimizer is tried: spread evenly over its search space."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from optbench.paths import conf_folder
 
 
 def sobol_points(space: Mapping[str, search.Dimension], count: int, seed: int) -> list[list[str]]:
-    """Return overrides for the first `count` points of a scrambled Sobol sequence in a search space.
+    """Return overrides for the first `count` points of a scrambled Sobol sequence.
 
     Owen-scrambled: each point is uniform on the space, and together they fill it evenly.
 
@@ -40,9 +40,9 @@ def _spelled(value: Any) -> str:
 
 
 def search_spaces(
-    names: str, config_dir: Path | None = None
+    names: Sequence[str], config_dir: Path | None = None
 ) -> dict[str, dict[str, search.Dimension]]:
-    """Return the search space of each optimizer named (or of all that have one), from its YAML.
+    """Return the search space of each optimizer named (`all`: of all that have one), from its YAML.
 
     Raises:
         UserError: If there is no such optimizer, or it declares no search space.
@@ -51,11 +51,8 @@ def search_spaces(
     files = {
         file.stem: file for folder in reversed(folders) for file in sorted(folder.glob("*.yaml"))
     }
-    wanted = (
-        sorted(files)
-        if names == "all"
-        else [name.strip() for name in names.split(",") if name.strip()]
-    )
+    everyone = tuple(names) == ("all",)
+    wanted = sorted(files) if everyone else names
     spaces = {}
     for name in wanted:
         if name not in files:
@@ -66,7 +63,7 @@ def search_spaces(
         space = search.read(_node(files[name]).get("search"))
         if space:
             spaces[name] = space
-        elif names != "all":
+        elif not everyone:
             raise UserError(
                 f"optimizer {name} declares no search space: add `search:` to {files[name].name}"
             )

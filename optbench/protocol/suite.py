@@ -1,4 +1,4 @@
-"""A suite: the protocol under which optimizers are compared, read from `conf/suite/NAME.yaml`; needs no torch."""
+"""A suite: the protocol under which optimizers are compared; needs no torch."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ class SuiteTask:
     Attributes:
         kind: Regression, vision, language, algorithmic.
         run: Overrides of the main job.
-        final: More of them for the runs that are reported: probes. They move no result.
+        final: More overrides, for the runs that are reported: probes. They move no result.
         metric: What is ranked, less is better, at the last step.
         select: What hyperparameters are chosen by, less is better, at the last step; never a test
             metric.
@@ -48,7 +48,7 @@ class SuiteTask:
         targets: Values of `select` to be reached, from easy to hard; the middle one is the suite's.
         floor: No learner can have a smaller expected `metric` (a proof, not a record); None where
             none is known.
-        floor_slack: By how much a finite test set may undercut it: several of its standard errors.
+        floor_slack: How far a finite test set may undercut the floor: several standard errors.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -70,7 +70,7 @@ class SuiteTask:
         return self.targets[len(self.targets) // 2]
 
     def score(self, value: float) -> float:
-        """Return (start − value)/(start − good): 0 as it begins, 1 at the reference, above 1 beyond it."""
+        """Return (start − value)/(start − good): 0 at the start, 1 at the reference."""
         return (self.start - value) / (self.start - self.good)
 
 
@@ -79,16 +79,16 @@ class Suite:
     """A protocol.
 
     Attributes:
-        name: Of the file.
+        name: Name of the file.
         version: Raised whenever a change moves results; boards of two versions never mix.
         points: Scrambled-Sobol points of every optimizer's search space, the same number for all.
-        sobol_seed: Of the scrambling.
+        sobol_seed: Seed of the scrambling.
         tuning_seeds: Every point is run with these, and their mean selects.
         final_seeds: The selected point is run anew with these, and reported; none is a tuning seed.
         held_out: The task that is not tuned on: it is run at the point with the best mean rank on
             the others.
         common: Overrides of every run.
-        tasks: By name.
+        tasks: Tasks by name.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -116,19 +116,19 @@ class Suite:
     def command(
         self, optimizer: str, task: str, phase: str, number: int, point: Sequence[str], seed: int
     ) -> tuple[str, ...]:
-        """Return the main job's overrides for one place of the protocol; `board` in them says which place it is.
+        """Return the main job's overrides for one place of the protocol; `board` says which place.
 
         Args:
-            optimizer: Its name.
-            task: Of the suite.
+            optimizer: Name of the optimizer.
+            task: Name of the task.
             phase: `tune` or `final`.
-            number: Of the point.
+            number: Number of the point.
             point: Overrides below `optimizer`: where the point lies in the optimizer's search
                 space.
-            seed: Of the run.
+            seed: Seed of the run.
         """
-        own = self.tasks[task]
-        probes = own.final if phase == FINAL else ("probes=none",)
+        suite_task = self.tasks[task]
+        probes = suite_task.final if phase == FINAL else ("probes=none",)
         # Hydra refuses to be given a group twice
         later = {override.split("=")[0] for override in probes}
         place = {
@@ -142,7 +142,7 @@ class Suite:
             f"optimizer={quoted(optimizer)}",
             *(
                 override
-                for override in (*self.common, *own.run)
+                for override in (*self.common, *suite_task.run)
                 if override.split("=")[0] not in later
             ),
             *probes,

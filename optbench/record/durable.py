@@ -1,4 +1,4 @@
-"""Writing that survives a power cut: what counts has reached the disk, and so has the name that leads to it.
+"""Writing that survives a power cut: the content has reached the disk, and so has its name.
 
 A file's content and its entry in a directory are two things to a file system, each with its own
 `fsync`.
@@ -12,7 +12,7 @@ PART = ".part"  # ends the name of a file that is still being written
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, a killed writer and a power cut leave the old content or the new one."""
+    """Write a file so that a reader, a kill and a power cut leave the old or the new content."""
     part = write_part(path, content)
     try:
         part.replace(path)
@@ -23,7 +23,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def write_part(path: Path, content: str | bytes | memoryview) -> Path:
-    """Write what is to become a file beside its place, bring it to the disk, and return where it is."""
+    """Write the content beside its place, bring it to the disk, and return where it is."""
     part = path.with_name(path.name + PART)
     try:
         with part.open("wb") as stream:
@@ -48,7 +48,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_upwards(folder: Path) -> None:
-    """Bring the entries of a folder and of all that hold it to the disk: whoever made them may not have."""
+    """Bring the entries of a folder, and of all that hold it, to the disk.
+
+    Whoever made the folders may not have done so.
+    """
     resolved = folder.resolve()
     for place in (resolved, *resolved.parents):
         sync_folder(place)

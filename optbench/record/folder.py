@@ -1,4 +1,4 @@
-"""The run folder: every file of it is written whole or flushed line by line, by one process at a time.
+"""The run folder: files are written whole or line by line, by one process at a time.
 
 config.yaml        the resolved configuration
 provenance.json    versions, hardware, git commit, sources, data hash, init hash, initial loss
@@ -79,7 +79,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_finished(path: Path) -> dict[str, Any] | None:
-    """Return the summary of a run folder, or None where there is no run, or one that has not come to its end.
+    """Return the summary of a finished run, None if there is no run or it has not finished.
 
     It does not look at the other files: `check_digests` does.
     """
@@ -101,25 +101,25 @@ def check_digests(path: Path, weights: bool = True) -> str:
     summary = read_finished(path)
     if summary is None:
         return f"{SUMMARY} is missing or damaged"
-    written_with_digests = "digests" in summary  # an earlier version's was not
-    closed = read_json(path / DIGESTS) if written_with_digests else None
-    if written_with_digests and closed is None:
+    if "digests" not in summary:  # an earlier version wrote none
+        missing = [name for name in CLOSED if not is_file(path / name)]
+        return f"{missing[0]} is missing" if missing else ""
+    closed = read_json(path / DIGESTS)
+    if closed is None:
         return f"{DIGESTS} is missing or damaged"
-    names = CLOSED if closed is None else _closed(summary["status"])
+    names = _closed(summary["status"]) if weights else CLOSED
     for name in names:
-        if name == CHECKPOINT and not weights:
-            continue
         if not is_file(path / name):
             return f"{name} is missing"
-        if closed is not None and closed.get(name) != sha256(path / name):
+        if closed.get(name) != sha256(path / name):
             return f"{name} is not as the run left it"
-    if closed is not None and closed.get(SUMMARY) != _content_digest(summary):
+    if closed.get(SUMMARY) != _content_digest(summary):
         return f"{SUMMARY} is not as the run left it"
     return ""
 
 
 def _closed(status: str) -> tuple[str, ...]:
-    """The files that nothing writes to any more; a run that diverged ends without a last checkpoint."""
+    """The files that nothing writes to any more; a diverged run has no last checkpoint."""
     return (*CLOSED, CHECKPOINT) if status == "done" else CLOSED
 
 
@@ -215,7 +215,7 @@ class RunFolder:
                 file.unlink(missing_ok=True)
 
     def set_aside(self, names: Iterable[str] = RUN_FILES) -> str:
-        """Move files, as they are, to a new folder in this one, and return words on where they are now."""
+        """Move files, as they are, to a new folder in this one; return words on where they are."""
         number = 1
         while os.path.lexists(place := self.path / f"set-aside-{number}"):
             number += 1
@@ -228,7 +228,7 @@ class RunFolder:
         return f"set aside in {place.name}"
 
     def open_series(self, offsets: Mapping[str, int]) -> None:
-        """Open both series, cut back to where a checkpoint says they ended; from nothing without one."""
+        """Open both series, cut back to where a checkpoint says they ended; empty without one."""
         self._series = {
             name: Series(self.path / name, offsets.get(name, 0)) for name in (METRICS, TIMINGS)
         }
@@ -245,13 +245,19 @@ class RunFolder:
         return self._series[METRICS].digest
 
     def sync(self) -> None:
-        """Bring both series to the disk: a checkpoint, or a summary, may count only after what it builds on."""
+        """Bring both series to the disk.
+
+        A checkpoint or a summary may count only after what it builds on.
+        """
         for series in self._series.values():
             series.sync()
 
-    def log(self, step: int, found: Mapping[str, Any]) -> None:
-        """Append one step's values. A number that is not finite has no place in JSON and is left out."""
-        finite = {name: value for name, value in found.items() if _is_finite(value)}
+    def log(self, step: int, measured: Mapping[str, Any]) -> None:
+        """Append one step's values.
+
+        A number that is not finite has no place in JSON, and is left out.
+        """
+        finite = {name: value for name, value in measured.items() if _is_finite(value)}
         timings = {name: value for name, value in finite.items() if is_timing(name)}
         metrics = {name: value for name, value in finite.items() if name not in timings}
         for name, values in ((METRICS, metrics), (TIMINGS, timings)):
@@ -259,7 +265,7 @@ class RunFolder:
                 self._series[name].write(step, values)
 
     def write_summary(self, status: str, values: Mapping[str, Any]) -> None:
-        """Write the summary whole; if the run has finished, after the digests that close the folder."""
+        """Write the summary whole; of a finished run, after the digests that close the folder."""
         head = {
             "schema": SCHEMA,
             "status": status,

@@ -38,7 +38,7 @@ class State:
 
     @classmethod
     def read(cls, folder: Path) -> "State":
-        """Return the state kept in `folder`; a new one where there is none, or something else in its place."""
+        """Return the state kept in `folder`; a new one if there is none that can be read."""
         try:
             state = cls(**(read_json(folder / STATE) or {}))
         except (TypeError, RecursionError):  # keys that no mirror wrote, or nested without end
@@ -58,7 +58,10 @@ class State:
         )
 
     def write(self, folder: Path) -> None:
-        """Write the state whole. Without room for it, sending goes on: a step may arrive twice, none is lost."""
+        """Write the state whole.
+
+        Without room for it, sending goes on: a step may arrive twice, none is lost.
+        """
         try:
             write_whole(folder / STATE, json.dumps(asdict(self)))
         except OSError as why:

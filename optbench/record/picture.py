@@ -5,6 +5,7 @@ or marker of its own, for print.
 """
 
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,10 @@ def is_drawn(path: Path) -> bool:
 
 
 def draw(records: Records, title: str, folder: Path) -> None:
-    """Draw `dynamics.png`, where a panel without data says so, and `spectrum.png` if there are spectra."""
+    """Draw `dynamics.png`, and `spectrum.png` if there are spectra.
+
+    A panel without data says so.
+    """
     with _figure(folder / PICTURE, 3, title) as axes:
         for axis, panel in zip(axes, (_loss, _sharpness, _gap), strict=True):
             panel(axis, records)
@@ -117,48 +121,63 @@ def _loss(axis: "Axes", records: Records) -> None:
 
 
 OWN = ("edge/preconditioned_", "edge/norm_")  # what a threshold may be on instead of λ₁(H)
+NAMES = {
+    None: "sharpness $\\lambda_1$",
+    OWN[0]: "preconditioned sharpness",
+    OWN[1]: "norm sharpness (lower bound)",
+}
 AT_EDGE = 0.95
 DECADES = 100  # range of sharpness from which on its axis is logarithmic
 
 
 def _sharpness(axis: "Axes", records: Records) -> None:
-    """Draw λ_1 … λ_k of what the threshold is on, shaded where at the edge; λ_1(H) beside it if that is another."""
-    own = next((prefix for prefix in OWN if any(f"{prefix}sharpness" in r for r in records)), None)
-    first = f"{own}sharpness" if own else "sharpness/lambda_max"
-    others = {key for r in records for key in r if key.startswith(f"{own or 'sharpness/'}lambda_")}
-    numbered = sorted(
-        (key for key in others if key.rpartition("_")[2].isdigit()),
-        key=lambda k: int(k.rpartition("_")[2]),
+    """Draw λ_1 … λ_k of what the threshold is on, shaded where at the edge."""
+    prefix = next(
+        (prefix for prefix in OWN if any(f"{prefix}sharpness" in r for r in records)), None
     )
-    for i, key in enumerate(numbered):
-        label = "" if i else "the next" if len(numbered) == 1 else f"the next {len(numbered)}"
-        _line(axis, records, key, label, RED, "-", marker="", linewidth=0.7, alpha=0.6)
-    names = {
-        None: "sharpness $\\lambda_1$",
-        OWN[0]: "preconditioned sharpness",
-        OWN[1]: "norm sharpness (lower bound)",
-    }
-    _line(axis, records, first, names[own], RED, "-")
+    first = f"{prefix}sharpness" if prefix else "sharpness/lambda_max"
+    _next_eigenvalues(axis, records, f"{prefix or 'sharpness/'}lambda_")
+    name = NAMES[prefix]
+    _line(axis, records, first, name, RED, "-")
     _shade(axis, records)
     _, thresholds = series(records, "edge/threshold")
     _, sharpness = series(records, first)
+    # A threshold far away, or one that a schedule sends to infinity, must not flatten the curve.
+    shown = [t for t in thresholds if t < 3 * max(sharpness, default=math.inf)]
     label = "edge of stability"
     if sharpness:
-        # A threshold far away, or one that a schedule sends to infinity, must not flatten the
-        # curve.
-        shown = [t for t in thresholds if t < 3 * max(sharpness)]
-        low, high = min(sharpness), max([*sharpness, *shown])
-        if low > 0 and max(sharpness) > DECADES * low:
-            axis.set_yscale("log")
-            axis.set_ylim(low / 1.5, 1.5 * high)
-        else:
-            axis.set_ylim(min(0.0, low), 1.15 * high)
-        if thresholds and not shown:
-            # with a schedule, or the optimizer's own state
-            moves = max(thresholds) > 1.01 * min(thresholds)
-            label += f", off the picture at {min(thresholds):.3g}{' and above' if moves else ''}"
+        _fit(axis, sharpness, shown)
+        label += _off_the_picture(thresholds, shown)
     _line(axis, records, "edge/threshold", label, BLACK, "--", marker="")
-    axis.set_ylabel("sharpness" if own is None else names[own].split(" (")[0])
+    axis.set_ylabel("sharpness" if prefix is None else name.split(" (")[0])
+
+
+def _next_eigenvalues(axis: "Axes", records: Records, prefix: str) -> None:
+    """Draw λ_2 … λ_k as thin lines under one label."""
+    keys = {key for r in records for key in r if key.startswith(prefix)}
+    numbers = sorted(int(end) for key in keys if (end := key.removeprefix(prefix)).isdigit())
+    for i, number in enumerate(numbers):
+        label = "" if i else "the next" if len(numbers) == 1 else f"the next {len(numbers)}"
+        key = f"{prefix}{number}"
+        _line(axis, records, key, label, RED, "-", marker="", linewidth=0.7, alpha=0.6)
+
+
+def _fit(axis: "Axes", sharpness: Sequence[float], thresholds: Sequence[float]) -> None:
+    """Let the axis hold what is shown; it is logarithmic if the sharpness spans two decades."""
+    low, high = min(sharpness), max([*sharpness, *thresholds])
+    if low > 0 and max(sharpness) > DECADES * low:
+        axis.set_yscale("log")
+        axis.set_ylim(low / 1.5, 1.5 * high)
+    else:
+        axis.set_ylim(min(0.0, low), 1.15 * high)
+
+
+def _off_the_picture(thresholds: Sequence[float], shown: Sequence[float]) -> str:
+    """Where the threshold is, if none of it is shown; it moves with a schedule or the optimizer."""
+    if not thresholds or shown:
+        return ""
+    moves = max(thresholds) > 1.01 * min(thresholds)
+    return f", off the picture at {min(thresholds):.3g}{' and above' if moves else ''}"
 
 
 def _shade(axis: "Axes", records: Records) -> None:
@@ -181,7 +200,10 @@ def _gap(axis: "Axes", records: Records) -> None:
 
 
 def _density(axis: "Axes", spectra: Records) -> None:
-    """Draw the spectral density at the first, a middle and the last step, each node as a narrow Gaussian."""
+    """Draw the spectral density at the first, a middle and the last step.
+
+    Each node is a narrow Gaussian.
+    """
     import numpy as np
 
     chosen = sorted({0, len(spectra) // 2, len(spectra) - 1})

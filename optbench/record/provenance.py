@@ -32,15 +32,15 @@ def init_hash(model: nn.Module) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions that a result can depend on."""
-    found = {"optbench": optbench.__version__, "python": platform.python_version()}
+    known = {"optbench": optbench.__version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            known[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "absent"
+            known[package] = "absent"
     if torch.version.cuda:
-        found["cuda"] = torch.version.cuda
-    return found
+        known["cuda"] = torch.version.cuda
+    return known
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the checkout that optbench runs from, `+` added where it was changed since."""
+    """Return the commit of the checkout that optbench runs from, with `+` if it was changed."""
     checkout = Path(optbench.__file__).resolve().parent.parent
     if not (checkout / ".git").exists():
         return None
@@ -79,7 +79,10 @@ def git_commit() -> str | None:
 
 
 def changed_versions(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return in words which versions and hardware (where told) differ between two provenances; empty if none does."""
+    """Return in words which versions and hardware differ between two provenances.
+
+    Hardware is compared where it is told. Empty if nothing differs.
+    """
     changes: list[str] = []
     for part in ("versions", "hardware"):
         before, after = then.get(part), now.get(part, {})
@@ -92,7 +95,10 @@ def changed_versions(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def provenance(
     task: Task, model: nn.Module, initial_loss: float, sources: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Gather everything; data hash, init hash and initial loss together are the problem's fingerprint."""
+    """Gather everything.
+
+    Data hash, hash of the initial weights and initial loss are the problem's fingerprint.
+    """
     origin = {
         "data_hash": task.data_hash(),
         "init_hash": init_hash(model),

@@ -1,4 +1,4 @@
-"""The `.jsonl` files of a run: appended to a line at a time, and how much of one can be gone on from."""
+"""The `.jsonl` files of a run: appended to line by line, and cut back to go on."""
 
 import hashlib
 import json
@@ -53,7 +53,7 @@ class Series:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a `.jsonl` file; a last line without its end is still being written."""
+    """Return the whole lines of a `.jsonl` file; one without its end is still being written."""
     if not is_file(path):
         return []
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
@@ -68,19 +68,22 @@ def is_file(path: Path) -> bool:
 
 
 def sha256(path: Path, length: int | None = None) -> str:
-    """Return the SHA-256 of a plain file's first bytes (of all, without a length); empty where there is no file."""
+    """Return the SHA-256 of a plain file's first `length` bytes, or of all of them.
+
+    Empty where there is no file.
+    """
     return _sha256(path, length).hexdigest() if is_file(path) else ""
 
 
 def whole_length(path: Path, length: int) -> int:
     """Return how many of the first `length` bytes are whole lines of JSON whose steps rise."""
-    found, before = 0, -1
+    length, before = 0, -1
     for line in _lines(path, length) if is_file(path) else ():
         step = _step(line)
         if step is None or step <= before:
             break
-        found, before = found + len(line), step
-    return found
+        length, before = length + len(line), step
+    return length
 
 
 def _step(line: bytes) -> int | None:

@@ -1,4 +1,6 @@
-"""What code a configuration names, as hashes: a result stands for its command only while the code is the same.
+"""The code that a configuration names, as hashes.
+
+A result stands for its command only while the code is the same.
 
 For code of the user's own it is a SHA-256 over the module of each `_target_` and all modules of the
 user's own that these import, wherever in them. What counts is the syntax tree without docstrings:
@@ -26,7 +28,10 @@ MOST_MODULES = 1000  # of one target
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a module is: its file (a folder without an `__init__.py` has none), and where its submodules are."""
+    """The file of a module and the places of its submodules.
+
+    A folder without an `__init__.py` has no file.
+    """
 
     file: Path | None
     folders: tuple[Path, ...]
@@ -35,8 +40,8 @@ class _Place:
 def targets(node: Any) -> set[str]:
     """Return every `_target_` in a configuration."""
     if isinstance(node, Mapping):
-        own = node.get("_target_")
-        return ({own} if isinstance(own, str) else set()).union(
+        target = node.get("_target_")
+        return ({target} if isinstance(target, str) else set()).union(
             *(targets(value) for value in node.values())
         )
     if isinstance(node, list):
@@ -45,19 +50,19 @@ def targets(node: Any) -> set[str]:
 
 
 def sources(config: Any) -> dict[str, str]:
-    """Return, of each `_target_` in a configuration, the hash or the version of its code as it is on disk now."""
+    """Return the hash or the version of the code of each `_target_`, as it is on disk now."""
     return {target: source(target) for target in sorted(targets(config))}
 
 
 def source(target: str) -> str:
-    """Return a target's hash if it is the user's own code, `package version` if it is installed, or `missing`."""
+    """Return the hash of a user's code, `package version` of installed code, or `missing`."""
     top = target.partition(".")[0]
-    found = _module(target)
+    located = _module(target)
     if top in sys.stdlib_module_names:
         return f"{top} {_version(top)}"
-    if found is None:
+    if located is None:
         return MISSING
-    name, place = found
+    name, place = located
     if not _is_users(name, place):
         return f"{top} {_version(top)}"
     digest = hashlib.sha256()
@@ -67,7 +72,7 @@ def source(target: str) -> str:
 
 
 def changed_code(then: Any, now: Mapping[str, str]) -> str:
-    """Return in words which target has other code now; empty if none has, or if it is not known which it had then.
+    """Return in words which target has other code now; empty if none has, or if that is not known.
 
     Another version of an installed package is none: that is for `versions` to say.
     """
@@ -75,7 +80,8 @@ def changed_code(then: Any, now: Mapping[str, str]) -> str:
     for target, value in now.items():
         before = str(known.get(target, MISSING))
         if before not in (value, MISSING) and (_is_hash(before) or _is_hash(value)):
-            return f"the code of {target} has changed since (source hash {before[:12]} then, {value[:12]} now)"
+            hashes = f"source hash {before[:12]} then, {value[:12]} now"
+            return f"the code of {target} has changed since ({hashes})"
     return ""
 
 
@@ -84,20 +90,20 @@ def _is_hash(value: str) -> bool:
 
 
 def _closure(name: str) -> dict[str, bytes]:
-    """Return what counts of a module of the user's own, and of all such that it imports, by name."""
-    found: dict[str, bytes] = {}
+    """Return what counts of a user's module, and of all user's modules that it imports."""
+    contents: dict[str, bytes] = {}
     waiting = [name]
-    while waiting and len(found) < MOST_MODULES:
+    while waiting and len(contents) < MOST_MODULES:
         module = waiting.pop()
         place = _find(module)
-        if module in found or place is None or not _is_users(module, place):
+        if module in contents or place is None or not _is_users(module, place):
             continue
         content, imported = _read(module, place)
-        found[module] = content
+        contents[module] = content
         waiting += imported
         # a package's own code runs first
         waiting += [module.rpartition(".")[0]] if "." in module else []
-    return found
+    return contents
 
 
 def _read(module: str, place: _Place) -> tuple[bytes, list[str]]:
@@ -117,7 +123,7 @@ def _read(module: str, place: _Place) -> tuple[bytes, list[str]]:
 
 
 def _pieces(node: Any) -> Iterator[str]:
-    """A syntax tree as text, without docstrings and what is empty: versions of Python differ in that."""
+    """A syntax tree as text, without docstrings and empty fields, which Python versions vary."""
     if isinstance(node, ast.AST):
         yield f"({type(node).__name__}"
         for name, value in ast.iter_fields(node):
@@ -181,8 +187,8 @@ def _find_in(name: str, folders: tuple[Path, ...]) -> _Place | None:
     for folder in folders:
         for file in (folder / name / "__init__", folder / name):
             for suffix in all_suffixes():
-                if (found := file.with_name(file.name + suffix)).is_file():
-                    return _Place(found, (found.parent,) if file.name == "__init__" else ())
+                if (candidate := file.with_name(file.name + suffix)).is_file():
+                    return _Place(candidate, (candidate.parent,) if file.name == "__init__" else ())
     without_init = tuple(folder / name for folder in folders if (folder / name).is_dir())
     return _Place(None, without_init) if without_init else None
 

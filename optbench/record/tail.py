@@ -18,16 +18,16 @@ class Tail:
         self._offset, self._line = 0, b""
 
     def read(self) -> list[dict[str, Any]]:
-        """Return the whole lines that are new and have a step above `last`; count those that are no record."""
-        found = []
+        """Return the new whole lines with a step above `last`; count those that are no record."""
+        records = []
         for line in self._new_lines():
             record = _record(line)
             if record is None:
                 self.damaged += 1
             elif record["step"] > self.last:
                 self.last = record["step"]
-                found.append(record)
-        return found
+                records.append(record)
+        return records
 
     def _new_lines(self) -> list[bytes]:
         if not self.path.is_file():

@@ -1,4 +1,4 @@
-"""What the person at the terminal sees: a live bar (plain lines where there is no terminal), then a table.
+"""What the person at the terminal sees: a live bar, or plain lines, then a table.
 
 That nothing written here can stop a run is the work of `optbench.startup`.
 """
@@ -79,13 +79,13 @@ class Terminal:
             self._said.add(line)
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def update(self, step: int, found: Mapping[str, Any]) -> None:
+    def update(self, step: int, values: Mapping[str, Any]) -> None:
         """Take in one step's values; redraws a few times a second."""
         if self._start < 0:
             self._start = self._next_line = step
             self._began = time.monotonic()
-        if found:
-            self._latest |= {metric: found[metric] for metric in SHOWN if metric in found}
+        if values:
+            self._latest |= {metric: values[metric] for metric in SHOWN if metric in values}
         if self._bar:
             self._redraw(self._bar, step)
         elif step >= self._next_line:
@@ -105,15 +105,15 @@ class Terminal:
 
 
 class ManyRuns:
-    """Shows how many of a number of runs are made, as a context: a live bar, or plain lines now and then.
+    """Shows how many of a number of runs are made, as a context: a live bar, or plain lines.
 
     Without a terminal a line comes as it begins, whenever another tenth is made, and a minute after
     the last one.
     """
 
-    def __init__(self, total: int, done: int = 0, console: Console | None = None) -> None:
+    def __init__(self, total: int, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
-        self._total, self._done, self._what = total, done, ""
+        self._total, self._done, self._what = total, 0, ""
         self._next_line, self._next_time = 0, 0.0
         self._bar: Progress | None = None
         if self._console.is_terminal:
@@ -126,7 +126,7 @@ class ManyRuns:
             self._bar = Progress(
                 *columns, TextColumn("left"), TimeRemainingColumn(), console=self._console
             )
-            self._task = self._bar.add_task("runs", total=total, completed=done)
+            self._task = self._bar.add_task("runs", total=total)
 
     def __enter__(self) -> "ManyRuns":
         if self._bar:
@@ -154,11 +154,13 @@ class ManyRuns:
         else:
             self._tell()
 
-    def advance(self) -> None:
-        """Count one run more."""
-        self._done += 1
+    def advance(self, count: int = 1) -> None:
+        """Count so many runs more."""
+        if not count:
+            return
+        self._done += count
         if self._bar:
-            self._bar.advance(self._task)
+            self._bar.advance(self._task, count)
         elif self._done >= self._next_line or time.monotonic() > self._next_time:
             self._tell()
 
@@ -218,7 +220,7 @@ def _findings(summary: Mapping[str, Any]) -> list[str]:
 def _at_the_edge(
     summary: Mapping[str, Any], last: Mapping[str, Any], events: Mapping[str, Any]
 ) -> list[str]:
-    """How far training went, when it got to the edge and where it stayed; where it ended, unless lr made that."""
+    """How far training went, when it came to the edge, where it stayed, and where it ended."""
     lines = []
     if events.get("annealed"):
         to = f" to {last['edge/lr']:.2g}" if "edge/lr" in last else ""
@@ -227,12 +229,13 @@ def _at_the_edge(
             "making"
         )
     elif "edge/distance" in last and "edge/threshold" in last:
-        own = [
+        measured_on = [
             key for key in ("edge/preconditioned_sharpness", "edge/norm_sharpness") if key in last
         ]
-        what = (
-            own[0].removeprefix("edge/").replace("_", " ") + f" {last[own[0]]:.4g}, " if own else ""
-        )
+        what = ""
+        if measured_on:
+            name = measured_on[0].removeprefix("edge/").replace("_", " ")
+            what = f"{name} {last[measured_on[0]]:.4g}, "
         lines.append(
             f"{what}{last['edge/distance']:.3f} of the edge at {last['edge/threshold']:.4g}"
         )
@@ -260,33 +263,47 @@ def _at_the_edge(
 
 
 def _try_next(summary: Mapping[str, Any], lr: float | None) -> str:
-    """What to try, never a learning rate beyond the threshold: λ₁ η/2 = distance, so that η/distance is at it."""
+    """Say what to try: never a learning rate beyond the threshold.
+
+    λ₁ η/2 = distance, so η/distance is the rate whose threshold is the sharpness last measured.
+    """
     last = summary["last"]
     distance = last.get("edge/distance")
     known = distance is not None and 0 < distance < math.inf
     largest = last.get("edge/lr", lr or math.inf) / distance if known else math.inf
-    crossed = summary.get("crossed_edge_at", ...)
     if summary["status"] == "interrupted":
         return "the same command, which goes on from here"
     if summary["status"] == "diverged":
-        if not lr:
-            return "smaller steps"
-        if largest / 2 < lr / 4:
-            return (
-                f"optimizer.lr={largest / 2:.3g}, half of what the sharpness last measured allows"
-            )
-        return f"optimizer.lr={lr / 4:g}, a quarter of this"
-    if crossed is None and lr:
-        longer = f"steps={2 * summary['steps']}"
+        return _after_divergence(lr, largest)
+    if "crossed_edge_at" not in summary:
+        return COMPARE
+    if summary["crossed_edge_at"] is None and lr:
+        return _to_the_edge(summary, lr, largest)
+    if summary.get("events", {}).get("annealed"):
         return (
-            f"optimizer.lr={2 * lr:g}, which halves the threshold, or {longer}"
-            if 2 * lr <= largest
-            else longer
+            "schedule=constant, which leaves the edge where it is, to see whether training stays "
+            "there"
         )
-    if crossed is not ... and summary.get("events", {}).get("annealed"):
-        return "schedule=constant, which leaves the edge where it is, to see whether training stays there"
-    if crossed is not ... and lr:
-        if largest < lr / 2:
-            return f"optimizer.lr={largest:.3g}, whose threshold is the sharpness last measured"
-        return f"optimizer.lr={lr / 2:g}, which doubles the threshold: the sharpness follows"
-    return "--multirun optimizer=sgd,momentum,adam seed=0,1,2, to compare"
+    if not lr:
+        return COMPARE
+    if largest < lr / 2:
+        return f"optimizer.lr={largest:.3g}, whose threshold is the sharpness last measured"
+    return f"optimizer.lr={lr / 2:g}, which doubles the threshold: the sharpness follows"
+
+
+COMPARE = "--multirun optimizer=sgd,momentum,adam seed=0,1,2, to compare"
+
+
+def _after_divergence(lr: float | None, largest: float) -> str:
+    if not lr:
+        return "smaller steps"
+    if largest / 2 < lr / 4:
+        return f"optimizer.lr={largest / 2:.3g}, half of what the sharpness last measured allows"
+    return f"optimizer.lr={lr / 4:g}, a quarter of this"
+
+
+def _to_the_edge(summary: Mapping[str, Any], lr: float, largest: float) -> str:
+    longer = f"steps={2 * summary['steps']}"
+    if 2 * lr <= largest:
+        return f"optimizer.lr={2 * lr:g}, which halves the threshold, or {longer}"
+    return longer

@@ -1,4 +1,4 @@
-"""W&B mirrors the run folder, in a process of its own: whatever W&B does, training never waits for it.
+"""W&B mirrors the run folder, in another process: training never waits for it.
 
 `python -m optbench.record.wandb FOLDER` reads the folder's series as they grow and sends each step
 once. Killed or restarted, it goes on after the last step sent; run by hand later, it sends what
@@ -12,14 +12,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
 
 from optbench.boundary import UnreadableError, read_yaml
-from optbench.boundary.command_line import VERSION
+from optbench.boundary.command_line import Command, Key
+from optbench.errors import MachineError, UserError
 from optbench.record.folder import (
     CONFIG,
     METRICS,
@@ -38,7 +39,6 @@ SERIES = (METRICS, TIMINGS)
 INIT_TIMEOUT_SECONDS = 30
 POLL_SECONDS = 0.5
 LOCK_SECONDS = 60.0  # how long a mirror whose training has ended waits for the one before it
-FOLLOW = "--follow"  # until standard input ends
 
 
 class Mirror:
@@ -56,8 +56,9 @@ class Mirror:
             self._trouble = f" ({why})"
 
     def close(self, patience_seconds: float) -> str:
-        """Let the mirror finish, for so long at most, and return a line on where the run is in W&B."""
-        again = f"try again: python -m optbench.record.wandb {shlex.quote(str(self._folder))}"
+        """Let the mirror finish, for so long at most; return a line on where the run is in W&B."""
+        folder = shlex.quote(str(self._folder.absolute()))
+        again = f"try again: python -m optbench.record.wandb {folder}"
         if self._process is None:
             return (
                 f"W&B: nothing was sent{self._trouble}; {again}"
@@ -83,7 +84,7 @@ def _start(folder: Path) -> "subprocess.Popen[bytes]":
     log = os.open(folder / LOG, flags, 0o644)
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", "optbench.record.wandb", str(folder), FOLLOW],
+            [sys.executable, "-m", "optbench.record.wandb", str(folder.absolute()), "follow=true"],
             # its end tells the mirror that this process has ended, however it did
             stdin=subprocess.PIPE,
             stdout=log,
@@ -106,14 +107,16 @@ class _Sender:
         self.keep()
 
     def keep(self) -> None:
-        """Write the state, unless the folder was cleared for a new run, whose mirror must not go on from ours."""
+        """Write the state, unless the folder was cleared for a new run with another mirror."""
         if self._kept and not (self._folder / STATE).exists():
-            sys.exit(f"{self._folder} has been cleared: the mirror of what was there ends")
+            raise MachineError(
+                f"{self._folder} has been cleared: the mirror of what was there ends"
+            )
         self.state.write(self._folder)
         self._kept = (self._folder / STATE).exists()
 
     def send(self, line: dict[str, Any]) -> None:
-        """Send a line, or count it where W&B cannot take its values (a list of words, half a character)."""
+        """Send a line, or count it where W&B cannot take its values, such as a list of words."""
         try:
             self.log(_with_histograms(self._wandb, line))
         except (TypeError, ValueError, ArithmeticError, RecursionError) as why:
@@ -174,7 +177,7 @@ def _send_series(folder: Path, sender: _Sender, follow: bool) -> None:
 
 
 def _with_histograms(wandb: Any, line: dict[str, Any]) -> dict[str, Any]:
-    """Turn lists into histograms; `x/nodes` with `x/weights` is one, weighted, called `x/density`."""
+    """Turn lists into histograms; `x/nodes` and `x/weights` are one, `x/density`, weighted."""
     import numpy
 
     sent = {key: value for key, value in line.items() if not isinstance(value, list)}
@@ -199,10 +202,10 @@ def _config(folder: Path) -> dict[str, Any]:
             config["wandb"][key]
     except (UnreadableError, TypeError, LookupError) as why:
         line = " ".join(str(why).split())
-        sys.exit(
+        raise MachineError(
             f"cannot read what to send from {folder / CONFIG} ({line}): give the run's command "
             "again to write it"
-        )
+        ) from why
     return config
 
 
@@ -274,9 +277,11 @@ def _hold(folder: Path, follow: bool) -> FileLock:
         try:
             lock.acquire(timeout=0)
             return lock
-        except Timeout:
+        except Timeout as why:
             if time.monotonic() > last_moment:
-                sys.exit(f"another mirror is at work on {folder}: wait until it has ended")
+                raise MachineError(
+                    f"another mirror is at work on {folder}: wait until it has ended"
+                ) from why
         if last_moment < float("inf"):
             time.sleep(POLL_SECONDS)
         elif _standard_input_ended(POLL_SECONDS):
@@ -286,7 +291,7 @@ def _hold(folder: Path, follow: bool) -> FileLock:
 def log_table(
     project: str, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> str:
-    """Log a leaderboard as a W&B table in a run of its own, of job type `leaderboard`; return where it is."""
+    """Log a leaderboard as a W&B table, in a run of type `leaderboard`; return where it is."""
     import wandb
 
     mode, why = _mode(wandb, "auto")
@@ -308,21 +313,33 @@ def log_table(
     )
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Send a run folder to W&B: what of it has not been sent before."""
+
+    folder: Annotated[Path, Key("the run folder", placeholder="RUN_FOLDER", positional=True)]
+    follow: Annotated[bool, Key("go on until standard input ends, as a run has its mirror do")] = (
+        False
+    )
+
+
+COMMAND = Command("optbench.record.wandb", Settings, examples=("results/runs/NAME",))
+
+
 def main() -> None:
-    """Mirror the run folder named on the command line: what there is of it, or, told to, until it ends."""
-    arguments = sys.argv[1:]
-    if "--version" in arguments:
-        print(VERSION)
-        return
-    follow = FOLLOW in arguments
-    folders = [Path(argument) for argument in arguments if argument != FOLLOW]
-    if len(folders) != 1 or not (folders[0] / CONFIG).exists():
-        sys.exit(
-            "usage: python -m optbench.record.wandb RUN_FOLDER\nSends a run folder to W&B, what is "
-            "new of it."
-        )
-    with _hold(folders[0], follow):
-        print(mirror(folders[0], follow).where(folders[0]), flush=True)
+    """Mirror the run folder that the command line names."""
+    # a signal ends W&B's own process, too: it is not held up by an exception here
+    COMMAND.run(send, heed_signals=False)
+
+
+def send(settings: Settings) -> int:
+    """Mirror the run folder, and return the exit code."""
+    folder = settings.folder
+    if not (folder / CONFIG).exists():
+        raise UserError(f"{folder} is no run folder: it has no {CONFIG}")
+    with _hold(folder, settings.follow):
+        print(mirror(folder, settings.follow).where(folder), flush=True)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The entries of the edge atlas: which optimizer, at which settings, measured against which threshold.
 
 The learning rates are those that the rule of `choice` takes of the ones listed, on seed 0
-(`--choose`). It takes none for the control and for SGD in small batches, which come to no edge, and
+(`choose=true`). It takes none for the control and for SGD in small batches, which come to no edge, and
 for Shampoo, which starts at its own: these were chosen by hand.
 
 The tolerances are those of small oscillations about a valley. Where runs are known not to keep to
@@ -34,7 +34,7 @@ class Entry:
     Attributes:
         name: For the reader.
         overrides: Of the main job, beside the atlas's common ones.
-        lrs: Learning rates that `--choose` tries on `CHOICE_SEED`, ascending.
+        lrs: Learning rates that `choose=true` tries on `CHOICE_SEED`, ascending.
         lr: That of them which is reported.
         tolerance: Largest |measured/threshold − 1| of an established edge; None where none is
             established.

@@ -1,4 +1,4 @@
-"""What is in a file from elsewhere can neither hang, nor fill the memory, nor reach a terminal as it is."""
+"""A file from elsewhere cannot hang its reader, fill the memory or garble a terminal."""
 
 import os
 from pathlib import Path

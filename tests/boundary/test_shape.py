@@ -1,4 +1,4 @@
-"""Plain data against a declared shape: right values come through unchanged, others are told in one line."""
+"""Plain data against a declared shape: right values stay, others are refused in one line."""
 
 from typing import Annotated, Any
 

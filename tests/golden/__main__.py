@@ -78,26 +78,27 @@ def digest_of_run(folder: Path) -> str:
 
 def _board(tree: Path, scratch: Path) -> str:
     shutil.copytree(tree / "results" / "entries", scratch / "entries")
-    _call(tree, "-m", "optbench.leaderboard", str(scratch), "--suite", "small")
+    old = [str(scratch), "--suite", "small"]
+    new = ["suite=small", f"results_dir={scratch}"]
+    _call(tree, "-m", "optbench.leaderboard", *(new if _one_grammar(tree) else old))
     return hashlib.sha256((scratch / "leaderboard.csv").read_bytes()).hexdigest()
 
 
 def _atlas(tree: Path, scratch: Path, jobs: int) -> str:
-    _call(
-        tree,
-        "-m",
-        "optbench.study",
-        "edge_atlas",
-        "--short",
-        "--jobs",
-        str(jobs),
-        "--results-dir",
-        str(scratch),
-    )
+    old = ["--short", "--jobs", str(jobs), "--results-dir", str(scratch)]
+    new = ["short=true", f"jobs={jobs}", f"results_dir={scratch}"]
+    words = new if _one_grammar(tree) else old
+    _call(tree, "-m", "optbench.study", "edge_atlas", *words)
     digest = hashlib.sha256()
     for file in sorted(scratch.rglob("metrics.jsonl"), key=lambda file: file.read_bytes()):
         digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def _one_grammar(tree: Path) -> bool:
+    """Whether every command of this tree takes KEY=VALUE."""
+    grammar = tree / "optbench/boundary/command_line.py"
+    return grammar.exists() and "class Command" in grammar.read_text()
 
 
 def _call(tree: Path, *arguments: str) -> None:

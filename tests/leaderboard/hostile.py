@@ -207,7 +207,7 @@ FILES = ("summary.json", "provenance.json", "config.yaml", "metrics.jsonl", "tim
 
 
 def of_folders(suite: Suite) -> Iterator[Case]:
-    """Every file of a run folder in every form, every value of it exchanged, and folders that are none."""
+    """Every file of a run folder in every form, every value of it exchanged, and no folders."""
     [*_, run] = entrant(suite, "odd", 0.2)
 
     def make(change: Callable[[Path], object]) -> Callable[[Path], object]:

@@ -30,8 +30,7 @@ def _noisy(level: float, of: Suite = SUITE, spread: float = 0.02) -> np.ndarray:
 
 def _board(runs: list[Run], of: Suite = SUITE) -> Board:
     board = make_board(of, admit(of, runs))
-    board.words[:] = words(board)
-    return board
+    return replace(board, words=words(board))
 
 
 def test_the_better_one_is_first_and_sure_of_it() -> None:

@@ -1,4 +1,4 @@
-"""Nobody is let in who was not re-run: what has been tried to get onto the board, and what is said of it."""
+"""Nobody is ranked who was not re-run: ways that have been tried to get onto the board."""
 
 import json
 import sys
@@ -121,7 +121,7 @@ def test_marks_that_come_with_the_results_count_for_nothing(results: Path) -> No
             (results / place / "verified.json").write_text(json.dumps(content))
             admitted, _ = _admitted(results)
             assert (
-                "unverified: python -m optbench.leaderboard --verify"
+                "unverified: python -m optbench.leaderboard verify=unverified"
                 in admitted.refused["evil"][-1]
             )
 
@@ -182,7 +182,7 @@ def test_a_crowd_of_unverified_files_does_not_say_what_is_usual(results: Path) -
 def test_no_name_leads_out_of_the_entries(
     name: str, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does a run folder of such a name get as far as `--enter`."""
+    """Nor does a run folder of such a name get as far as `enter`."""
     line = json.loads(entrant(SUITE, "a", 0.0)[0].line())
     for key in ("optimizer", "suite", "task"):
         (results / ENTRIES / SUITE.label / "a.jsonl").write_text(
@@ -191,7 +191,9 @@ def test_no_name_leads_out_of_the_entries(
         said = _admitted(results)[1]
         assert f"line 1: {key} must be " in said and said.isprintable()
     monkeypatch.setattr(
-        sys, "argv", ["leaderboard", str(results), "--suite", "smoke", "--enter", name or ","]
+        sys,
+        "argv",
+        ["leaderboard", f"results_dir={results}", "suite=smoke", f"enter={name or ','}"],
     )
     before = sorted(results.parent.rglob("*"))
     with pytest.raises(SystemExit) as stop:

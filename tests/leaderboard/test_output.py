@@ -1,4 +1,4 @@
-"""What is written and shown: three files or none, no control characters, and what a run of infinity looks like."""
+"""What is written and shown: three files or none, no control characters, infinite settings."""
 
 import sys
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from optbench.launch.index import read_index
 from optbench.leaderboard import write_together as write
 from optbench.leaderboard.__main__ import main
 from optbench.leaderboard.page import report_page
 from optbench.leaderboard.run_report import main as report
 from optbench.leaderboard.tables import escape, plain
 from optbench.leaderboard.write_together import write_together
-from optbench.protocol.index import read_index
 from tests.leaderboard.fields import entrant, run, suite
 from tests.leaderboard.hostile import write_folder
 
@@ -111,7 +111,7 @@ def _report_of(folder: Path, monkeypatch: pytest.MonkeyPatch, lr: str) -> str:
     path.write_text(path.read_text().replace("lr: 0.2", f"lr: {lr}"))
     assert f"lr: {lr}" in path.read_text()
     out = folder / "deep" / "page.html"
-    assert _call(report, monkeypatch, str(folder / "runs" / "mine"), "--out", str(out)) == 0
+    assert _call(report, monkeypatch, str(folder / "runs" / "mine"), f"out={out}") == 0
     return out.read_text(encoding="utf-8")
 
 
@@ -128,11 +128,11 @@ def test_a_report_that_cannot_be_written_takes_one_line(
     write_folder(tmp_path / "mine", run(SUITE, "mine", "task0", "final", 1, 0, 0.1))
     (tmp_path / "taken").mkdir()
     monkeypatch.setattr(
-        sys, "argv", ["report", str(tmp_path / "mine"), "--out", str(tmp_path / "taken")]
+        sys, "argv", ["report", str(tmp_path / "mine"), f"out={tmp_path / 'taken'}"]
     )
     with pytest.raises(SystemExit) as stop:
         report()
-    assert stop.value.code == 2 and "--out must be a file to write" in capsys.readouterr().err
+    assert stop.value.code == 2 and "out must be a file to write" in capsys.readouterr().err
     assert not list((tmp_path / "taken").iterdir())
 
 
@@ -148,14 +148,17 @@ def test_nothing_odd_reaches_the_terminal(
         write_folder(tmp_path / "runs" / f"\x1b[31m{number}", own)
     (tmp_path / "runs" / "\x1b]0;owned\x07").write_text("")
     for arguments in (
-        ["--suite", "smoke"],
-        ["--suite", "\x1b[31m"],
-        ["--suite", "smoke", "--enter", "\x1b[31m"],
+        ["suite=smoke"],
+        ["suite=\x1b[31m"],
+        ["suite=smoke", "enter=\x1b[31m"],
+        ["suite=smoke", "\x1b[31m"],
+        ["suite=smoke", "\x1b[31m=1"],
+        ["suite=smoke", "--\x1b[31m"],
     ):
-        _call(main, monkeypatch, str(tmp_path), *arguments)
+        _call(main, monkeypatch, f"results_dir={tmp_path}", *arguments)
         shown = _shown(capsys)
         assert shown and all(line.isprintable() for line in shown)
-    _call(main, monkeypatch, str(tmp_path / "\x1b[31m"))
+    _call(main, monkeypatch, f"results_dir={tmp_path}/\x1b[31m")
     assert all(line.isprintable() for line in _shown(capsys))
 
 

@@ -33,8 +33,7 @@ def _board(hostile: str = HOSTILE) -> Board:
     ]
     runs += entrant(SUITE, "unfinished", 0.1)[:3]
     board = make_board(SUITE, admit(SUITE, [replace(run, local=True) for run in runs]))
-    board.words[:] = words(board)
-    return board
+    return replace(board, words=words(board))
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +158,7 @@ def test_a_report_on_chosen_runs(
         for name in ("sgd", "adam")
     ]
     monkeypatch.setattr(
-        sys, "argv", ["report", *folders, str(tmp_path / "nothing"), "--out", "page.html"]
+        sys, "argv", ["report", *folders, str(tmp_path / "nothing"), "out=page.html"]
     )
     with pytest.raises(SystemExit) as stop:
         report()

@@ -1,4 +1,4 @@
-"""Corrupt, half-written, foreign and hostile folders and files harm nothing, and each is named with its reason."""
+"""Corrupt and hostile folders and files harm nothing; each is named with its reason."""
 
 import json
 import shutil

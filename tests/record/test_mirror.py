@@ -1,4 +1,4 @@
-"""The mirror against a W&B that only notes what it is given: what is sent, once, whatever became of the files."""
+"""The mirror against a W&B that only notes what it is given: every step is sent once."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from optbench.errors import MachineError
 from optbench.record import wandb as mirroring
 from optbench.record.mirror_state import STATE, State
 from optbench.record.tail import Tail
@@ -224,7 +225,7 @@ def test_the_mirror_of_a_cleared_folder_leaves_no_state_to_the_next(
 
     _write(folder / "metrics.jsonl", {"step": 0, "a": 1})
     monkeypatch.setattr(mirroring, "_standard_input_ended", overwritten)
-    with pytest.raises(SystemExit, match="has been cleared"):
+    with pytest.raises(MachineError, match="has been cleared"):
         mirror(folder, follow=True)
     assert not (folder / STATE).exists()
     mirror(folder, follow=False)
@@ -252,17 +253,26 @@ def test_online_after_offline_still_names_the_part_that_is_offline(folder: Path)
     )
 
 
-def _main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
+def _main(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> str:
+    """The one line that the command ends with."""
     monkeypatch.setattr(sys, "argv", ["wandb", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         mirroring.main()
-    return str(stop.value.code)
+    assert stop.value.code == 1
+    return capsys.readouterr().err.removeprefix("optbench: ").removesuffix("\n")
 
 
-def test_one_mirror_at_a_time(fake: _Wandb, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_mirror_at_a_time(
+    fake: _Wandb,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with FileLock(folder / LOCK):
         assert (
-            _main(monkeypatch, folder)
+            _main(monkeypatch, capsys, folder)
             == f"another mirror is at work on {folder}: wait until it has ended"
         )
         # One that follows waits while its training goes on, and a little longer.
@@ -270,17 +280,21 @@ def test_one_mirror_at_a_time(fake: _Wandb, folder: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(mirroring, "POLL_SECONDS", 0.05)
         polls = iter([False, False, True])
         monkeypatch.setattr(mirroring, "_standard_input_ended", lambda _: next(polls))
-        assert "another mirror" in _main(monkeypatch, folder, "--follow")
+        assert "another mirror" in _main(monkeypatch, capsys, folder, "follow=true")
         assert next(polls, None) is None
     assert fake.runs == []
 
 
 @pytest.mark.parametrize("content", ["", "[1", "wandb: 5", "wandb: {mode: offline}", "[" * 500])
 def test_a_folder_without_its_configuration_is_one_line(
-    fake: _Wandb, folder: Path, monkeypatch: pytest.MonkeyPatch, content: str
+    fake: _Wandb,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    content: str,
 ) -> None:
     (folder / "config.yaml").write_text(content)
-    said = _main(monkeypatch, folder)
+    said = _main(monkeypatch, capsys, folder)
     assert (
         said.startswith(f"cannot read what to send from {folder / 'config.yaml'} (")
         and "\n" not in said

@@ -1,4 +1,4 @@
-"""Whose code a configuration names: hashed where it is the user's, a version where it is installed."""
+"""The code that a configuration names: a hash if it is the user's, a version if installed."""
 
 import subprocess
 import sys

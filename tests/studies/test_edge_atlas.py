@@ -150,11 +150,11 @@ def test_every_rate_that_was_tried_is_written_and_a_rate_that_diverges_is_not_ta
 
 
 def test_a_killed_atlas_goes_on_where_it_was(tmp_path: Path, called: Call) -> None:
-    study = ["edge_atlas", "--short", "--jobs", "1", "--results-dir", str(tmp_path)]
-    study += ["--only", "gradient descent,Nesterov"]
+    study = ["edge_atlas", "short=true", "jobs=1", f"results_dir={tmp_path}"]
+    study += ["only=gradient descent,Nesterov"]
     command = [sys.executable, "-m", "optbench.study", *study]
     first = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-    runs, deadline = tmp_path / "studies/edge_atlas_short/runs.json", time.monotonic() + 300
+    runs, deadline = tmp_path / "studies/edge_atlas_short/runs.jsonl", time.monotonic() + 300
     while not runs.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     os.killpg(first.pid, signal.SIGKILL)
@@ -182,11 +182,11 @@ def test_long_form_every_row_comes_to_the_verdict_that_is_stated(tmp_path: Path)
 
 
 def test_an_unknown_entry_is_named_with_those_that_exist(tmp_path: Path, called: Call) -> None:
-    done = called(main, tmp_path, "edge_atlas", "--only", "nope")
+    done = called(main, tmp_path, "edge_atlas", "only=nope")
     assert done.code == 2 and "no entry called nope" in done.err and "Adam" in done.err
 
 
-def test_results_that_cannot_be_written_name_the_option_of_the_study(
+def test_results_that_cannot_be_written_name_the_key_of_the_study(
     tmp_path: Path, called: Call
 ) -> None:
     (tmp_path / "taken").write_text("")
@@ -194,11 +194,9 @@ def test_results_that_cannot_be_written_name_the_option_of_the_study(
         main,
         tmp_path,
         "edge_atlas",
-        "--short",
-        "--only",
-        "Adam",
-        "--results-dir",
-        str(tmp_path / "taken"),
+        "short=true",
+        "only=Adam",
+        f"results_dir={tmp_path / 'taken'}",
     )
     assert done.code == 1
-    assert "a file is in the way" in done.err and "say --results-dir DIR" in done.err
+    assert "a file is in the way" in done.err and "say results_dir=DIR" in done.err

@@ -1,22 +1,26 @@
-"""`python -m optbench.table`: the table of all optimizers, from their YAMLs, to docs/optimizers.md."""
+"""`python -m docs.build`, in a checkout: the pages that are made from code.
+
+That is docs/optimizers.md, the table of all optimizers, from their YAMLs and from what
+`python -m perf.optimizers` has measured.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optbench.boundary.command_line import Parser
+from optbench.boundary.command_line import Command
 from optbench.check.parameter_kinds import tensors
 from optbench.check.subject import Subject, Training, entries, optimizer
 from optbench.dynamics import UnknownEdge, described, edge
-from optbench.errors import UserError, exit_with
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "docs" / "optimizers.md"
 COSTS = ROOT / "perf" / "optimizers.json"
 HEAD = """# Optimizers
 
-Made by `python -m optbench.table` from the YAMLs in `conf/optimizer/`; do not edit by hand.
+Made by `python -m docs.build` from the YAMLs in `conf/optimizer/`; do not edit by hand.
 
 - **edge**: where stability is lost, and where that is known from: a closed form, a conjecture, probed on copies of the
   optimizer, or unknown; `on` names the quantity that is compared with it: λ₁(H), λ₁(P⁻¹H), or sharpness in a norm.
@@ -30,26 +34,31 @@ Made by `python -m optbench.table` from the YAMLs in `conf/optimizer/`; do not e
 """
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Write docs/optimizers.md, the table of all optimizers.
+
+    It is made from conf/optimizer/ and perf/optimizers.json.
+    """
+
+
+COMMAND = Command("docs.build", Settings)
+
+
 def main() -> None:
-    """Parse the command line and write the table."""
-    exit_with(_main)
+    """Write the pages that are made from code."""
+    COMMAND.run(build)
 
 
-def _main() -> int:
-    Parser(prog="python -m optbench.table", description=__doc__).parse_args()
-    if not (ROOT / "pyproject.toml").is_file():
-        raise UserError(
-            "the table is docs/optimizers.md of a checkout of optbench, and this optbench is "
-            "installed"
-        )
-    TABLE.parent.mkdir(exist_ok=True)
+def build(_: Settings) -> int:
+    """Write the table, and return the exit code."""
     TABLE.write_text(render())
     print(TABLE)
     return 0
 
 
 def render() -> str:
-    """The whole page."""
+    """Return the whole page."""
     costs: dict[str, Any] = (
         json.loads(COSTS.read_text())
         if COSTS.exists()

@@ -1,0 +1,1 @@
+"""Pages, and what builds those that are made from code."""
