@@ -1,7 +1,7 @@
 """`python -m docs.build`, in a checkout: the pages that are made from code.
 
-That is docs/optimizers.md, the table of all optimizers, from their YAMLs and from what
-`python -m perf.optimizers` has measured.
+These are docs/optimizers.md, the table of all optimizers, from their YAMLs and from what
+`python -m perf.optimizers` has measured; and docs/metrics.md, from `optbench.metrics`.
 """
 
 import json
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optbench import metrics
 from optbench.boundary.command_line import Command
 from optbench.check.parameter_kinds import tensors
 from optbench.check.subject import Subject, Training, entries, optimizer
@@ -17,6 +18,7 @@ from optbench.dynamics import UnknownEdge, described, edge
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "docs" / "optimizers.md"
+METRICS = ROOT / "docs" / "metrics.md"
 COSTS = ROOT / "perf" / "optimizers.json"
 HEAD = """# Optimizers
 
@@ -32,13 +34,22 @@ Made by `python -m docs.build` from the YAMLs in `conf/optimizer/`; do not edit 
 | optimizer | does | paper | edge | on | time | state |
 |---|---|---|---|---|---|---|
 """
+METRICS_HEAD = """# Metrics
+
+Made by `python -m docs.build` from `optbench.metrics`; do not edit by hand.
+
+Notation: L is the training loss, w the weights, H = ∇²L(w), λ₁ ≥ λ₂ ≥ … its eigenvalues, g = ∇L(w), η the learning
+rate, P the preconditioner, d the last update, B a mini-batch. `…_low` and `…_high` beside a metric are the ends of its
+95 % interval. A part in capitals stands for a name or a number.
+
+"""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Write docs/optimizers.md, the table of all optimizers.
+    """Write docs/optimizers.md and docs/metrics.md.
 
-    It is made from conf/optimizer/ and perf/optimizers.json.
+    They are made from conf/optimizer/ and perf/optimizers.json, and from optbench.metrics.
     """
 
 
@@ -51,10 +62,16 @@ def main() -> None:
 
 
 def build(_: Settings) -> int:
-    """Write the table, and return the exit code."""
-    TABLE.write_text(render())
-    print(TABLE)
+    """Write the pages, and return the exit code."""
+    for path, page in ((METRICS, render_metrics()), (TABLE, render())):
+        path.write_text(page)
+        print(path)
     return 0
+
+
+def render_metrics() -> str:
+    """Return the page of all metrics."""
+    return METRICS_HEAD + "\n".join(metrics.table()) + "\n"
 
 
 def render() -> str:

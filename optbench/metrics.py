@@ -9,9 +9,9 @@ eigenvalues, g = ∇L(w), η the learning rate, d the last update.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Better = Literal["lower", "higher", ""]
 
@@ -143,6 +143,16 @@ GRADIENTS = _metric("cost/gradients", "gradients", "batch gradients evaluated so
 TRAIN_SECONDS = _metric("time/train_seconds", "s", "time in training so far", "lower", clock=True)
 PROBE_SECONDS = _metric("time/probe_seconds", "s", "time in measuring so far", clock=True)
 
+MEASURED_AT_THE_EDGE = {
+    PRECONDITIONED_SHARPNESS: "preconditioned sharpness",
+    NORM_SHARPNESS: "norm sharpness",
+    SHARPNESS: "sharpness",
+}
+"""What a threshold may be on, the most specific first, and its name for a reader."""
+
+NEXT_EIGENVALUES = {SHARPNESS: SHARPNESS_K, PRECONDITIONED_SHARPNESS: PRECONDITIONED_K}
+"""What λ_2, λ_3, … beside a λ_1 are called."""
+
 LOW, HIGH = "_low", "_high"
 """What the ends of a 95 % interval add to the name of their metric."""
 
@@ -152,9 +162,26 @@ def numbered(name: str, k: int) -> str:
     return name.removesuffix("K") + str(k)
 
 
-def of_split(split: str, quantity: str) -> str:
-    """Name of a loss or an error of a split, such as `val/loss`."""
+def threshold_is_on(records: Iterable[Mapping[str, Any]]) -> str:
+    """Metric that a run's `edge/threshold` is on; both stand in one record.
+
+    A thinned sharpness has no threshold of its own.
+    """
+    seen = set[str]()
+    for record in records:
+        if EDGE_THRESHOLD in record:
+            seen |= record.keys() & MEASURED_AT_THE_EDGE.keys()
+    return next((metric for metric in MEASURED_AT_THE_EDGE if metric in seen), SHARPNESS)
+
+
+def of(split: str, quantity: str) -> str:
+    """Name of a loss or an error of a split, such as `val/loss`, or of their gap."""
     return f"{split}/{quantity}"
+
+
+def of_layer(name: str, metric: str) -> str:
+    """Name with a layer's for its NAME, such as `layers/head/angle`."""
+    return metric.replace("NAME", name, 1)
 
 
 def described(name: str, metrics: Mapping[str, Metric] = METRICS) -> Metric | None:
@@ -171,11 +198,28 @@ def described(name: str, metrics: Mapping[str, Metric] = METRICS) -> Metric | No
     return None
 
 
-def table() -> Iterator[str]:
-    """Lines of README's table."""
+HEADLINES = (
+    TRAIN_LOSS,
+    TEST_ERROR,
+    GAP_ERROR,
+    BATCH_LOSS,
+    SHARPNESS,
+    SHARPNESS_BOUND,
+    EDGE_THRESHOLD,
+    EDGE_DISTANCE,
+    PRECONDITIONED_SHARPNESS,
+    NORM_SHARPNESS,
+    WEIGHT_NORM,
+    GRADIENTS,
+)
+"""Metrics that README names; docs/metrics.md has all of them."""
+
+
+def table(names: Iterable[str] = METRICS) -> Iterator[str]:
+    """Lines of a table in Markdown."""
     yield "| metric | unit | is |"
     yield "|---|---|---|"
-    for metric in METRICS.values():
+    for metric in (METRICS[name] for name in names):
         better = f"; {metric.better} is better" if metric.better else ""
         yield f"| `{metric.name}` | {metric.unit} | {metric.meaning}{better} |"
 

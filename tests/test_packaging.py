@@ -42,6 +42,7 @@ ORDER = [
     "optbench.statistics",
     "optbench.search",
     "optbench.seeds",
+    "optbench.metrics",
     "optbench.boundary",
     "optbench.paths",
     "optbench.errors",

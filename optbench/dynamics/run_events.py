@@ -4,10 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from optbench import metrics
 from optbench.dynamics.events import find_events
-
-MEASURED = ("edge/preconditioned_sharpness", "edge/norm_sharpness", "sharpness/lambda_max")
-"""What a threshold may be on, the most specific first."""
 
 
 def report(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -18,22 +16,18 @@ def report(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     if not records:
         return {"verdict": "not measured"}
-    on = measured_quantity(records)
-    loss = "batch/loss" if any("batch/loss" in record for record in records) else "train/loss"
+    on = metrics.threshold_is_on(records)
+    loss = (
+        metrics.BATCH_LOSS
+        if any(metrics.BATCH_LOSS in record for record in records)
+        else metrics.TRAIN_LOSS
+    )
     columns = [[record.get(key, math.nan) for record in records] for key in (loss, on)]
     # Both quantity and threshold must stand in one record: a thinned sharpness has no threshold of
     # its own.
-    threshold = [record.get("edge/threshold", math.nan) for record in records]
-    rate = [record.get("edge/lr", math.nan) for record in records]
+    threshold = [record.get(metrics.EDGE_THRESHOLD, math.nan) for record in records]
+    rate = [record.get(metrics.EDGE_LR, math.nan) for record in records]
     steps = [record["step"] for record in records]
     if columns[0] and math.isnan(columns[0][-1]):  # the last step has no update, so no batch loss
-        columns[0][-1] = records[-1].get("train/loss", math.inf)
+        columns[0][-1] = records[-1].get(metrics.TRAIN_LOSS, math.inf)
     return {"of": on} | find_events(steps, columns[0], columns[1], threshold, lr=rate).as_dict()
-
-
-def measured_quantity(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return the metric that this run's `edge/threshold` is on."""
-    return next(
-        (m for m in MEASURED if any(m in r and "edge/threshold" in r for r in records)),
-        MEASURED[-1],
-    )

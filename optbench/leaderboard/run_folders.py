@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 from pydantic import ConfigDict, Field
 
+from optbench import metrics
 from optbench.boundary import (
     LAX,
     Name,
@@ -56,21 +57,21 @@ NOT_THE_PROBLEM = {
 NOT_THE_COMMAND = ("results_dir=", "device=", "wandb.", "picture=", "--config-dir")
 CURVES = (
     *(
-        "train/loss",
-        "val/loss",
-        "test/loss",
-        "train/error",
-        "val/error",
-        "test/error",
-        "gap/loss",
-        "gap/error",
+        metrics.TRAIN_LOSS,
+        metrics.VAL_LOSS,
+        metrics.TEST_LOSS,
+        metrics.TRAIN_ERROR,
+        metrics.VAL_ERROR,
+        metrics.TEST_ERROR,
+        metrics.GAP_LOSS,
+        metrics.GAP_ERROR,
     ),
     *(
-        "sharpness/lambda_max",
-        "edge/threshold",
-        "edge/distance",
-        "cost/gradients",
-        "time/train_seconds",
+        metrics.SHARPNESS,
+        metrics.EDGE_THRESHOLD,
+        metrics.EDGE_DISTANCE,
+        metrics.GRADIENTS,
+        metrics.TRAIN_SECONDS,
     ),
 )
 

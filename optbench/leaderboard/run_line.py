@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, ConfigDict, Field
 
+from optbench import metrics
 from optbench.boundary import LAX, Name, Plain, Text, UnreadableError, shaped_text
 
 LINE_SCHEMA = 1
@@ -29,7 +30,7 @@ def _drawable(curve: Mapping[str, Sequence[float | None]]) -> Mapping[str, Seque
         raise ValueError("series as long as that of the steps, which has no gaps")
     if any(
         cost is not None and cost < 0
-        for key in ("cost/gradients", "time/train_seconds")
+        for key in (metrics.GRADIENTS, metrics.TRAIN_SECONDS)
         for cost in curve.get(key, [])
     ):
         raise ValueError("series whose costs are not negative")

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from optbench import metrics
 from optbench.leaderboard.entrants import Entrant
 from optbench.leaderboard.run_line import Run
 from optbench.protocol.suite import Suite
 from optbench.statistics import Array, censored_median
 
-SHARPNESS, DISTANCE = "sharpness/lambda_max", "edge/distance"
-STEP, GRADIENTS, SECONDS = "step", "cost/gradients", "time/train_seconds"
+SHARPNESS, DISTANCE = metrics.SHARPNESS, metrics.EDGE_DISTANCE
+STEP, GRADIENTS, SECONDS = "step", metrics.GRADIENTS, metrics.TRAIN_SECONDS
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,14 @@ class Row:
 
 
 CURVATURE = (SHARPNESS, DISTANCE)
-AT_END = ("test/loss", "test/error", "val/loss", "train/loss", "gap/loss", "gap/error")
+AT_END = (
+    metrics.TEST_LOSS,
+    metrics.TEST_ERROR,
+    metrics.VAL_LOSS,
+    metrics.TRAIN_LOSS,
+    metrics.GAP_LOSS,
+    metrics.GAP_ERROR,
+)
 
 
 def row(suite: Suite, entrant: Entrant, task: str) -> Row:

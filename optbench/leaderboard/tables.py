@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 
+from optbench import metrics
 from optbench.boundary import visible
 from optbench.leaderboard.board import Board, Standing
 from optbench.leaderboard.scores import DISTANCE, SHARPNESS, Row, Spread
@@ -12,9 +13,9 @@ from optbench.statistics import Interval
 
 TASK_COLUMNS: dict[str, Callable[[Row], str]] = {
     "optimizer": lambda r: r.optimizer,
-    "test loss": lambda r: spread(r.metrics["test/loss"]),
-    "test error": lambda r: spread(r.metrics["test/error"]),
-    "gap, loss": lambda r: spread(r.metrics["gap/loss"]),
+    "test loss": lambda r: spread(r.metrics[metrics.TEST_LOSS]),
+    "test error": lambda r: spread(r.metrics[metrics.TEST_ERROR]),
+    "gap, loss": lambda r: spread(r.metrics[metrics.GAP_LOSS]),
     "steps to target": lambda r: number(r.steps_to_target),
     "gradients": lambda r: number(r.gradients_to_target),
     "seconds": lambda r: number(r.seconds_to_target),

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from optbench import metrics
 from optbench.boundary.kinds import Count, Positive, Several
 from optbench.boundary.signature import check_fields
 from optbench.curvature import Hessian
@@ -75,16 +76,14 @@ class BatchSharpness:
             return products[id(g)]  # both measures want the same products
 
         measured = {
-            "batch/sharpness": first,
-            "batch/interaction": interaction(gradients, hvp, slope, self.batches),
-            "batch/interaction_aware_sharpness": interaction_aware_sharpness(
-                gradients, hvp, self.batches
-            ),
+            metrics.BATCH_SHARPNESS: first,
+            metrics.INTERACTION: interaction(gradients, hvp, slope, self.batches),
+            metrics.INTERACTION_AWARE: interaction_aware_sharpness(gradients, hvp, self.batches),
         }
-        found: dict[str, Value] = {"batch/count": first.batches}
+        found: dict[str, Value] = {metrics.BATCH_COUNT: first.batches}
         for name, estimate in measured.items():
             found |= _named(name, estimate)
-        return found | {"batch/seconds": time.perf_counter() - start}
+        return found | {metrics.BATCH_SECONDS: time.perf_counter() - start}
 
 
 def draw(state: State, like: Hessian, size: int, count: int, stream: str) -> Iterator[Batch]:

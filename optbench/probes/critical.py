@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from optbench import metrics
 from optbench.boundary.kinds import Count
 from optbench.curvature.selection import trainable
 from optbench.dynamics.directional_curvature import critical_step
@@ -50,10 +51,10 @@ class Critical(AfterUpdate):
         if math.isinf(found.step):
             return {}
         result: dict[str, Value] = {
-            "update/critical_step": found.step,
-            "update/critical_forwards": found.forwards,
+            metrics.CRITICAL_STEP: found.step,
+            metrics.CRITICAL_FORWARDS: found.forwards,
         }
         rates = {float(group.get("lr", math.nan)) for group in state.optimizer.param_groups}
         if len(rates) == 1 and found.step > 0 and (lr := rates.pop()) > 0:
-            result["update/critical_sharpness"] = found.sharpness(lr)
+            result[metrics.CRITICAL_SHARPNESS] = found.sharpness(lr)
         return result

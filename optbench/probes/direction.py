@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from optbench import metrics
 from optbench.boundary.kinds import Count
 from optbench.curvature.selection import trainable
 from optbench.probes import State, Value
@@ -43,11 +44,11 @@ class Direction(AfterUpdate):
             curved, curved_gradient = hessian @ update, hessian @ gradient
         bend = float(update @ curved)
         found: dict[str, Value] = {
-            "update/loss_change": after - loss,
-            "update/predicted_change": float(gradient @ update) + bend / 2,
+            metrics.LOSS_CHANGE: after - loss,
+            metrics.PREDICTED_CHANGE: float(gradient @ update) + bend / 2,
         }
         if squared := float(update @ update):
-            found["update/sharpness"] = bend / squared
+            found[metrics.UPDATE_SHARPNESS] = bend / squared
         if squared := float(gradient @ gradient):
-            found["update/gradient_sharpness"] = float(gradient @ curved_gradient) / squared
+            found[metrics.GRADIENT_SHARPNESS] = float(gradient @ curved_gradient) / squared
         return found

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from optbench import metrics
 from optbench.boundary.kinds import Count
 from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import untouched
@@ -57,11 +58,11 @@ class Generalization:
             for name, split in state.task.splits.items():
                 examples = split.first(self.train_examples) if name == "train" else split
                 means = self._means(state, examples)
-                found |= {f"{name}/{quantity}": value for quantity, value in means.items()}
+                found |= {metrics.of(name, quantity): value for quantity, value in means.items()}
         for quantity in ("loss", "error"):
-            train, test = found.get(f"train/{quantity}"), found.get(f"test/{quantity}")
+            train, test = (found.get(metrics.of(split, quantity)) for split in ("train", "test"))
             if isinstance(train, float) and isinstance(test, float):
-                found[f"gap/{quantity}"] = test - train
+                found[metrics.of("gap", quantity)] = test - train
         return found
 
     def _means(self, state: State, split: Split) -> dict[str, float]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from optbench import metrics
 from optbench.boundary.kinds import Count
 from optbench.curvature.selection import named_trainable, trainable
 from optbench.probes import State, Value
@@ -40,11 +41,12 @@ class Layers(AfterUpdate):
         found: dict[str, Value] = {}
         for name, chosen in _layers(state).items():
             w, v = (flat([tensors[i] for i in chosen]).double() for tensors in (before, now))
-            layer = f"layers/{name}"
-            found[f"{layer}/weight_norm"] = float(v.norm())
-            found[f"{layer}/gradient_norm"] = float(flat([slopes[i] for i in chosen]).norm())
-            found[f"{layer}/update_norm"] = float((v - w).norm())
-            found[f"{layer}/angle"] = _angle(w, v)
+            found[metrics.of_layer(name, metrics.WEIGHT_NORM)] = float(v.norm())
+            found[metrics.of_layer(name, metrics.GRADIENT_NORM)] = float(
+                flat([slopes[i] for i in chosen]).norm()
+            )
+            found[metrics.of_layer(name, metrics.UPDATE_NORM)] = float((v - w).norm())
+            found[metrics.of_layer(name, metrics.ANGLE)] = _angle(w, v)
         return found
 
 

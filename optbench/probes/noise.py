@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from optbench import metrics
 from optbench.boundary.kinds import Count, Several
 from optbench.boundary.signature import check_fields
 from optbench.dynamics.minibatch_curvature import interaction
@@ -55,7 +56,7 @@ class Noise:
         found = interaction(deviations, lambda v: v, gradient, self.batches)
         per_example = self.size * (N - 1) / (N - self.size)
         return {
-            "noise/scale": per_example * found.value,
-            "noise/scale_low": per_example * found.low,
-            "noise/scale_high": per_example * found.high,
+            metrics.NOISE_SCALE: per_example * found.value,
+            metrics.NOISE_SCALE + metrics.LOW: per_example * found.low,
+            metrics.NOISE_SCALE + metrics.HIGH: per_example * found.high,
         }

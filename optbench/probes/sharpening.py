@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from optbench import metrics
 from optbench.boundary.kinds import Count
 from optbench.dynamics.progressive_sharpening import sharpening
 from optbench.probes import State, Value
@@ -44,4 +45,4 @@ class Sharpening:
             return {}
         with state.shared.hessian(state, self.examples).loss.differentiable() as (loss, leaves):
             found = sharpening(loss, leaves, known[0])
-        return {"sharpening/rate": found.rate, "sharpening/stabilization": found.stabilization}
+        return {metrics.SHARPENING_RATE: found.rate, metrics.STABILIZATION: found.stabilization}

@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from optbench import metrics
 from optbench.boundary.kinds import Count, Pairs, Positive
 from optbench.boundary.signature import check_fields
 from optbench.curvature import Eigenpairs
@@ -88,18 +89,19 @@ class Sharpness:
             self._say_cost(state, pairs, seconds)
         self._plan(state, float(pairs.values[0]))
         found: dict[str, Value] = {
-            "sharpness/lambda_max": float(pairs.values[0]),
-            "sharpness/lambda_max_bound": float(pairs.bounds[0]),
+            metrics.SHARPNESS: float(pairs.values[0]),
+            metrics.SHARPNESS_BOUND: float(pairs.bounds[0]),
         }
         found |= {
-            f"sharpness/lambda_{i + 1}": float(pairs.values[i]) for i in range(1, len(pairs.values))
+            metrics.numbered(metrics.SHARPNESS_K, i + 1): float(pairs.values[i])
+            for i in range(1, len(pairs.values))
         }
         if not pairs.converged:
-            found["sharpness/converged"] = 0
+            found[metrics.SHARPNESS_CONVERGED] = 0
         return found | {
-            "sharpness/solved": int(not pairs.held),
-            "sharpness/hvps": hvps,
-            "sharpness/seconds": seconds,
+            metrics.SHARPNESS_SOLVED: int(not pairs.held),
+            metrics.SHARPNESS_HVPS: hvps,
+            metrics.SHARPNESS_SECONDS: seconds,
         }
 
     def _leaves_out(self, state: State) -> bool:

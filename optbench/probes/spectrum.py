@@ -5,6 +5,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
+from optbench import metrics
 from optbench.boundary.kinds import Count, CountFromZero, Several
 from optbench.boundary.signature import check_fields
 from optbench.curvature import (
@@ -78,17 +79,17 @@ class Spectrum:
         density = spectral_density(H, min(self.steps, H.size), self.probes, seed=seed + 2)
         self._pairs, self._of = pairs, of
         found: dict[str, Value] = {
-            "spectrum/trace": estimate.value,
-            "spectrum/trace_low": estimate.low,
-            "spectrum/trace_high": estimate.high,
-            "spectrum/lambda_min": float(density.nodes[0]),
-            "spectrum/nodes": density.nodes.tolist(),
-            "spectrum/weights": density.weights.tolist(),
+            metrics.TRACE: estimate.value,
+            metrics.TRACE + metrics.LOW: estimate.low,
+            metrics.TRACE + metrics.HIGH: estimate.high,
+            metrics.LAMBDA_MIN: float(density.nodes[0]),
+            metrics.NODES: density.nodes.tolist(),
+            metrics.WEIGHTS: density.weights.tolist(),
         }
         found |= self._heterogeneity(state, H, seed + 3)
         return found | {
-            "spectrum/hvps": H.hvps - before,
-            "spectrum/seconds": time.perf_counter() - start,
+            metrics.SPECTRUM_HVPS: H.hvps - before,
+            metrics.SPECTRUM_SECONDS: time.perf_counter() - start,
         }
 
     def _heterogeneity(self, state: State, H: Hessian, seed: int) -> dict[str, Value]:
@@ -96,7 +97,7 @@ class Spectrum:
         if self.layer_steps == 0 or len(layers) < 2:
             return {}
         return {
-            "spectrum/heterogeneity": block_heterogeneity(
+            metrics.HETEROGENEITY: block_heterogeneity(
                 block_densities(H, layers, self.layer_steps, seed=seed)
             )
         }

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optbench import metrics
 from optbench.record.durable import write_whole
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def series(records: Records, metric: str) -> tuple[list[int], list[float]]:
 
 def pictures(records: Records) -> tuple[str, ...]:
     """Return which pictures `draw` makes of a run."""
-    return PICTURES if any("spectrum/nodes" in record for record in records) else (PICTURE,)
+    return PICTURES if any(metrics.NODES in record for record in records) else (PICTURE,)
 
 
 def is_drawn(path: Path) -> bool:
@@ -54,7 +55,7 @@ def draw(records: Records, title: str, folder: Path) -> None:
                 )
             axis.grid(alpha=0.25)
         axes[-1].set_xlabel("step (optimizer updates)")
-    spectra = [record for record in records if "spectrum/nodes" in record]
+    spectra = [record for record in records if metrics.NODES in record]
     if spectra:
         with _figure(folder / SPECTRUM, 2, title, sharex=False) as axes:
             _density(axes[0], spectra)
@@ -97,7 +98,7 @@ def _loss(axis: "Axes", records: Records) -> None:
     _line(
         axis,
         records,
-        "batch/loss",
+        metrics.BATCH_LOSS,
         "batch trained on",
         BLUE,
         "-",
@@ -105,11 +106,13 @@ def _loss(axis: "Axes", records: Records) -> None:
         alpha=0.5,
         marker="",
     )
-    _line(axis, records, "train/loss", "train", BLUE, "-")
-    _line(axis, records, "val/loss", "validation", GREEN, ":")
-    _line(axis, records, "test/loss", "test", ORANGE, "--")
+    _line(axis, records, metrics.TRAIN_LOSS, "train", BLUE, "-")
+    _line(axis, records, metrics.VAL_LOSS, "validation", GREEN, ":")
+    _line(axis, records, metrics.TEST_LOSS, "test", ORANGE, "--")
     if any(
-        value > 0 for metric in ("batch/loss", "train/loss") for value in series(records, metric)[1]
+        value > 0
+        for metric in (metrics.BATCH_LOSS, metrics.TRAIN_LOSS)
+        for value in series(records, metric)[1]
     ):
         axis.set_yscale("log")
         low, high = axis.get_ylim()
@@ -120,11 +123,9 @@ def _loss(axis: "Axes", records: Records) -> None:
     axis.set_ylabel("loss")
 
 
-OWN = ("edge/preconditioned_", "edge/norm_")  # what a threshold may be on instead of λ₁(H)
-NAMES = {
-    None: "sharpness $\\lambda_1$",
-    OWN[0]: "preconditioned sharpness",
-    OWN[1]: "norm sharpness (lower bound)",
+NAMES = metrics.MEASURED_AT_THE_EDGE | {
+    metrics.SHARPNESS: "sharpness $\\lambda_1$",
+    metrics.NORM_SHARPNESS: "norm sharpness (lower bound)",
 }
 AT_EDGE = 0.95
 DECADES = 100  # range of sharpness from which on its axis is logarithmic
@@ -132,15 +133,12 @@ DECADES = 100  # range of sharpness from which on its axis is logarithmic
 
 def _sharpness(axis: "Axes", records: Records) -> None:
     """Draw λ_1 … λ_k of what the threshold is on, shaded where at the edge."""
-    prefix = next(
-        (prefix for prefix in OWN if any(f"{prefix}sharpness" in r for r in records)), None
-    )
-    first = f"{prefix}sharpness" if prefix else "sharpness/lambda_max"
-    _next_eigenvalues(axis, records, f"{prefix or 'sharpness/'}lambda_")
-    name = NAMES[prefix]
+    first = metrics.threshold_is_on(records)
+    _next_eigenvalues(axis, records, first)
+    name = NAMES[first]
     _line(axis, records, first, name, RED, "-")
     _shade(axis, records)
-    _, thresholds = series(records, "edge/threshold")
+    _, thresholds = series(records, metrics.EDGE_THRESHOLD)
     _, sharpness = series(records, first)
     # A threshold far away, or one that a schedule sends to infinity, must not flatten the curve.
     shown = [t for t in thresholds if t < 3 * max(sharpness, default=math.inf)]
@@ -148,12 +146,15 @@ def _sharpness(axis: "Axes", records: Records) -> None:
     if sharpness:
         _fit(axis, sharpness, shown)
         label += _off_the_picture(thresholds, shown)
-    _line(axis, records, "edge/threshold", label, BLACK, "--", marker="")
-    axis.set_ylabel("sharpness" if prefix is None else name.split(" (")[0])
+    _line(axis, records, metrics.EDGE_THRESHOLD, label, BLACK, "--", marker="")
+    axis.set_ylabel(metrics.MEASURED_AT_THE_EDGE[first])
 
 
-def _next_eigenvalues(axis: "Axes", records: Records, prefix: str) -> None:
+def _next_eigenvalues(axis: "Axes", records: Records, first: str) -> None:
     """Draw λ_2 … λ_k as thin lines under one label."""
+    if first not in metrics.NEXT_EIGENVALUES:
+        return
+    prefix = metrics.NEXT_EIGENVALUES[first].removesuffix("K")
     keys = {key for r in records for key in r if key.startswith(prefix)}
     numbers = sorted(int(end) for key in keys if (end := key.removeprefix(prefix)).isdigit())
     for i, number in enumerate(numbers):
@@ -182,7 +183,7 @@ def _off_the_picture(thresholds: Sequence[float], shown: Sequence[float]) -> str
 
 def _shade(axis: "Axes", records: Records) -> None:
     """Shade from each measurement at the edge to the next one."""
-    steps, distances = series(records, "edge/distance")
+    steps, distances = series(records, metrics.EDGE_DISTANCE)
     labelled = False
     for i, distance in enumerate(distances[:-1]):
         if distance >= AT_EDGE:
@@ -192,8 +193,8 @@ def _shade(axis: "Axes", records: Records) -> None:
 
 
 def _gap(axis: "Axes", records: Records) -> None:
-    _line(axis, records, "gap/loss", "gap of loss", ORANGE, "--")
-    _line(axis, records, "gap/error", "gap of error", BLUE, "-")
+    _line(axis, records, metrics.GAP_LOSS, "gap of loss", ORANGE, "--")
+    _line(axis, records, metrics.GAP_ERROR, "gap of error", BLUE, "-")
     if axis.lines:
         axis.axhline(0, color="#888888", linewidth=0.8)
     axis.set_ylabel("test − train")
@@ -207,12 +208,14 @@ def _density(axis: "Axes", spectra: Records) -> None:
     import numpy as np
 
     chosen = sorted({0, len(spectra) // 2, len(spectra) - 1})
-    low = min(spectra[i]["spectrum/nodes"][0] for i in chosen)
-    high = max(spectra[i]["spectrum/nodes"][-1] for i in chosen)
+    low = min(spectra[i][metrics.NODES][0] for i in chosen)
+    high = max(spectra[i][metrics.NODES][-1] for i in chosen)
     width, top = max((high - low) / 200, 1e-12), 0.0
     grid = np.linspace(low - 5 * width, high + 5 * width, 1000)
     for i, color, style in zip(chosen, (ORANGE, GREEN, BLUE), ("--", ":", "-"), strict=False):
-        nodes, weights = (np.array(spectra[i][f"spectrum/{part}"]) for part in ("nodes", "weights"))
+        nodes, weights = (
+            np.array(spectra[i][metric]) for metric in (metrics.NODES, metrics.WEIGHTS)
+        )
         bumps = np.exp(-(((grid[:, None] - nodes) / width) ** 2) / 2) / (width * np.sqrt(2 * np.pi))
         top = max(top, float((bumps @ weights).max()))
         axis.semilogy(grid, bumps @ weights, style, color=color, label=f"step {spectra[i]['step']}")
@@ -229,8 +232,8 @@ def _outliers(axis: "Axes", records: Records) -> None:
     ]
     for name in names:
         _line(axis, records, name, "", RED, "-", marker="", linewidth=0.9)
-    _line(axis, records, "spectrum/lambda_min", "smallest", BLUE, ":")
-    _line(axis, records, "edge/threshold", "edge of stability", BLACK, "--", marker="")
+    _line(axis, records, metrics.LAMBDA_MIN, "smallest", BLUE, ":")
+    _line(axis, records, metrics.EDGE_THRESHOLD, "edge of stability", BLACK, "--", marker="")
     axis.plot([], [], color=RED, label=f"{len(names)} largest")
     axis.set(xlabel="step (optimizer updates)", ylabel="eigenvalue")
     axis.legend(frameon=False, fontsize=9)

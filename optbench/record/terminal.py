@@ -21,14 +21,16 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from optbench import metrics
+
 SHOWN = {
-    "batch/loss": "loss",
-    "test/error": "error",
-    "sharpness/lambda_max": "sharpness",
-    "edge/preconditioned_sharpness": "preconditioned",
-    "edge/norm_sharpness": "norm sharpness",
-    "edge/threshold": "threshold",
-    "edge/distance": "distance to edge",
+    metrics.BATCH_LOSS: "loss",
+    metrics.TEST_ERROR: "error",
+    metrics.SHARPNESS: "sharpness",
+    metrics.PRECONDITIONED_SHARPNESS: "preconditioned",
+    metrics.NORM_SHARPNESS: "norm sharpness",
+    metrics.EDGE_THRESHOLD: "threshold",
+    metrics.EDGE_DISTANCE: "distance to edge",
 }
 PLAIN_LINES = 10
 PLAIN_SECONDS = 60.0
@@ -192,14 +194,18 @@ def closing_table(summary: Mapping[str, Any], lr: float | None) -> None:
 
 def _findings(summary: Mapping[str, Any]) -> list[str]:
     last, lines = summary["last"], []
-    if "sharpness/lambda_max" in last:
-        bound = last.get("sharpness/lambda_max_bound")  # absent where it overflowed
-        line = f"sharpness {last['sharpness/lambda_max']:.4g}" + (
+    if metrics.SHARPNESS in last:
+        bound = last.get(metrics.SHARPNESS_BOUND)  # absent where it overflowed
+        line = f"sharpness {last[metrics.SHARPNESS]:.4g}" + (
             f" ± {bound:.1g}" if bound is not None else ""
         )
         lines.append(
             line
-            + ("" if last.get("sharpness/converged", 1) else "; not every search for it converged")
+            + (
+                ""
+                if last.get(metrics.SHARPNESS_CONVERGED, 1)
+                else "; not every search for it converged"
+            )
         )
     events = summary.get("events", {})
     lines += _at_the_edge(summary, last, events)
@@ -223,33 +229,28 @@ def _at_the_edge(
     """How far training went, when it came to the edge, where it stayed, and where it ended."""
     lines = []
     if events.get("annealed"):
-        to = f" to {last['edge/lr']:.2g}" if "edge/lr" in last else ""
+        to = f" to {last[metrics.EDGE_LR]:.2g}" if metrics.EDGE_LR in last else ""
         lines.append(
             f"lr annealed{to}, so that the edge went away: the last distance is of the schedule's "
             "making"
         )
-    elif "edge/distance" in last and "edge/threshold" in last:
-        measured_on = [
-            key for key in ("edge/preconditioned_sharpness", "edge/norm_sharpness") if key in last
-        ]
-        what = ""
-        if measured_on:
-            name = measured_on[0].removeprefix("edge/").replace("_", " ")
-            what = f"{name} {last[measured_on[0]]:.4g}, "
+    elif metrics.EDGE_DISTANCE in last and metrics.EDGE_THRESHOLD in last:
+        metric, what = metrics.threshold_is_on([last]), ""
+        if metric != metrics.SHARPNESS:
+            what = f"{metrics.MEASURED_AT_THE_EDGE[metric]} {last[metric]:.4g}, "
         lines.append(
-            f"{what}{last['edge/distance']:.3f} of the edge at {last['edge/threshold']:.4g}"
+            f"{what}{last[metrics.EDGE_DISTANCE]:.3f} of the edge at "
+            f"{last[metrics.EDGE_THRESHOLD]:.4g}"
         )
     if events.get("max_ratio_at") is not None:
         lines.append(
             f"at most {events['max_ratio']:.3f} of the edge, at step {events['max_ratio_at']}"
         )
-    if "crossed_edge_at" in summary:
-        crossed = summary["crossed_edge_at"]
-        lines.append(
-            "edge of stability not reached"
-            if crossed is None
-            else f"reached the edge at step {crossed}"
-        )
+    match events.get("verdict"):
+        case "edge reached":
+            lines.append(f"reached the edge at step {events['first_crossing']}")
+        case "edge not reached":
+            lines.append("edge of stability not reached")
     if events.get("plateau_ratio") is not None:
         low, high = events["plateau_low"], events["plateau_high"]
         catapults = len(events["catapults"])
@@ -268,16 +269,17 @@ def _try_next(summary: Mapping[str, Any], lr: float | None) -> str:
     λ₁ η/2 = distance, so η/distance is the rate whose threshold is the sharpness last measured.
     """
     last = summary["last"]
-    distance = last.get("edge/distance")
+    distance = last.get(metrics.EDGE_DISTANCE)
     known = distance is not None and 0 < distance < math.inf
-    largest = last.get("edge/lr", lr or math.inf) / distance if known else math.inf
+    largest = last.get(metrics.EDGE_LR, lr or math.inf) / distance if known else math.inf
     if summary["status"] == "interrupted":
         return "the same command, which goes on from here"
     if summary["status"] == "diverged":
         return _after_divergence(lr, largest)
-    if "crossed_edge_at" not in summary:
+    verdict = summary.get("events", {}).get("verdict", "not measured")
+    if verdict == "not measured":
         return COMPARE
-    if summary["crossed_edge_at"] is None and lr:
+    if verdict == "edge not reached" and lr:
         return _to_the_edge(summary, lr, largest)
     if summary.get("events", {}).get("annealed"):
         return (

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optbench import metrics
 from optbench.probes import Probe, State, Stateful, Value, due, measure
 from optbench.probes.shared import Shared
 from optbench.record.folder import RunFolder
@@ -143,7 +144,7 @@ class Runner:
         if last or self.step % settings.log_every == 0:
             self._read_losses()
             if self._losses:
-                found["batch/loss"] = math.fsum(self._losses) / len(self._losses)
+                found[metrics.BATCH_LOSS] = math.fsum(self._losses) / len(self._losses)
                 self._losses.clear()
         if found:
             self.folder.log(self.step, found)
@@ -192,14 +193,17 @@ class Runner:
             FloatingPointError
         ) as why:  # the weights are finite, but what follows from them overflows
             raise _DivergenceError(self.step) from why
-        loss = state.found.get("train/loss", 0.0)
+        loss = state.found.get(metrics.TRAIN_LOSS, 0.0)
         if isinstance(loss, float) and not math.isfinite(loss):
             raise _DivergenceError(self.step)
         now_seconds = time.monotonic()
         self.probe_seconds += now_seconds - self._segment
         self._segment = now_seconds
-        clock = {"time/train_seconds": self.train_seconds, "time/probe_seconds": self.probe_seconds}
-        return state.found | clock | {"cost/gradients": experiment.update.gradients}
+        clock = {
+            metrics.TRAIN_SECONDS: self.train_seconds,
+            metrics.PROBE_SECONDS: self.probe_seconds,
+        }
+        return state.found | clock | {metrics.GRADIENTS: experiment.update.gradients}
 
     def _count_training(self) -> None:
         """Count the time since the last measurement as training."""

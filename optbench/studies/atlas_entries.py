@@ -12,6 +12,8 @@ when one changes sides.
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from optbench import metrics
+
 STEPS, SHORT_STEPS = 3000, 2000
 COMMON = (
     "task=digits",
@@ -149,7 +151,7 @@ ATLAS = (
         None,
         NOT_REACHED,
         NOISE,
-        metric="batch/sharpness",
+        metric=metrics.BATCH_SHARPNESS,
     ),
     Entry(
         "SGD β=.9 batch 16",
@@ -159,7 +161,7 @@ ATLAS = (
         None,
         NOT_REACHED,
         ONE_SOURCE,
-        metric="batch/sharpness",
+        metric=metrics.BATCH_SHARPNESS,
         factor=0.2,
     ),
     Entry("Signum", ("optimizer=signum",), (5e-4, 1e-3), 5e-4, None, OPEN, UNKNOWN, mean=True),

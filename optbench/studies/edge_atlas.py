@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from optbench.dynamics.run_events import measured_quantity
+from optbench import metrics
 from optbench.record import folder as record
 from optbench.studies.atlas_entries import NOT_REACHED, OPEN, OUTSIDE, WITHIN, Entry
 
@@ -24,10 +24,10 @@ COLUMNS = (
     "why",
 )
 SYMBOLS = {
-    "sharpness/lambda_max": "λ₁(H)",
-    "edge/preconditioned_sharpness": "λ₁(P⁻¹H)",
-    "edge/norm_sharpness": "norm sharpness",
-    "batch/sharpness": "batch sharpness",
+    metrics.SHARPNESS: "λ₁(H)",
+    metrics.PRECONDITIONED_SHARPNESS: "λ₁(P⁻¹H)",
+    metrics.NORM_SHARPNESS: "norm sharpness",
+    metrics.BATCH_SHARPNESS: "batch sharpness",
 }
 
 
@@ -103,7 +103,10 @@ def read_series(entry: Entry, lr: float, folder: Path) -> Series:
     if entry.metric is not None:
         on, threshold = entry.metric, [entry.factor / lr] * len(records)
     else:
-        on, threshold = measured_quantity(records), [r.get("edge/threshold", 0.0) for r in records]
+        on, threshold = (
+            metrics.threshold_is_on(records),
+            [r.get(metrics.EDGE_THRESHOLD, 0.0) for r in records],
+        )
     rows = [
         (r["step"], r[on], t) for r, t in zip(records, threshold, strict=True) if on in r and t > 0
     ]

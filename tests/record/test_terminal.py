@@ -67,7 +67,9 @@ def test_one_catapult_is_singular() -> None:
 def _ended(status: str, sharpness: float, crossed: int | None) -> dict[str, Any]:
     """A run at lr = 100, whose threshold is 0.02."""
     last = {"edge/lr": 100.0, "edge/threshold": 0.02, "edge/distance": sharpness / 0.02}
-    return {"status": status, "steps": 10, "last": last, "crossed_edge_at": crossed}
+    verdict = "edge not reached" if crossed is None else "edge reached"
+    events = {"verdict": verdict, "first_crossing": crossed}
+    return {"status": status, "steps": 10, "last": last, "events": events}
 
 
 def test_no_advice_goes_beyond_the_threshold() -> None:
