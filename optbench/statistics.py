@@ -271,28 +271,6 @@ def performance_profile(costs: ArrayLike, factors: ArrayLike) -> Array:
     return np.asarray((ratios[:, :, None] <= np.asarray(factors)).mean(axis=1))
 
 
-def best_of(selected_by: ArrayLike, reported: ArrayLike, k: int) -> float:
-    """Return the expected `reported` value of the best of k of n points by `selected_by`.
-
-    Exact over all subsets of size k: the i-th best point (from 1) is the best of C(n−i, k−1) of
-    C(n, k). Without replacement, so unbiased for k independent points. Equal points share their
-    weights.
-
-    References:
-        Tang et al. (2020), arXiv:2004.13705 (without replacement); Sivaprasad et al. (2020),
-        arXiv:1910.11758.
-    """
-    by, values = np.asarray(selected_by, dtype=np.float64), np.asarray(reported, dtype=np.float64)
-    n = len(by)
-    weights = special.comb(n - 1 - np.arange(n), k - 1) / special.comb(n, k)
-    shared = np.zeros(n)
-    order = np.argsort(by, kind="stable")
-    for value in np.unique(by):
-        own = np.flatnonzero(by[order] == value)
-        shared[order[own]] = weights[own].mean()
-    return float((shared[shared > 0] * values[shared > 0]).sum())
-
-
 def best_of_median(values: ArrayLike, k: int, level: float = LEVEL) -> Interval:
     """Return the median of the least of k random values, with its exact interval from n of them.
 

@@ -107,14 +107,6 @@ def test_performance_profile_by_hand() -> None:
     assert np.allclose(found, np.array([[1, 1, 2], [1, 1, 2], [0, 0, 0]]) / 3)
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 5])
-def test_best_of_is_the_mean_over_all_subsets(k: int) -> None:
-    by, reported = [3.0, 1.0, 4.0, 1.5, 9.0], [0.3, 0.2, 0.9, 0.1, 0.5]
-    subsets = itertools.combinations(range(5), k)
-    expected = np.mean([reported[min(subset, key=by.__getitem__)] for subset in subsets])
-    assert s.best_of(by, reported, k) == pytest.approx(float(expected), rel=1e-12)
-
-
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_best_of_medians_interval_covers(k: int) -> None:
     """Exact, so at least 95 %: less than that by three Monte-Carlo errors of 800 repetitions is a mistake."""

@@ -23,16 +23,6 @@ def nesterov(beta: float, dampening: float = 0.0) -> float:
     return 1 + beta * heavy_ball(beta, dampening)
 
 
-def nesterov_ema(beta: float) -> float:
-    """T(−1) = (1−β) + β(1−β)/(1+β) of (1−β)g + βm with m a running average: torch's Muon."""
-    return 1 - beta + beta * ema(beta)
-
-
-def lion(beta1: float, beta2: float) -> float:
-    """T(−1) = (1−β₁) − β₁(1−β₂)/(1+β₂) of (1−β₁)g_t + β₁m_{t−1}: the average lags one step."""
-    return 1 - beta1 - beta1 * ema(beta2)
-
-
 def first_instability(response: ArrayLike) -> tuple[float, float]:
     """The smallest curvature a > 0 at which w_{t+1} = w_t − a Σ_k h_k w_{t−k} turns unstable.
 

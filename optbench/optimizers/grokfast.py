@@ -58,7 +58,9 @@ class GrokFast(Wrapper):
     def _amplify(self) -> None:
         for p in self.held():
             assert p.grad is not None
-            own = self.state[p]
-            slow = own.setdefault("slow", p.grad.clone())
+            state = self.state[p]
+            if "slow" not in state:
+                state["slow"] = p.grad.clone()
+            slow: Tensor = state["slow"]
             slow.lerp_(p.grad, 1 - self.alpha)
             p.grad.add_(slow, alpha=self.lamb)

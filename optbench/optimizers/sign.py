@@ -1,6 +1,7 @@
 """Steps of one size for every weight, in the direction of a sign: Signum and Lion."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class Signum(Optimizer):
                     continue
                 direction = p.grad
                 if group["momentum"]:
-                    direction = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                    direction = _kept(self.state[p], "momentum_buffer", p)
                     direction.lerp_(p.grad, 1 - group["momentum"])
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(
                     direction.sign(), alpha=-group["lr"]
@@ -84,11 +85,19 @@ class Lion(Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                m = _kept(self.state[p], "exp_avg", p)
                 direction = p.grad.lerp(m, beta1).sign_()
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])
                 m.lerp_(p.grad, 1 - beta2)
         return loss
+
+
+def _kept(state: dict[str, Any], name: str, like: Tensor) -> Tensor:
+    """What a parameter's state holds by this name; zeros at first, and allocated only then."""
+    if name not in state:
+        state[name] = torch.zeros_like(like)
+    kept: Tensor = state[name]
+    return kept
 
 
 def _check(**averages: float) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from optbench import metrics
 from optbench.boundary.kinds import Count
 from optbench.curvature.selection import trainable
-from optbench.dynamics.directional_curvature import critical_step
+from optbench.dynamics.critical_step import critical_step
 from optbench.probes import State, Value
 from optbench.probes.after_update import AfterUpdate, weights_at
 
