@@ -13,17 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
+from optbench.intervals import LEVEL, Interval, t_quantile
+
 Array = NDArray[np.float64]
-LEVEL = 0.95
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and its confidence interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -92,7 +84,7 @@ def iqm_interval(
             value, -math.inf, float(np.quantile(drawn, (1 + level) / 2, method="higher"))
         )
     error = float(drawn.std()) * math.sqrt(S / (S - 1))
-    half = float(stats.t.ppf((1 + level) / 2, _degrees_of_freedom(scores))) * error
+    half = t_quantile(_degrees_of_freedom(scores), level) * error
     return Interval(value, value - half, value + half)
 
 

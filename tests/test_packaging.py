@@ -40,6 +40,7 @@ ORDER = [
     "optbench.optimizers",
     "optbench.schedules",
     "optbench.statistics",
+    "optbench.intervals",
     "optbench.search",
     "optbench.seeds",
     "optbench.metrics",

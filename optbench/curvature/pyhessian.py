@@ -30,7 +30,6 @@ from unittest.mock import patch
 import pyhessian
 import pyhessian.utils
 import torch
-from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from optbench.curvature.data import Chunks, Pair
@@ -46,6 +45,7 @@ from optbench.curvature.isolation import (
 from optbench.curvature.loss_function import Criterion
 from optbench.curvature.selection import trainable
 from optbench.curvature.trace import TraceEstimate
+from optbench.intervals import t_quantile
 
 
 class PyHessian:
@@ -102,7 +102,7 @@ class PyHessian:
         count = len(draws)
         value = float(draws.mean())
         stderr = float(draws.std() / count**0.5) if count > 1 else float("inf")
-        reach = float(stdtrit(max(count - 1, 1), 0.5 + confidence / 2)) * stderr
+        reach = t_quantile(max(count - 1, 1), confidence) * stderr
         return TraceEstimate(value, value - reach, value + reach, stderr, count)
 
     def spectral_density(self) -> NoReturn:

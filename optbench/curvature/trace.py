@@ -7,28 +7,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from optbench.curvature.eigen.pairs import Eigenpairs, Seed, seeded
 from optbench.curvature.operators import Operator, check_operator, check_real, check_whole
+from optbench.intervals import Interval, t_quantile
 
 
 @dataclass(frozen=True)
-class TraceEstimate:
-    """An estimate of tr A and its confidence interval.
+class TraceEstimate(Interval):
+    """An estimate of tr A and its confidence interval; unit: loss per parameter².
 
     Attributes:
-        value: Estimate; unit: loss per parameter².
-        low: Lower end of the confidence interval.
-        high: Upper end.
         stderr: Standard error of the estimate.
         hvps: Products spent.
     """
 
-    value: float
-    low: float
-    high: float
     stderr: float
     hvps: int
 
@@ -84,7 +78,7 @@ def trace(
     mean = math.fsum(draws) / samples
     variance = math.fsum((draw - mean) ** 2 for draw in draws) / (samples - 1)
     stderr = math.sqrt(variance / samples)
-    reach = float(stdtrit(samples - 1, 0.5 + confidence / 2)) * stderr
+    reach = t_quantile(samples - 1, confidence) * stderr
     value = known + mean
     return TraceEstimate(value, value - reach, value + reach, stderr, samples)
 

@@ -10,10 +10,10 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 from torch import Tensor
 
 from optbench.dynamics.edges import MatVec
+from optbench.intervals import LEVEL, Interval, t_quantile
 
 T = TypeVar("T")
 Batch = tuple[Tensor, MatVec]
@@ -24,29 +24,18 @@ LEAST = 8
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(Interval):
     """A mean over batches with its confidence interval.
 
     Attributes:
-        value: The estimate.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
         batches: Number of batches that were used.
     """
 
-    value: float
-    low: float
-    high: float
     batches: int
-
-    @property
-    def relative(self) -> float:
-        """Half width of the interval over |value|."""
-        return (self.high - self.low) / 2 / abs(self.value) if self.value else math.inf
 
 
 def batch_sharpness(
-    batches: Iterable[Batch], count: int, level: float = 0.95, until: float | None = None
+    batches: Iterable[Batch], count: int, level: float = LEVEL, until: float | None = None
 ) -> Estimate:
     """E_B[g_BᵀH_Bg_B/‖g_B‖²]: what settles at 2/η for SGD without momentum.
 
@@ -81,7 +70,7 @@ def interaction(
     hvp: MatVec,
     gradient: Tensor,
     count: int,
-    level: float = 0.95,
+    level: float = LEVEL,
     until: float | None = None,
 ) -> Estimate:
     """Gradient–noise interaction E[g_BᵀHg_B]/‖g‖², with H and g of the full batch.
@@ -102,7 +91,7 @@ def interaction_aware_sharpness(
     gradients: Iterable[Tensor],
     hvp: MatVec,
     count: int,
-    level: float = 0.95,
+    level: float = LEVEL,
     until: float | None = None,
 ) -> Estimate:
     """Interaction-aware sharpness E[g_BᵀHg_B]/E‖g_B‖², with H of the full batch.
@@ -143,5 +132,5 @@ def _interval(pairs: NDArray[np.float64], level: float) -> Estimate:
     top, bottom = pairs.mean(axis=0)
     value = top / bottom
     residual = (pairs[:, 0] - value * pairs[:, 1]) / bottom
-    half = stdtrit(n - 1, (1 + level) / 2) * residual.std(ddof=1) / math.sqrt(n)
+    half = t_quantile(n - 1, level) * residual.std(ddof=1) / math.sqrt(n)
     return Estimate(float(value), float(value - half), float(value + half), n)

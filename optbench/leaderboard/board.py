@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from optbench.intervals import LEVEL, Interval
 from optbench.leaderboard.entrants import Entrant, Field, selecting_value
 from optbench.leaderboard.run_line import Run
 from optbench.leaderboard.scores import Row, costs, row, scores
 from optbench.protocol.suite import Suite
 from optbench.statistics import (
-    LEVEL,
     Array,
-    Interval,
     Pair,
     average_ranks,
     best_of_median,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from optbench import metrics
+from optbench.intervals import Interval
 from optbench.leaderboard.entrants import Entrant
 from optbench.leaderboard.run_line import Run
 from optbench.protocol.suite import Suite
@@ -18,18 +19,6 @@ STEP, GRADIENTS, SECONDS = "step", metrics.GRADIENTS, metrics.TRAIN_SECONDS
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Median, least and greatest over the seeds.
-
-    Infinite where a run diverged, NaN where it was not measured.
-    """
-
-    median: float
-    least: float
-    greatest: float
-
-
-@dataclass(frozen=True)
 class Row:
     """One entrant on one task, over its final seeds.
 
@@ -37,7 +26,8 @@ class Row:
         optimizer: Name of the entrant.
         task: Name of the task.
         score: Scores of the ranked metric, −∞ where a run diverged, shape (S,).
-        metrics: Spreads by name.
+        metrics: Median over the seeds by name, with least and greatest; infinite where a run
+            diverged, NaN where it was not measured.
         hit_rate: Share of the runs that reached the suite's target.
         steps_to_target: Steps to the target, censored median over the seeds.
         gradients_to_target: The same for batch gradients.
@@ -53,7 +43,7 @@ class Row:
     optimizer: str
     task: str
     score: list[float]
-    metrics: dict[str, Spread]
+    metrics: dict[str, Interval]
     hit_rate: float
     steps_to_target: float
     gradients_to_target: float
@@ -105,7 +95,7 @@ def row(suite: Suite, entrant: Entrant, task: str) -> Row:
     )
 
 
-def _metrics(suite: Suite, runs: Sequence[Run]) -> dict[str, Spread]:
+def _metrics(suite: Suite, runs: Sequence[Run]) -> dict[str, Interval]:
     """Return the spread of each metric over the seeds."""
     metrics = {name: _spread([_at_end(run, name) for run in runs]) for name in AT_END}
     for name in CURVATURE:
@@ -200,8 +190,8 @@ def _of(run: Run, metric: str) -> Sequence[float | None]:
     return run.curve.get(metric, [])
 
 
-def _spread(values: Sequence[float]) -> Spread:
+def _spread(values: Sequence[float]) -> Interval:
     known = [value for value in values if not math.isnan(value)]
     if not known:
-        return Spread(math.nan, math.nan, math.nan)
-    return Spread(censored_median(known), min(known), max(known))
+        return Interval(math.nan, math.nan, math.nan)
+    return Interval(censored_median(known), min(known), max(known))

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from optbench import metrics
 from optbench.boundary import visible
+from optbench.intervals import Interval
 from optbench.leaderboard.board import Board, Standing
-from optbench.leaderboard.scores import DISTANCE, SHARPNESS, Row, Spread
-from optbench.statistics import Interval
+from optbench.leaderboard.scores import DISTANCE, SHARPNESS, Row
 
 TASK_COLUMNS: dict[str, Callable[[Row], str]] = {
     "optimizer": lambda r: r.optimizer,
@@ -20,11 +20,11 @@ TASK_COLUMNS: dict[str, Callable[[Row], str]] = {
     "gradients": lambda r: number(r.gradients_to_target),
     "seconds": lambda r: number(r.seconds_to_target),
     "hit rate": lambda r: f"{r.hit_rate:.0%}",
-    "λ₁, end": lambda r: number(r.metrics[f"{SHARPNESS} at the end"].median),
-    "λ₁, best": lambda r: number(r.metrics[f"{SHARPNESS} at the best"].median),
-    "edge, end": lambda r: number(r.metrics[f"{DISTANCE} at the end"].median),
-    "edge, best": lambda r: number(r.metrics[f"{DISTANCE} at the best"].median),
-    "edge, most": lambda r: number(r.metrics[f"{DISTANCE} at most"].median),
+    "λ₁, end": lambda r: number(r.metrics[f"{SHARPNESS} at the end"].value),
+    "λ₁, best": lambda r: number(r.metrics[f"{SHARPNESS} at the best"].value),
+    "edge, end": lambda r: number(r.metrics[f"{DISTANCE} at the end"].value),
+    "edge, best": lambda r: number(r.metrics[f"{DISTANCE} at the best"].value),
+    "edge, most": lambda r: number(r.metrics[f"{DISTANCE} at most"].value),
     "ms a step": lambda r: number(r.step_milliseconds),
     "peak GiB": lambda r: number(r.peak_gib),
     "state MiB": lambda r: number(r.state_mib),
@@ -159,7 +159,7 @@ def comma_separated(board: Board) -> str:
         s = ranks[r.optimizer]
         cells = [plain(board.suite.name), board.suite.version, plain(r.optimizer), s.rank, *s.ranks]
         cells += [_csv(x) for x in (s.score.value, s.score.low, s.score.high)]
-        metrics = [_csv(r.metrics[name].median) for name in names]
+        metrics = [_csv(r.metrics[name].value) for name in names]
         writer.writerow(
             [
                 *cells,
@@ -191,13 +191,9 @@ def number(value: float) -> str:
     return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
-def spread(s: Spread) -> str:
+def spread(s: Interval) -> str:
     """Return median [least, greatest]."""
-    return (
-        "–"
-        if math.isnan(s.median)
-        else f"{number(s.median)} [{number(s.least)}, {number(s.greatest)}]"
-    )
+    return "–" if math.isnan(s.value) else interval(s)
 
 
 def interval(i: Interval) -> str:

@@ -2,8 +2,8 @@
 
 import math
 
+from optbench.intervals import LEVEL
 from optbench.leaderboard.board import Board
-from optbench.statistics import LEVEL
 
 
 def words(board: Board) -> list[str]:

@@ -63,7 +63,7 @@ def test_divergences_rank_last_and_are_neither_dropped_nor_padded() -> None:
     assert (last.name, last.score.value, last.diverged) == ("wild", -math.inf, 0.5)
     assert "| −∞ " in tables.markdown(board) and ",-inf," in tables.comma_separated(board)
     row = next(r for r in board.rows if r.optimizer == "wild")
-    assert row.metrics["test/error"].greatest == math.inf and row.score.count(-math.inf) == 2
+    assert row.metrics["test/error"].high == math.inf and row.score.count(-math.inf) == 2
 
 
 def test_time_to_target_is_of_the_first_measurement_below_it_and_a_miss_is_infinite() -> None:
