@@ -198,6 +198,10 @@ def _check_trained(model: object, optimizer: object, loss: object) -> None:
         raise ValueError(
             f"model must be a torch.nn.Module with parameters, got {type(model).__name__}"
         )
+    if any(p.is_meta for p in model.parameters()):
+        raise ValueError(
+            "model must have data, got parameters on device meta: model.to_empty(device=…), load them"
+        )
     if not isinstance(optimizer, Optimizer):
         raise ValueError(
             f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"

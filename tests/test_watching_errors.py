@@ -133,3 +133,21 @@ def test_arguments_that_cannot_be(changed: dict[str, Any], match: str) -> None:
     }
     with pytest.raises(ValueError, match=match):
         watch(**given | changed)
+
+
+def test_a_split_of_another_width_is_said_and_training_goes_on() -> None:
+    torch.manual_seed(0)
+    model, said = nn.Linear(6, 3), list[str]()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = torch.randn(8, 6), torch.arange(8) % 3
+    test = torch.randn(8, 5), y
+    found = watch(model, optimizer, F.cross_entropy, (x, y), test=test, say=said.append)()
+    assert "sharpness/lambda_max" in found
+    assert any("does not run on the test split, inputs of shape (8, 5)" in line for line in said)
+
+
+def test_a_model_without_data_is_refused() -> None:
+    model = nn.Linear(6, 3, device="meta")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="model must have data"):
+        watch(model, optimizer, F.cross_entropy, (torch.randn(8, 6), torch.arange(8) % 3))

@@ -204,6 +204,10 @@ def _checked(batch: Any) -> Pair:
                 f"{name} must be a tensor, got {type(tensor).__name__}: wrap the model so that one "
                 "tensor goes in"
             )
+        if tensor.layout != torch.strided:
+            raise MeasurementError(f"{name} must be dense, got {tensor.layout}: pass .to_dense()")
+        if tensor.is_meta:
+            raise MeasurementError(f"{name} must have data, got a tensor on device meta")
     inputs, targets = batch
     if not inputs.ndim or not targets.ndim:
         raise ValueError(

@@ -57,7 +57,7 @@ class Generalization:
         with evaluating(state.model, state.optimizer, state.task):
             for name, split in state.task.splits.items():
                 examples = split.first(self.train_examples) if name == "train" else split
-                means = self._means(state, examples)
+                means = self._means(state, name, examples)
                 found |= {metrics.of(name, quantity): value for quantity, value in means.items()}
         for quantity in ("loss", "error"):
             train, test = (found.get(metrics.of(split, quantity)) for split in ("train", "test"))
@@ -65,14 +65,21 @@ class Generalization:
                 found[metrics.of("gap", quantity)] = test - train
         return found
 
-    def _means(self, state: State, split: Split) -> dict[str, float]:
+    def _means(self, state: State, name: str, split: Split) -> dict[str, float]:
         try:
             return evaluate(state.task, state.model, split, self.chunk, state.say)
         except NoErrorError as why:
             state.say(f"error is absent: {why}")
-            return evaluate(
-                replace(state.task, error=None), state.model, split, self.chunk, state.say
-            )
+            task = replace(state.task, error=None)
+            return evaluate(task, state.model, split, self.chunk, state.say)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, IndexError) as why:
+            shapes = f"inputs of shape {tuple(split.inputs.shape)}, {split.inputs.dtype}"
+            raise MeasurementError(
+                f"the model or its loss does not run on the {name} split, {shapes} "
+                f"({type(why).__name__}: {why})"
+            ) from why
 
 
 @torch.no_grad()
