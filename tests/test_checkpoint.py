@@ -55,8 +55,8 @@ def test_a_checkpoint_from_elsewhere_executes_nothing(tmp_path: Path) -> None:
 def test_a_full_disk_is_said_to_be_one_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, {"step": 1})
     program = (
-        "import resource, signal, sys, torch; from pathlib import Path; from optbench import "
-        "checkpoint;"
+        "import resource, signal, sys, torch; from pathlib import Path;"
+        "from optbench.run import checkpoint;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY));"
         "checkpoint.save(Path(sys.argv[1]), {'step': 2, 'w': torch.rand(1_000_000)})"

@@ -246,7 +246,7 @@ def _poisoned() -> nn.Module:
     [
         (_Complex, F.cross_entropy, "parameters must be real"),
         (_mlp, lambda o, t: F.cross_entropy(o.detach(), t), "does not depend on the parameters"),
-        (_poisoned, F.cross_entropy, "not finite"),
+        (_poisoned, F.cross_entropy, "must be finite"),
         (_mlp, nn.MultiMarginLoss(), "torch cannot differentiate this loss twice"),
     ],
 )

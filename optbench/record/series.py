@@ -77,13 +77,13 @@ def sha256(path: Path, length: int | None = None) -> str:
 
 def whole_length(path: Path, length: int) -> int:
     """Return how many of the first `length` bytes are whole lines of JSON whose steps rise."""
-    length, before = 0, -1
+    whole, before = 0, -1
     for line in _lines(path, length) if is_file(path) else ():
         step = _step(line)
         if step is None or step <= before:
             break
-        length, before = length + len(line), step
-    return length
+        whole, before = whole + len(line), step
+    return whole
 
 
 def _step(line: bytes) -> int | None:
