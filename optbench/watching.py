@@ -200,7 +200,8 @@ def _check_trained(model: object, optimizer: object, loss: object) -> None:
         )
     if any(p.is_meta for p in model.parameters()):
         raise ValueError(
-            "model must have data, got parameters on device meta: model.to_empty(device=…), load them"
+            "model must have data, got parameters on device meta: model.to_empty(device=…), then "
+            "load them"
         )
     if not isinstance(optimizer, Optimizer):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""`python -m optbench.check TARGET`: what an optimizer, a task or a probe does, and what is wrong with it.
+"""`python -m optbench.check TARGET`: what an optimizer, a task or a probe does, right or wrong.
 
 A check is a function from its subject to a `Finding`; a family of checks is a file with a list of
 them.

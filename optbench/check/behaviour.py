@@ -49,7 +49,7 @@ def loss_times_ten(subject: Subject) -> Finding:
 
 
 def layers_rescaled(subject: Subject) -> Finding:
-    """How ten steps change the function when ReLU layers are rescaled to W₁·4, W₂/4, which leaves it as it is."""
+    """How ten steps change the function after ReLU layers are rescaled to W₁·4, W₂/4."""
     ends = []
     for scale in (1.0, 4.0):
         with torch.random.fork_rng():
@@ -110,7 +110,7 @@ def _on_quadratic(subject: Subject, largest: float, steps: int = 300) -> float:
 
 
 def descends_on_digits(subject: Subject) -> Finding:
-    """A hundred steps, or 300 gradients, on the main job's default problem: digits, full batch, ½-MSE."""
+    """A hundred steps, or 300 gradients, on digits, full batch, ½-MSE: the main job's default."""
     config = compose_config(["task=digits", "device=cpu"])
     task = build_task(config)
     model = build_model(config, task)

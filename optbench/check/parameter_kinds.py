@@ -1,4 +1,4 @@
-"""Parameters of every kind: groups, frozen, without gradient, sparse, empty, scalar, in other types, elsewhere."""
+"""Parameters of every kind: groups, frozen, without gradient, sparse, empty, of other types."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -36,7 +36,7 @@ def _training(seed: int = 0) -> tuple[Update, Callable[[int], State]]:
 
 
 def _measure(subject: ProbeSubject, probing: bool) -> tuple[Update, dict[str, Value], Probe]:
-    """Four steps, measured before each and after the last, or not; then the probe and what it found last."""
+    """Four steps, with or without measurements; return the probe and its last values."""
     update, state = _training()
     probe, found = subject.build(), dict[str, Value]()
     with torch.random.fork_rng():
@@ -77,7 +77,7 @@ def only_reads(subject: ProbeSubject) -> Finding:
 
 
 def has_a_cadence(subject: ProbeSubject) -> Finding:
-    """`every` is a number of steps, epoch, log, or adaptive with a next step; a probe's name is taken as given."""
+    """`every` is a number of steps, epoch, log, adaptive with a next step, or a probe's name."""
     probe = subject.build()
     if isinstance(probe.every, str) and probe.every not in ("epoch", "log", "adaptive"):
         return Finding("reported", f"due whenever {probe.every} is")

@@ -1,4 +1,4 @@
-"""Steps: they move, repeat bit for bit, use the closure as they should, and can be saved in between."""
+"""Steps: they move, repeat bit for bit, call the closure, and can be saved in between."""
 
 import io
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def takes_a_step(subject: Subject) -> Finding:
 
 
 def state_round_trip(subject: Subject) -> Finding:
-    """Saved after 7 of 14 steps, schedule and all, and loaded into a new optimizer, it ends bit for bit the same."""
+    """Saved after 7 of 14 steps and loaded into a new optimizer, it ends bit for bit the same."""
 
     def training() -> Training:
         return Training(subject, schedule=lambda o: LambdaLR(o, lambda step: 1 / (1 + step)))
@@ -126,7 +126,7 @@ def closure_keeps_gradients_on(subject: Subject) -> Finding:
 
 
 def evaluation_between_steps(subject: Subject) -> Finding:
-    """Modes, where it has them, are swapped for an evaluation without a trace; the runner does it so."""
+    """Modes, where it has them, are swapped for an evaluation and back without a trace."""
     training, watched = Training(subject), Training(subject)
     if not (
         callable(getattr(training.optimizer, "eval", None))

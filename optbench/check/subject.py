@@ -92,7 +92,7 @@ def batch(number: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, 
 
 @dataclass
 class Training:
-    """A model, an optimizer over all of its parameters, and steps that depend on nothing but their number.
+    """A model, an optimizer over all of its parameters, and steps that are always the same.
 
     Every step draws from a seed of its own, so that two trainings may take turns.
     """

@@ -1,4 +1,4 @@
-"""A task: the same at every build, means over examples, and something that a model can learn from."""
+"""A task: the same at every build, its loss a mean over examples, and learnable."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """A sweep runs to its end whatever fails in it, then says what did.
 
 A list of failures in the process that began the sweep stays empty where a launcher runs jobs in
-other processes or on other machines. What comes back from there is Hydra's record of the job, so the
-failure travels in that.
+other processes or on other machines. What comes back from there is Hydra's record of the job, so
+the failure travels in that.
 """
 
 import sys

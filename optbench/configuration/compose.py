@@ -53,7 +53,7 @@ def compose_config(overrides: Iterable[str], config_dir: Path | None = None) -> 
 
 
 def check_config_dirs(arguments: Sequence[str]) -> None:
-    """Raise a UserError if a `--config-dir` of the command line is no folder: Hydra passes over it."""
+    """Raise a UserError if a `--config-dir` is no folder: Hydra passes over it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config-dir", "-cd", action="append", default=[], type=Path)
     with suppress(argparse.ArgumentError):  # Hydra says what is missing

@@ -96,7 +96,7 @@ def closed_form(
     understood: Collection[str] | None,
     off: Mapping[str, Any] | None = None,
 ) -> Callable[[Rule], Rule]:
-    """Register a rule that trusts only the classes' own methods, understood options and minimization.
+    """Register a rule for classes: for their own methods, understood options, minimizing.
 
     A subclass, or a single optimizer, with a method of its own is another optimizer and goes to the
     black box; so does one with an option that the rule has not understood.

@@ -1,4 +1,4 @@
-"""What the edge of stability of an optimizer is: unknown, an eigenvalue's, a norm ball's, or yet to come.
+"""Types of an edge of stability: unknown, an eigenvalue's, a norm ball's, or at a gradient.
 
     match edge(optimizer):
         case UnknownEdge(reason): ...
@@ -88,7 +88,7 @@ class EigenvalueEdge:
 
     @property
     def learns(self) -> tuple[bool, ...]:
-        """Per parameter, whether its P is learned from gradients, so that it has to settle first."""
+        """Per parameter, whether its P is learned from gradients and has to settle first."""
         if self.learned is not None:
             return self.learned
         has_one = self.preconditioner is not None or self.roots is not None

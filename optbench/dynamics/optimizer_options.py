@@ -1,4 +1,4 @@
-"""What an optimizer was told, and what of its class was replaced: names, signatures, values to compare."""
+"""Options of an optimizer: names, signatures, comparable values, and methods that were replaced."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ AROUND = frozenset({"zero_grad", "state_dict", "load_state_dict", "add_param_gro
 
 
 def arguments(cls: type) -> dict[str, inspect.Parameter]:
-    """Constructor arguments by name, beside the parameters; through **kwargs those of the parents too."""
+    """Constructor arguments by name, beside the parameters; through **kwargs the parents', too."""
     every = [p for parameters in constructors(cls) for p in parameters]
     found: dict[str, inspect.Parameter] = {}
     for p in every:
@@ -44,7 +44,7 @@ def arguments(cls: type) -> dict[str, inspect.Parameter]:
 
 
 def constructors(cls: type) -> Iterator[list[inspect.Parameter]]:
-    """Arguments after (self, params) of a class's constructor, then of its parents' while there are **kwargs."""
+    """Arguments after (self, params) of a constructor, and of its parents' with **kwargs."""
     for parent in cls.__mro__:
         if "__init__" not in vars(parent):
             continue
@@ -62,7 +62,7 @@ def constructors(cls: type) -> Iterator[list[inspect.Parameter]]:
 
 
 def overridden(optimizer: Optimizer, cls: type[Optimizer]) -> list[str]:
-    """Names of the methods and constants of `cls` that a subclass, or this one optimizer, has of its own."""
+    """Names of methods and constants of `cls` that a subclass, or this optimizer, replaces."""
     parents = type(optimizer).__mro__
     names = []
     for parent in parents[: parents.index(cls)]:
@@ -76,7 +76,7 @@ def overridden(optimizer: Optimizer, cls: type[Optimizer]) -> list[str]:
 
 
 def patched(optimizer: Optimizer) -> list[str]:
-    """Names of the methods that were replaced on this one optimizer, other than by torch's schedules."""
+    """Names of methods that were replaced on this optimizer, other than by torch's schedules."""
     cls = type(optimizer)
     methods = {
         n: v
@@ -87,7 +87,7 @@ def patched(optimizer: Optimizer) -> list[str]:
 
 
 def bottom(function: Any) -> Any:
-    """The function below the layers that torch lays over it to count and profile; anyone else's layer is an end."""
+    """The function below the wrappers that torch puts around it to count and profile."""
     while True:
         function = getattr(function, "__func__", function)
         # functools.wraps copies __module__, so that only the globals tell who wrote the layer
@@ -98,7 +98,7 @@ def bottom(function: Any) -> Any:
 
 
 def foreign_hooks(optimizer: Optimizer) -> list[str]:
-    """Names of the hooks around this optimizer's step that neither torch nor optbench registered."""
+    """Names of step hooks that neither torch nor optbench registered on this optimizer."""
     tables = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
     registered = [hook for table in tables for hook in getattr(optimizer, table, {}).values()]
     foreign = [
@@ -125,7 +125,7 @@ def plain(value: Any, depth: int = 4) -> bool:
 
 
 def told(value: Any) -> Any:
-    """A value to be compared by ==: tensors as numbers, tuples as lists, what is not plain by identity."""
+    """A value comparable by ==: tensors as numbers, tuples as lists, other objects by identity."""
     if isinstance(value, Tensor):
         return value.detach().tolist() if value.numel() <= 64 else [id(value), value._version]
     if isinstance(value, Mapping):

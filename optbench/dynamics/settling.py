@@ -1,4 +1,4 @@
-"""Whether the P of an optimizer has averaged enough gradients for an edge of stability to mean anything."""
+"""Whether the preconditioner P has averaged enough gradients for an edge to mean anything."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch.optim import Optimizer
 from optbench.dynamics.edges import Edge, UnknownEdge
 
 LEAST = 20
-"""Gradients that P averages at the least: √ν of n independent ones is known to 1/√(2n), here 16 %."""
+"""Least number of gradients in P: √ν of n independent ones is known to 1/√(2n), here 16 %."""
 
 MEMORIES = 2
-"""Memories of the filter that P is older than: without a gradient in the next it falls to √(2/3), by 18 %."""
+"""Least age of P in memories of the filter: a memory without gradients lowers P by 18 %."""
 
 PASSES = 2
-"""How often P has averaged as many examples as the Hessian is over: it is near 0 where none of them had a gradient."""
+"""Least number of passes of P over the Hessian's examples: P is near 0 where none came by."""
 
 # what torch and pytorch_optimizer call a group's β
 _MOMENTA = ("betas", "momentum", "beta1", "beta")
@@ -94,7 +94,7 @@ def unsettled(
 
 
 def memory(group: Mapping[str, Any]) -> float:
-    """Steps that the filter of a group remembers, 1/(1−β); 1 without momentum, or if its name is not known."""
+    """Memory of a group's filter, 1/(1−β) steps; 1 without momentum, or if its name is unknown."""
     for name in _MOMENTA:
         beta = group.get(name)
         if isinstance(beta, (tuple, list)):
@@ -105,12 +105,12 @@ def memory(group: Mapping[str, Any]) -> float:
 
 
 def _key(p: Tensor) -> tuple[int, int]:
-    """The same for a tensor and for a view of all of it, which some optimizers hold in its place."""
+    """Key that is the same for a tensor and for a view of all of it."""
     return p.data_ptr(), p.numel()
 
 
 def _counted(optimizer: Optimizer) -> Iterator[tuple[Mapping[str, Any], Tensor, float | None]]:
-    """Every parameter with its group and the gradients it has had, None where nobody counts; the innermost last."""
+    """Every parameter, its group and its count of gradients (None: not counted); innermost last."""
     for part in _nested(optimizer, set()):
         for group in part.param_groups:
             for p in group["params"]:

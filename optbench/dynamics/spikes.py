@@ -51,7 +51,7 @@ def spikes(loss: Series, rise: float, window: int) -> list[tuple[int, int, float
 def catapult(
     spike: tuple[int, int, float], t: Series, loss: Series, measured: Series, window: int
 ) -> Catapult:
-    """The spike as a catapult, if sharpness drops after it: `sharpness_ratio` says, NaN where it was not measured."""
+    """The spike as a catapult; its `sharpness_ratio` is NaN where sharpness was not measured."""
     start, end, base = spike
     peak = start + int(np.nanargmax(loss[start:end]))
     before = measured[max(0, start - window) : peak + 1]

@@ -39,7 +39,7 @@ class Term:
 
     @property
     def learns(self) -> bool:
-        """Whether it moves by a P that is learned from gradients; see `optbench.dynamics.settling`."""
+        """Whether it moves by a P that is learned from gradients; see `dynamics.settling`."""
         has_one = self.diagonal is not None or self.root is not None
         return self.lr > 0 and (has_one if self.learned is None else self.learned)
 

@@ -42,7 +42,7 @@ class ByShape(Optimizer):
         self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
 
     def _split(self, seen_as: dict[int, nn.Parameter], kept: list[nn.Parameter]) -> list[Group]:
-        """The groups given, each with those of its parameters that are kept, as the part sees them."""
+        """The groups, each with those of its parameters that are kept, as the part sees them."""
         ids = {id(p) for p in kept}
         return [
             group
@@ -121,7 +121,7 @@ def _as_matrix(p: nn.Parameter) -> nn.Parameter:
 
 
 def marked(params: Iterable[Any], optimizer: Callable[[list[Group]], Optimizer]) -> Optimizer:
-    """Make one of pytorch_optimizer's kin of Muon, which want matrices in groups that say `use_muon`."""
+    """Make one of pytorch_optimizer's variants of Muon, whose groups say `use_muon`."""
     given = list(params)
     groups = given if given and isinstance(given[0], dict) else [{"params": given}]
     return optimizer([group | {"use_muon": True} for group in groups])

@@ -13,7 +13,7 @@ from optbench.optimizers.wrapper import Closure, Factory, Wrapper
 
 
 class Lookahead(Wrapper):
-    """After every k-th step of the base φ ← φ + α(w − φ), then w ← φ; φ starts at w. The base keeps its state.
+    """After every k-th step of the base: φ ← φ + α(w − φ), then w ← φ; φ starts at w.
 
     Between these steps the weights are the fast ones, w, which is where gradients and measurements
     are.

@@ -35,7 +35,7 @@ class SAM(Wrapper):
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
-        """Climb, take the gradient there, come back, and let the base step; return the loss at w."""
+        """Climb, take the gradient there, come back, let the base step; return the loss at w."""
         if closure is None:
             raise UserError(
                 "SAM takes two gradients a step, so it needs a closure: optimizer.step(closure)"

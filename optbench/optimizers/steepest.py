@@ -15,7 +15,7 @@ Norm = Literal["linf", "spectral"]
 
 
 class SteepestDescent(Optimizer):
-    """w_l ← w_l − η (Σ_k ‖g_k‖_*) s_l, where s_l maximizes ⟨g_l, s⟩ over ‖s‖ ≤ 1, for every tensor l.
+    """w_l ← w_l − η (Σ_k ‖g_k‖_*) s_l, s_l = argmax ⟨g_l, s⟩ over ‖s‖ ≤ 1, for every tensor l.
 
     `linf`: s = sign g, ‖g‖_* = ‖g‖₁. `spectral`: s = UVᵀ of g = UΣVᵀ, ‖g‖_* = tr Σ, exactly, by an
     SVD; a vector is a column, a convolution the matrix (first, rest). `normalised` leaves the

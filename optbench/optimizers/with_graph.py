@@ -8,7 +8,7 @@ from optbench.optimizers.wrapper import Closure, Wrapper
 
 
 class WithGraph(Wrapper):
-    """A base that needs `.grad` with its graph, such as those of pytorch_optimizer with a Hutchinson estimate.
+    """A base that needs `.grad` with its graph, such as one with a Hutchinson estimate.
 
     Whoever makes the closure looks for `create_graph`; an optimizer of your own may have that
     attribute itself. It is true only before the steps at which the base estimates: every

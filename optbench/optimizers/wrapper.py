@@ -12,7 +12,7 @@ Closure = Callable[[], Tensor]
 
 
 class Wrapper(Optimizer):
-    """Hands its parameters to a base, and shows the base's groups: a schedule acts on what takes the step.
+    """An optimizer over a base, with the base's groups: a schedule acts on what takes the step.
 
     State of its own lies in `self.state` and is saved beside the base's. Modes are passed on where
     the base has them.

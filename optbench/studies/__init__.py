@@ -1,1 +1,1 @@
-"""Studies: many runs, one question. They read run folders; `python -m optbench.study NAME` makes the runs."""
+"""Studies: many runs, one question; `python -m optbench.study NAME` makes and reads the runs."""

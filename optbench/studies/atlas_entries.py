@@ -1,8 +1,8 @@
-"""The entries of the edge atlas: which optimizer, at which settings, measured against which threshold.
+"""Entries of the edge atlas: an optimizer, its settings, and the threshold it is compared with.
 
 The learning rates are those that the rule of `choice` takes of the ones listed, on seed 0
-(`choose=true`). It takes none for the control and for SGD in small batches, which come to no edge, and
-for Shampoo, which starts at its own: these were chosen by hand.
+(`choose=true`). It takes none for the control and for SGD in small batches, which come to no edge,
+and for Shampoo, which starts at its own: these were chosen by hand.
 
 The tolerances are those of small oscillations about a valley. Where runs are known not to keep to
 theirs, the entry says so in `expected`, and why, as far as that is known; the `-m slow` test fails
@@ -94,16 +94,31 @@ BATCHES = (
 )
 SPECTRAL = ("optimizer=steepest", "optimizer.norm=spectral")
 ELSEWHERE = "pytorch_optimizer"
-CROWDED = "several eigenvalues are at the edge, in finite oscillations that mix them: λ₁, the largest, is above 1"
+CROWDED = (
+    "several eigenvalues are at the edge, in finite oscillations that mix them: λ₁, "
+    "the largest, is above 1"
+)
 OVERSHOT = (
     "the fast start overshoots the edge and leaves the network flat; "
     "at a loss near .001 little sharpens it again"
 )
-RATCHET = "P never shrinks, so that after a spike it takes long to come back; at a loss near .001 little sharpens"
+RATCHET = (
+    "P never shrinks, so that after a spike it takes long to come back; at a loss "
+    "near .001 little sharpens"
+)
 GEOMETRY = "norm sharpness is a lower bound, and its maximizer jumps from corner to corner"
-ABOVE = "λ₁ sits above by more the larger ρ is (.005: 2 %, .02: 3.5 %, .1: 8 %): the gradient is from ρ away, λ₁ is not"
-ROUGH = "steps of one size do not let the loss below .07, and one seed of three rises to 1.3 late; not explained"
-LEAVING = "at the edge up to step 1000, then slowly below it at a loss under .01; twice the products find no more"
+ABOVE = (
+    "λ₁ sits above by more the larger ρ is (.005: 2 %, .02: 3.5 %, .1: 8 %): the "
+    "gradient is from ρ away, λ₁ is not"
+)
+ROUGH = (
+    "steps of one size do not let the loss below .07, and one seed of three rises to "
+    "1.3 late; not explained"
+)
+LEAVING = (
+    "at the edge up to step 1000, then slowly below it at a loss under .01; twice "
+    "the products find no more"
+)
 CONTROL = "a control: not to be reached"
 NOISE = "noise keeps the weights where they are flat, on digits"
 ONE_SOURCE = "2(1−β)/η of small batches, one source (2604.14108), not seen on digits"

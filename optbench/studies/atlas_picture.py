@@ -12,7 +12,7 @@ STYLES = ("-", "--", ":")
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw every row's ratio against the step, a line a seed, with 1 as the edge and the tolerance as a band."""
+    """Draw every row's ratio against the step, a line a seed; the band is the tolerance."""
     import matplotlib
 
     matplotlib.use("Agg")

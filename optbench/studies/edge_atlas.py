@@ -1,4 +1,4 @@
-"""The edge atlas: measured/threshold of every optimizer on digits, from the run folders of one study."""
+"""The edge atlas: measured/threshold of every optimizer on digits, from one study's runs."""
 
 import csv
 import json
@@ -85,7 +85,7 @@ class Series:
         return [m / t for m, t in zip(self.measured, self.threshold, strict=True)]
 
     def plateau(self, mean: bool, start: float = 0.5, end: float = 1.0) -> float:
-        """Median of measured/threshold over a share of the run's steps; ratio of their means if `mean`."""
+        """Median of measured/threshold over a share of the steps, or ratio of their means."""
         last = self.steps[-1] if self.steps else 0
         columns = zip(self.steps, self.measured, self.threshold, strict=True)
         chosen = [(m, t) for s, m, t in columns if start * last <= s <= end * last]
@@ -98,7 +98,7 @@ class Series:
 
 
 def read_series(entry: Entry, lr: float, folder: Path) -> Series:
-    """What a run of an entry measured: what its edge is on, or the entry's own metric against factor/lr."""
+    """Measured and threshold of a run: of its edge, or the entry's metric against factor/lr."""
     records = record.read_lines(folder / record.METRICS)
     if entry.metric is not None:
         on, threshold = entry.metric, [entry.factor / lr] * len(records)

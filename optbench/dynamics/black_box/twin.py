@@ -66,7 +66,7 @@ def own(optimizer: Optimizer, group: Group) -> Own:
 
 
 def hyperparameters(optimizer: Optimizer, group: Group) -> dict[str, Any]:
-    """What decides the updates of a group beside its state, to be compared: arguments, keys, attributes."""
+    """What decides a group's updates beside its state: arguments, keys, attributes."""
     found = own(optimizer, group)
     values = {k: told(v) for k, v in group.items() if k not in {"params", *found.moving_keys}}
     for name, value in vars(optimizer).items():
@@ -76,7 +76,7 @@ def hyperparameters(optimizer: Optimizer, group: Group) -> dict[str, Any]:
 
 
 def settings(optimizer: Optimizer, group: Group) -> dict[str, Any]:
-    """Keys of a group and attributes beyond the constructor's arguments that differ from the class's own."""
+    """Keys and attributes beyond the constructor's arguments that differ from defaults."""
     found = own(optimizer, group)
     known = {"params", *arguments(type(optimizer))}
     unset = object()
@@ -96,7 +96,7 @@ def settings(optimizer: Optimizer, group: Group) -> dict[str, Any]:
 
 
 def fresh(optimizer: Optimizer, groups: list[Group]) -> Optimizer:
-    """A new optimizer of the same class and hyperparameters over other parameters, before its first step.
+    """A new optimizer of the same class and hyperparameters, over other parameters, without a step.
 
     Constructor arguments come from the first group, the defaults, then attributes of the same name.
     Keys of groups and attributes beyond them are copied, save those that the class's own step adds
@@ -118,7 +118,7 @@ def fresh(optimizer: Optimizer, groups: list[Group]) -> Optimizer:
 
 
 def resumed(optimizer: Optimizer, groups: list[Group]) -> Optimizer:
-    """As `fresh`, in the state of the optimizer: that of every parameter, of its groups and of itself.
+    """As `fresh`, with the optimizer's state: of every parameter, of its groups and of itself.
 
     Args:
         optimizer: Any.
@@ -217,7 +217,7 @@ def _holds_an_optimizer(value: Any) -> bool:
 
 
 def _carry(optimizer: Optimizer, twin: Optimizer, name: str, value: Any) -> None:
-    """Give the twin an attribute if that is plain, or a function of plain things and the optimizer."""
+    """Copy an attribute if it is plain, or a function of plain things and the optimizer."""
     there = vars(twin).get(name)
     if plain(value):
         setattr(twin, name, copy.deepcopy(value))

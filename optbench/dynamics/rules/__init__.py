@@ -1,1 +1,1 @@
-"""Thresholds of known optimizers, one file a family; `optbench.dynamics.dispatch` loads them all."""
+"""Thresholds of known optimizers, one file a family; `dynamics.dispatch` loads every file."""

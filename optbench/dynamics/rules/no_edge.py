@@ -1,4 +1,8 @@
-"""Optimizers for which no edge is known, and why; copies of one number would show the black box another rule."""
+"""Optimizers for which no edge is known, and why.
+
+They treat a number, a vector and a matrix in different ways, or change their rule with the step, so
+that copies of one number would show the black box another rule.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +21,12 @@ from optbench.optimizers.wrapper import Wrapper
 
 REASONS: dict[type[Wrapper], str] = {
     ASAM: "ASAM climbs by T²g/‖Tg‖ with T = |w| + ξ, which no threshold is known for",
-    Lookahead: "Lookahead pulls back at every k-th step: its rule changes with the step, no fixed edge",
-    GrokFast: "Grokfast adds a slow average of gradients to what its base divides by: no edge is known",
+    Lookahead: (
+        "Lookahead pulls back at every k-th step: its rule changes with the step, no fixed edge"
+    ),
+    GrokFast: (
+        "Grokfast adds a slow average of gradients to what its base divides by: no edge is known"
+    ),
 }
 
 
@@ -56,11 +64,17 @@ def _with_graph(optimizer: WithGraph) -> Edge:
 
 @by_name("pytorch_optimizer.LARS", understood=None)
 def _lars(optimizer: Any) -> Edge:
-    reason = "LARS scales the step of a matrix by ‖w‖/‖g‖, which changes with every step: no edge is known"
+    reason = (
+        "LARS scales the step of a matrix by ‖w‖/‖g‖, which changes with every step: no edge is "
+        "known"
+    )
     return unknown(reason, [p for _, p in trainable(optimizer)])
 
 
 @by_name("pytorch_optimizer.MARS", understood=None)
 def _mars(optimizer: Any) -> Edge:
-    reason = "MARS clips the corrected gradient of a matrix and has another rule for vectors: no edge is known"
+    reason = (
+        "MARS clips the corrected gradient of a matrix and has another rule for vectors: no edge "
+        "is known"
+    )
     return unknown(reason, [p for _, p in trainable(optimizer)])

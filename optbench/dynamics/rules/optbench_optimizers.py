@@ -47,7 +47,7 @@ def _steepest(optimizer: SteepestDescent) -> Edge:
 
 @closed_form(ByShape, understood=("matrices", "rest"))
 def _by_shape(optimizer: ByShape) -> Edge:
-    """The joint edge of two parts with eigenvalues; of the matrices alone where they step in a norm.
+    """The joint edge of two eigenvalue edges; of the matrices alone where they step in a norm.
 
     Parts with thresholds τ₁, τ₂ on P₁, P₂ are stable together while the Hessian is below
     blockdiag(τ₁P₁, τ₂P₂), so that P₂τ₂/τ₁ and τ₁ describe both, exactly.

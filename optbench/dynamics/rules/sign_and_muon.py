@@ -61,7 +61,7 @@ def signum_edge(optimizer: Optimizer) -> Edge:
     off={"cautious_factor": 1.0, "cautious_wd": False},
 )
 def lion_edge(optimizer: Optimizer) -> Edge:
-    """The norm edge of Lion, in pytorch_optimizer's layout of groups and state, or lion_pytorch's."""
+    """The norm edge of Lion, in the layout of pytorch_optimizer or of lion_pytorch."""
     steps = []
     for group, p in trainable(optimizer):
         beta1 = group["betas"][0]
@@ -79,7 +79,7 @@ def _sign_step(
 
 
 def _decay(optimizer: Any, group: dict[str, Any]) -> float:
-    """Decoupled decay per step: ηλ, λ if that is fixed, or λη/η₀ with the first rate of lion_pytorch's option."""
+    """Decoupled decay per step: ηλ; λ if fixed; λη/η₀ with lion_pytorch's option."""
     lr, wd = float(group["lr"]), float(group["weight_decay"])
     if not group.get("weight_decouple", True):
         return 0.0

@@ -1,4 +1,4 @@
-"""Optimizers of other packages that hand every update to another one, unchanged: the edge is that one's."""
+"""Optimizers that hand every update to another one, unchanged: the edge is that one's."""
 
 from __future__ import annotations
 
