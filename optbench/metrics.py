@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from optbench.boundary.command_line import Command
+
 Better = Literal["lower", "higher", ""]
 
 
@@ -224,11 +226,25 @@ def table(names: Iterable[str] = METRICS) -> Iterator[str]:
         yield f"| `{metric.name}` | {metric.unit} | {metric.meaning}{better} |"
 
 
-def main() -> None:
-    """Print every metric, a line each."""
+@dataclass(frozen=True)
+class Settings:
+    """Print every metric that a run records: its name, unit and meaning."""
+
+
+COMMAND = Command("optbench.metrics", Settings)
+
+
+def show(_: Settings) -> int:
+    """Print every metric, a line each, and return the exit code."""
     width = max(map(len, METRICS))
     for metric in METRICS.values():
         print(f"{metric.name:{width}}  [{metric.unit}]  {metric.meaning}")
+    return 0
+
+
+def main() -> None:
+    """Print every metric."""
+    COMMAND.run(show)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,17 @@ def test_imports_point_down(module: str) -> None:
         assert imported == "optbench" or _level(imported) >= _level(module), (
             f"{module} imports {imported}"
         )
+
+
+def test_the_map_in_contributing_is_this_list() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    table = page[page.index("| room in") : page.index("| to add")]
+    rooms = [re.findall(r"`([a-z_]+)/?`", line.split("|")[1]) for line in table.split("\n")[2:-2]]
+    named = [f"optbench.{room}" for line in rooms for room in line]
+    ordered = [room for room in ORDER if room not in ("optbench", "optbench.__main__")]
+    assert sorted(named) == sorted(ordered)
+    levels = [[ORDER.index(f"optbench.{room}") for room in line] for line in rooms]
+    assert all(max(upper) < min(lower) for upper, lower in pairwise(levels))
 
 
 @pytest.mark.parametrize("package", ONLY_IMPORTER)

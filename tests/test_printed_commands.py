@@ -13,6 +13,7 @@ import pytest
 
 import optbench
 from docs import build
+from optbench import metrics
 from optbench.boundary.command_line import Command
 from optbench.check import __main__ as check_command
 from optbench.cli import scaffold
@@ -124,6 +125,7 @@ COMMANDS: list[Command[Any]] = [
     scaffold.COMMAND,
     wandb.COMMAND,
     build.COMMAND,
+    metrics.COMMAND,
 ]
 EXAMPLES = [(command, words) for command in COMMANDS for words in command.examples]
 

@@ -144,3 +144,12 @@ def test_a_command_of_many_runs_says_how_to_go_on(tmp_path: Path, number: signal
     by = "" if number is signal.SIGINT else f" by {number.name}"
     assert out == b"ended its runs\n" and err.decode() == f"stopped{by}: the same command goes on\n"
     assert process.returncode == 128 + number
+
+
+@pytest.mark.parametrize(
+    "command", ["tune", "leaderboard", "study", "report", "check", "new", "metrics"]
+)
+def test_the_script_takes_the_name_of_a_command(command: str) -> None:
+    arguments = [sys.executable, "-m", "optbench", command, "--help"]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert f"python -m optbench.{command}" in done.stdout
