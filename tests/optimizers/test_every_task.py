@@ -29,8 +29,15 @@ PROBLEMS = {
 }
 
 
-@pytest.mark.parametrize("optimizer", entries("optimizer"))
-@pytest.mark.parametrize("problem", PROBLEMS)
+PAIRS = [
+    # each optimizer on one kind of problem, in turn; on the others with `-m slow`
+    pytest.param(optimizer, problem, marks=[] if i % len(PROBLEMS) == j else [pytest.mark.slow])
+    for i, optimizer in enumerate(entries("optimizer"))
+    for j, problem in enumerate(PROBLEMS)
+]
+
+
+@pytest.mark.parametrize(("optimizer", "problem"), PAIRS)
 def test_it_runs(optbench: Command, optimizer: str, problem: str) -> None:
     outcome = optbench(*PROBLEMS[problem], f"optimizer={optimizer}", "steps=5")
     assert outcome.code == 0, outcome.err
