@@ -77,8 +77,13 @@ class Stateful(Protocol):
 
 @runtime_checkable
 class SelfPaced(Protocol):
-    """A probe with `every: adaptive`, which says itself when it wants to measure next."""
+    """A probe with `every: adaptive`, which says itself when it wants to measure next.
 
+    One that has to be called at other steps than those that `every` counts, such as the step after,
+    says so by a true attribute `paces_itself`.
+    """
+
+    every: int | str
     next_step: int
 
 
@@ -156,8 +161,8 @@ def _falls(probe: Probe, step: int, steps: int, steps_per_epoch: int) -> bool:
             return False
         case _ if step in (0, steps):
             return True
-        case "adaptive":
-            return isinstance(probe, SelfPaced) and step >= probe.next_step
+        case _ if isinstance(probe, SelfPaced) and _paces_itself(probe):
+            return step >= probe.next_step
         case "epoch":
             return step % steps_per_epoch == 0
         case "log":
@@ -166,6 +171,10 @@ def _falls(probe: Probe, step: int, steps: int, steps_per_epoch: int) -> bool:
             return step % number == 0
         case _:
             return False
+
+
+def _paces_itself(probe: SelfPaced) -> bool:
+    return probe.every == "adaptive" or bool(getattr(probe, "paces_itself", False))
 
 
 def _new_tenth_of_a_decade(step: int) -> bool:

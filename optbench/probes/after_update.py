@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,20 +16,21 @@ from optbench.probes import State, Value
 
 @dataclass
 class AfterUpdate:
-    """Keeps the weights at every `interval`-th step, and measures the update from there one step later.
+    """Keeps the weights at every n-th step, and measures the update from there one step later.
 
     Whatever the optimizer is, the update is the difference of the weights: no copy of the optimizer
     takes a step. A measurement stands at the step that the update led to. Memory: one copy of the
     weights.
 
     Args:
-        every: `adaptive`, which is to say that `interval` rules.
-        interval: Steps between the updates that are measured.
+        every: Steps n between the updates that are measured, `never`, or `adaptive`: `interval`.
+        interval: Steps between the updates that are measured, where `every` is `adaptive`.
     """
 
-    every: Literal["adaptive"] = "adaptive"
+    every: Count | Literal["adaptive", "never"] = "adaptive"
     interval: Count = 10
     next_step: int = field(default=0, init=False)
+    paces_itself: ClassVar[bool] = True  # it is called at the step after the n-th as well
     _before: tuple[int, list[Tensor]] | None = field(default=None, init=False)  # step and weights
     _of: str | None = field(default=None, init=False)  # which parameters they are of
 
@@ -47,12 +48,13 @@ class AfterUpdate:
         ):
             found = self.measure(state, self._before[1])
         self._before = None
-        if state.step % self.interval == 0 and state.step < state.steps:
+        spacing = self.every if isinstance(self.every, int) else self.interval
+        if state.step % spacing == 0 and state.step < state.steps:
             self._of = of
             self._before = state.step, [p.detach().clone() for p in trainable(state.model)]
             self.next_step = state.step + 1
         else:
-            self.next_step = (state.step // self.interval + 1) * self.interval
+            self.next_step = (state.step // spacing + 1) * spacing
         return found
 
     def measure(self, state: State, before: Sequence[Tensor]) -> dict[str, Value]:

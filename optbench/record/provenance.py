@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -118,7 +119,7 @@ def provenance(
             {
                 "began": began,
                 "process": f"{socket.gethostname()}:{os.getpid()}",
-                "command": sys.argv,
+                "command": [_as_given(word) for word in sys.argv],
             }
         ]
     }
@@ -133,3 +134,8 @@ def _processor() -> str:
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
         platform.processor(),
     )
+
+
+def _as_given(word: str) -> str:
+    """A word of the command line without what `configuration.compose` puts before a cadence."""
+    return re.sub(r"^\+\+(?=probes\.\w+\.every=)", "", word)

@@ -1,9 +1,11 @@
+import json
 from dataclasses import dataclass
 
 import pytest
 
 from optbench.errors import UserError
 from optbench.probes import Probe, State, Value, check_cadences, due
+from tests.conftest import Command
 
 
 @dataclass
@@ -49,3 +51,23 @@ def test_a_probe_can_follow_another_and_pace_itself() -> None:
 def test_what_is_no_cadence_is_refused(every: object) -> None:
     with pytest.raises(UserError, match=rf"probes\.x\.every must be .* got {every}"):
         check_cadences({"x": _Idle(every)})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("probe", ["layers", "direction", "critical"])
+def test_probes_of_the_update_take_a_number_and_never_as_all_others_do(
+    optbench: Command, probe: str
+) -> None:
+    """Their metrics stand at the step after the n-th; `never` switches them off."""
+    prefix = "layers" if probe == "layers" else "update"
+    steps = []
+    for every in ("4", "never"):
+        words = ("probes=dynamics", f"probes.{probe}.every={every}", "steps=10", "batch_size=full")
+        others = [
+            f"probes.{p}.every=never" for p in ("layers", "direction", "critical") if p != probe
+        ]
+        done = optbench("task=digits_small", *words, *others, "probes.sharpness.every=never")
+        assert done.code == 0, done.err
+        lines = (done.folder / "metrics.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        steps.append([r["step"] for r in records if any(k.startswith(prefix + "/") for k in r)])
+    assert steps == [[1, 5, 9], []]
