@@ -131,6 +131,7 @@ def _interval(pairs: NDArray[np.float64], level: float) -> Estimate:
     n = len(pairs)
     top, bottom = pairs.mean(axis=0)
     value = top / bottom
+    # delta method: var(Ȳ/X̄) ≈ var(Y − (Ȳ/X̄)X) / (n X̄²)
     residual = (pairs[:, 0] - value * pairs[:, 1]) / bottom
     half = t_quantile(n - 1, level) * residual.std(ddof=1) / math.sqrt(n)
     return Estimate(float(value), float(value - half), float(value + half), n)

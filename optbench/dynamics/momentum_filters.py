@@ -41,6 +41,7 @@ def first_instability(response: ArrayLike) -> tuple[float, float]:
     theta = np.linspace(8 * np.pi / len(h), np.pi, 4096)
     z = np.exp(1j * theta)
     a = (1 - z) / np.polynomial.polynomial.polyval(1 / z, h)
+    # a root e^{iθ} exists where a(θ) is real: look for sign changes of its imaginary part
     clear = np.flatnonzero(np.abs(a.imag) > 0.05 * np.abs(a))  # below: zero up to noise
     turns = np.flatnonzero(np.diff(np.sign(a.imag[clear])) != 0)
     at = [(clear[i] + clear[i + 1]) // 2 for i in turns]

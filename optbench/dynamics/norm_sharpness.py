@@ -93,6 +93,7 @@ def _ascend(
     product = hvp(d)
     value, spent, shift = float(d @ product), 1, 0.0
     while spent < budget:
+        # argmax ⟨(H + c)d, x⟩ over the ball: for H + c ≥ 0, f(x) ≥ f(d) + 2⟨(H + c)d, x − d⟩ ≥ f(d)
         new = corner(product + shift * d, d)
         if torch.equal(new, d):
             return NormSharpness(value, d, spent, 1)
@@ -101,6 +102,7 @@ def _ascend(
         at_new = float(new @ trial)
         slack = 1e-7 * abs(value)
         if at_new < value - slack:
+            # H has an eigenvalue below −c: raise c, at least to the curvature that was seen
             shift = max(2 * shift, abs(at_new) / float(new @ new), abs(value) / float(d @ d))
             continue
         settled = at_new <= value + slack

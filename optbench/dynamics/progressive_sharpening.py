@@ -61,6 +61,7 @@ def sharpening(loss: Callable[[], Tensor], parameters: Sequence[Tensor], u: Tens
 
     with torch.enable_grad():
         first = gradient(loss(), True)
+        # ∇(uᵀ∇L) = Hu, then uᵀHu, then ∇(uᵀHu): three nested backward passes
         second = gradient(_dot(first, along), True)
         value = _dot(second, along)
         third = gradient(value, False)

@@ -54,6 +54,7 @@ def probe(optimizer: Optimizer, group: dict[str, Any]) -> Gain:
     """
     step, single = _alternate(optimizer, group, 1.0)
     double, twice = _alternate(optimizer, group, 2.0)
+    # Linear: ±2 moves it twice as far as ±1. Then u = ηT(−1), and 2/u must be where it diverges.
     if math.isclose(double, 2 * step, rel_tol=TOLERANCE):
         edge = _divergence(optimizer, group, 2 / step)
         if not math.isclose(edge, 2 / step, rel_tol=1e-2):
@@ -63,6 +64,7 @@ def probe(optimizer: Optimizer, group: dict[str, Any]) -> Gain:
         w = single.param_groups[0]["params"]
         kick = difference(single, w, [torch.zeros_like(w[0])], [torch.ones_like(w[0])])[0].item()
         return Gain(step, kick, adaptive=False)
+    # Normalized: ±2 moves it as far as ±1, as a step g/√ν does.
     if not math.isclose(double, step, rel_tol=1e-2):
         raise UnclearError(f"non-linear: gradients ±1 give updates ±{step:g}, ±2 give ±{double:g}")
     return _adaptive_gain(single, twice, step)
@@ -77,13 +79,16 @@ def _adaptive_gain(single: Optimizer, twice: Optimizer, step: float) -> Gain:
         raise UnclearError("normalizes its gradient, sign-like: one dimension hides the geometry")
     response = small_response(single, w, [torch.zeros_like(w[0])])[0].item()
     a, theta = first_instability(_impulse(single))
+    # An alternation (angle π) is told by u; a slower oscillation must not turn unstable before.
     if theta < 3.1 and a < 0.95 * 2 / step:
         raise UnclearError(f"turns unstable at angle {theta:.2f}, before the alternation (π)")
     one, two = _pull(single), _pull(twice)
     if math.isclose(one, two, rel_tol=1e-2, abs_tol=1e-6):
         decay = one if one > 1e-6 else 0.0
+        # Decoupled: (1−ηλ)w, whatever g. Stable below (2−ηλ)/(ηT(−1)), so u is scaled to that.
         return Gain(step * (2 - decay) / 2, response, adaptive=True, decay=decay)
     if math.isclose(one, 2 * two, rel_tol=1e-2):
+        # Coupled: wd · w passes P, which ±2 has made twice as large, so it pulls half as much.
         shift = one / response
         unit = response * (1 + shift * step / 2)  # P there came from gradients 1 + wd·w, w = u/2
         return Gain(step, unit, adaptive=True, shift=shift)
@@ -158,6 +163,7 @@ def _divergence(optimizer: Optimizer, group: dict[str, Any], guess: float) -> fl
             previous = w.item()
             if not sizes[-1] < 1e100:
                 return True
+        # past the transient, do the steps still grow? A mode of |z| > 1 shows in SETTLE/8 steps
         return max(sizes[-10:]) > max(sizes[len(sizes) // 2 : len(sizes) // 2 + 10])
 
     low, high = guess / 2, guess * 2

@@ -18,9 +18,12 @@ def _sgd(optimizer: SGD) -> Edge:
         beta, dampening = float(group["momentum"]), float(group["dampening"])
         if not 0 <= beta < 1:
             return unknown(f"momentum={beta:g} does not decay: it must be below 1", parameters)
+        # b ← βb + (1−d)g. Heavy ball steps along b, T(−1) = (1−d)/(1+β); Nesterov along g + βb.
+        # arXiv:2103.00065: 2/η, (2+2β)/η, (2+2β)/((1+2β)η).
         gain = 1.0
         if beta:
             gain = (nesterov if group["nesterov"] else heavy_ball)(beta, dampening)
+        # torch adds wd · w to g: the Hessian that is met is H + wd
         wd = float(group["weight_decay"])
         terms.append(Term(p, lr=float(group["lr"]), gain=gain, shift=wd))
     group = optimizer.param_groups[0]

@@ -39,10 +39,12 @@ UNPUBLISHED = "stability with P frozen; that training settles there is not estab
 )
 def _ademamix(optimizer: Any) -> Edge:
     def term(group: Group, p: Tensor, state: State) -> Term:
+        # arXiv:2409.03137: w ← w − η (m̂₁ + α m₂)/(√ν̂ + ε), m₂ without correction
         (beta1, beta2, beta3), t = group["betas"], group["step"]
         alpha = optimizer.schedule_alpha(group["t_alpha_beta3"], t, group["alpha"])
         beta3 = optimizer.schedule_beta3(group["t_alpha_beta3"], t, beta1, beta3)
         diagonal = (state["exp_avg_sq"] / (1 - beta2**t)).sqrt_().add_(group["eps"])
+        # both averages see the same g, so that T(−1) is the sum of theirs
         gain = ema(beta1) / (1 - beta1**t) + alpha * ema(beta3)
         return _decayed(group, Term(p, float(group["lr"]), gain, diagonal=diagonal))
 
@@ -73,6 +75,8 @@ def _ademamix(optimizer: Any) -> Edge:
 )
 def _soap(optimizer: Any) -> Edge:
     def term(group: Group, p: Tensor, state: State) -> Term:
+        # arXiv:2409.11321: Adam in the eigenbasis Q of Shampoo's factors, so that
+        # P = Q (√ν + ε) Qᵀ, with Adam's bias corrections as one number
         (beta1, beta2), t = group["betas"], group["step"] - 1
         lr = float(group["lr"])
         scale = 1.0
@@ -112,6 +116,7 @@ def _shampoo(optimizer: Any) -> Edge:
         return unknown(reason, parameters)
 
     def term(group: Group, p: Tensor, state: State) -> Term:
+        # arXiv:1802.09568, algorithm 2: w ← w − η (⊗ᵢ Lᵢ^(−1/2k)) g for an order-k tensor, P⁻¹ kept
         factors = [state[f"inv_pre_cond_{i}"] for i in range(p.dim())]
         return _decayed(group, Term(p, float(group["lr"]), root=_kronecker(p.shape, factors)))
 
@@ -149,6 +154,7 @@ def _rotated(shape: torch.Size, bases: list[Any], denominator: Tensor) -> MatVec
     scale = denominator.rsqrt()
 
     def root(v: Tensor) -> Tensor:
+        # into the basis along every axis, scaled there, and back
         axes = [(i, q) for i, q in enumerate(bases) if len(q) > 0]
         for i, q in axes:
             v = _along(v, q.T, i)

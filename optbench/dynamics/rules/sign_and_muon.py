@@ -22,10 +22,13 @@ def _muon(optimizer: Muon) -> Edge:
     steps = []
     for group, p in trainable(optimizer):
         rows, columns = p.shape[:2]
+        # Jordan et al. (2024): w ← (1 − ηλ)w − η √max(1, rows/columns) U Vᵀ, G = U Σ Vᵀ
         radius = math.sqrt(max(1.0, rows / columns))
         if group["adjust_lr_fn"] == "match_rms_adamw":
+            # arXiv:2502.16982: the size of an update of AdamW
             radius = 0.2 * math.sqrt(max(rows, columns))
         buffer = optimizer.state.get(p, {}).get("momentum_buffer", torch.zeros_like(p))
+        # m ← βm + (1−β)g; Nesterov's look-ahead (1−β)g + βm weighs the old m by β²
         beta, lr = group["momentum"], float(group["lr"])
         direction = _averaged(buffer, beta, beta * beta if group["nesterov"] else beta)
         steps.append(NormStep(p, lr, radius, lr * group["weight_decay"], direction))
@@ -64,6 +67,7 @@ def lion_edge(optimizer: Optimizer) -> Edge:
     """The norm edge of Lion, in the layout of pytorch_optimizer or of lion_pytorch."""
     steps = []
     for group, p in trainable(optimizer):
+        # arXiv:2302.06675, algorithm 2: sign(β₁m + (1−β₁)g)
         beta1 = group["betas"][0]
         buffer = optimizer.state.get(p, {}).get("exp_avg", torch.zeros_like(p))
         steps.append(
