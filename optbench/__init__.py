@@ -4,7 +4,10 @@ import sys
 from importlib import import_module
 from typing import Any
 
+from optbench.moved import register
+
 __version__ = "0.1.0"
+register()
 
 if sys.argv[:1] == ["-m"]:  # Python is still looking for the module that it has been told to run
     import_module("optbench.startup").begin_command()

@@ -1,4 +1,4 @@
-"""`python -m optbench`, and `optbench` the script: the main job, or the command that comes first."""
+"""`python -m optbench`, or the script `optbench`: the main job, or the command that is named."""
 
 import runpy
 import sys
@@ -9,14 +9,14 @@ COMMANDS = ("tune", "leaderboard", "study", "report", "check", "new", "metrics")
 
 
 def main() -> None:
-    """Begin before the imports, which take seconds; `optbench tune …` is `python -m optbench.tune …`."""
+    """Begin before the imports, which take seconds; `optbench tune` is `python -m optbench.tune`."""
     startup.begin()
     command = next(iter(sys.argv[1:]), "")
     if command in COMMANDS:
         del sys.argv[1]
         runpy.run_module(f"optbench.{command}", run_name="__main__", alter_sys=True)
         return
-    from optbench.cli.main import main as run
+    from optbench.cli.command_job import main as run
 
     run()
 

@@ -218,7 +218,7 @@ def compare_memory() -> None:
 def time_start() -> None:
     """Time the default command to its first step, and the imports in it."""
     program = (
-        "import time; start = time.perf_counter(); import optbench.cli.main as cli\n"
+        "import time; start = time.perf_counter(); import optbench.cli.command_job as cli\n"
         "imported = time.perf_counter() - start\n"
         "from optbench.run.update import Update\n"
         "import os, sys\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from optbench.cli.main import main
+from optbench.cli.command_job import main
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     program = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)), resource.RLIM_INFINITY));"
-        "from optbench.cli.main import main; main()"
+        "from optbench.cli.command_job import main; main()"
     )
     arguments = ("task=digits", "steps=600", "checkpoint_seconds=0.05", "model.widths=[8]")
     for name in ("full", "roomy"):

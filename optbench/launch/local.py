@@ -31,7 +31,7 @@ from optbench.record.folder import read_finished
 from optbench.startup import begun, secure_terminal
 
 # by every run, before its first step
-PRELOADED = ["optbench.cli.main", "torch._dynamo", "torch.nn.functional"]
+PRELOADED = ["optbench.cli.command_job", "torch._dynamo", "torch.nn.functional"]
 CLAIMED = 75  # exit code of a process whose run another one is at work on
 LOST = 255  # what Python gives for the exit code of a process whose fork server has died
 MOST_LOSSES = 3  # of one run, which then is taken to be their cause
@@ -265,7 +265,7 @@ def _main_job(
             sys.exit(CLAIMED)
     import torch
 
-    from optbench.cli.main import main
+    from optbench.cli.command_job import main
 
     torch.set_num_threads(threads)
     sys.argv = ["optbench", *overrides]

@@ -115,7 +115,7 @@ def _composed(words: tuple[str, ...]) -> DictConfig:
 
 
 def _main_job(config: DictConfig) -> int:
-    """What `optbench.cli.main` does with a configuration."""
+    """What `optbench.cli.command_job` does with a configuration."""
     choices = {"task": "digits", "model": "mlp", "optimizer": "adam"}
     try:
         status = run_job(config, run_name(config, choices), choices, PresentData())
