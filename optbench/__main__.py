@@ -9,7 +9,7 @@ COMMANDS = ("tune", "leaderboard", "study", "report", "check", "new", "metrics")
 
 
 def main() -> None:
-    """Begin before the imports, which take seconds; `optbench tune` is `python -m optbench.tune`."""
+    """Begin before the slow imports; `optbench tune` is `python -m optbench.tune`."""
     startup.begin()
     command = next(iter(sys.argv[1:]), "")
     if command in COMMANDS:

@@ -73,7 +73,7 @@ MOVED = {
     "points": "protocol.points",
     "portable": "run.portable_state",
     "resume": "run.resume",
-    "reuse": "cli.finished",
+    "reuse": "configuration.finished",
     "runner": "run.loop",
     "studies.atlas": "studies.atlas_entries",
     "studies.choice": "studies.lr_choice",

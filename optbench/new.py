@@ -1,6 +1,6 @@
 """`python -m optbench.new`: a small working start of a plug-in."""
 
-from optbench.cli.scaffold import main
+from optbench.check.scaffold import main
 
 if __name__ == "__main__":
     main()

@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 from rich.console import Console
 
-from optbench.cli.finished import PresentData
+from optbench.configuration.finished import PresentData
 from optbench.errors import UserError
 from optbench.launch import local as launching
 from optbench.launch.index import INDEX

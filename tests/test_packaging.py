@@ -79,7 +79,7 @@ WITHOUT_TORCH = [
     "optbench.record.picture",
     "optbench.record.wandb",
     "optbench.dynamics.run_events",
-    "optbench.cli.finished",
+    "optbench.configuration.finished",
     "optbench.study",
     "optbench.tune",
 ]
@@ -235,8 +235,8 @@ def test_a_bare_checkout_and_a_wheel_run_from_any_folder(tmp_path: Path) -> None
         }
         assert {f"optbench/{file}" for file in files} <= set(names)
     assert {
-        f"optbench/cli/templates/{file.name}"
-        for file in (ROOT / "optbench/cli/templates").iterdir()
+        f"optbench/check/templates/{file.name}"
+        for file in (ROOT / "optbench/check/templates").iterdir()
     } <= set(names)
     installed = tmp_path / "installed"
     zipfile.ZipFile(wheel).extractall(installed)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from optbench.cli.scaffold import KINDS, RUN, write
+from optbench.check.scaffold import KINDS, RUN, write
 from optbench.errors import UserError
 
 TINY = ("steps=4", "wandb.mode=disabled")

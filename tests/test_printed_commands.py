@@ -16,7 +16,7 @@ from docs import build
 from optbench import metrics
 from optbench.boundary.command_line import Command
 from optbench.check import __main__ as check_command
-from optbench.cli import scaffold
+from optbench.check import scaffold
 from optbench.configuration.compose import compose_config
 from optbench.configuration.keys import check
 from optbench.errors import UserError

@@ -9,8 +9,8 @@ import yaml
 from omegaconf import DictConfig
 from PIL import Image
 
-from optbench.cli.finished import PresentData, data_hash
 from optbench.configuration.compose import compose_config
+from optbench.configuration.finished import PresentData, data_hash
 from optbench.errors import UserError
 from optbench.protocol.tuner import main
 from optbench.studies.command import make_runs

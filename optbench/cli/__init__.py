@@ -1,10 +1,5 @@
-"""The main job: command line → configuration → one run or a sweep; and the start of a plug-in."""
+"""The main job: command line → configuration → one run or a sweep."""
 
-from typing import Any
+from optbench.cli.command_job import main
 
-
-def main() -> Any:
-    """Run what the command line says; see `optbench.cli.command_job.main`."""
-    from optbench.cli.command_job import main as run
-
-    return run()
+__all__ = ["main"]

@@ -13,11 +13,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from optbench.boundary.command_line import VERSION
-from optbench.cli.finished import PresentData
 from optbench.cli.job import run_job
 from optbench.cli.sweep import RunError, telling_failures
 from optbench.configuration.compose import check_config_dirs, find_plugins, with_paths
 from optbench.configuration.explain import explain
+from optbench.configuration.finished import PresentData
 from optbench.configuration.keys import check
 from optbench.configuration.naming import run_name
 from optbench.errors import UserError, exit_with, who_ended

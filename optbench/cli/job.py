@@ -10,8 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from optbench.cli.finished import PresentData
 from optbench.configuration.build import build
+from optbench.configuration.finished import PresentData
 from optbench.dynamics.run_events import report
 from optbench.errors import MachineError
 from optbench.record import folder as record

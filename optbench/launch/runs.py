@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from optbench.cli.finished import PresentData
+from optbench.configuration.finished import PresentData
 from optbench.launch.index import Index
 from optbench.launch.launcher import Launcher
 from optbench.record.folder import read_finished

@@ -14,10 +14,10 @@ import sklearn.datasets  # noqa: F401  every run imports it: once, before all
 import torch
 from omegaconf import DictConfig
 
-from optbench.cli.finished import PresentData
 from optbench.cli.job import run_job
 from optbench.configuration.compose import compose_config
 from optbench.configuration.explain import explain
+from optbench.configuration.finished import PresentData
 from optbench.configuration.naming import run_name
 from optbench.record import folder as record
 from optbench.run.portable_state import digest
