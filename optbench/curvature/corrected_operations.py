@@ -194,7 +194,7 @@ class Measured(TorchFunctionMode):
         """Take a derivative inside the model, with this mode on for what runs inside of it."""
         if not self.any_order:
             refuse_derivative_of(func)
-        # A checkpoint runs its layers again inside the derivative; torch switches modes off there.
+        # A checkpoint runs its layers again in there; by default a mode sees `func` alone.
         return seen_inside(func, lambda: self)(*args, **options)
 
 

@@ -67,7 +67,7 @@ def kept_state(loss: object) -> Iterator[None]:
     """
     tables = [vars(x) for x in _objects_of(loss)]
     attributes = _attributes_in(tables)
-    variables = [
+    variables: list[tuple[CellType, object]] = [
         (cell, cell.cell_contents)
         for cell in _variables_of(loss)
         if isinstance(cell.cell_contents, KEPT)
