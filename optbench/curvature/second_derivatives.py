@@ -166,7 +166,7 @@ def _relative_error(objective: Objective, builder: Builder, data: Pair) -> float
 
 
 def _hold_padding(objective: Objective, v: Tensor) -> None:
-    """Set v to zero in the padding rows of embeddings, which have no gradient: they do not train."""
+    """Set v to zero in the padding rows of embeddings, which have no gradient."""
     rows = {
         id(m.weight): m.padding_idx
         for m in objective.model.modules()

@@ -32,7 +32,7 @@ ONLY_VALUE = 4  # of the comparison of values alone
 def splits_into_parts(
     objective: Objective, chunks: Chunks, limit: int, memory: int, per_example: float
 ) -> bool:
-    """Whether the loss of every batch is the weighted mean of its parts', of at most `limit` examples.
+    """Whether each batch's loss is the weighted mean of its parts', of at most `limit` examples.
 
     1. Compare the loss of every batch that would be cut with that of its parts, as functions of the
        model's outputs: value, slope and curvature.
@@ -152,7 +152,7 @@ def _parts_differ(
     if not total > 0:
         return True
     allowed = GRADIENT_ROUNDING * torch.finfo(objective.dtype).eps
-    # ‖∇L‖ ‖w‖: change of the loss under relative rounding of the weights, which L ≈ 0 falls below.
+    # ‖∇L‖ ‖w‖ is the change of L under relative rounding of the weights; it counts where L ≈ 0.
     weight_norm = float(torch.cat([leaf.detach().reshape(-1) for leaf in leaves]).norm())
     sensitivity = norm_sum / total * weight_norm
     value_scale = max(abs(value), absolute_sum / total, sensitivity)
