@@ -46,7 +46,7 @@ def error_bounds(
         for i in range(min(j, k)):
             gap = theta[i] - mu
             if gap > 0 and gram[i, i] / gap < bounds[i]:  # else (2) cannot be the smaller
-                # λ_i of the (j − 1) × (j − 1) matrix; eigvalsh sorts ascending
+                # λ_i of a j × j matrix, with indices from 0; eigvalsh sorts ascending.
                 shifted = np.diag(theta[:j]) + gram[:j, :j] / gap
                 above = np.linalg.eigvalsh(shifted)[j - 1 - i] if j > 1 else shifted[0, 0]
                 bounds[i] = min(bounds[i], above - theta[i])

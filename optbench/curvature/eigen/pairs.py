@@ -22,8 +22,8 @@ class Eigenpairs:
         values: θ, shape (K,), descending. θ_i ≤ λ_i up to rounding. Unit: loss per parameter².
         vectors: u as orthonormal columns, shape (P, K).
         residuals: ‖A u_i − θ_i u_i‖, shape (K,): an eigenvalue, not surely the i-th, is that close.
-        bounds: Bound on λ_i − θ_i, shape (K,), about residual²/gap where there is a gap. It holds
-            if no larger eigenvalue was lost; see `error_bounds`. It includes 80 ε ‖A‖ for rounding. It
+        bounds: Bound on λ_i − θ_i, shape (K,), about residual²/gap where there is a gap. It is
+            valid if no larger eigenvalue was lost; see `error_bounds`. It includes 80 ε ‖A‖ for rounding. It
             does not include rounding of the weights at a kink: in float32 a ReLU may be on its
             other side, which gives another matrix (7e-5 of λ_1 off, once in 190 measurements of a
             network with 1,000 examples).
