@@ -1,4 +1,4 @@
-"""The data a curvature is measured on, in chunks of bounded size."""
+"""Data that a curvature is measured on, read in chunks of bounded size."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ Pair = tuple[Tensor, Tensor]
 """Inputs and targets of a batch; their first dimension counts examples."""
 
 Weight = Callable[[Tensor, Tensor], float | Tensor]
-"""weight(inputs, targets): what a batch, or a part of one, weighs in the mean over all."""
+"""weight(inputs, targets): weight of a batch, or of a part of one, in the mean over all data."""
 
 
 class Chunks:
     """Re-iterable (inputs, targets) chunks, on the device and in the precision of an operator.
 
-    Read them inside `kept_rng`. Each pass then sees the same data, since all generators are set
-    alike at its start, and training later reads the batches it would have read.
+    Read them inside `kept_rng`. Each pass then sees the same data, since all generators are seeded
+    equally at its start; and training later reads the batches that it would have read anyway.
 
     Args:
-        batches: One (inputs, targets) pair or a re-iterable of them.
-        device: Where the chunks go.
+        batches: One (inputs, targets) pair or a re-iterable of pairs.
+        device: Device of the chunks.
         dtype: Precision of floating-point inputs and targets.
-        weight: What a batch weighs in the mean over all; None for its number of examples.
+        weight: Weight of a batch in the mean over all; None for its number of examples.
+
+    Attributes:
+        limit: Most examples in a chunk; None for whole batches.
 
     Raises:
         ValueError: If batches can be read only once.
@@ -62,7 +65,7 @@ class Chunks:
 
     @contextlib.contextmanager
     def kept_rng(self) -> Iterator[None]:
-        """Keep the global generators and the DataLoader's own as they are."""
+        """Restore the global generators and those of the DataLoader at the end."""
         self._start = [(generator, generator.get_state()) for generator in self._generators()]
         try:
             with kept_rng(self.device):
@@ -77,62 +80,67 @@ class Chunks:
                 yield part
 
     def uncut(self) -> Iterator[Pair]:
-        """The batches as they were given."""
+        """The batches as given, not cut into chunks."""
         seed_globals(self.device, 0)
         self._rewind()
         for batch in with_own_workers(self.batches):
             yield _checked(batch)
 
     def weighted(self) -> Iterator[tuple[float, Pair]]:
-        """The chunks, each with its weight."""
+        """Pairs (weight, chunk) in the order of the batches."""
         for batch in self.uncut():
             yield from self.parts(batch, self.limit)
 
     def parts(
         self, batch: Pair, limit: int | None, weigh: bool = True
     ) -> Iterator[tuple[float, Pair]]:
-        """A batch in parts of at most `limit` examples, with their weights; 0 if they are not asked for."""
+        """Parts of a batch, each of at most `limit` examples, with their weights.
+
+        Args:
+            batch: Inputs and targets.
+            limit: Most examples in a part; None for the whole batch.
+            weigh: Whether to compute weights; if not, they are 0. Parts of weight 0 are left out.
+        """
         size = limit or len(batch[0])
         for inputs, targets in zip(
             torch.split(batch[0], size), torch.split(batch[1], size), strict=True
         ):
             part = self._moved(inputs), self._moved(targets)
             weight = self.weight_of(part) if weigh else 0.0
-            if (
-                weight or not weigh
-            ):  # of a part that weighs nothing, such as one of ignored targets, the loss may be NaN
+            # The loss of a part with weight 0, such as one of ignored targets only, may be NaN.
+            if weight or not weigh:
                 yield weight, part
 
     def weight_of(self, batch: Pair) -> float:
-        """What a batch weighs in the mean.
+        """Weight of a batch in the mean.
 
         Raises:
-            ValueError: If that is negative or not finite.
+            MeasurementError: If the weight is no number, negative or not finite.
         """
         if self.weight is None:
             return float(len(batch[0]))
         try:
-            found = float(self.weight(*batch))
+            weight = float(self.weight(*batch))
         except (TypeError, ValueError) as why:
             raise MeasurementError(
                 f"weight must give a number for (inputs, targets): {why}"
             ) from why
-        if not 0 <= found < math.inf:
+        if not 0 <= weight < math.inf:
             raise MeasurementError(
-                f"weight must be finite and not negative, got {found} for {len(batch[0])} examples"
+                f"weight must be finite and not negative, got {weight} for {len(batch[0])} examples"
             )
-        return found
+        return weight
 
     def _rewind(self) -> None:
         for generator, state in self._start:
             generator.set_state(state)
 
     def sizes(self) -> list[int]:
-        """Examples in each batch as it was given; reads the data once."""
+        """Number of examples in each batch as given; reads the data once."""
         return [len(inputs) for inputs, _ in self.uncut()]
 
     def sample(self, count: int) -> Pair:
-        """The first examples of the first batch, at most `count`."""
+        """Inputs and targets of the first `count` examples of the first batch, or of all it has."""
         batch = next(self.uncut(), None)
         if batch is None:
             raise ValueError(
@@ -141,7 +149,7 @@ class Chunks:
         return self._moved(batch[0][:count]), self._moved(batch[1][:count])
 
     def versions(self) -> tuple[int, ...]:
-        """Addresses and write counters of data held as tensors, so that a change is noticed."""
+        """Identities and write counters of data held as tensors, by which a change is noticed."""
         if not isinstance(self.batches, list):
             return ()
         tensors = [t for batch in self.batches for t in batch if isinstance(t, Tensor)]
@@ -150,7 +158,7 @@ class Chunks:
         )
 
     def extent(self) -> tuple[object, ...]:
-        """How much data there is, as far as it can be seen without reading it."""
+        """Size of the data, as far as it can be known without reading them."""
         if isinstance(self.batches, list):
             return tuple(
                 tuple(t.shape) for batch in self.batches for t in batch if isinstance(t, Tensor)
@@ -161,26 +169,29 @@ class Chunks:
     def _moved(self, tensor: Tensor) -> Tensor:
         dtype = self.dtype if tensor.is_floating_point() else None
         with torch.inference_mode(False):
-            own = tensor.clone() if tensor.is_inference() else tensor.detach()
-            return own.to(self.device, dtype)
+            # Autograd cannot save a tensor made in inference mode: it gets a normal copy.
+            normal = tensor.clone() if tensor.is_inference() else tensor.detach()
+            return normal.to(self.device, dtype)
 
     def _generators(self) -> list[torch.Generator]:
+        """Generators of a DataLoader and its samplers, each once."""
+        sampler = getattr(self.batches, "sampler", None)
         batch_sampler = getattr(self.batches, "batch_sampler", None)
-        own, inner = getattr(self.batches, "sampler", None), getattr(batch_sampler, "sampler", None)
-        owners = (self.batches, own, batch_sampler, inner)
-        found = {
-            id(g): g
-            for o in owners
-            if isinstance(g := getattr(o, "generator", None), torch.Generator)
+        inner_sampler = getattr(batch_sampler, "sampler", None)
+        generators = {
+            id(generator): generator
+            for owner in (self.batches, sampler, batch_sampler, inner_sampler)
+            if isinstance(generator := getattr(owner, "generator", None), torch.Generator)
         }
-        return list(found.values())
+        return list(generators.values())
 
 
 def with_own_workers(batches: Iterable[Any]) -> Iterable[Any]:
-    """The same batches; of a DataLoader with persistent workers, a copy that has not started its own.
+    """The same batches; for a DataLoader with persistent workers, a copy with new workers.
 
-    Its one iterator may be the one that training reads from, and would be set back; and its workers
-    draw on where they were, so that each pass would see other random numbers.
+    A DataLoader with persistent workers has one iterator. Training may be reading from it, and a
+    measurement would reset it. Its workers also go on drawing from where they were, so that each
+    pass would see different random numbers.
     """
     if not (isinstance(batches, DataLoader) and batches.persistent_workers):
         return batches

@@ -26,7 +26,7 @@ class SpectralDensity:
         nodes: t_j, ascending, shape (J,), double precision; unit: loss per parameter².
         weights: w_j ≥ 0, shape (J,), summing to 1.
         size: P.
-        hvps: Products spent.
+        hvps: Matrix-vector products spent.
     """
 
     nodes: Tensor
@@ -35,20 +35,23 @@ class SpectralDensity:
     hvps: int
 
     def moment(self, order: int) -> float:
-        """Σ_j w_j t_j^order ≈ tr(A^order) / P; unbiased for orders below twice the steps."""
+        """Moment Σ_j w_j t_j^order ≈ tr(A^order) / P; unbiased for order < 2 · steps."""
         return float((self.weights * self.nodes**order).sum())
 
     def smoothed(
         self, grid: Tensor | None = None, width: float | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The density with each node widened to a Gaussian, Σ_j w_j N(t; t_j, width²).
+        """Smoothed density Σ_j w_j N(t; t_j, width²): each node widened to a Gaussian.
 
         Args:
-            grid: Points t; None for 1000 that cover the nodes.
-            width: Standard deviation; None for a hundredth of the nodes' range.
+            grid: Points t, shape (T,); None for 1000 that cover the nodes.
+            width: Standard deviation of the Gaussians; None for a hundredth of the nodes' range.
 
         Returns:
-            Grid and density on it; the density integrates to 1.
+            Grid and density on it, each of shape (T,); the density integrates to 1.
+
+        Raises:
+            ValueError: If width is not positive.
         """
         if width is not None and not width > 0:
             raise ValueError(f"width must be positive, got {width}")
@@ -56,15 +59,14 @@ class SpectralDensity:
         width = width or max((high - low) / 100, 1e-6 * max(abs(low), abs(high)), 1e-12)
         if grid is None:
             grid = torch.linspace(low - 5 * width, high + 5 * width, 1000, dtype=torch.float64)
-        distances = (grid.double().unsqueeze(1) - self.nodes) / width
-        return grid, torch.exp(-distances.square() / 2) @ self.weights / (
-            width * math.sqrt(2 * math.pi)
-        )
+        deviations = (grid.double().unsqueeze(1) - self.nodes) / width
+        normalization = width * math.sqrt(2 * math.pi)
+        return grid, torch.exp(-deviations.square() / 2) @ self.weights / normalization
 
     def plot(self, axes: Axes | None = None, **line: Any) -> Axes:
         """Draw the smoothed density, on a logarithmic scale since the bulk dwarfs the outliers."""
         if axes is None:
-            import matplotlib.pyplot as plt  # here: measuring needs no plotting
+            import matplotlib.pyplot as plt  # an optional dependency: only plots need it
 
             axes = plt.subplots()[1]
         grid, density = self.smoothed()
@@ -78,19 +80,24 @@ def spectral_density(
 ) -> SpectralDensity:
     """Spectral density of A by stochastic Lanczos quadrature.
 
-    For a unit Rademacher vector z, m Lanczos steps with full reorthogonalisation give Ritz values
-    t_j and squared first components w_j of the tridiagonal's eigenvectors, with Σ w_j f(t_j) =
-    zᵀf(A)z for polynomials f of degree below 2m; the mean over z estimates tr f(A) / P. For one
-    block's density take the operator of its parameters, `Hessian(..., params=names)`.
+    For a unit vector z of random signs, m Lanczos steps give Ritz values t_j and weights w_j, the
+    squared first components of the tridiagonal matrix's eigenvectors, with
+
+        Σ_j w_j f(t_j) = zᵀ f(A) z
+
+    for polynomials f of degree below 2m. The mean over z estimates tr f(A) / P. Lanczos vectors
+    are fully reorthogonalised. For the density of one block pass the operator of its parameters,
+    `Hessian(..., params=names)`.
 
     Args:
         operator: A, shape (P, P).
-        steps: m, Lanczos steps per probe; 2·m·P numbers are held.
-        probes: Vectors z; the density's relative error falls as 1/sqrt(P·probes).
-        seed: Seed or generator for z.
+        steps: m, Lanczos steps per probe; 2·m·P numbers are held in memory.
+        probes: Number of vectors z; the relative error falls as 1/√(P·probes).
+        seed: Seed or generator of the vectors z.
 
     Raises:
         ValueError: If steps or probes is not positive.
+        FloatingPointError: If a product is not finite.
 
     References:
         Ubaru, Chen, Saad (2017), SIAM J. Matrix Anal. Appl. 38(4); Ghorbani et al. (2019),
@@ -110,6 +117,7 @@ def spectral_density(
 
 
 def _quadrature(operator: Operator, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of the Gauss quadrature of zᵀ f(A) z, from Lanczos started at z."""
     space = Subspace(operator)
     row = start.unsqueeze(0)
     for _ in range(steps):
@@ -117,4 +125,5 @@ def _quadrature(operator: Operator, start: Tensor, steps: int) -> tuple[Tensor, 
             break  # the Krylov space is exhausted: the quadrature is exact
         row = space.images[-1:]
     values, coefficients = space.ritz()
+    # The first basis vector is z/‖z‖, so column 0 holds the first components.
     return torch.from_numpy(values), torch.from_numpy(coefficients[:, 0] ** 2)

@@ -1,16 +1,19 @@
-"""What keeps a curvature from being measured, or from being trusted, in words."""
+"""Errors and warnings: why a curvature cannot be measured, or should not be trusted."""
 
 
 class MeasurementError(ValueError):
-    """The curvature asked for cannot be measured right: one line that says why, and the way out."""
+    """The curvature cannot be measured correctly; the message says why, and the way out."""
 
 
 class WeightingWarning(UserWarning):
-    """The loss over all batches is not the mean over examples that the batches are weighted by."""
+    """The loss over all batches is not the mean of batch losses weighted by example counts."""
 
 
 class SecondDerivativeWarning(UserWarning):
-    """Products are not the differences of the gradient: part of the loss is detached, or has a wrong derivative."""
+    """Products H v differ from finite differences of the gradient.
+
+    Part of the loss is detached, or an operation has a wrong second derivative.
+    """
 
 
 class NotConvergedWarning(UserWarning):

@@ -25,24 +25,21 @@ from optbench.curvature.symmetry import Witness
 from optbench.curvature.weighting import still_splits
 from optbench.fast_layers.errors import ThirdDerivativeError
 
-DRIFT = (
-    1e-9  # by which the weights of all batches may differ, relative, without being other weights
-)
+DRIFT = 1e-9  # relative change of the batches' total weight that counts as rounding
 
 
 class ModelOperator(Operator):
-    """What Hessian and Gauss-Newton share: a weighted mean of losses, one product per chunk.
+    """Base of Hessian and Gauss-Newton: A v = Σ_p s_p A_p v over chunks p, with shares Σ_p s_p = 1.
 
-    A batch is cut into chunks only where its loss is the weighted mean of theirs, which is checked
-    once: in value, gradient and curvature.
+    A batch is cut into chunks only where its loss is the weighted mean of the chunks' losses. This
+    is checked once, in value, gradient and curvature.
 
     Attributes:
-        strategy: How products are done: "cached" or "recomputed"; "auto" until the first product
-            has chosen.
+        strategy: "cached" or "recomputed"; "auto" until the first product has chosen.
         loss: Loss that the matrix is of: `loss.value()`, `loss.gradient()`.
         objective: Loss of one chunk as a function of the selected parameters; `.names`, `.sizes`.
-        hvps: Products done, but for one of an operator's first, by which products are found to be
-            symmetric.
+        hvps: Matrix-vector products computed, without the one that the test of symmetry adds to
+            the first.
     """
 
     builder: Builder
@@ -63,31 +60,32 @@ class ModelOperator(Operator):
         layers: Layers = "fast",
         split_batch_norm: bool = False,
     ) -> None:
-        """See the class for the matrix, and `Loss` for the arguments beside these.
+        """See the class for the matrix, and `Loss` for most of the arguments.
 
         Args:
             model: Model; it is read, never changed.
             loss: Criterion, loss(outputs, targets), a scalar.
-            batches: One (inputs, targets) pair, whose loss it is then, or a re-iterable of pairs
-                such as a DataLoader, of whose losses it is the weighted mean.
+            batches: One (inputs, targets) pair, or a re-iterable of pairs such as a DataLoader. The
+                loss is then the weighted mean of the batches' losses.
             params: See `Loss`.
             chunk: See `Loss`.
             mode: See `Loss`.
             dtype: See `Loss`.
             weight: See `Loss`.
-            strategy: "cached" keeps the graph of all chunks' gradients; "recomputed" builds each
-                chunk's graph anew for every block of vectors and frees it; "auto" caches if the
-                graphs fit in `memory`, by their size alone, so it is reproducible.
+            strategy: "cached" keeps the graphs of all chunks' gradients. "recomputed" builds each
+                chunk's graph anew for every block of vectors and frees it. "auto" caches if the
+                graphs fit in `memory`; it goes by their size, not by timing, so it is reproducible.
             memory: See `Loss`.
             layers: See `Loss`.
             split_batch_norm: See `Loss`.
 
         Raises:
             MeasurementError: If an argument is out of range. At a product: if the loss does not
-                depend on the parameters, if torch cannot differentiate it twice, or not rightly so
-                that products are not symmetric, or if a chunk cuts what is no mean over examples.
+                depend on the parameters, if torch cannot differentiate it twice, if products are
+                not symmetric since a second derivative is wrong, or if `chunk` cuts a loss that is
+                not a mean over examples.
         """
-        own = Loss(
+        mean_loss = Loss(
             model,
             loss,
             batches,
@@ -100,7 +98,7 @@ class ModelOperator(Operator):
             layers=layers,
             split_batch_norm=split_batch_norm,
         )
-        self._begin(own, strategy)
+        self._begin(mean_loss, strategy)
 
     @classmethod
     def of(cls, loss: Loss, strategy: Strategy = "auto") -> Self:
@@ -120,14 +118,15 @@ class ModelOperator(Operator):
         self._planned_for: tuple[object, ...] = ()
         self._witness: Witness | None = None
         self._new_plan = False
-        self._trusts = False  # what another operator has seen of model and loss
+        self._trusts = False  # whether another operator has checked model and loss
 
     @property
     def layers(self) -> str:
-        """Through which layers products go, once one is done.
+        """Kind of the layers that products go through, known once one is computed.
 
-        "fast": ours, whose second derivative is cheap; "torch"; or "primitive": torch's with norms
-        of primitive operations, for a model that differentiates by itself.
+        "fast": layers of `optbench.fast_layers`, with a cheap second derivative. "torch": torch's.
+        "primitive": torch's with norms from primitive operations, for a model that differentiates
+        by itself.
         """
         if self.objective.differentiates_itself:
             return "primitive"
@@ -136,8 +135,8 @@ class ModelOperator(Operator):
     def refresh(self) -> None:
         """Free the graphs; the next product is at the model's current weights.
 
-        Weights, buffers, modes and a tensor pair changed in torch's sight are noticed without it;
-        it is needed after writes through `.data`, and to give memory back.
+        Changes of weights, buffers, modes and data that torch's version counters show are noticed
+        without it. It is needed after writes through `.data`, and to free memory.
         """
         self._products = []
         self._seen = ()
@@ -161,7 +160,7 @@ class ModelOperator(Operator):
 
     @contextlib.contextmanager
     def _named_data(self) -> Iterator[None]:
-        """Name the data and the precision with an error of torch's in the first pass, which tells neither."""
+        """Context that adds the data's shapes and dtypes to torch's errors in the first pass."""
         try:
             yield
         except (torch.OutOfMemoryError, ThirdDerivativeError):
@@ -174,13 +173,17 @@ class ModelOperator(Operator):
                 f"{name} of shape {tuple(t.shape)}, {t.dtype}" for name, t in data
             )
             if self.objective.own_dtypes() != {self.dtype}:
-                way_out += "; hold its constants in buffers, or cast them to the dtype of what they are applied to"
+                way_out += (
+                    "; hold its constants in buffers, or cast them to the dtype of what they are "
+                    "applied to"
+                )
             raise MeasurementError(
                 f"the model or its loss does not run in {self.dtype} ({type(why).__name__}: {why}) "
                 f"on {way_out}"
             ) from why
 
     def _check_derivatives(self) -> None:
+        """Compare products with finite differences on a few examples."""
         if self._trusts:
             return
         builder = type(self).builder if isinstance(self, Hessian) else None
@@ -189,7 +192,7 @@ class ModelOperator(Operator):
                 check_derivatives(
                     self.objective, self.chunks.sample(EXAMPLES), builder, self.loss.memory
                 )
-            # what a few of the examples cannot do, all may
+            # Some models run on whole batches only.
             except (RuntimeError, ValueError, IndexError):
                 check_derivatives(
                     self.objective, self.chunks.sample(sys.maxsize), builder, self.loss.memory
@@ -207,7 +210,7 @@ class ModelOperator(Operator):
         self.strategy = self._plan.strategy
 
     def shares(self) -> Iterator[tuple[float, Pair]]:
-        """The chunks, each with its share of the mean; read them in `chunks.kept_rng()`."""
+        """Pairs (share, chunk), shares summing to 1; read them inside `chunks.kept_rng()`."""
         self.prepare()
         assert self._plan is not None
         for weight, part in self.chunks.weighted():
@@ -230,28 +233,28 @@ class ModelOperator(Operator):
         return images
 
     def _witnessed(self, vectors: Tensor, current: bool) -> Tensor:
-        """The images of the vectors, and of a random one beside them, which others are then compared with."""
+        """Images of the vectors; one more random vector and its image become the witness."""
         generator = torch.Generator().manual_seed(0)
-        other = torch.randn((self.size, 1), generator=generator, dtype=self.dtype).to(self.device)
-        images = self._images(torch.cat([vectors, other], 1), current)
-        self._witness = Witness(self._seen, other, images[:, -1:])
+        extra = torch.randn((self.size, 1), generator=generator, dtype=self.dtype).to(self.device)
+        images = self._images(torch.cat([vectors, extra], 1), current)
+        self._witness = Witness(self._seen, extra, images[:, -1:])
         self._witness.compare(vectors, images[:, :-1])
         return images[:, :-1]
 
     def trust_symmetry_of(self, other: ModelOperator) -> None:
-        """Take over what was learned of model and loss from an operator on other data, and check neither again."""
-        self._trusts, nothing = True, torch.empty((0, 1), dtype=self.dtype, device=self.device)
-        self._witness = Witness((None,), nothing, nothing)
+        """Skip the checks of model and loss that an operator on other data has passed."""
+        self._trusts, empty = True, torch.empty((0, 1), dtype=self.dtype, device=self.device)
+        self._witness = Witness((None,), empty, empty)
         self.objective.differentiates_itself = other.objective.differentiates_itself
         self.objective.writes = other.objective.writes
 
     def _is_current(self) -> bool:
-        """Whether plan and graphs, where they are kept, are those of the model and data as they are now."""
+        """Whether the plan, and the kept graphs if any, belong to the current model and data."""
         return bool(self._products or self.strategy == "recomputed") and self._seen == self._state()
 
     def _images(self, vectors: Tensor, current: bool) -> Tensor:
         rows = vectors.T.contiguous()
-        found: list[Tensor] = []
+        result: list[Tensor] = []
 
         def multiply() -> None:
             images, total = None, 0.0
@@ -259,9 +262,9 @@ class ModelOperator(Operator):
                 images, total = self._add_images(images, rows, share, product), total + share
                 del product  # else two chunks' graphs would be alive while the next one is built
             assert images is not None
-            if abs(total - 1) > DRIFT:  # batches weigh otherwise than when they were planned for
+            if abs(total - 1) > DRIFT:  # the batches' weights have changed since the plan
                 images /= total
-            found[:] = [images]
+            result[:] = [images]
 
         if not current:
             self._plan_again_if_parts_differ()
@@ -274,10 +277,10 @@ class ModelOperator(Operator):
                 self._build()
             with self.objective.measured():
                 multiply()
-        return found[0].T
+        return result[0].T
 
     def _plan_again_if_parts_differ(self) -> None:
-        """At new weights or data: batches are cut no longer where that has become another loss."""
+        """At new weights or data, check that the parts of a batch still have its loss."""
         if self.chunks.limit is None or self._new_plan:
             self._new_plan = False
             return
@@ -290,14 +293,15 @@ class ModelOperator(Operator):
     def _add_images(
         self, images: Tensor | None, rows: Tensor, weight: float, product: Product
     ) -> Tensor:
-        once, first = self.strategy == "recomputed", images is None
+        """Add the weighted images of one chunk to the sum, shape (K, P); None starts it."""
+        graph_is_used_once, is_first = self.strategy == "recomputed", images is None
         for i, row in enumerate(rows):
-            parts = product(row, free_graph=once and i == len(rows) - 1)
-            # not before: while a graph is built or gone through, memory is at its peak
+            parts = product(row, free_graph=graph_is_used_once and i == len(rows) - 1)
+            # Allocated late: memory is at its peak while a graph is built or differentiated.
             if images is None:
                 images = torch.empty_like(rows)
             into = self.objective.split(images[i])
-            if first:
+            if is_first:
                 torch._foreach_copy_(into, list(parts))
                 images[i].mul_(weight)
             else:
@@ -306,10 +310,11 @@ class ModelOperator(Operator):
         return images
 
     def _state(self) -> tuple[object, ...]:
+        """Fingerprint of model, loss and data, by which a change is noticed."""
         return self.objective.fingerprint(), self.chunks.versions(), self.chunks.extent()
 
     def _build(self) -> None:
-        """Graphs of all chunks at the current weights."""
+        """Build the graphs of all chunks at the current weights."""
 
         def build() -> None:
             self._products = []
@@ -322,12 +327,12 @@ class ModelOperator(Operator):
         self._seen = self._state()
 
     def _weighted_products(self) -> Iterator[tuple[float, Product]]:
-        """Pairs (share of the mean, product): kept ones, or built one by one."""
+        """Pairs (share of the mean, product of the chunk): kept ones, or built one by one."""
         if self.strategy == "recomputed":
             self.objective.check_parameters()
             yield from self._built()
         else:
-            # without reading the data, so that no generator needs keeping
+            # The data are not read here, so no generator has to be restored.
             yield from self._products
 
     def _built(self) -> Iterator[tuple[float, Product]]:

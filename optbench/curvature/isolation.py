@@ -1,4 +1,8 @@
-"""Contexts in which a measurement leaves no trace: random numbers, modes, weights, autocast, kernels."""
+"""Contexts in which a measurement leaves no trace.
+
+They restore random numbers, modes, weights and attributes, and switch autocast, compiled code and
+fused kernels off.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +21,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 
 Mode = Literal["train", "eval"]
-"""The mode a model is measured in."""
+"""Mode that a model is measured in."""
 
 
 @contextlib.contextmanager
 def kept_rng(device: torch.device) -> Iterator[None]:
     """Restore Python's, NumPy's and torch's global generators, also after an exception."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  the state to keep
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  the state to restore
     devices = [device] if device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):
@@ -34,7 +38,7 @@ def kept_rng(device: torch.device) -> Iterator[None]:
 
 
 def seed_globals(device: torch.device, seed: int) -> None:
-    """Seed the generators that `kept_rng` restores, and no others."""
+    """Seed the generators that `kept_rng` restores: Python's, NumPy's and torch's global ones."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     torch.default_generator.manual_seed(seed)
@@ -45,7 +49,10 @@ def seed_globals(device: torch.device, seed: int) -> None:
 
 @contextlib.contextmanager
 def differentiable(device: torch.device) -> Iterator[None]:
-    """Gradients on; autocast and compiled code off, in the model as well; attention that has a double backward."""
+    """Context with gradients on, autocast and compiled code off, also inside the model.
+
+    Attention is computed by torch's plain kernel, the only one with a double backward.
+    """
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -56,20 +63,20 @@ def differentiable(device: torch.device) -> Iterator[None]:
         yield
 
 
-class _Off(threading.local):
-    """How often autocast is held off in this thread."""
+class _AutocastBan(threading.local):
+    """Number of `without_autocast` contexts that this thread is in."""
 
     depth = 0
 
 
-_off = _Off()
+_ban = _AutocastBan()
 _ENTER = torch.autocast.__enter__
 
 
-def _enter_unless_held_off(self: Any) -> Any:
-    """`autocast.__enter__`; where it is held off, of one that is off, whatever it was made as."""
+def _enter_unless_banned(self: Any) -> Any:
+    """`autocast.__enter__`, which has no effect inside of `without_autocast`."""
     wanted = self._enabled
-    self._enabled = wanted and not _off.depth
+    self._enabled = wanted and not _ban.depth
     try:
         return _ENTER(self)  # type: ignore[no-untyped-call]
     finally:
@@ -78,33 +85,31 @@ def _enter_unless_held_off(self: Any) -> Any:
 
 @contextlib.contextmanager
 def without_autocast(device: torch.device) -> Iterator[None]:
-    """Autocast off, also where the model itself or a wrapper around its forward switches it on.
+    """Context with autocast off, also where the model or a wrapper of its forward switches it on.
 
-    torch's `autocast.__enter__` is replaced at the first use, once, by one that asks whether it is
-    held off in its own thread: to put it back would race with other threads that measure.
+    torch's `autocast.__enter__` is replaced at the first use and never put back, which would race
+    with other threads that measure. The replacement asks whether its own thread is in this context.
     """
     if torch.autocast.__enter__ is _ENTER:
-        torch.autocast.__enter__ = _enter_unless_held_off  # type: ignore[method-assign]
+        torch.autocast.__enter__ = _enter_unless_banned  # type: ignore[method-assign]
     with torch.autocast(device.type, enabled=False):
-        _off.depth += 1
+        _ban.depth += 1
         try:
             yield
         finally:
-            _off.depth -= 1
+            _ban.depth -= 1
 
 
 def without_parametrization_cache() -> contextlib.AbstractContextManager[Any]:
-    """Parametrized weights computed anew, from the weights put in, also inside of `parametrize.cached()`."""
+    """Context in which parametrized weights are computed anew, even in `parametrize.cached()`."""
     if not getattr(parametrize, "_cache_enabled", 0):
         return contextlib.nullcontext()
     return patch.multiple(parametrize, _cache_enabled=0, _cache={})
 
 
 def eager() -> contextlib.AbstractContextManager[Any]:
-    """Compiled models, parts of models and losses run as they were written: compiled graphs have one derivative.
-
-    Nothing can have been compiled before the compiler was imported, which takes seconds.
-    """
+    """Context in which compiled code runs uncompiled: compiled graphs have no double backward."""
+    # Importing the compiler takes seconds, and nothing is compiled before it is imported.
     if "torch._dynamo.eval_frame" not in sys.modules:
         return contextlib.nullcontext()
     stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
@@ -112,13 +117,13 @@ def eager() -> contextlib.AbstractContextManager[Any]:
 
 
 class _Kept:
-    """A tensor of a model, and the numbers in it."""
+    """A tensor with its storage and a copy of its numbers, to be restored."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.storage, self.copy = tensor, tensor.data, tensor.detach().clone()
 
     def restore(self) -> bool:
-        """Put storage and numbers back; returns whether anything had been written."""
+        """Restore storage and numbers; return whether anything had been written."""
         moved = (
             self.tensor.data_ptr() != self.storage.data_ptr()
             or self.tensor.shape != self.storage.shape
@@ -133,24 +138,35 @@ class _Kept:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor has numbers in one place, which sparse and lazy ones have not."""
+    """Whether a tensor is dense and has data; sparse and lazy ones do not."""
     return not nn.parameter.is_lazy(tensor) and tensor.layout == torch.strided
 
 
 def _identical(a: Tensor, b: Tensor) -> bool:
+    """Whether all numbers are equal, where NaN equals NaN."""
     if torch.equal(a, b):
         return True
-    nan = a.is_floating_point() or a.is_complex()
-    return nan and torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+    may_hold_nan = a.is_floating_point() or a.is_complex()
+    return (
+        may_hold_nan
+        and torch.equal(a.isnan(), b.isnan())
+        and torch.equal(a.nan_to_num(), b.nan_to_num())
+    )
 
 
 @contextlib.contextmanager
 def untouched(model: nn.Module, *others: object) -> Iterator[list[str]]:
-    """Bring weights, buffers and attributes of every module back, bit for bit, whatever a forward pass writes.
+    """Context that restores weights, buffers and attributes of every module, bit for bit.
 
-    Such as an embedding with `max_norm`, a clamp in place, a counter of calls. Yields a list that
-    holds, at the end, the names of the parameters that had been written to. Costs one copy of
-    weights and buffers, and reads them once. For the others see `kept_attributes`.
+    A forward pass may write to them: an embedding with `max_norm`, a clamp in place, a counter of
+    calls. Costs one copy of weights and buffers, and reads them once.
+
+    Args:
+        model: The model.
+        others: Other objects whose attributes are restored; see `kept_attributes`.
+
+    Yields:
+        A list which holds, at the end, the names of the parameters that had been written to.
     """
     written: list[str] = []
     named = [*model.named_parameters(), *model.named_buffers()]
@@ -165,20 +181,21 @@ def untouched(model: nn.Module, *others: object) -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def kept_attributes(model: nn.Module, *others: object) -> Iterator[None]:
-    """Bring what every module holds beside weights and buffers back: numbers, tensors, lists, dicts and generators.
+    """Context that restores the attributes of every module beside weights and buffers.
 
-    And what other objects hold, but for numbers in their tensors: these may be a whole data set.
+    Restored are numbers, tensors, lists, dicts and generators. Attributes of the other objects are
+    restored too, except the numbers in their tensors, which may be a whole data set.
     """
     owners = [(owner, _attributes(owner)) for owner in (*model.modules(), *others)]
-    own = [
+    module_attributes = [
         (vars(module), name)
         for module in model.modules()
         for name in vars(module)
         if name not in USUAL
     ]
-    values = [table[name] for table, name in own]
+    values = [table[name] for table, name in module_attributes]
     values += [x for other in others for x in vars(other).values() if not isinstance(x, Tensor)]
-    for table, name in own:
+    for table, name in module_attributes:
         table[name] = stand_in(table[name])
     try:
         with kept_values(values):
@@ -189,7 +206,11 @@ def kept_attributes(model: nn.Module, *others: object) -> Iterator[None]:
 
 
 def stand_in(value: Any) -> Any:
-    """A copy of a tensor that takes what is written to it: writing numbers back would spoil a graph that needs them."""
+    """A copy of a tensor, for a forward pass to write to; any other value itself.
+
+    If the pass wrote to the tensor itself, restoring its numbers afterwards would change a tensor
+    that the graph has saved.
+    """
     return (
         value.clone()
         if isinstance(value, Tensor) and _is_plain(value) and not value.requires_grad
@@ -199,7 +220,7 @@ def stand_in(value: Any) -> Any:
 
 @contextlib.contextmanager
 def kept_values(values: Iterable[object]) -> Iterator[None]:
-    """Bring what is in them back: numbers in tensors, entries of lists and dicts, states of generators."""
+    """Context that restores numbers in tensors, entries of lists and dicts, generator states."""
     held = list(values)
     plain = [_Kept(x) for x in held if isinstance(x, Tensor) and _is_plain(x)]
     generators = [(x, x.get_state()) for x in held if isinstance(x, torch.Generator)]
@@ -223,19 +244,21 @@ def kept_values(values: Iterable[object]) -> Iterator[None]:
 
 
 USUAL = frozenset(vars(nn.Module()))
-"""Attributes that every module has."""
+"""Names of the attributes that every module has."""
 TABLES = ("_parameters", "_buffers", "_modules")
-"""Dictionaries of a module that hold its tensors and parts, and are themselves kept."""
+"""Attributes of a module that are dicts of tensors and submodules; their entries are restored."""
 
 
 def _attributes(owner: object) -> dict[str, Any]:
-    found = dict(vars(owner))
-    return found | {name: dict(found[name]) for name in TABLES if type(found.get(name)) is dict}
+    """Attributes of an object by name, with copies of a module's tables."""
+    values = dict(vars(owner))
+    return values | {name: dict(values[name]) for name in TABLES if type(values.get(name)) is dict}
 
 
 def _put_back(owner: object, attributes: dict[str, Any]) -> None:
+    """Restore the attributes of an object; delete those that are new."""
     now = vars(owner)
-    # compiled modules of torch.jit have others
+    # In modules of torch.jit the tables are not dicts.
     tables = [name for name in TABLES if type(now.get(name)) is dict]
     for name in tables:
         if not _same_values(now[name], attributes[name]):
@@ -255,17 +278,17 @@ def _same_values(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def in_mode(model: nn.Module, mode: Mode | None) -> Iterator[None]:
-    """Put every module in the mode, and each back in its own afterwards; None leaves them.
+    """Context with every module in the mode; None leaves each in its own.
 
-    Where a class has a `train` of its own, which may hold a batch norm in eval mode, the modes are
-    those that it sets.
+    A class may override `train`, for instance to keep a batch norm in eval mode. The modes are then
+    those that its `train` sets.
     """
     before = [(module, module.training) for module in model.modules()]
     try:
         if mode is not None:
             _set_modes([(module, mode == "train") for module, _ in before])
             if any(type(module).train is not nn.Module.train for module, _ in before):
-                with kept_attributes(model):  # it may do more than set modes
+                with kept_attributes(model):  # an overridden `train` may do more than set modes
                     model.train(mode == "train")
                     wanted = [(module, module.training) for module, _ in before]
                 _set_modes(wanted)
@@ -276,7 +299,10 @@ def in_mode(model: nn.Module, mode: Mode | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def kept_buffers(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Give copies of their buffers to batch norms in train mode: what a checkpoint runs again writes to its own."""
+    """Context in which batch norms in train mode have copies of their buffers.
+
+    A checkpointed layer runs again in the backward pass, and writes to its buffers then.
+    """
     training = [(module, dict(module._buffers)) for module in modules if module.training]
     try:
         for module, buffers in training:
@@ -291,6 +317,6 @@ def kept_buffers(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
     for module, training in modes:
-        if module.training != training:  # to set an attribute of a module is slow
+        if module.training != training:  # setting an attribute of a module is slow
             # The flag, not model.train(): a user's override of that may do more than set it.
             module.training = training

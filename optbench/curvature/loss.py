@@ -25,12 +25,12 @@ Layers = Literal["fast", "torch"]
 
 
 class Loss:
-    """L(w) = Σ_B c_B ℓ_B(w) / Σ_B c_B: what a model's parameters are trained on, and nothing else.
+    """Mean loss L(w) = Σ_B c_B ℓ_B(w) / Σ_B c_B of a model over batches B of data.
 
-    ℓ_B is the criterion of batch B at weights w, c_B what the batch weighs: its number of examples,
-    or `weight`. Value, gradient, Hessian and Gauss-Newton matrix are of this one function, in its
-    mode and precision. The model is read, never changed: `.grad`, buffers, modes and random state
-    stay as they were.
+    ℓ_B is the criterion on batch B at weights w, and c_B the batch's weight: its number of
+    examples, or `weight`. Value, gradient, Hessian and Gauss-Newton matrix are of this one
+    function, in one mode and precision. The model is read, never changed: `.grad`, buffers, modes
+    and random state stay as they were.
 
     Example:
         >>> loss = Loss(model, torch.nn.functional.cross_entropy, loader)
@@ -68,23 +68,23 @@ class Loss:
             data: One (inputs, targets) pair, or a re-iterable of pairs such as a DataLoader.
             params: Predicate of (name, parameter), parameter names, or None for all that train.
             chunk: Most examples differentiated at once; None for as many as fit in `memory`. A
-                large chunk is taken in up to four parts, so that its peak stays near that of
-                training steps on the chunk: about one where graphs are recomputed, three where they
-                are kept.
-            mode: "train", "eval", or None for the mode the model is in when measured. Dropout in
-                train mode keeps one mask, drawn from a fixed seed.
+                large chunk is taken in up to four parts. Peak memory is then about that of one
+                training step on the chunk where graphs are recomputed, and of three where they are
+                kept.
+            mode: "train", "eval", or None for the mode that the model is in when measured. Dropout
+                in train mode keeps one mask, drawn from a fixed seed.
             dtype: Precision; None for the parameters' own. float64 measures a float32 model in
                 double precision.
-            weight: weight(inputs, targets), what a batch weighs in the mean: for a loss that is a
-                mean over something else than examples, such as the number of targets that are not
-                ignored. None for the number of examples; a warning says where that is not the loss
-                over all batches together.
-            memory: Bytes the kept graphs may take (estimated from a sample).
-            layers: "fast" puts layers with a cheap second derivative in the place of torch's; values
-                and derivatives are the same up to rounding. "torch" leaves torch's.
+            weight: weight(inputs, targets), the weight c_B of a batch. Give it for a loss that is
+                a mean over something else than examples; for targets that are not ignored, it is
+                their number. None for the number of examples: a warning says if L is then not the
+                loss over all batches together.
+            memory: Bytes that kept graphs may take (estimated from a sample).
+            layers: "fast" replaces torch's layers by ones with a cheap second derivative; values
+                and derivatives are the same up to rounding. "torch" keeps torch's layers.
             split_batch_norm: Whether a batch norm in train mode may see several chunks, each with
-                its own statistics: the mean of the chunks' losses, which is another loss than that
-                of the whole.
+                its own statistics. The mean of the chunks' losses is another loss than that of
+                whole batches.
 
         Raises:
             MeasurementError: If an argument is out of range; see `select`, `Chunks`, `Objective`.
@@ -102,8 +102,8 @@ class Loss:
         self._owner: ModelOperator | None = None
 
     def prepare(self) -> None:
-        """Choose how the data are cut, where that has not been done for these data and modes."""
-        if self._owner is not None:  # what is cut for a matrix is cut for its loss
+        """Choose how the data are cut, unless that was done for these data and modes."""
+        if self._owner is not None:  # the loss of a matrix is cut as the matrix is
             self._owner.prepare()
             return
         planned_for = self.chunks.extent(), self.objective.modes()
@@ -119,15 +119,15 @@ class Loss:
             self._planned_for = planned_for
 
     def belongs_to(self, operator: ModelOperator) -> None:
-        """Leave it to an operator how the data are cut."""
+        """Let an operator choose how the data are cut."""
         self._owner = operator
 
     def value(self) -> float:
-        """L at the current weights; one forward pass over the data."""
+        """L(w) at the current weights; one forward pass over the data."""
         self.prepare()
         total, weights = 0.0, 0.0
-        itself = self.objective.differentiates_itself
-        with self._evaluated(), torch.set_grad_enabled(itself):
+        needs_gradients = self.objective.differentiates_itself
+        with self._evaluated(), torch.set_grad_enabled(needs_gradients):
             leaves = self.objective.leaves()
             for weight, part in self.chunks.weighted():
                 total += weight * float(self.objective.value(leaves, part))
@@ -135,7 +135,7 @@ class Loss:
         return total / weights
 
     def value_and_gradient(self) -> tuple[float, Tensor]:
-        """L and ∇L at the current weights; one forward and one backward pass over the data.
+        """L(w) and ∇L(w) at the current weights; one forward and one backward pass over the data.
 
         Returns:
             L, and ∇L, flat, shape (P,), in the order of `objective.names`.
@@ -160,15 +160,15 @@ class Loss:
         return total / weights, flat / weights
 
     def gradient(self) -> Tensor:
-        """∇L at the current weights, flat, shape (P,)."""
+        """∇L(w) at the current weights, flat, shape (P,)."""
         return self.value_and_gradient()[1]
 
     @contextlib.contextmanager
     def differentiable(self) -> Iterator[tuple[Callable[[], Tensor], Sequence[Tensor]]]:
-        """L with its graph over all data at once, and the leaves: for derivatives of any order.
+        """Context for derivatives of any order: yields a function for L with its graph, and leaves.
 
-        Norms are of primitive operations inside: torch gets third derivatives of layer norm and
-        batch norm wrong.
+        One graph holds all data. Normalization layers are computed from primitive operations, since
+        torch's third derivatives of layer norm and batch norm are wrong.
         """
         self.prepare()
         with self._evaluated(), self.objective.operations.of_any_order():
@@ -185,19 +185,19 @@ class Loss:
             yield value, leaves
 
     def hessian(self, strategy: Strategy = "auto") -> Hessian:
-        """∇²L(w), shape (P, P), as an operator."""
+        """Hessian ∇²L(w) as an operator, shape (P, P)."""
         from optbench.curvature.hessian import Hessian
 
         return Hessian.of(self, strategy)
 
     def gauss_newton(self, strategy: Strategy = "auto") -> GaussNewton:
-        """The Gauss-Newton matrix of L, shape (P, P), as an operator."""
+        """Gauss-Newton matrix of L as an operator, shape (P, P)."""
         from optbench.curvature.hessian import GaussNewton
 
         return GaussNewton.of(self, strategy)
 
     def again(self) -> Loss:
-        """The same function, with plans of its own."""
+        """A new `Loss` of the same function, which chooses anew how the data are cut."""
         return Loss(
             self.model,
             self.criterion,
@@ -219,28 +219,28 @@ class Loss:
 
 
 def loss_and_gradient(operator: ModelOperator) -> tuple[float, Tensor]:
-    """L and ∇L of the loss that an operator is the Hessian or Gauss-Newton matrix of.
+    """L(w) and ∇L(w), shape (P,), of a Hessian or Gauss-Newton operator's loss.
 
     See `Loss.value_and_gradient`.
 
     Raises:
-        ValueError: If it is no such operator.
+        ValueError: If the operator is not of a model's loss.
     """
-    return _of(operator).value_and_gradient()
+    return _loss_of(operator).value_and_gradient()
 
 
 def mean_loss(operator: ModelOperator) -> float:
-    """L of the loss that an operator is the Hessian or Gauss-Newton matrix of.
+    """L(w) of a Hessian or Gauss-Newton operator's loss.
 
     See `Loss.value`.
 
     Raises:
-        ValueError: If it is no such operator.
+        ValueError: If the operator is not of a model's loss.
     """
-    return _of(operator).value()
+    return _loss_of(operator).value()
 
 
-def _of(operator: object) -> Loss:
+def _loss_of(operator: object) -> Loss:
     loss = getattr(operator, "loss", None)
     if not isinstance(loss, Loss):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The mean loss of a chunk as a function of the selected parameters alone."""
+"""Mean loss of a chunk as a function of the selected parameters."""
 
 from __future__ import annotations
 
@@ -34,18 +34,21 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 class Objective:
-    """Model and loss as a pure function: it reads the model's weights and changes nothing in it.
+    """Model and loss as a pure function of the selected weights.
 
-    The forward pass runs on copies of the buffers (batch-norm statistics stay), and of the weights
-    where it writes to them; it draws its random numbers from a fixed seed (a dropout mask is the
-    same at every call), in the parameters' precision or the one asked for, autocast off, also
-    inside the model, and uncompiled, since compiled graphs have no double backward.
+    It changes nothing in the model. A forward pass
+
+    - runs on copies of the buffers, so that batch-norm statistics stay; and of the weights, if it
+      writes to them;
+    - draws random numbers from a fixed seed, so that a dropout mask is the same at every call;
+    - runs in one precision, with autocast off, also inside the model;
+    - runs uncompiled, since compiled graphs have no double backward.
 
     Args:
         model: The model.
         loss: Mean loss of a batch.
         params: Which parameters vary; see `select`.
-        mode: "train", "eval", or None for the mode the model is in when measured.
+        mode: "train", "eval", or None for the mode that the model is in when measured.
         dtype: Precision of the measurement; None for the parameters' own.
 
     Raises:
@@ -82,16 +85,20 @@ class Objective:
         self.sizes = [p.numel() for p in weights]
         self.dtype, self.device = _precision(weights, dtype)
         self.both = _Both(self.model, loss, self.dtype)
-        self.cheap = True  # whether layers whose second derivative is cheap may be put in
+        self.cheap = True  # whether layers with a cheap second derivative may be used
         self.operations = Measured(self.dtype)
-        self.writes = (
-            False  # whether a forward pass was seen to write to weights: it then gets copies
-        )
-        self._checked = False  # that the loss reads no weights behind our back
+        # Whether a forward pass was seen to write to the weights: it then gets copies.
+        self.writes = False
+        # Whether the loss was seen to read the weights only through the model's parameters.
+        self._checked = False
 
     def leaves(self) -> list[Tensor]:
-        """The selected weights as they are now: fresh leaves in the model's storage, or a copy if it is written to."""
-        return [self._own(p).to(self.dtype).requires_grad_() for p in self._weights()]
+        """New leaf tensors with the current selected weights.
+
+        They share the model's storage, unless a forward pass writes to the weights or the precision
+        differs.
+        """
+        return [self._detached(p).to(self.dtype).requires_grad_() for p in self._weights()]
 
     def in_double(self) -> Objective:
         """The same function in double precision."""
@@ -101,15 +108,19 @@ class Objective:
         return double
 
     def check_parameters(self) -> None:
-        """Raise a MeasurementError if other parameters train now than those that this function is of."""
+        """Raise an error unless the selected parameters are the same as before, and finite.
+
+        Raises:
+            MeasurementError: If other parameters train than when this function was made.
+            FloatingPointError: If a weight is not finite.
+        """
         names = select(self.model, self.selection)
         shapes = [p.shape for p in self._weights()] if names == self.names else []
         if shapes != self.shapes:
             before, now = len(self.names), len(names)
             raise MeasurementError(
                 f"the parameters that train have changed since this operator was made ({before} "
-                f"tensors then, {now} "
-                f"now, or others): make a new one"
+                f"tensors then, {now} now, or others): make a new one"
             )
         for name, weight in zip(self.names, self._weights(), strict=True):
             if not bool(weight.isfinite().all()):
@@ -125,20 +136,20 @@ class Objective:
         chosen = set(self.names)
         return [p for name, p in self.model.named_parameters() if name in chosen]
 
-    def _own(self, tensor: Tensor) -> Tensor:
+    def _detached(self, tensor: Tensor) -> Tensor:
         return tensor.detach().clone() if self.writes else tensor.detach()
 
     def split(self, rows: Tensor) -> list[Tensor]:
-        """Flat vectors, shape (…, P), as views of one tensor per parameter, each of shape (…, *its own)."""
+        """Views of flat vectors, shape (…, P), one per parameter p, of shape (…, *p.shape)."""
         parts = torch.split(rows, self.sizes, dim=-1)
         return [p.view((*rows.shape[:-1], *s)) for p, s in zip(parts, self.shapes, strict=True)]
 
     def outputs(self, leaves: Sequence[Tensor], inputs: Tensor) -> Tensor:
-        """The model's outputs with the leaves in place of its weights."""
+        """Model outputs f(x) with the leaves in place of the weights."""
         return self._call(leaves, "outputs", inputs)
 
     def scalar(self, leaves: Sequence[Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss of given outputs."""
+        """Mean loss of given outputs, a scalar."""
         return self._scalar(self._call(leaves, "loss", outputs, targets))
 
     def value(self, leaves: Sequence[Tensor], chunk: Pair) -> Tensor:
@@ -164,7 +175,7 @@ class Objective:
         state = {f"model.{name}": leaf for name, leaf in zip(self.names, leaves, strict=True)}
         for name, p in self.both.named_parameters():
             if name not in state:
-                state[name] = self._cast(self._own(p))
+                state[name] = self._cast(self._detached(p))
         state |= {name: self._cast(b.detach().clone()) for name, b in self.both.named_buffers()}
         with (
             calling("model"),
@@ -177,7 +188,7 @@ class Objective:
 
     @property
     def differentiates_itself(self) -> bool:
-        """Whether model or loss take derivatives, so that a Hessian needs a third."""
+        """Whether model or loss take derivatives, so that a Hessian needs a third derivative."""
         return self.operations.any_order
 
     @differentiates_itself.setter
@@ -186,10 +197,10 @@ class Objective:
         self.cheap = self.cheap and not value
 
     def _refuse_own_weights(self, value: Tensor) -> None:
-        """Check once that the loss reaches the weights only through the leaves put in their place."""
-        own = trainable(self.model)
-        found = torch.autograd.grad(value, own, retain_graph=True, allow_unused=True)
-        if any(g is not None for g in found):
+        """Check once that the loss depends on the weights only through the leaves."""
+        parameters = trainable(self.model)
+        gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+        if any(gradient is not None for gradient in gradients):
             raise MeasurementError(
                 "loss reads weights that were taken out of the model beforehand: let it call "
                 "model.parameters() itself, so that it sees the weights it is differentiated at"
@@ -198,7 +209,7 @@ class Objective:
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
-        """Mode set, gradients on, autocast off; all as before afterwards. For products along a graph that is there."""
+        """Context for products along an existing graph: mode set, gradients on, autocast off."""
         with (
             untouched(self.both) if self.writes else contextlib.nullcontext(),
             in_mode(self.model, self.mode),
@@ -210,7 +221,11 @@ class Objective:
 
     @contextlib.contextmanager
     def evaluated(self) -> Iterator[list[str]]:
-        """As `measured`, for forward passes: whatever the model writes to itself is undone; yields what it wrote to."""
+        """Context for forward passes: as `measured`, and undoes what they write to model and loss.
+
+        Yields:
+            A list which holds, at the end, the names of the parameters that were written to.
+        """
         with contextlib.ExitStack() as stack:
             written = stack.enter_context(untouched(self.both))
             for module in self.others:
@@ -219,7 +234,10 @@ class Objective:
             yield written
 
     def watch_writes(self, run: Callable[[], object]) -> None:
-        """Run forward passes; if they write to weights, run them again on copies: graphs rest on what is written."""
+        """Run forward passes; if they write to weights, run them again on copies.
+
+        The first graphs are then of no use: they hold the weights as written.
+        """
         with self.evaluated() as written:
             run()
         if written and not self.writes:
@@ -228,12 +246,12 @@ class Objective:
                 run()
 
     def fingerprint(self) -> tuple[object, ...]:
-        """Changes when weights, buffers, modules, their modes or settings change.
+        """A tuple that changes when weights, buffers, modules, their modes or settings change.
 
-        Writes through `.data`, to lists and dicts, and what the loss reads from globals escape it;
+        It misses writes through `.data`, to lists and dicts, and to globals that the loss reads;
         call `refresh()` after those.
         """
-        seen: list[object] = []  # one walk through the modules: this is done at every product
+        seen: list[object] = []  # one walk through the modules, since every product asks for this
         others = (module for root in self.others for module in root.modules())
         for module in (*self.both.modules(), *others):
             seen += (
@@ -253,23 +271,23 @@ class Objective:
         return tuple(seen)
 
     def modes(self) -> tuple[bool, ...]:
-        """Which modules are in train mode: what a batch may be cut into depends on it."""
+        """Whether each module is in train mode; how a batch may be cut depends on it."""
         return tuple(module.training for module in self.model.modules())
 
     def mixes_examples(self) -> bool:
-        """Whether a batch norm would use the chunk's own statistics, so that chunks matter."""
+        """Whether a batch norm uses statistics of the chunk, so that examples affect each other."""
         return any(
             (m.training if self.mode is None else self.mode == "train") or m.running_mean is None
             for m in self._norms()
         )
 
     def never_mixes(self) -> bool:
-        """Whether no batch norm would, in whatever mode the model is put later."""
+        """Whether no batch norm does so, in whatever mode the model is put later."""
         norms = self._norms()
         return not norms or (self.mode == "eval" and not self.mixes_examples())
 
     def draws(self, inputs: Tensor) -> bool:
-        """Whether the outputs depend on random numbers, such as a dropout mask, which are drawn for a whole chunk."""
+        """Whether a forward pass draws random numbers, such as a dropout mask."""
 
         def state() -> Tensor:
             cuda = self.device.type == "cuda"
@@ -281,7 +299,8 @@ class Objective:
 
         seed_globals(self.device, 1)
         before = state()
-        self._call(self.leaves(), "outputs", inputs)  # gradients on: the model may take some itself
+        # Gradients stay on: the model may differentiate by itself.
+        self._call(self.leaves(), "outputs", inputs)
         return not torch.equal(before, state())
 
     def _norms(self) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -292,7 +311,7 @@ class Objective:
 
 
 class _Both(nn.Module):
-    """Model and loss in one module: a loss with L2 reads the weights it is differentiated at."""
+    """Model and loss in one module, so that an L2 term in the loss reads the leaves' weights."""
 
     def __init__(self, model: nn.Module, loss: Criterion, dtype: torch.dtype) -> None:
         super().__init__()
@@ -309,13 +328,13 @@ class _Both(nn.Module):
         ):
             raise MeasurementError(
                 f"the model's outputs must be {self.dtype}, got {outputs.dtype}: curvature in "
-                "mixed "
-                "precision is not trusted, switch casts off inside the model"
+                "mixed precision is not trusted, switch casts off inside the model"
             )
         return outputs if part == "outputs" else self.loss(outputs, arguments[1])
 
 
 def _mark(value: object) -> tuple[object, ...]:
+    """A tuple that changes when the value does, as far as Python and torch show it."""
     if isinstance(value, Tensor):
         return _place(value), value._version
     return (value if isinstance(value, (bool, int, float, str, type(None))) else id(value),)
@@ -328,6 +347,7 @@ def _place(tensor: Tensor) -> int:
 def _precision(
     weights: Sequence[Tensor], dtype: torch.dtype | None
 ) -> tuple[torch.dtype, torch.device]:
+    """Precision of the measurement and device of the weights, checked."""
     dtypes, devices = {p.dtype for p in weights}, {p.device for p in weights}
     if any(device.type == "meta" for device in devices):
         raise MeasurementError(
@@ -339,17 +359,17 @@ def _precision(
     if any(d.is_complex for d in dtypes):
         raise MeasurementError(
             f"parameters must be real, got {sorted(map(str, dtypes))}: hold real and imaginary "
-            "parts as parameters "
-            "(torch.view_as_complex in the forward pass), or leave these out with params=[…]"
+            "parts as parameters (torch.view_as_complex in the forward pass), or leave these out "
+            "with params=[…]"
         )
     if dtype is None and len(dtypes) > 1:
         raise MeasurementError(
             f"parameters must have one dtype, got {sorted(map(str, dtypes))}: pass "
             "dtype=torch.float32"
         )
-    found = dtype or dtypes.pop()
-    if found not in PRECISIONS:
+    precision = dtype or dtypes.pop()
+    if precision not in PRECISIONS:
         raise MeasurementError(
-            f"dtype must be float32 or float64, got {found}: pass dtype=torch.float32"
+            f"dtype must be float32 or float64, got {precision}: pass dtype=torch.float32"
         )
-    return found, devices.pop()
+    return precision, devices.pop()

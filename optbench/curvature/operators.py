@@ -16,14 +16,15 @@ from torch import Tensor
 class Operator(ABC):
     """A symmetric P x P matrix known only by its products, A @ v.
 
-    Subclasses set `size`, `dtype`, `device` and give `_apply`. Operators can be added, subtracted
-    and scaled; as a context manager an operator is fresh on entry and holds no memory after exit.
+    Subclasses set `size`, `dtype`, `device` and define `_apply`. Operators can be added, subtracted
+    and scaled. As a context manager an operator is refreshed on entry, and frees its cached graphs
+    on exit.
 
     Attributes:
         size: P, the number of rows.
         dtype: Precision of the vectors.
-        device: Where the vectors live.
-        hvps: Matrix-vector products done since construction; a (P, K) block counts K.
+        device: Device of the vectors.
+        hvps: Matrix-vector products computed since construction; a (P, K) block counts K.
     """
 
     size: int
@@ -175,13 +176,13 @@ class Combination(Operator):
 class Preconditioned(Operator):
     """The symmetric form of P⁻¹A for a diagonal P: P^-1/2 A P^-1/2.
 
-    It has the eigenvalues of P⁻¹A; if u is its eigenvector, `to_parameters(u)` = P^-1/2 u is that
-    of P⁻¹A.
+    It has the eigenvalues of P⁻¹A. If u is an eigenvector of it, then `to_parameters(u)` = P^-1/2 u
+    is one of P⁻¹A.
 
     Args:
         operator: A, shape (P, P).
-        diagonal: The diagonal of P, shape (P,), positive; for Adam √ν + ε in the order of the
-            operator's parameters.
+        diagonal: Diagonal of P, shape (P,), positive, in the order of the operator's parameters;
+            for Adam √ν + ε.
 
     Raises:
         ValueError: If the diagonal has another shape or an entry that is not positive and finite.
@@ -222,14 +223,14 @@ class Preconditioned(Operator):
 
 
 class Restricted(Operator):
-    """The principal submatrix of A on some of its rows, such as one layer's; a product costs one of A.
+    """The principal submatrix A[rows, rows], such as one layer's block; a product costs one of A.
 
     Args:
         operator: A, shape (P, P).
-        rows: Their indices, shape (p,), each once.
+        rows: Indices, shape (p,), without repetition.
 
     Raises:
-        ValueError: If rows are no indices of A, none at all, or one twice.
+        ValueError: If rows is empty, repeats an index, or holds one that A does not have.
     """
 
     def __init__(self, operator: Operator, rows: Tensor) -> None:

@@ -1,11 +1,12 @@
-"""Norms of primitive operations, whose derivatives of all orders are right.
-
-torch's third derivatives of layer norm and of batch norm in train mode are wrong without a word
-(pytorch issues 175754 and 186256). Each function takes torch's own first, then torch's arguments.
+"""Normalization layers from primitive operations: derivatives of all orders are correct.
 
     y = w (x − E x) / √(Var x + ε) + b,
 
-with mean and variance over what is normalized together.
+with mean and variance over the entries that are normalized together.
+
+torch's third derivatives of layer norm and of batch norm in train mode are wrong, without an error
+(pytorch issues 175754 and 186256). Each function takes torch's function first, which updates
+running statistics, and then torch's arguments.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """F.layer_norm: over the last dimensions."""
+    """F.layer_norm: statistics over the last dimensions."""
     return _affine(_normalized(input, _last(input, normalized_shape), eps), weight, bias)
 
 
@@ -39,7 +40,7 @@ def rms_norm(
     weight: Tensor | None = None,
     eps: float | None = None,
 ) -> Tensor:
-    """F.rms_norm: the last dimensions over their root mean square, not centred."""
+    """F.rms_norm: y = w x / √(E x² + ε) over the last dimensions, not centred."""
     square = input.square().mean(_last(input, normalized_shape), keepdim=True)
     return _affine(
         input * (square + (torch.finfo(input.dtype).eps if eps is None else eps)).rsqrt(),
@@ -56,7 +57,7 @@ def group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """F.group_norm: over an example's channels of one group, at all places."""
+    """F.group_norm: statistics over the channels of one group and all positions of an example."""
     groups = input.reshape(len(input), num_groups, -1)
     return _of_channels(_normalized(groups, [2], eps).reshape(input.shape), weight, bias)
 
@@ -72,7 +73,7 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """F.instance_norm: over the places of one channel of an example."""
+    """F.instance_norm: statistics over all positions of one channel of an example."""
     if not use_input_stats:
         return _from_running(input, running_mean, running_var, weight, bias, eps)
     if running_mean is not None:
@@ -92,10 +93,14 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """F.batch_norm: over a channel of all examples at all places; in eval mode with the running statistics."""
+    """F.batch_norm: statistics of a channel over all examples and positions.
+
+    In eval mode the running statistics are used.
+    """
     if not training:
         return _from_running(input, running_mean, running_var, weight, bias, eps)
-    # the measurement's copies: the forward pass may read what it has put there
+    # The running statistics are the measurement's copies. They are updated because the forward pass
+    # may read them.
     if running_mean is not None:
         with torch.no_grad():
             original(input, running_mean, running_var, None, None, True, momentum, eps)
@@ -111,21 +116,25 @@ def _from_running(
     bias: Tensor | None,
     eps: float,
 ) -> Tensor:
+    """Normalization with given statistics: affine in x."""
     assert mean is not None and variance is not None
     shape = (1, -1) + (1,) * (x.ndim - 2)
     return _of_channels((x - mean.view(shape)) * (variance.view(shape) + eps).rsqrt(), weight, bias)
 
 
 def _last(x: Tensor, shape: Sequence[int]) -> list[int]:
+    """The last dimensions of x, as many as the shape has."""
     return list(range(x.ndim - len(shape), x.ndim)) if math.prod(shape) else []
 
 
 def _normalized(x: Tensor, dims: list[int], eps: float) -> Tensor:
+    """(x − E x) / √(Var x + ε), with the biased variance."""
     centred = x - x.mean(dims, keepdim=True)
     return centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
 
 
 def _of_channels(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Affine map w x + b with one gain and shift per channel, dimension 1."""
     shape = (1, -1) + (1,) * (x.ndim - 2)
     return _affine(
         x,

@@ -1,4 +1,4 @@
-"""Choosing how products are done: whether graphs are kept, and how the data are cut."""
+"""Choice of how products are computed: whether graphs are kept, and how the data are cut."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from optbench.curvature.weighting import batches_are_parts, splits_into_parts
 
 Strategy = Literal["auto", "cached", "recomputed"]
 
-SAMPLE = 32  # examples whose graph is weighed; graphs grow linearly with the examples
-# of a chunk, one after the other: what a second derivative needs beside the graph is then a quarter
+SAMPLE = 32  # examples whose graph is measured; graphs grow linearly with the number of examples
+# Parts that a chunk is taken in, one after the other. The memory that a second derivative needs
+# beside the graph is then a quarter.
 PARTS = 4
-# bytes of a kept graph below which a part would cost more time than its memory is worth
-GRAIN = 2 << 20
+GRAIN = 2 << 20  # bytes of a kept graph below which a further part saves too little to be worth it
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How the data is cut and products are done.
+    """How the data are cut and products computed.
 
     Attributes:
         strategy: "cached" or "recomputed".
-        total: What all chunks weigh; N, the number of examples, unless weights were given.
+        total: Sum of the chunks' weights; N, the number of examples, unless weights were given.
         chunks: Number of chunks.
         graph_bytes: Estimated bytes of the graph over all examples.
     """
@@ -46,7 +46,7 @@ class Plan:
 
 
 def check_strategy(strategy: Strategy) -> Strategy:
-    """The strategy, if it is one; else ValueError."""
+    """Return the strategy; raise a ValueError if there is none of that name."""
     if strategy not in get_args(Strategy):
         raise ValueError(
             f"strategy must be one of {', '.join(get_args(Strategy))}, got {strategy!r}"
@@ -62,20 +62,29 @@ def make_plan(
     chunk: int | None,
     memory: int,
 ) -> Plan:
-    """Weigh a sample's graph, cut the data so that one chunk fits in memory, choose the strategy.
+    """Measure a sample's graph, cut the data so that one chunk fits in memory, choose the strategy.
 
-    1. A chunk that was asked for is cut, if the loss of every batch is the weighted mean of its
-       parts'; else it is an error.
-    2. Otherwise a batch whose graph does not fit in memory is cut, on the same condition; else it
-       is taken whole.
-    3. A graph that is differentiated twice takes two to three times the memory of a training step
-       on its chunk, and while it is, as much again. A chunk is therefore taken in `PARTS` parts, in
-       fewer where its kept graph is but a few `GRAIN` or a few vectors of P numbers, of which each
-       part writes and adds one: a chunk size that trains also measures. On the same condition, and
-       not where a dropout mask is drawn: parts would draw others.
+    1. If the user gave a chunk size, cut batches to it. It is an error if the loss of a batch is
+       not the weighted mean of its parts'.
+    2. Otherwise cut batches whose graph does not fit in memory, where their loss is that mean; take
+       other batches whole.
+    3. Take each chunk in `PARTS` parts, where its loss is their mean and no dropout mask is drawn,
+       which would differ between parts. The reason: a graph that is differentiated twice takes two
+       to three times the memory of a training step, and as much again while it is differentiated.
+       So a chunk size that trains also measures.
+    4. Take fewer parts where the kept graph is small, measured in `GRAIN` and in vectors of P
+       numbers: each part writes and adds one such vector.
+
+    Args:
+        objective: The loss.
+        chunks: The data; its `limit` is set.
+        builder: Builder of products.
+        strategy: Strategy asked for; "auto" keeps graphs if they fit in memory.
+        chunk: Chunk size asked for, in examples; None for one that fits in memory.
+        memory: Bytes that graphs may take.
 
     Raises:
-        MeasurementError: If a chunk was asked for and parts are another loss.
+        MeasurementError: If a chunk size was asked for and parts have another loss.
     """
     sample, size = _weighed_sample(objective, chunks, builder)
     per_example = size / len(sample[0])
@@ -87,10 +96,10 @@ def make_plan(
     if chunk is None and not objective.mixes_examples():
         needed = max(1, int(memory / max(per_example, 1)))
     largest = min(max(given), needed or max(given))
-    finer = math.ceil(largest / _parts(objective, strategy, total))
+    part = math.ceil(largest / _parts(objective, strategy, total))
     if not objective.never_mixes() or objective.draws(sample[0]):
-        finer = largest
-    chunks.limit = _verified(objective, chunks, [finer, largest], max(given), memory, per_example)
+        part = largest
+    chunks.limit = _verified(objective, chunks, [part, largest], max(given), memory, per_example)
     if chunks.limit is None and chunk is not None and largest < max(given):
         raise MeasurementError(ANOTHER_LOSS.format(chunk=chunk))
     weights = _weights(objective, chunks, memory, len(given))
@@ -98,18 +107,18 @@ def make_plan(
 
 
 def _weighed_sample(objective: Objective, chunks: Chunks, builder: Builder) -> tuple[Pair, int]:
-    """A few examples, and the bytes of their graph."""
+    """A few examples, and the bytes of their graph; the whole batch where a few do not run."""
     sample = chunks.sample(SAMPLE)
     try:
         return sample, graph_bytes(objective, builder, sample)
-    # of a batch that is one example, such as a graph's nodes
+    # Some batches cannot be cut, such as the nodes of one graph.
     except (RuntimeError, ValueError, IndexError):
         sample = chunks.sample(sys.maxsize)
         return sample, graph_bytes(objective, builder, sample)
 
 
 def _weights(objective: Objective, chunks: Chunks, memory: int, batches: int) -> list[float]:
-    """What the chunks weigh; a warning where batches of a mean over something else are many."""
+    """Weights of the chunks; warns if the loss is not the mean over examples of several batches."""
     unweighted = batches > 1 and chunks.weight is None
     if unweighted and not batches_are_parts(objective, chunks, memory):
         warnings.warn(UNEQUAL, WeightingWarning, stacklevel=3)
@@ -127,11 +136,9 @@ ANOTHER_LOSS = (
 )
 UNEQUAL = (
     "the loss over all batches together is not the mean of the batches' losses by their numbers of "
-    "examples (class "
-    "weights, ignored targets, padding, a contrastive loss): what is measured is that mean; pass "
-    "weight=(inputs, "
-    "targets) -> what a batch weighs, such as its number of targets that are not ignored, or one "
-    "pair of all"
+    "examples (class weights, ignored targets, padding, a contrastive loss): what is measured is "
+    "that mean; pass weight=(inputs, targets) -> what a batch weighs, such as its number of "
+    "targets that are not ignored, or one pair of all"
 )
 
 
@@ -143,7 +150,7 @@ def _verified(
     memory: int,
     per_example: float,
 ) -> int | None:
-    """The first of the limits at which the parts are the same loss as the whole; None for no cut."""
+    """First of the limits at which parts have the loss of the whole; None if batches stay whole."""
     for limit in dict.fromkeys(limits):
         if limit < largest and splits_into_parts(objective, chunks, limit, memory, per_example):
             return limit
@@ -151,6 +158,7 @@ def _verified(
 
 
 def _parts(objective: Objective, strategy: Strategy, total: int) -> int:
+    """Number of parts that a chunk is taken in."""
     if strategy == "recomputed":
         return PARTS
     vector = sum(objective.sizes) * objective.dtype.itemsize
@@ -158,16 +166,19 @@ def _parts(objective: Objective, strategy: Strategy, total: int) -> int:
 
 
 def graph_bytes(objective: Objective, builder: Builder, chunk: Pair) -> int:
-    """Bytes that a product's graph holds beside weights and data."""
+    """Bytes of the tensors that a product's graph saves, weights and data not counted.
+
+    0 where torch does not let them be measured: in a model that calls torch.func.
+    """
     leaves = objective.leaves()
-    own = {t.untyped_storage().data_ptr() for t in (*leaves, *chunk, *objective.model.parameters())}
+    weights_and_data = (*leaves, *chunk, *objective.model.parameters())
+    uncounted = {t.untyped_storage().data_ptr() for t in weights_and_data}
     held: dict[int, int] = {}
 
     def weigh(tensor: Tensor) -> Tensor:
         if tensor.layout == torch.strided:
-            with contextlib.suppress(
-                RuntimeError
-            ):  # what torch's transforms wrap has no memory that could be asked for
+            # Tensors inside of torch's transforms have no storage.
+            with contextlib.suppress(RuntimeError):
                 storage = tensor.untyped_storage()
                 held[storage.data_ptr()] = storage.nbytes()
         return tensor
@@ -178,8 +189,7 @@ def graph_bytes(objective: Objective, builder: Builder, chunk: Pair) -> int:
     except RuntimeError as why:
         if "saved tensor hooks" not in str(why):
             raise
-        # torch.func's gradients inside the model cannot be weighed: the data are not cut for
-        # memory's sake.
+        # torch.func does not allow these hooks. With size 0 the data are not cut to save memory.
         build(builder, objective, leaves, chunk)
         return 0
-    return sum(size for pointer, size in held.items() if pointer not in own)
+    return sum(size for pointer, size in held.items() if pointer not in uncounted)

@@ -1,7 +1,7 @@
-"""How a curvature product is done on one chunk: by double backward.
+"""Curvature products on one chunk of data, by double backward.
 
 A builder takes the objective, the leaves and a chunk, and returns a product: a function from a flat
-tangent to its image, one tensor per parameter. What it holds (a graph) lives as long as the
+tangent v, shape (P,), to its image A v, one tensor per parameter. The graph lives as long as the
 product.
 """
 
@@ -28,9 +28,10 @@ Tensors = Sequence[Tensor]
 
 
 class Product(Protocol):
-    """A tangent, shape (P,), ↦ its image, one tensor per parameter.
+    """Function from a tangent, shape (P,), to its image, one tensor per parameter.
 
-    The last product frees the graph as it goes, which lowers the peak of memory.
+    With `free_graph`, for the last product, the graph is freed on the way: the peak of memory is
+    lower.
     """
 
     def __call__(self, tangent: Tensor, *, free_graph: bool = False) -> Tensors:
@@ -41,11 +42,12 @@ Builder = Callable[[Objective, Tensors, Pair], Product]
 
 
 def build(builder: Builder, objective: Objective, leaves: Tensors, chunk: Pair) -> Product:
-    """A product from the builder, through the layers that this model needs.
+    """Product from the builder, through layers with the derivatives that this model needs.
 
-    Layers are put in whose second derivative is cheap, but not in a model that differentiates by
-    itself: they have no third, and torch's norms have a wrong one. It gets norms of primitive
-    operations. The objective remembers that, and `ModelOperator.layers` tells.
+    Layers with a cheap second derivative are used, except in a model that differentiates by itself,
+    whose Hessian needs third derivatives: these layers have none, and torch's norms have wrong
+    ones. Such a model gets norms of primitive operations, which the objective remembers and
+    `ModelOperator.layers` reports.
     """
     try:
         return builder(objective, leaves, chunk)
@@ -57,7 +59,7 @@ def build(builder: Builder, objective: Objective, leaves: Tensors, chunk: Pair) 
 
 
 def hessian_by_double_backward(objective: Objective, leaves: Tensors, chunk: Pair) -> Product:
-    """H v = d/dw (∇L(w)·v), from a graph of the gradient that is kept."""
+    """Products H v = d/dw (∇L(w)·v), from one graph of the gradient ∇L(w)."""
     layers: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     if objective.cheap:
         layers = CheapSecondDerivatives
@@ -67,14 +69,14 @@ def hessian_by_double_backward(objective: Objective, leaves: Tensors, chunk: Pai
             gradient = _edge(_derivative(value, leaves, create_graph=True))
 
     def product(tangent: Tensor, *, free_graph: bool = False) -> Tensors:
-        with layers(), _twice():  # for what a checkpoint runs again
+        with layers(), _twice():  # layers again: a checkpoint reruns its forward pass in here
             return _derivative(gradient, leaves, tangent, free_graph=free_graph)
 
     return product
 
 
 def dependent(value: Tensor) -> Tensor:
-    """The loss, if it has a graph.
+    """Return the loss, which must have a graph.
 
     Raises:
         MeasurementError: If it depends on no parameter.
@@ -82,14 +84,15 @@ def dependent(value: Tensor) -> Tensor:
     if not value.requires_grad:
         raise MeasurementError(
             "the loss does not depend on the parameters: it, or the model's outputs, were "
-            "detached, taken under torch.no_grad(), or come from other parameters than those selected"
+            "detached, taken under torch.no_grad(), or come from other parameters than those "
+            "selected"
         )
     return value
 
 
 @contextlib.contextmanager
 def _twice() -> Iterator[None]:
-    """Say in one line what torch cannot differentiate twice."""
+    """Context that turns torch's errors about second derivatives into a MeasurementError."""
     try:
         yield
     except NotImplementedError as why:
@@ -115,29 +118,31 @@ UNDIFFERENTIABLE = (
     "don't support automatic differentiation",
     "not implemented for",
 )
-"""What torch's errors say where an operation has no second derivative."""
+"""Parts of torch's error messages where an operation has no second derivative."""
 
 
 def _undifferentiable(why: Exception) -> MeasurementError:
     first = str(why).strip().splitlines()[0]
     return MeasurementError(
         f"torch cannot differentiate this loss twice ({first}): write that operation from others, "
-        "or leave what is "
-        "before it out with params=[…]"
+        "or leave what is before it out with params=[…]"
     )
 
 
 def gauss_newton_by_double_backward(objective: Objective, leaves: Tensors, chunk: Pair) -> Product:
-    """G v = Jᵀ H_ℓ J v; J v is the derivative of u ↦ Jᵀu, so all of it is reverse mode."""
+    """Products G v = Jᵀ H_ℓ J v, J = ∂f/∂w, H_ℓ = ∇²_f ℓ, in reverse mode alone.
+
+    J v is the derivative of the linear map u ↦ Jᵀu, contracted with v.
+    """
     outputs = dependent(_single(objective.outputs(leaves, chunk[0])))
     dual = torch.zeros_like(outputs, requires_grad=True)
     pulled = _edge(_derivative(outputs, leaves, dual, create_graph=True))
-    slope, at = _output_gradient(objective, leaves, outputs, chunk)
+    output_gradient, at = _output_gradient(objective, leaves, outputs, chunk)
 
     def product(tangent: Tensor, *, free_graph: bool = False) -> Tensors:
         (pushed,) = _derivative(pulled, [dual], tangent)  # J v
-        (bent,) = _derivative(slope, [at], pushed)  # H_ℓ J v
-        return _derivative(outputs, leaves, bent, free_graph=free_graph)  # Jᵀ H_ℓ J v
+        (curved,) = _derivative(output_gradient, [at], pushed)  # H_ℓ J v
+        return _derivative(outputs, leaves, curved, free_graph=free_graph)  # Jᵀ H_ℓ J v
 
     return product
 
@@ -145,7 +150,7 @@ def gauss_newton_by_double_backward(objective: Objective, leaves: Tensors, chunk
 def _output_gradient(
     objective: Objective, leaves: Tensors, outputs: Tensor, chunk: Pair
 ) -> tuple[Tensor, Tensor]:
-    """∇_f ℓ with its graph, and the outputs that it is taken at."""
+    """Gradient ∇_f ℓ with its graph, and the outputs f that it is a function of."""
     at = outputs.detach().requires_grad_()
     value = dependent(objective.scalar(leaves, at.clone(), chunk[1]))
     (slope,) = _derivative(value, [at], create_graph=True)
@@ -161,13 +166,13 @@ def _single(outputs: Tensor) -> Tensor:
 
 
 def _edge(gradients: Tensors) -> GradientEdge | None:
-    """Where the gradients, end to end, hang in the graph, None if nowhere: that is all; their numbers go free."""
+    """Graph node of the flat gradient, so that its numbers can be freed; None without a graph."""
     flat: Tensor = _EndToEnd.apply(*gradients)  # type: ignore[no-untyped-call]
     return get_gradient_edge(flat) if flat.requires_grad else None
 
 
 class _EndToEnd(torch.autograd.Function):
-    """Tensors as one flat vector of which only the derivative is wanted: no number is copied."""
+    """Concatenation of tensors to one flat vector, for its derivative only: nothing is copied."""
 
     @staticmethod
     def forward(ctx: Any, *parts: Tensor) -> Tensor:
@@ -181,18 +186,18 @@ class _EndToEnd(torch.autograd.Function):
 
 
 def _derivative(
-    of: Tensor | GradientEdge | None,
+    output: Tensor | GradientEdge | None,
     at: Tensors,
     along: Tensor | None = None,
     *,
     create_graph: bool = False,
     free_graph: bool = False,
 ) -> Tensors:
-    """d(of·along)/d(at), zero where there is no dependence."""
+    """Vector-Jacobian product d(output·along)/d(at), zero where there is no dependence."""
     slopes: Sequence[Tensor | None] = [None] * len(at)
-    if of is not None and (isinstance(of, GradientEdge) or of.requires_grad):
+    if output is not None and (isinstance(output, GradientEdge) or output.requires_grad):
         slopes = grad(
-            of,
+            output,
             list(at),
             along,
             retain_graph=not free_graph,

@@ -2,17 +2,17 @@
 
 PyHessian's package metadata says MIT and its files say GPLv3; nothing of it is copied here.
 
-What it does, and what this adapter makes of it:
+What PyHessian does, and what this adapter does about it:
 
-- It measures in eval mode and leaves the model there. That is its loss: batch norm and dropout are
-  those of evaluation. The modes are put back.
-- It overwrites `.grad`, and leaves it with a graph. `.grad` is put back, the same tensors.
-- It draws from the global generator. The draws are seeded here and the generators put back.
+- It measures in eval mode, with batch norm and dropout of evaluation, and leaves the model there.
+  The modes are restored.
+- It overwrites `.grad`, and leaves it with a graph. `.grad` is restored, the same tensors.
+- It draws from the global generator. The draws are seeded and the generators restored.
 - It draws float32 vectors for any model: torch's default precision is set to the model's inside.
 - It crashes on parameters the loss does not use. They are frozen meanwhile; their rows are zero.
 - It finds the eigenvalues largest in magnitude, not the algebraically largest, and stops when two
-  iterates agree: at the edge of stability it is often more than 1% low. Nothing is corrected; the
-  residual, which tells, is computed with one further product per pair.
+  iterates agree: at the edge of stability it is often more than 1% low. Nothing is corrected. The
+  residual, which shows it, is computed with one further product per pair.
 - Its trace stops when two running means agree, after two samples at best. The samples it took give
   the error bar; the stopping rule makes that too small.
 - Its density calls torch.eig, which torch no longer has: refused.
@@ -49,7 +49,7 @@ from optbench.intervals import t_quantile
 
 
 class PyHessian:
-    """PyHessian's estimates for a model, with our result types and without its side effects.
+    """PyHessian's estimates for a model, with optbench's result types and without side effects.
 
     Args:
         model: The model; all its parameters that train, on one device and in one precision.
@@ -69,7 +69,7 @@ class PyHessian:
     def top_eigenpairs(
         self, k: int = 1, *, tol: float = 1e-3, max_iterations: int = 100
     ) -> Eigenpairs:
-        """The k eigenvalues largest in magnitude, by power iteration with PyHessian's own stop.
+        """The k eigenvalues largest in magnitude, by PyHessian's power iteration.
 
         Returns:
             Pairs, largest value first. `bounds` are the residuals: an eigenvalue is that close, not
@@ -106,7 +106,7 @@ class PyHessian:
         return TraceEstimate(value, value - reach, value + reach, stderr, count)
 
     def spectral_density(self) -> NoReturn:
-        """Not to be had.
+        """Not available.
 
         Raises:
             NotImplementedError: Always.
@@ -118,7 +118,7 @@ class PyHessian:
 
     @contextlib.contextmanager
     def _engine(self) -> Iterator[tuple[Any, list[int]]]:
-        """PyHessian's object and a count of its products; everything is as before afterwards."""
+        """Context: yields PyHessian's object and a count of its products; restores everything."""
         module: Any = sys.modules["pyhessian.hessian"]
         counter = [0]
 
@@ -175,16 +175,16 @@ class PyHessian:
             for p in self.params:
                 p.requires_grad_(True)
 
-    def _flat(self, own: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
-        """PyHessian's list as a flat vector over all parameters, zero where one is unused."""
-        found = {id(p): part.detach() for p, part in zip(own, parts, strict=True)}
+    def _flat(self, used: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
+        """PyHessian's list over used parameters as a flat vector over all, zero elsewhere."""
+        part_of = {id(p): part.detach() for p, part in zip(used, parts, strict=True)}
         return torch.cat(
-            [found.get(id(p), torch.zeros_like(p)).flatten().detach() for p in self.params]
+            [part_of.get(id(p), torch.zeros_like(p)).flatten().detach() for p in self.params]
         )
 
 
 class _Quiet:
-    """The chunks, read without moving the generators from which PyHessian draws meanwhile."""
+    """The chunks; reading them does not advance the generators that PyHessian draws from."""
 
     def __init__(self, chunks: Chunks) -> None:
         self.chunks = chunks

@@ -1,4 +1,7 @@
-"""Second derivatives against differences of the first: what double backward cannot see, or gets wrong."""
+"""Comparison of Hessian products with finite differences of the gradient.
+
+It finds what double backward misses (detached parts of the loss) or gets wrong.
+"""
 
 from __future__ import annotations
 
@@ -15,125 +18,134 @@ from optbench.curvature.errors import MeasurementError, SecondDerivativeWarning
 from optbench.curvature.loss_function import Objective
 from optbench.curvature.products import Builder, build
 
-EXAMPLES = 8  # operations are what is looked at, not data
-STEP = 1e-5  # of the root mean square weight, in double precision
-# relative difference of two differences, above which a kink may lie between them: then they tell
+EXAMPLES = 8  # few: operations are tested, not data
+STEP = 1e-5  # step h of the finite difference, relative to the root mean square weight
+# Two finite differences, at h and h/2, that differ by more than STEADY (relative) may have a kink
+# of the loss between their points. They then prove nothing, unless both are CLEAR times farther
+# from H v than from each other.
 STEADY = 1e-3
-CLEAR = 10  # nothing, unless both are this many times farther from H v than from each other
-WRONG = 5e-3  # relative difference from H v that is said
-COPIES = 12  # of the weights in double precision, that this takes
+CLEAR = 10
+WRONG = 5e-3  # relative difference from H v above which a warning is given
+COPIES = 12  # memory of the comparison, in copies of the weights in double precision
 
 
 NOT_THE_DIFFERENCE = (
     "products differ from differences of the gradient by {:.1%}: part of the loss is detached or "
-    "held while it depends "
-    "on the weights (a stop-gradient, a projection of weights in forward), or an operation has a "
-    "wrong second "
-    "derivative; the Hessian is that of the loss with this part held"
+    "held while it depends on the weights (a stop-gradient, a projection of weights in forward), "
+    "or an operation has a wrong second derivative; the Hessian is that of the loss with this part "
+    "held"
 )
 
 
 def check_derivatives(
     objective: Objective, sample: Pair, builder: Builder | None, memory: int
 ) -> None:
-    """Look at the second derivatives of a loss on a few examples, before products are trusted.
+    """Check the second derivatives of a loss on a few examples, before products are trusted.
 
     Args:
         objective: The loss.
         sample: Inputs and targets.
-        builder: How products with its Hessian are done; None if there are none to compare with
-            differences.
+        builder: Builder of products with the Hessian; None if the operator is not the Hessian, so
+            that its products are not compared with finite differences.
         memory: Bytes that the comparison may take.
 
     Raises:
-        MeasurementError: If torch would drop a part of them, see `refuse_dropped_derivatives`.
+        MeasurementError: If torch would drop part of a derivative; see
+            `refuse_dropped_derivatives`.
 
     Warns:
-        SecondDerivativeWarning: If products are not the differences of the gradient.
+        SecondDerivativeWarning: If products differ from finite differences of the gradient.
     """
     with objective.evaluated():
         refuse_dropped_derivatives(objective, sample)
-    off = None if builder is None else off_from_differences(objective, builder, sample, memory)
-    if off is not None and off > WRONG:
-        warnings.warn(NOT_THE_DIFFERENCE.format(off), SecondDerivativeWarning, stacklevel=4)
+    if builder is None:
+        return
+    error = off_from_differences(objective, builder, sample, memory)
+    if error is not None and error > WRONG:
+        warnings.warn(NOT_THE_DIFFERENCE.format(error), SecondDerivativeWarning, stacklevel=4)
 
 
 def refuse_dropped_derivatives(objective: Objective, sample: Pair) -> None:
-    """Look for what torch drops without a word when a gradient is differentiated.
+    """Refuse a loss of whose second derivative torch would silently drop a part.
 
     Raises:
-        MeasurementError: If the gradient passes a function that is declared to be differentiable
-            once, or the model has a spectral norm in train mode, whose vectors move with the
-            weights while torch holds them.
+        MeasurementError: If the gradient passes through a function that is declared differentiable
+            once, or if the model has a spectral norm in train mode: its singular vectors change
+            with the weights, but torch differentiates as if they were constant.
     """
     for name, module in objective.model.named_modules():
         if _iterates(module):
             where = name.partition(".parametrizations")[0] or "the model"
             raise MeasurementError(
                 f"spectral_norm of {where} is in train mode: its vectors change with the weights "
-                "at every forward "
-                "pass, and torch's derivatives hold them; measure with mode='eval', or put this "
-                "module in eval mode"
+                "at every forward pass, and torch's derivatives hold them; measure with "
+                "mode='eval', or put this module in eval mode"
             )
     leaves = objective.leaves()
     value = objective.value(leaves, sample)
     if not value.requires_grad:
         return
     gradients = torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True)
-    found = _nodes([g.grad_fn for g in gradients if g is not None and g.grad_fn is not None])
-    if found & {"torch::autograd::Error", "torch::autograd::DelayedError"}:
+    nodes = _nodes([g.grad_fn for g in gradients if g is not None and g.grad_fn is not None])
+    # torch puts these nodes where a backward pass has no derivative.
+    if nodes & {"torch::autograd::Error", "torch::autograd::DelayedError"}:
         raise MeasurementError(
             "an autograd function of this model is differentiable once (once_differentiable): its "
-            "second derivative "
-            "would be dropped; write its backward pass from differentiable operations"
+            "second derivative would be dropped; write its backward pass from differentiable "
+            "operations"
         )
 
 
 def _iterates(module: nn.Module) -> bool:
-    """Whether a module is a spectral norm that does power iterations when it is called."""
-    old = any(type(hook).__name__ == "SpectralNorm" for hook in module._forward_pre_hooks.values())
-    return module.training and (old or type(module).__name__ == "_SpectralNorm")
+    """Whether a module is a spectral norm that does a power iteration in each forward pass."""
+    hooked = any(type(h).__name__ == "SpectralNorm" for h in module._forward_pre_hooks.values())
+    return module.training and (hooked or type(module).__name__ == "_SpectralNorm")
 
 
 def _nodes(roots: Sequence[Any]) -> set[str]:
     """Names of all nodes of a graph."""
-    seen, names, left = set[Any](), set[str](), list(roots)
-    while left:
-        node = left.pop()
+    seen, names, pending = set[Any](), set[str](), list(roots)
+    while pending:
+        node = pending.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         names.add(node.name())
-        left += [following for following, _ in node.next_functions]
+        pending += [following for following, _ in node.next_functions]
     return names
 
 
 def off_from_differences(
     objective: Objective, builder: Builder, sample: Pair, memory: int
 ) -> float | None:
-    """How far H v is from (∇L(w + hv) − ∇L(w − hv)) / 2h, relative, on a few examples in double precision.
+    """Relative error of H v against a central difference of the gradient, in double precision.
 
-    It is far where a part of the loss is detached (a target network, a stop-gradient), a custom
-    autograd function has no second derivative, a layer changes with its own buffers (spectral norm
-    in train mode), or torch is wrong. None where it cannot be told: at a kink, where the model does
-    not run in double precision, where weights are too many.
+        ‖H v − d‖ / max(‖H v‖, ‖d‖),  d = (∇L(w + hv) − ∇L(w − hv)) / 2h,  v Gaussian.
+
+    The error is large where part of the loss is detached (a target network, a stop-gradient), where
+    a custom autograd function has no second derivative, where a layer depends on buffers that it
+    changes (spectral norm in train mode), or where torch has a wrong derivative.
 
     Args:
         objective: The loss.
-        builder: How its products are done.
-        sample: Inputs and targets, a few.
-        memory: Bytes that it may take.
+        builder: Builder of products with its Hessian.
+        sample: Inputs and targets, a few examples.
+        memory: Bytes that the comparison may take.
+
+    Returns:
+        The error; None where it cannot be determined: at a kink, where the model does not run in
+        double precision, or where the comparison would take too much memory.
     """
     if sum(objective.sizes) * 8 * COPIES > memory:
         return None
     double = objective.in_double()
     data = (_double(sample[0]), _double(sample[1]))
     with contextlib.suppress(RuntimeError, TypeError, ValueError), double.evaluated():
-        return _off(double, builder, data)
+        return _relative_error(double, builder, data)
     return None
 
 
-def _off(objective: Objective, builder: Builder, data: Pair) -> float | None:
+def _relative_error(objective: Objective, builder: Builder, data: Pair) -> float | None:
     leaves = objective.leaves()
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(sum(objective.sizes), generator=generator, dtype=torch.float64).to(
@@ -141,19 +153,20 @@ def _off(objective: Objective, builder: Builder, data: Pair) -> float | None:
     )
     _hold_padding(objective, v)
     image = _flat(build(builder, objective, leaves, data)(v, free_graph=True))
-    size = float(_flat(leaves).square().mean().sqrt()) or 1.0
-    one, other = (
-        _difference(objective, leaves, v, data, STEP * size * part) for part in (1.0, 0.5)
-    )
-    largest = float(torch.maximum(other.norm(), image.norm()))
+    step = STEP * (float(_flat(leaves).square().mean().sqrt()) or 1.0)
+    coarse = _difference(objective, leaves, v, data, step)
+    fine = _difference(objective, leaves, v, data, step * 0.5)
+    largest = float(torch.maximum(fine.norm(), image.norm()))
     if not largest > 0:
         return None
-    off, unsteady = float((other - image).norm()) / largest, float((one - other).norm()) / largest
-    return off if unsteady < max(STEADY, off / CLEAR) else None
+    error = float((fine - image).norm()) / largest
+    # Both differences have an error of O(h²), unless a kink lies within h of the weights.
+    unsteadiness = float((coarse - fine).norm()) / largest
+    return error if unsteadiness < max(STEADY, error / CLEAR) else None
 
 
 def _hold_padding(objective: Objective, v: Tensor) -> None:
-    """Zero in the padding rows of embeddings, to which torch gives no gradient: they do not train."""
+    """Set v to zero in the padding rows of embeddings, which have no gradient."""
     rows = {
         id(m.weight): m.padding_idx
         for m in objective.model.modules()
@@ -168,6 +181,7 @@ def _hold_padding(objective: Objective, v: Tensor) -> None:
 def _difference(
     objective: Objective, leaves: Sequence[Tensor], v: Tensor, data: Pair, h: float
 ) -> Tensor:
+    """The central difference (∇L(w + hv) − ∇L(w − hv)) / 2h, flat, shape (P,)."""
     along = objective.split(v)
 
     def gradient(step: float) -> Tensor:

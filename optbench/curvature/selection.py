@@ -1,4 +1,4 @@
-"""Which parameters an operator acts on: all that train, a layer, a block."""
+"""Selection of the parameters that an operator acts on: all that train, a layer, a block."""
 
 from __future__ import annotations
 
@@ -25,23 +25,18 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 def select(model: nn.Module, params: Selection = None) -> list[str]:
     """Names of the selected parameters, in the model's order.
 
-    Frozen parameters (requires_grad False) are left out, tied ones come once, under the first of
-    their names.
+    Frozen parameters (requires_grad False) are left out. Tied parameters come once, under the first
+    of their names.
 
     Args:
         model: The model.
         params: A predicate of (name, parameter), parameter names, or None for all.
 
     Raises:
-        MeasurementError: If a name is unknown or frozen, or if nothing is left.
+        MeasurementError: If a name is unknown or frozen, if nothing is left, or if parameters
+            cannot be differentiated (lazy, or made in inference mode).
     """
-    if not isinstance(model, nn.Module):
-        raise MeasurementError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
-    if lazy:
-        raise MeasurementError(
-            f"parameters must have a shape, got lazy {lazy[0]}: do a forward pass first"
-        )
+    _check_model(model)
     trained = named_trainable(model)
     if params is None:
         chosen = list(trained)
@@ -49,6 +44,21 @@ def select(model: nn.Module, params: Selection = None) -> list[str]:
         chosen = [name for name, p in trained.items() if params(name, p)]
     else:
         chosen = _by_name(model, trained, [params] if isinstance(params, str) else params)
+    _check_chosen(trained, chosen)
+    return chosen
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise MeasurementError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise MeasurementError(
+            f"parameters must have a shape, got lazy {lazy[0]}: do a forward pass first"
+        )
+
+
+def _check_chosen(trained: dict[str, nn.Parameter], chosen: list[str]) -> None:
     if not trained:
         raise MeasurementError(
             "the model has no parameter that trains: set requires_grad of those to be measured"
@@ -61,10 +71,10 @@ def select(model: nn.Module, params: Selection = None) -> list[str]:
         raise MeasurementError(
             f"params must leave at least one parameter that trains, got none of {len(trained)}"
         )
-    return chosen
 
 
 def _by_name(model: nn.Module, trained: dict[str, nn.Parameter], names: Iterable[str]) -> list[str]:
+    """The named parameters in the model's order; any name of a tied parameter selects it."""
     everything = dict(model.named_parameters(remove_duplicate=False))
     wanted = set()
     for name in names:
@@ -100,7 +110,7 @@ def per_block(model: nn.Module, depth: int = 1) -> dict[str, list[str]]:
         depth: Parts of the dotted path that name a block; 1 gives the model's direct children.
 
     Raises:
-        ValueError: If depth is not positive.
+        MeasurementError: If depth is not positive.
     """
     if depth < 1:
         raise MeasurementError(f"depth must be positive, got {depth}")

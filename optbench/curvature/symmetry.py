@@ -1,4 +1,4 @@
-"""Whether products are those of a symmetric matrix: uᵀ(Av) = vᵀ(Au)."""
+"""Test that products come from a symmetric matrix: uᵀ(A v) = vᵀ(A u)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from torch import Tensor
 
 from optbench.curvature.errors import MeasurementError
 
-ROUNDING = (
-    1e4  # units of rounding by which right products may be asymmetric: norms amplify rounding
-)
-LEAST = 1e-6  # in double precision: constants of a model in single precision are asymmetric by 1e-7
-# part of ‖A q‖ by which a projected matrix may be skew: below it, no eigenvalue is off by more
+# Allowed asymmetry of correct products, in machine epsilons: normalization layers amplify rounding.
+ROUNDING = 1e4
+# Least relative asymmetry that is allowed, also in double precision: a model whose constants are in
+# single precision has 1e-7.
+LEAST = 1e-6
+# Allowed skew part of a projected matrix, relative to ‖A q‖: no eigenvalue is off by more than it.
 WRONG = 1e-3
 
 
 @dataclass(frozen=True)
 class Witness:
-    """A random vector r and its image A r, which every other product at the same weights is compared with.
+    """A random vector r and its image A r, compared with every product at the same weights.
 
-    The first product of an operator costs one more for it, the others a few inner products.
+    It adds one product to an operator's first, and a few inner products to each later one.
 
     Attributes:
-        state: Of the weights it was taken at.
-        vector: r, shape (P, 1); empty once the weights have moved on.
-        image: A r, likewise.
+        state: Fingerprint of the weights and data that A r was computed at.
+        vector: r, shape (P, 1); empty once the weights have changed.
+        image: A r, shape (P, 1); empty once the weights have changed.
     """
 
     state: tuple[object, ...]
@@ -34,44 +35,50 @@ class Witness:
     image: Tensor
 
     def over(self) -> Witness:
-        """The same without its numbers, when they no longer belong to the weights: products were symmetric once."""
-        nothing = self.vector[:0]
-        return replace(self, state=(None,), vector=nothing, image=nothing)
+        """This witness without its vectors, which no longer belong to the current weights.
+
+        It remains as a record that products were symmetric, so that no new one is computed.
+        """
+        empty = self.vector[:0]
+        return replace(self, state=(None,), vector=empty, image=empty)
 
     def compare(self, vectors: Tensor, images: Tensor) -> None:
-        """Check rᵀ(A v) = vᵀ(A r) for vectors as columns, shape (P, K), and their images.
+        """Check rᵀ(A v) = vᵀ(A r).
+
+        Args:
+            vectors: Vectors v as columns, shape (P, K).
+            images: Their images A v, shape (P, K).
 
         Raises:
-            MeasurementError: If they differ by more than rounding can explain.
+            MeasurementError: If the two sides differ by more than rounding can explain.
         """
-        there, back = self.vector * images, self.image * vectors
-        one, other = there.sum(0, dtype=torch.float64), back.sum(0, dtype=torch.float64)
-        # The sums have P terms with random signs, so this is about what they come to; the second
-        # part is what a vector comes to that is no worse than others, below which a component may
-        # be nothing but rounding.
-        size = torch.hypot(_norms(there), _norms(back))
+        r_av_terms, v_ar_terms = self.vector * images, self.image * vectors
+        r_av, v_ar = (terms.sum(0, dtype=torch.float64) for terms in (r_av_terms, v_ar_terms))
+        # Each sum has P terms of random sign, so its size is about the root of the sum of their
+        # squares.
+        size = torch.hypot(_norms(r_av_terms), _norms(v_ar_terms))
+        # For a random v, vᵀ(A r) is about ‖A r‖ ‖v‖ / √P. An inner product far below that may be
+        # nothing but rounding.
         usual = _norms(self.image) * _norms(vectors) / len(vectors) ** 0.5
         allowed = max(ROUNDING * torch.finfo(vectors.dtype).eps, LEAST) * torch.maximum(size, usual)
-        wrong = (one - other).abs() > allowed  # not for NaN, which is told as what it is
+        # A comparison with NaN is False: non-finite products have an error of their own.
+        wrong = (r_av - v_ar).abs() > allowed
         if bool(wrong.any()):
             i = int(wrong.nonzero()[0])
-            raise not_symmetric(f"uᵀAv = {float(one[i]):.6g}, vᵀAu = {float(other[i]):.6g}")
+            raise not_symmetric(f"uᵀAv = {float(r_av[i]):.6g}, vᵀAu = {float(v_ar[i]):.6g}")
 
 
 def _norms(columns: Tensor) -> Tensor:
     """‖·‖₂ of each column, in double precision."""
-    found: Tensor = torch.linalg.vector_norm(columns, dim=0, dtype=torch.float64)
-    return found
+    norms: Tensor = torch.linalg.vector_norm(columns, dim=0, dtype=torch.float64)
+    return norms
 
 
 def not_symmetric(seen: str) -> MeasurementError:
     """The error for products that are not of a symmetric matrix."""
     return MeasurementError(
         f"curvature products are not symmetric ({seen}): single precision cancels, as where inputs "
-        "that are not "
-        "normalized meet a batch norm (dtype=torch.float64 tells), or an operation has a wrong "
-        "second derivative in "
-        "torch or in a custom autograd function (leave its parameters out with params=[…]): "
-        "eigenvalues would mean "
-        "nothing"
+        "that are not normalized meet a batch norm (dtype=torch.float64 tells), or an operation "
+        "has a wrong second derivative in torch or in a custom autograd function (leave its "
+        "parameters out with params=[…]): eigenvalues would mean nothing"
     )

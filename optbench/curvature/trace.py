@@ -1,4 +1,4 @@
-"""Trace and diagonal by Hutchinson's estimator, known eigenvectors deflated."""
+"""Trace and diagonal of an operator by Hutchinson's estimator, with optional deflation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TraceEstimate(Interval):
 
     Attributes:
         stderr: Standard error of the estimate.
-        hvps: Products spent.
+        hvps: Matrix-vector products spent.
     """
 
     stderr: float
@@ -34,7 +34,7 @@ class DiagonalEstimate:
     Attributes:
         values: Estimates, shape (P,).
         stderr: Their standard errors, shape (P,).
-        hvps: Products spent.
+        hvps: Matrix-vector products spent.
     """
 
     values: Tensor
@@ -52,16 +52,19 @@ def trace(
 ) -> TraceEstimate:
     """Trace of A by Hutchinson's estimator with a Student confidence interval.
 
-    tr A = Σ_i θ_i + E[zᵀ(A − U diag(θ) Uᵀ)z] for Rademacher z and any orthonormal U: unbiased
-    whether or not U are eigenvectors; where they are, the variance 2(‖A'‖_F² − Σ a'_ii²) of a
-    sample is that of the deflated A' alone.
+    For z of random signs (Rademacher) and any orthonormal U,
+
+        tr A = Σ_i θ_i + E[zᵀ A' z],  A' = A − U diag(θ) Uᵀ.
+
+    The estimate is unbiased whether or not U are eigenvectors. One sample has variance
+    2(‖A'‖_F² − Σ_i a'_ii²), which is small where U are the eigenvectors of the largest eigenvalues.
 
     Args:
         operator: A, shape (P, P).
         samples: Products to spend, at least 2.
-        deflate: Known pairs, at any weights, such as the tracked ones.
-        confidence: Level of the interval, between 0 and 1; it assumes near-normal samples.
-        seed: Seed or generator for z.
+        deflate: Known pairs (θ, U), computed at any weights; None for no deflation.
+        confidence: Level of the interval, between 0 and 1; it assumes nearly normal samples.
+        seed: Seed or generator of the vectors z.
 
     Raises:
         ValueError: If samples or confidence is out of range.
@@ -86,13 +89,14 @@ def trace(
 def diagonal(
     operator: Operator, samples: int = 100, *, deflate: Eigenpairs | None = None, seed: Seed = 0
 ) -> DiagonalEstimate:
-    """Diagonal of A, a_ii = E[z_i (A z)_i] for Rademacher z.
+    """Diagonal of A, a_ii = E[z_i (A z)_i] for z of random signs (Rademacher).
 
     Args:
         operator: A, shape (P, P).
         samples: Products to spend, at least 2; a sample's variance is Σ_{j≠i} a_ij².
-        deflate: Known pairs, whose part of the diagonal, Σ_k θ_k u_ik², is then exact.
-        seed: Seed or generator for z.
+        deflate: Known pairs (θ, U), whose part of the diagonal, Σ_k θ_k u_ik², is added exactly;
+            None for no deflation.
+        seed: Seed or generator of the vectors z.
 
     Raises:
         ValueError: If samples is below 2.
@@ -107,6 +111,7 @@ def diagonal(
         total += draw
         squares += draw.square()
     mean = total / samples
+    # (E[d²] − E[d]²) n/(n − 1), unbiased; rounding may make the difference negative.
     variance = (squares / samples - mean.square()).clamp_min(0) * samples / (samples - 1)
     if deflate is not None:
         mean += deflate.vectors.double().square() @ deflate.values.double()

@@ -1,4 +1,4 @@
-"""Layers in a form whose second derivative is cheap, put in the place of torch's while a graph is built."""
+"""Layers with a cheap second derivative, which replace torch's while a graph is built."""
 
 from __future__ import annotations
 
@@ -43,28 +43,30 @@ REPLACED: dict[Any, Callable[..., Any]] = {
 }
 INSTEAD: dict[Any, Callable[..., Any]] = REPLACED | {
     F.multi_head_attention_forward: _entered(F.multi_head_attention_forward),
-    # a checkpointed layer runs again inside of it
+    # A checkpointed layer runs again inside of it.
     torch.autograd.grad: _entered(torch.autograd.grad),
 }
 
 
 class CheapSecondDerivatives(TorchFunctionMode):
-    """While it is entered, torch's functions give way to those that are cheap to differentiate twice.
+    """Function mode: replaces torch's layers by ones that are cheap to differentiate twice.
 
-    Values and derivatives are those of torch's up to rounding. A third derivative raises
-    `ThirdDerivativeError`. Where no gradient is taken, in other than single and double precision,
-    and inside of torch's transforms (a model that calls vmap or jvp), torch's own functions stay.
+    Values, first and second derivatives are those of torch's up to rounding. A third derivative
+    raises `ThirdDerivativeError`. torch's functions stay where no gradient is taken, in precisions
+    other than float32 and float64, and inside of torch's transforms (a model that calls vmap or
+    jvp).
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the function, or the one in its place."""
-        given = kwargs or {}
+        """Call the function, or its replacement."""
+        options = kwargs or {}
         refuse_derivative_of(func)
-        if func in REPLACED and not _ordinary(*args, *given.values()):
-            return func(*args, **given)
-        return INSTEAD.get(func, func)(*args, **given)
+        if func in REPLACED and not _is_replaceable(*args, *options.values()):
+            return func(*args, **options)
+        return INSTEAD.get(func, func)(*args, **options)
 
 
-def _ordinary(first: Any = None, *_: Any) -> bool:
+def _is_replaceable(first: Any = None, *_: Any) -> bool:
+    """Whether a call with this first argument is one that the replacements are made for."""
     real = isinstance(first, torch.Tensor) and first.dtype in (torch.float32, torch.float64)
     return real and torch.is_grad_enabled() and not transformed()

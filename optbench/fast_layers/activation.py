@@ -1,7 +1,7 @@
-"""Activations whose first and second derivatives are taken once, when the graph is built.
+"""Activations whose first and second derivatives are computed once, when the graph is built.
 
-A product with the Hessian then takes three multiplications in them. torch works both derivatives
-out anew for every product: of gelu in a score of elementwise steps.
+A product with the Hessian then takes three multiplications in them. torch computes both derivatives
+anew for every product; for gelu that is some twenty elementwise steps.
 """
 
 from __future__ import annotations
@@ -18,34 +18,31 @@ from optbench.fast_layers.errors import ThirdDerivativeError
 from optbench.fast_layers.graph import calling, link, second, transformed
 
 LEAST = 2**16
-"""Elements below which calls cost more than the passes they save, where torch needs few as well."""
+"""Elements below which torch's tanh and sigmoid are used: calls would cost more than they save."""
 
 Bend = Callable[[Tensor], Tensor]
-"""f''(x), a new tensor, from what the curve keeps; called once."""
+"""Function from what the curve keeps to f''(x), a new tensor; called once."""
 Pull = Callable[[Tensor, Tensor], Tensor]
-"""f'(x) g, from g and what the curve keeps."""
+"""Function from g and what the curve keeps to f'(x) g."""
 Curve = Callable[[Tensor], tuple[Tensor, Tensor, Bend]]
-"""f: of x the value f(x), what it keeps, and the second derivative."""
+"""Function from x to the value f(x), a tensor to keep, and the second derivative."""
 
 
 def smooth(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """An elementwise function in this form; its derivatives are torch's."""
+    """An elementwise function with a cheap second derivative; its derivatives are torch's."""
 
     def activate(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if kwargs.get("inplace") or any(x is True for x in args):
             return original(input, *args, **kwargs)
 
         def curve(x: Tensor) -> tuple[Tensor, Tensor, Bend]:
-            with (
-                calling("layer"),
-                torch.enable_grad(),
-                saved_tensors_hooks(_same, _same),
-            ):  # a checkpoint's own would run all of it again
+            # Hooks of its own, since a checkpoint's would run the layer again.
+            with calling("layer"), torch.enable_grad(), saved_tensors_hooks(_same, _same):
                 at = x.detach().requires_grad_()
                 y = original(at, *args, **kwargs)
                 (slope,) = grad(y.sum(), at, create_graph=True)
                 (bend,) = grad(slope.sum(), at)
-            held = [bend]  # let go when it is asked for, since the gradient is multiplied in
+            held = [bend]  # released when taken, since the gradient is multiplied into it
 
             def once(_: Tensor) -> Tensor:
                 if not held:
@@ -64,14 +61,14 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 def tanh(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """torch.tanh in this form, by f' = 1 − f², so that it keeps no more than torch."""
+    """torch.tanh with a cheap second derivative, by f' = 1 − f²: it keeps no more than torch's."""
     return _saturating(
         original, torch.ops.aten.tanh_backward, lambda y: (y * y).sub_(1).mul_(y).mul_(2)
     )
 
 
 def sigmoid(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """torch.sigmoid in this form, by f' = f (1 − f)."""
+    """torch.sigmoid with a cheap second derivative, by f' = f (1 − f)."""
     return _saturating(
         original, torch.ops.aten.sigmoid_backward, lambda y: (y - y * y).mul_(1 - 2 * y)
     )
@@ -128,8 +125,8 @@ class _Gradient(Function):
     ) -> Tensor:
         ctx.pull = pull
         ctx.save_for_backward(kept, bend.mul_(g))
-        found: Tensor = pull(g, kept)
-        return found
+        dx: Tensor = pull(g, kept)
+        return dx
 
     @staticmethod
     @second

@@ -14,7 +14,10 @@ from optbench.fast_layers.graph import Gradients, second
 
 
 def attention(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """F.scaled_dot_product_attention in this form; with dropout or grouped heads the original."""
+    """F.scaled_dot_product_attention with a cheap second derivative.
+
+    Calls with dropout, grouped heads, broadcast batches or a mask of a rare kind go to the original.
+    """
 
     def attend(
         query: Tensor,
@@ -26,19 +29,10 @@ def attention(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        lead = query.shape[:-2]
-        odd = attn_mask is not None and (
-            is_causal or attn_mask.requires_grad or attn_mask.dtype not in (torch.bool, query.dtype)
+        covered = not (dropout_p or enable_gqa) and (
+            _shapes_fit(query, key, value) and _mask_fits(query, attn_mask, is_causal)
         )
-        empty = not (query.numel() and key.numel() and value.numel())
-        if (
-            dropout_p
-            or enable_gqa
-            or odd
-            or empty
-            or key.shape[:-2] != lead
-            or value.shape[:-2] != lead
-        ):
+        if not covered:
             return original(
                 query,
                 key,
@@ -50,18 +44,38 @@ def attention(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
                 enable_gqa=enable_gqa,
             )
         factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-        flat = [x.reshape(-1, *x.shape[-2:]) for x in (query, key, value)]
-        mask = _mask(query, key, attn_mask, is_causal)
-        if mask is not None and mask.ndim > 2:
-            mask = mask.expand(*lead, -1, -1)
-        mixed: Tensor = _Attention.apply(*flat, mask, factor)  # type: ignore[no-untyped-call]
-        return mixed.view(*lead, *mixed.shape[-2:])
+        return _attend(query, key, value, _mask(query, key, attn_mask, is_causal), factor)
 
     return attend
 
 
+def _shapes_fit(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the tensors have numbers and the same batch dimensions, so that nothing broadcasts."""
+    filled = query.numel() and key.numel() and value.numel()
+    return bool(filled) and key.shape[:-2] == query.shape[:-2] == value.shape[:-2]
+
+
+def _mask_fits(query: Tensor, mask: Tensor | None, is_causal: bool) -> bool:
+    """Whether the mask is constant, of a usual dtype, and the only one."""
+    if mask is None:
+        return True
+    return not (is_causal or mask.requires_grad or mask.dtype not in (torch.bool, query.dtype))
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, factor: float
+) -> Tensor:
+    """Attention with all batch dimensions flattened to one."""
+    batch = query.shape[:-2]
+    flat = [x.reshape(-1, *x.shape[-2:]) for x in (query, key, value)]
+    if mask is not None and mask.ndim > 2:
+        mask = mask.expand(*batch, -1, -1)
+    mixed: Tensor = _Attention.apply(*flat, mask, factor)  # type: ignore[no-untyped-call]
+    return mixed.view(*batch, *mixed.shape[-2:])
+
+
 def _mask(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
-    """What is added to the scores, broadcast to their shape (…, T, S), or None."""
+    """Mask to add to the scores, which broadcasts to their shape (…, T, S); None for no mask."""
     shape = query.shape[-2], key.shape[-2]
     if causal:
         mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
@@ -90,11 +104,16 @@ class _Attention(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Gradients:
         kept = (*ctx.saved_tensors, ctx.c)
-        found = _Gradient.apply(g, *kept) if torch.is_grad_enabled() else _gradients(g, *kept)[:3]  # type: ignore[no-untyped-call]
-        return (*found, None, None)
+        if torch.is_grad_enabled():
+            gradients = _Gradient.apply(g, *kept)  # type: ignore[no-untyped-call]
+        else:
+            gradients = _gradients(g, *kept)[:3]
+        return (*gradients, None, None)
 
 
 class _Gradient(Function):
+    """Gradients in q, k and v of Σ g∘y, and their derivatives along dq, dk, dv."""
+
     @staticmethod
     def forward(
         ctx: Any, g: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, c: float
@@ -113,11 +132,12 @@ class _Gradient(Function):
             torch.zeros_like(x) if d is None else d for d, x in ((dq, q), (dk, k), (dv, v))
         )
         dq, dk = dq * ctx.c, dk * ctx.c
-        t = torch.baddbmm(torch.bmm(dq, k.mT), q, dk.mT)  # of the scores
+        # t: change of the scores along (dq, dk), less its mean under p; u = p∘t: change of p
+        t = torch.baddbmm(torch.bmm(dq, k.mT), q, dk.mT)
         t -= (p * t).sum(-1, keepdim=True)
         bent = torch.bmm(g, dv.mT).mul_(p).addcmul_(s, t)
         bent.addcmul_(p, bent.sum(-1, keepdim=True), value=-1)
-        u = t.mul_(p)  # of p
+        u = t.mul_(p)
         along_g = torch.baddbmm(torch.bmm(p, dv), u, v)
         along_v = torch.bmm(u.mT, g)
         along_q = torch.baddbmm(torch.bmm(s, dk), bent, k, alpha=ctx.c)
@@ -128,6 +148,9 @@ class _Gradient(Function):
 def _gradients(
     g: Tensor, q: Tensor, k: Tensor, v: Tensor, p: Tensor, c: float
 ) -> tuple[Tensor, ...]:
-    """The gradients c s k, c sᵀ q and pᵀ g in q, k and v, and s = p∘(r − Σ p∘r), r = g vᵀ, that in the scores."""
+    """Gradients c s k, c sᵀ q and pᵀ g in q, k and v, and s in the scores.
+
+    s = p∘(r − Σ p∘r), r = g vᵀ.
+    """
     s = torch._softmax_backward_data(torch.bmm(g, v.mT), p, -1, p.dtype)
     return torch.bmm(s, k) * c, torch.bmm(s.mT, q) * c, torch.bmm(p.mT, g), s

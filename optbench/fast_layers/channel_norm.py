@@ -1,9 +1,9 @@
 """Group norm and batch norm with a second derivative in a few passes; torch's takes some thirty.
 
-The equations are those of `layer_norm`. What is normalized together is here a group's channels at
-all places, or a channel in all examples (batch norm in train mode), and w and b are the same at all
-places. All is then a combination of a, g and x̂ with one coefficient for each example and channel,
-and needs but the sums of a, a x̂ and a g over places.
+The equations are those of `layer_norm`. Entries that are normalized together are the channels of a
+group at all positions, or one channel in all examples (batch norm in train mode). w and b are the
+same at all positions. All derivatives are then combinations of a, g and x̂ with one coefficient for
+each example and channel, and need only the sums of a, a x̂ and a g over positions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from optbench.fast_layers.graph import Gradients, link, second
 
 
 def group_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """F.group_norm in this form."""
+    """F.group_norm with a cheap second derivative."""
 
     def normalize(
         input: Tensor,
@@ -37,7 +37,7 @@ def group_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def batch_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """F.batch_norm in train mode in this form; in eval mode, where it is affine, the original."""
+    """F.batch_norm with a cheap second derivative in train mode; in eval mode the original."""
 
     def normalize(
         input: Tensor,
@@ -56,7 +56,8 @@ def batch_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
             or _misfit(input, weight, bias)
         ):
             return original(input, running_mean, running_var, weight, bias, training, momentum, eps)
-        # the measurement's copies: the forward pass may read what it has put there
+        # The running statistics are the measurement's copies. They are updated because the forward
+        # pass may read them.
         if running_mean is not None:
             with torch.no_grad():
                 original(input, running_mean, running_var, None, None, True, momentum, eps)
@@ -68,28 +69,30 @@ def batch_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def _normalize(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int | None, eps: float
 ) -> Tensor:
-    places = x.reshape(
-        *x.shape[:2], -1
-    ).contiguous()  # torch's kernels read gradients and x̂ as if they were
+    # torch's kernels assume that gradients and x̂ are contiguous.
+    places = x.reshape(*x.shape[:2], -1).contiguous()
     w = x.new_ones(x.shape[1]) if weight is None else weight
     b = x.new_zeros(x.shape[1]) if bias is None else bias
-    found: Tensor = _Normalized.apply(
+    flat: Tensor = _Normalized.apply(
         places, link(places), w.view(-1, 1), b.view(-1, 1), groups, eps
     )  # type: ignore[no-untyped-call]
-    like = found.view(x.shape)
+    normalized = flat.view(x.shape)
     for kind, ndim in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
         if x.ndim == ndim and x.is_contiguous(memory_format=kind):
-            return like.contiguous(memory_format=kind)
-    return like
+            return normalized.contiguous(memory_format=kind)
+    return normalized
 
 
 def _misfit(x: Tensor, *affine: Tensor | None) -> bool:
-    """Whether torch would refuse the gain or the shift, or convert one."""
+    """Whether torch would refuse or convert the gain or the shift."""
     return any(p is not None and (p.shape != x.shape[1:2] or p.dtype != x.dtype) for p in affine)
 
 
 class _Normalized(Function):
-    """x, shape (B, C, S), normalized over groups of channels, or over the batch if groups is None; w, b: (C, 1)."""
+    """x, shape (B, C, S), normalized over groups of channels; over the batch if groups is None.
+
+    w and b have shape (C, 1).
+    """
 
     @staticmethod
     def forward(
@@ -151,14 +154,14 @@ def _gradients(g: Tensor, unit: Tensor, rho: Tensor, w: Tensor, groups: int | No
         unit.new_full((C,) if groups is None else (B, groups), value) for value in (0.0, 1.0)
     )
     if groups is None:
-        found = torch.ops.aten.native_batch_norm_backward(
+        gradients = torch.ops.aten.native_batch_norm_backward(
             g.contiguous(), unit, flat, None, None, zero, one, True, 0.0, every
         )
     else:
-        found = torch.ops.aten.native_group_norm_backward(
+        gradients = torch.ops.aten.native_group_norm_backward(
             g.contiguous(), unit, zero, one, flat, B, C, S, groups, every
         )
-    dx, dw, db = found
+    dx, dw, db = gradients
     return dx.mul_(rho), dw.view(-1, 1), db.view(-1, 1)
 
 
@@ -167,7 +170,10 @@ def _sum(x: Tensor) -> Tensor:
 
 
 def _mean(sums: Tensor, groups: int | None, places: int) -> Tensor:
-    """Means over what is normalized together from sums over places, shape (B, C, 1), for each example and channel."""
+    """Means over entries that are normalized together, from sums over positions.
+
+    Shape (B, C, 1), or (1, C, 1) over the batch.
+    """
     if groups is None:
         return sums.mean(0, keepdim=True) / places
     grouped = sums.view(len(sums), groups, -1)

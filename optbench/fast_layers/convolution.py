@@ -20,7 +20,7 @@ Settings = tuple[list[int], list[int], list[int], int]
 
 
 def convolution(dimensions: int, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """F.conv1d, conv2d or conv3d in this form; what it does not cover goes to the original."""
+    """F.conv1d, conv2d or conv3d with a cheap second derivative; rare arguments go to the original."""
 
     def convolve(
         input: Tensor,
@@ -34,12 +34,12 @@ def convolution(dimensions: int, original: Callable[..., Tensor]) -> Callable[..
         if not all(isinstance(x, (int, str, Sequence)) for x in (stride, padding, dilation)):
             return original(input, weight, bias, stride, padding, dilation, groups)
         strides, spacing = _spread(stride, dimensions), _spread(dilation, dimensions)
-        edge = _edge(padding, weight, strides, spacing)
-        if edge is None or input.ndim != dimensions + 2:
+        pad = _padding_per_side(padding, weight, strides, spacing)
+        if pad is None or input.ndim != dimensions + 2:
             return original(input, weight, bias, stride, padding, dilation, groups)
-        settings = strides, edge, spacing, groups
-        found: Tensor = _Convolution.apply(input, weight, bias, settings)  # type: ignore[no-untyped-call]
-        return found
+        settings = strides, pad, spacing, groups
+        convolved: Tensor = _Convolution.apply(input, weight, bias, settings)  # type: ignore[no-untyped-call]
+        return convolved
 
     return convolve
 
@@ -107,10 +107,10 @@ def _gradients(
     stride, padding, dilation, groups = settings
     none = [0] * len(stride)
     bias = [w.shape[0]] if needed[2] else None
-    found: Gradients = torch.ops.aten.convolution_backward(
+    gradients: Gradients = torch.ops.aten.convolution_backward(
         g, x, w, bias, stride, padding, dilation, False, none, groups, list(needed)
     )
-    return found
+    return gradients
 
 
 def _spread(value: int | Sequence[int], dimensions: int) -> list[int]:
@@ -119,12 +119,13 @@ def _spread(value: int | Sequence[int], dimensions: int) -> list[int]:
     )
 
 
-def _edge(
+def _padding_per_side(
     padding: int | Sequence[int] | str, weight: Tensor, stride: list[int], dilation: list[int]
 ) -> list[int] | None:
-    """Padding at each end of each dimension; None if the ends differ or torch refuses."""
+    """Padding on each side of each dimension; None if the sides differ or torch refuses."""
     if not isinstance(padding, str):
         return _spread(padding, len(stride))
+    # Total padding of both sides: d (k − 1) keeps the size at stride 1.
     both = [
         d * (k - 1) if padding == "same" else 0
         for d, k in zip(dilation, weight.shape[2:], strict=True)

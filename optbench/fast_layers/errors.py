@@ -1,5 +1,5 @@
-"""What a layer with a cheap second derivative cannot do."""
+"""Error of the layers with a cheap second derivative."""
 
 
 class ThirdDerivativeError(RuntimeError):
-    """A layer that has two derivatives was to be differentiated once more: the model differentiates by itself."""
+    """A third derivative was asked of a layer that has two: the model differentiates by itself."""

@@ -1,4 +1,4 @@
-"""What the layers share: a place in the graph without numbers, and where differentiation ends."""
+"""Shared parts of the layers: links in the graph without numbers, and refused derivatives."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from torch.autograd import Function, forward_ad
 from optbench.fast_layers.errors import ThirdDerivativeError
 
 Gradients = tuple[Tensor | None, ...]
-"""What a backward pass returns: one for each argument of the forward pass."""
+"""Result of a backward pass: one gradient for each argument of the forward pass."""
 
 
 def transformed() -> bool:
-    """Whether torch's transforms (vmap, jvp, torch.func.grad) are at work."""
+    """Whether the call is inside of one of torch's transforms (vmap, jvp, torch.func.grad)."""
     return (
         torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
     )
 
 
 class _Calls(threading.local):
-    """How often each is entered in this thread."""
+    """Number of `calling` contexts of each kind that this thread is in."""
 
     def __init__(self) -> None:
-        self.of = {"model": 0, "layer": 0}
+        self.depth = {"model": 0, "layer": 0}
 
 
 _calls = _Calls()
@@ -39,17 +39,17 @@ _calls = _Calls()
 
 @contextlib.contextmanager
 def calling(what: Literal["model", "layer"]) -> Iterator[None]:
-    """While it is entered, model and loss are called; or, inside of them, a layer in this form that differentiates."""
-    _calls.of[what] += 1
+    """Context in which model and loss are called, or inside of them a layer that differentiates."""
+    _calls.depth[what] += 1
     try:
         yield
     finally:
-        _calls.of[what] -= 1
+        _calls.depth[what] -= 1
 
 
 def refuse_derivative_of(func: Any) -> None:
-    """Raise a ThirdDerivativeError if a function differentiates, and it is the model or the loss that calls it."""
-    if func in DIFFERENTIATE and _calls.of["model"] and not _calls.of["layer"]:
+    """Raise a ThirdDerivativeError if `func` differentiates and the model or the loss calls it."""
+    if func in DIFFERENTIATE and _calls.depth["model"] and not _calls.depth["layer"]:
         raise ThirdDerivativeError("the model differentiates by itself")
 
 
@@ -59,7 +59,11 @@ DIFFERENTIATE = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
 def seen_inside(
     function: Any, mode: Callable[[], AbstractContextManager[object]]
 ) -> Callable[..., Any]:
-    """One of torch's Python functions, with what it calls seen by the mode, which else sees the function alone."""
+    """A torch Python function that shows the mode what it calls.
+
+    By default a function mode sees such a function alone. The copy believes that no argument
+    overrides it, so it runs its body, in which the mode sees every call.
+    """
     blind = {name: lambda _: False for name in ("has_torch_function", "has_torch_function_unary")}
     copy = FunctionType(
         function.__code__,
@@ -78,7 +82,7 @@ def seen_inside(
 
 
 def second(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """The backward pass of a gradient, which cannot be differentiated: it rests on numbers that were taken before."""
+    """Backward pass of a gradient, guarded: it cannot be differentiated, since it uses saved numbers."""
 
     @wraps(backward)
     def guarded(ctx: Any, *gradients: Tensor | None) -> Any:
@@ -103,6 +107,6 @@ class _Link(Function):
 
 
 def link(x: Tensor) -> Tensor:
-    """What a layer keeps of its input so that derivatives reach it, where it has no use for the input's numbers."""
-    found: Tensor = _Link.apply(x)  # type: ignore[no-untyped-call]
-    return found
+    """A node through which derivatives reach x, for layers that do not need x's numbers."""
+    node: Tensor = _Link.apply(x)  # type: ignore[no-untyped-call]
+    return node

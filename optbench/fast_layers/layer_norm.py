@@ -25,7 +25,7 @@ from optbench.fast_layers.graph import Gradients, link, second
 
 
 def layer_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """F.layer_norm in this form."""
+    """F.layer_norm with a cheap second derivative."""
 
     def normalize(
         input: Tensor,
@@ -40,13 +40,12 @@ def layer_norm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         fits = input.numel() and shape and input.shape[-len(shape) :] == shape
         if not fits or any(p.shape != shape or p.dtype != input.dtype for p in affine):
             return original(input, normalized_shape, weight, bias, eps)
-        rows = input.reshape(
-            -1, count
-        ).contiguous()  # torch's kernels read gradients and x̂ as if they were
+        # torch's kernels assume that gradients and x̂ are contiguous.
+        rows = input.reshape(-1, count).contiguous()
         w = input.new_ones(count) if weight is None else weight.reshape(-1)
         b = input.new_zeros(count) if bias is None else bias.reshape(-1)
-        found: Tensor = _Normalized.apply(rows, link(rows), w, b, eps)  # type: ignore[no-untyped-call]
-        return found.view(input.shape)
+        normalized: Tensor = _Normalized.apply(rows, link(rows), w, b, eps)  # type: ignore[no-untyped-call]
+        return normalized.view(input.shape)
 
     return normalize
 
@@ -100,9 +99,12 @@ def _gradients(g: Tensor, unit: Tensor, rho: Tensor, w: Tensor) -> Gradients:
 def _project(
     g: Tensor, unit: Tensor, w: Tensor | None = None, sums: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """J(w g) / ρ, and if asked for Σ g x̂ and Σ g: x̂ is its own normalization, of mean 0 and ρ = 1."""
+    """J(w g) / ρ, and with `sums` also Σ g x̂ and Σ g.
+
+    torch's kernel is called on x̂, which is its own normalization: mean 0 and ρ = 1.
+    """
     mean, rho = unit.new_zeros(len(unit), 1), unit.new_ones(len(unit), 1)
-    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_layer_norm_backward(
+    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_layer_norm_backward(
         g.contiguous(), unit, unit.shape[1:], mean, rho, w, w, [True, sums, sums]
     )
-    return found
+    return gradients

@@ -1,4 +1,4 @@
-"""Between and beside solves: the one-product Rayleigh update, the audit for a lost eigenvalue."""
+"""Checks between solves: a Rayleigh quotient at one product, and an audit for lost eigenvalues."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from optbench.curvature.operators import Operator, check_operator, check_whole
 
 
 class Rayleigh(NamedTuple):
-    """A Rayleigh quotient θ = uᵀAu/uᵀu ≤ λ_1, and ‖Au − θu‖/‖u‖, within which an eigenvalue is."""
+    """Rayleigh quotient θ = uᵀAu/uᵀu ≤ λ_1 and its residual ‖Au − θu‖/‖u‖.
+
+    An eigenvalue of A lies within the residual of θ.
+    """
 
     value: float
     residual: float
 
 
 def rayleigh(operator: Operator, vector: Tensor) -> Rayleigh:
-    """One-product update of an eigenvalue between solves: a lower bound of λ_1.
+    """Rayleigh quotient of a vector, a lower bound of λ_1, at the cost of one product.
 
     Args:
         operator: A, shape (P, P).
@@ -46,9 +49,13 @@ def rayleigh(operator: Operator, vector: Tensor) -> Rayleigh:
 
 
 class Audit(NamedTuple):
-    """A cold check of tracked pairs: `lost` says that a larger eigenvalue exists than was tracked.
+    """Result of a search from random vectors, compared with tracked pairs.
 
-    `value` is the cold estimate of λ_1, from below; `basis`, shape (P, B), a new start if lost.
+    Attributes:
+        lost: Whether a larger eigenvalue exists than was tracked.
+        value: Estimate of λ_1 from this search, a lower bound.
+        basis: Ritz vectors as columns, shape (P, M), to start from if an eigenvalue was lost.
+        hvps: Matrix-vector products spent.
     """
 
     lost: bool
@@ -62,19 +69,19 @@ def audit(
 ) -> Audit:
     """Look for a top eigenvalue that tracking lost, by block Lanczos from random vectors.
 
-    The cold θ_1 never exceeds λ_1, so θ_1 > tracked value + its bound proves a loss (up to
-    rounding, allowed for). The reverse is not proof: more steps find more.
+    The θ_1 of this search never exceeds λ_1, so θ_1 > tracked value + its bound, plus an allowance
+    for rounding, proves a loss. The reverse is no proof: more steps may find more.
 
     Args:
-        operator: A, at the weights the pairs were computed at.
+        operator: A, at the weights that the pairs were computed at.
         pairs: The tracked pairs.
-        block: Random start vectors B: multiplicities and near-orthogonal starts up to B are seen.
-        steps: Lanczos steps; costs block·steps products, and one.
-        seed: Seed or generator for the start vectors.
+        block: Number B of random start vectors; eigenvalues of multiplicity up to B are seen.
+        steps: Lanczos steps; the audit costs block · steps + 1 products.
+        seed: Seed or generator of the start vectors.
 
     Raises:
-        ValueError: If block or steps is not positive, or if the pairs are not of this operator at
-            these weights: one product more looks at that.
+        ValueError: If block or steps is not positive, or if the pairs do not belong to this
+            operator at these weights, which one product tests.
 
     References:
         Golub and Underwood (1977), The block Lanczos method, in Mathematical Software III.
@@ -87,7 +94,7 @@ def audit(
         if value < 1:
             raise ValueError(f"{name} must be positive, got {value}")
     before = operator.hvps
-    _check_of(operator, pairs)
+    _check_belong(operator, pairs)
     space = Subspace(operator)
     rows = random_rows(operator, min(block, operator.size), seed)
     for _ in range(steps):
@@ -104,8 +111,8 @@ def audit(
     return Audit(lost, float(values[0]), basis, operator.hvps - before)
 
 
-def _check_of(operator: Operator, pairs: Eigenpairs) -> None:
-    """Raise a ValueError unless θ_1 and u_1 leave the residual that they were returned with."""
+def _check_belong(operator: Operator, pairs: Eigenpairs) -> None:
+    """Raise a ValueError unless ‖A u_1 − θ_1 u_1‖ is the residual that the pairs state."""
     if pairs.vectors.shape[0] != operator.size:
         raise ValueError(
             f"pairs must be of this operator, got vectors of {pairs.vectors.shape[0]} entries for "
@@ -113,17 +120,15 @@ def _check_of(operator: Operator, pairs: Eigenpairs) -> None:
         )
     vector = pairs.vectors[:, 0].to(operator.device, operator.dtype)
     image, value = operator @ vector, float(pairs.values[0])
-    found, stated = float((image - value * vector).norm()), float(pairs.residuals[0])
-    # The rounding of a product is allowed ten times over: residuals of other weights or models are
-    # as large as A.
+    residual, stated = float((image - value * vector).norm()), float(pairs.residuals[0])
+    # A generous allowance for rounding: at other weights or models residuals are as large as ‖A‖.
     allowed = (
         2 * stated
         + 1000 * torch.finfo(operator.dtype).eps * float(image.norm())
         + 1e-3 * abs(value)
     )
-    if found > allowed:
+    if residual > allowed:
         raise ValueError(
-            f"pairs must be of this operator at its present weights: ‖Au − θu‖ is {found:.3g}, and "
-            f"was {stated:.3g} "
-            "when they were found"
+            f"pairs must be of this operator at its present weights: ‖Au − θu‖ is "
+            f"{residual:.3g}, and was {stated:.3g} when they were found"
         )

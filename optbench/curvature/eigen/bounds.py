@@ -1,4 +1,4 @@
-"""How far Ritz values can be from eigenvalues."""
+"""Bounds on the distance of Ritz values from eigenvalues."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ def error_bounds(
 ) -> np.ndarray:
     """Bounds on λ_i − θ_i from the residuals R_i = A u_i − θ_i u_i of a block of Ritz pairs.
 
-    Ritz values lie below: θ_i ≤ λ_i, always. Within ‖R_i‖ of θ_i there is *an* eigenvalue, always.
-    That it is the i-th, or how far the i-th is, no residual can tell: it may have been lost. The
-    bounds are therefore conditional, and the smaller of two.
+    Two facts hold always: θ_i ≤ λ_i, and an eigenvalue lies within ‖R_i‖ of θ_i. No residual shows
+    that it is the i-th, which the search may have lost. So the bounds are conditional: each is the
+    smaller of two.
 
-    (1) λ_i ≤ the i-th largest of all θ_j + ‖R_j‖, if every top eigenvalue is near a pair of its
-    own: a guard that has not converged may yet overtake. (2) For j > i, with G the Gram matrix of
-    R_1 … R_{j-1} and μ = max over l ≥ j of θ_l + ‖R_l‖ < θ_i,
+    (1) If every top eigenvalue is near a pair of its own, λ_i is at most the i-th largest of all
+    θ_j + ‖R_j‖: a guard that has not converged may still overtake.
 
-        0 ≤ λ_i − θ_i ≤ λ_i(diag(θ_1 … θ_{j-1}) + G / (θ_i − μ)) − θ_i,
+    (2) For j > i, with G the Gram matrix of R_1 … R_{j-1} and μ = max_{l ≥ j} θ_l + ‖R_l‖ < θ_i,
 
-    which is about ‖R_i‖² / gap to the eigenvalues outside that block, so that a crowd inside it
-    does no harm. It follows from the Schur complement if A, restricted to the complement of
-    u_1 … u_{j-1}, has no eigenvalue above μ: if nothing was lost, which `audit` tests.
+        0 ≤ λ_i − θ_i ≤ λ_i(diag(θ_1 … θ_{j-1}) + G / (θ_i − μ)) − θ_i.
+
+    This is about ‖R_i‖² / gap, where the gap is that to the eigenvalues outside of the first j − 1,
+    so a crowd among these does no harm. It follows from the Schur complement if A, restricted to
+    the complement of u_1 … u_{j-1}, has no eigenvalue above μ. That holds if no eigenvalue was
+    lost, which `audit` tests.
 
     Args:
         theta: Ritz values θ, descending, shape (M,), guards included.
         gram: Inner products R_iᵀR_j of all residuals, shape (M, M).
-        rest: What A does not exceed on the complement of the block, if that is known from
-            elsewhere.
-        k: How many bounds are wanted, the first ones; by default all M.
+        rest: Upper bound of A on the complement of the block, if one is known; −∞ if not.
+        k: Number of bounds wanted, the first ones; None for all M.
 
     Returns:
         Bounds, shape (k,), in the unit of the values.
@@ -45,6 +46,7 @@ def error_bounds(
         for i in range(min(j, k)):
             gap = theta[i] - mu
             if gap > 0 and gram[i, i] / gap < bounds[i]:  # else (2) cannot be the smaller
+                # λ_i of a j × j matrix, with indices from 0; eigvalsh sorts ascending.
                 shifted = np.diag(theta[:j]) + gram[:j, :j] / gap
                 above = np.linalg.eigvalsh(shifted)[j - 1 - i] if j > 1 else shifted[0, 0]
                 bounds[i] = min(bounds[i], above - theta[i])

@@ -29,39 +29,45 @@ def top_eigenpairs(
 ) -> Eigenpairs:
     """Algebraically largest eigenpairs, A u_i = λ_i u_i, λ_1 ≥ λ_2 ≥ …; for the smallest pass -A.
 
-    Block LOBPCG with a longer memory: Rayleigh-Ritz on the warm start (K + guards products), then
-    on it enlarged by the residuals of the pairs that hold convergence up, one product each, with
-    all images carried. Beyond 24 vectors the space shrinks to the Ritz vectors and those of
-    the iteration before, which are LOBPCG's three blocks. Residuals are steered by what the start
-    remembers beside its pairs (`recycling.Recycled`): at the edge of stability a fifth fewer
-    products at the default accuracy, 40 % fewer at 1e-5.
+    Block LOBPCG with a longer memory:
+
+    1. Do Rayleigh-Ritz on the warm start, with K + guards products.
+    2. Add the residuals of the pairs that have not converged, one product each. All images are
+       kept.
+    3. Repeat Rayleigh-Ritz until every tolerance is met.
+
+    Beyond 24 vectors the space shrinks to LOBPCG's three blocks: the Ritz vectors, those of the
+    iteration before, and the residuals. Residuals are steered by the directions that the start
+    remembers beside its pairs (`recycling.Recycled`). At the edge of stability this saves a fifth
+    of the products at the default accuracy, and 40 % at 1e-5.
 
     Args:
         operator: A, symmetric, shape (P, P).
         k: Pairs wanted.
-        tol: Each residual is to be at most tol·|θ_1|.
-        accuracy: Each bound is to be at most accuracy·|θ_1| as well, or what rounding allows where
-            that is more, 80 ε of the largest |λ| and a little. Values are usually much closer,
-            their error being quadratic in the residual; 1e-5 gives five digits.
-        start: Pairs or columns, shape (P, any), to start from: the last measurement's pairs.
-        trust: Hold the start's pairs if that is enough: a product or two each. Their guards are
-            then not looked at: μ, the start's `rest`, is taken to have risen by no more than
-            `trust` times what A was seen to change on the K vectors, |θ_i − θ_i before| + ‖R_i‖.
-            Otherwise, or if None, the pairs are solved for.
-        guards: Further vectors carried, which show the gap and keep a crossing from being missed.
+        tol: Tolerance of residuals: each must be at most tol·|θ_1|.
+        accuracy: Tolerance of bounds: each must be at most accuracy·|θ_1|, or a little above 80 ε times
+            the largest |λ| where that is more, for rounding. Values are usually much closer than
+            their bound, since their error is quadratic in the residual; 1e-5 gives five digits.
+        start: Pairs or columns, shape (P, any), to start from, such as the last measurement's.
+        trust: Whether the start's pairs may be held, at a product or two each; None for no. Their
+            guards are then not looked at. Instead μ, the start's `rest`, is assumed to have risen
+            by at most `trust` times the change of A seen on the K vectors, the largest
+            |θ_i − θ_i before| + ‖R_i‖. If the bounds that follow are too large, pairs are solved
+            for.
+        guards: Number of further vectors, which show the gap and keep a crossing from being missed.
         max_hvps: Products after which the pairs are returned unconverged.
-        seed: Seed or generator for start vectors.
+        seed: Seed or generator of random start vectors.
 
     Returns:
-        The pairs; the result is a function of the arguments alone.
+        The K pairs, a deterministic function of the arguments.
 
     Raises:
         ValueError: If k, tol, accuracy or guards is out of range, or start has the wrong shape.
         FloatingPointError: If a product is not finite.
 
     Warns:
-        NotConvergedWarning: If the search ended before its tolerance was met, at `max_hvps` or
-            since nothing new came.
+        NotConvergedWarning: If the search ended before its tolerance was met: at `max_hvps`, or
+            since residuals added nothing new to the space.
 
     References:
         Knyazev (2001), SIAM J. Sci. Comput. 23(2); Stathopoulos (2007), SIAM J. Sci. Comput. 29(2).
@@ -86,7 +92,7 @@ def top_eigenpairs(
 def _search_multiple(
     operator: Operator, factor: float, start: Eigenpairs, settings: Settings
 ) -> Eigenpairs:
-    """Pairs of an operator with tiny or huge eigenvalues, from those of a multiple of it."""
+    """Pairs of an operator with tiny or huge eigenvalues, by a search on factor · A."""
     return _search(operator * factor, start.times(factor), settings).times(1 / factor)
 
 
@@ -95,10 +101,10 @@ def _search(
 ) -> Eigenpairs:
     """Pairs of an operator whose eigenvalues are neither tiny nor huge.
 
-    1. Hold the start's pairs where `trust` lets them stand for a solve.
-    2. Otherwise do Rayleigh–Ritz on the start block, filled up with random vectors.
-    3. Add the residuals of the pairs that are not good enough, and do it again, until every
-       tolerance is met, the products are spent, or nothing new comes.
+    1. Hold the start's pairs if `trust` allows it and that meets the accuracy.
+    2. Otherwise do Rayleigh-Ritz on the start block, filled up with random vectors.
+    3. Add the residuals of pending pairs and repeat, until every tolerance is met, the products
+       are spent, or residuals add nothing new.
     """
     pairs = start if isinstance(start, Eigenpairs) else None
     k, guards = settings.k, settings.guards
@@ -119,34 +125,35 @@ def _search(
 
 
 def _factor(values: Tensor) -> float:
-    """A power of two that brings eigenvalues near 1, where squares of their residuals would over- or underflow."""
+    """Power of two that brings the eigenvalues near 1, for a search on factor · A.
+
+    1 unless squares of residuals would over- or underflow.
+    """
     size, limits = float(values.abs().max()), torch.finfo(values.dtype)
     if (
         not 0 < size < math.inf
         or limits.tiny**0.5 / limits.eps < size < limits.max**0.5 * limits.eps
     ):
         return 1.0
-    most = math.frexp(limits.max)[1] - 8  # the factor, too, must be a number of this precision
+    most = math.frexp(limits.max)[1] - 8  # the factor itself must not overflow
     return 2.0 ** -min(max(math.frexp(size)[1], -most), most)
 
 
 def not_converged(pairs: Eigenpairs, max_hvps: int) -> str:
-    """What there is to say of pairs that did not meet their tolerance."""
+    """Message about pairs that did not meet their tolerance."""
     worst = int(pairs.bounds.argmax())
     return (
         f"eigenvalues did not converge in {pairs.hvps} products (max_hvps={max_hvps}): eigenvalue "
-        f"{worst + 1} is "
-        f"at least {float(pairs.values[worst]):.5g}, and may be larger by more than its bound of "
-        f"{float(pairs.bounds[worst]):.2g} (residual {float(pairs.residuals[worst]):.2g}); raise "
-        "max_hvps, or ask for "
-        "less accuracy"
+        f"{worst + 1} is at least {float(pairs.values[worst]):.5g}, and may be larger by more than "
+        f"its bound of {float(pairs.bounds[worst]):.2g} (residual "
+        f"{float(pairs.residuals[worst]):.2g}); raise max_hvps, or ask for less accuracy"
     )
 
 
 def _start_rows(
     operator: Operator, start: Eigenpairs | Tensor | None, count: int, seed: Seed
 ) -> Tensor:
-    """Warm rows, filled up with random ones to the count."""
+    """The start's columns as rows, shape (count, P), filled up with random ones."""
     if start is None:
         return random_rows(operator, count, seed)
     columns = start.basis if isinstance(start, Eigenpairs) else start

@@ -22,21 +22,21 @@ class Eigenpairs:
         values: θ, shape (K,), descending. θ_i ≤ λ_i up to rounding. Unit: loss per parameter².
         vectors: u as orthonormal columns, shape (P, K).
         residuals: ‖A u_i − θ_i u_i‖, shape (K,): an eigenvalue, not surely the i-th, is that close.
-        bounds: Bound on λ_i − θ_i, shape (K,), about residual²/gap where the gap allows, on the
-            condition that no larger eigenvalue was lost; see `error_bounds`. Rounding is in it, as
-            80 ε ‖A‖, but not that of the weights at a kink: float32 may see a ReLU on its other
-            side, which is another matrix (7e-5 of λ_1 off, once in 190 measurements of a network
-            with 1,000 examples).
-        hvps: Products spent.
-        converged: Whether each of the K met the tolerance; for held pairs, the accuracy.
-        basis: The next warm start and what is remembered of A, shape (P, M): Ritz vectors of both
-            together, about the K vectors first. The first K + guards start the next search, all of
-            them steer it.
-        estimates: Of the eigenvalues of the basis, shape (M,); for directions that were not looked
-            at this time, as they were. None where nothing is remembered.
-        rest: μ, above which no eigenvalue of A on the complement of the K vectors is, if none was
+        bounds: Bound on λ_i − θ_i, shape (K,), about residual²/gap where there is a gap. It is
+            valid if no larger eigenvalue was lost; see `error_bounds`. It includes 80 ε ‖A‖ for rounding. It
+            does not include rounding of the weights at a kink: in float32 a ReLU may be on its
+            other side, which gives another matrix (7e-5 of λ_1 off, once in 190 measurements of a
+            network with 1,000 examples).
+        hvps: Matrix-vector products spent.
+        converged: Whether each of the K pairs met the tolerance; for held pairs, the accuracy.
+        basis: Directions remembered for the next search, shape (P, M): Ritz vectors of this search
+            and its memory together, the K vectors about first. The first K + guards start the next
+            search; all of them steer it.
+        estimates: Estimated eigenvalues of the basis, shape (M,). Directions that this search had
+            no product with keep their earlier estimates. None where nothing is remembered.
+        rest: μ, an upper bound of A's eigenvalues on the complement of the K vectors, if none was
             lost: the largest θ_j + ‖R_j‖ of the guards; infinite without guards.
-        held: Whether μ is the last solve's word, not this one's; see `trust`.
+        held: Whether μ was taken over from the last solve; see `trust` of `top_eigenpairs`.
     """
 
     values: Tensor
@@ -51,7 +51,7 @@ class Eigenpairs:
     estimates: Tensor | None = None
 
     def times(self, factor: float) -> Eigenpairs:
-        """The same pairs of A times a positive number."""
+        """The pairs of the operator factor · A, factor > 0: values and errors times the factor."""
         return replace(
             self,
             values=self.values * factor,
@@ -63,7 +63,7 @@ class Eigenpairs:
 
 
 def seeded(seed: Seed) -> torch.Generator:
-    """The generator, or a new one with the seed."""
+    """The generator itself, or a new one on the CPU with the seed."""
     if not isinstance(seed, torch.Generator):
         check_whole(seed=seed)
     return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What an earlier solve knew of a matrix, as a guide to what the next one should look at."""
+"""Memory of an earlier solve, which guides the directions of the next one."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from torch import Tensor
 
 from optbench.curvature.eigen.subspace import Subspace, inner
 
-# squared part of a remembered direction outside a space below which the space has it already
+# Squared length of a remembered direction's part outside the space, below which it is dropped.
 NEW = 0.001
 
 
 class Recycled:
-    """Directions z_1 … z_m, rows of Z, with A ≈ Σ_j θ_j z_j z_jᵀ, of a matrix that has changed since.
+    """Directions z_1 … z_m, rows of Z, with A ≈ Σ_j θ_j z_j z_jᵀ for an earlier matrix A.
 
-    Where eigenvalues crowd, as they do at the edge of stability, most of what a residual must be
-    followed for lies along eigenvectors that the last solve met and did not need. Nothing that is
-    reported rests on this memory, which costs no product: it only chooses the directions that
-    products are spent on.
+    Where eigenvalues crowd, as they do at the edge of stability, a residual lies mostly along
+    eigenvectors that the last solve met but did not need. This memory costs no product. It only
+    chooses the directions that products are spent on, and no reported number rests on it.
 
     Args:
         rows: Z, shape (m, P), about orthonormal.
         values: θ, shape (m,).
-        space: The space of the search, empty yet.
+        space: The space of the search, still empty.
 
     References:
         Parks et al. (2006), Recycling Krylov subspaces, SIAM J. Sci. Comput. 28(5); Davidson
@@ -36,15 +35,16 @@ class Recycled:
         self.forget()
 
     def forget(self) -> None:
-        """Observe the space anew hereafter: its basis has been changed."""
+        """Forget the overlaps with the space, whose basis has changed."""
         self.inside = self.seen = np.zeros((0, len(self.rows)))  # Q Zᵀ and A Q Zᵀ, shape (n, m)
 
     def observe(self) -> None:
-        """Take note of what has been added to the space."""
+        """Compute overlaps with the vectors that were added to the space."""
         if len(self.space) > len(self.inside):
-            found = inner(self.space.pairs(len(self.inside)), self.rows)
-            self.inside = np.concatenate([self.inside, found[::2]])
-            self.seen = np.concatenate([self.seen, found[1::2]])
+            # Rows alternate between q_i and A q_i.
+            overlaps = inner(self.space.pairs(len(self.inside)), self.rows)
+            self.inside = np.concatenate([self.inside, overlaps[::2]])
+            self.seen = np.concatenate([self.seen, overlaps[1::2]])
 
     def steered(
         self,
@@ -54,21 +54,22 @@ class Recycled:
         coefficients: np.ndarray,
         size: float,
     ) -> Tensor:
-        """Davidson's corrections, (s/(θ − A)) R up to sign, with the memory in place of A and 0 where it has nothing.
+        """Davidson's corrections s (θ − A)⁻¹ R, up to sign, with the memory in place of A.
 
-        A residual's part along z_j is enlarged by s/(θ − θ_j), as a small change of A mixes
-        eigenvectors.
+        A residual's part along z_j is multiplied by s/(θ − θ_j): a small change of A mixes
+        eigenvectors in proportion to 1/(θ − θ_j). The part outside the memory is left as it is.
 
         Args:
-            residuals: R, shape (b, P), of Ritz pairs of the space.
-            norms: ‖R‖, shape (b,); θ − θ_j is taken to be no smaller, and positive.
-            values: θ, shape (b,).
-            coefficients: Of the Ritz vectors in the space, shape (b, n).
+            residuals: Residuals R of Ritz pairs of the space, shape (b, P).
+            norms: ‖R‖, shape (b,), a lower limit of θ − θ_j.
+            values: Ritz values θ, shape (b,).
+            coefficients: Coefficients of the Ritz vectors in the space, shape (b, n).
             size: s, about ‖A‖.
 
         Returns:
-            Their parts outside the space, up to rounding, shape (b, P).
+            The corrections' parts outside the space, up to rounding, shape (b, P).
         """
+        # R Zᵀ = (A u − θ u) Zᵀ, from the overlaps with the space.
         overlaps = coefficients @ self.seen - values[:, None] * (coefficients @ self.inside)
         gaps = np.maximum(values[:, None] - self.values, norms[:, None])
         weights = overlaps * (size / gaps - 1)
@@ -76,35 +77,39 @@ class Recycled:
         return steered.addmm_(self._like(-weights @ self.inside.T), self.space.basis)
 
     def merged(self, count: int, ceiling: float) -> tuple[np.ndarray, Tensor]:
-        """Rayleigh-Ritz on the space and the memory together, the memory's own part of A as it was.
+        """Rayleigh-Ritz on the space and the memory together.
 
-        What nobody has looked at is taken to lie at 0, or as low as the lowest that was seen.
+        On the memory's part outside the space, A is taken to be as it was remembered, at most
+        `ceiling`. Directions in neither are taken to have the lowest eigenvalue seen, or 0.
 
         Args:
-            count: How many pairs are wanted.
-            ceiling: What A does not exceed beside the pairs that were found: the memory may be of a
-                larger matrix.
+            count: Number of pairs wanted.
+            ceiling: Upper bound of A on the complement of the pairs found; remembered values may
+                exceed it, since they belong to an earlier matrix.
 
         Returns:
-            At most `count` Ritz values, descending, and their vectors as rows: the memory for the
-            next time.
+            At most `count` Ritz values, descending, and their vectors as rows: the memory of the
+            next search.
         """
         space = self.space
-        lengths, turn = np.linalg.eigh(self.gram - self.inside.T @ self.inside)
-        lengths, turn = lengths[lengths > NEW], turn[:, lengths > NEW]
-        # of Z - (Z Qᵀ) Q: an orthonormal basis of what the space lacks
-        outside = turn / np.sqrt(lengths)
-        shadow = turn * np.sqrt(lengths)  # and its inner products with Z
-        edge = (self.seen - space.projected @ self.inside) @ outside
+        # Eigenvectors of the Gram matrix of W = Z − (Z Qᵀ) Q, the memory's part outside the space.
+        squares, turn = np.linalg.eigh(self.gram - self.inside.T @ self.inside)
+        squares, turn = squares[squares > NEW], turn[:, squares > NEW]
+        outside = turn / np.sqrt(squares)  # coefficients in W of an orthonormal basis B of its span
+        shadow = turn * np.sqrt(squares)  # Z Bᵀ
+        # [[Q A Qᵀ, Q A Bᵀ], [B A Qᵀ, B A Bᵀ]], the last block from the memory.
+        coupling = (self.seen - space.projected @ self.inside) @ outside
         floor = min(self.values.min(), np.diagonal(space.projected).min(), 0.0)
-        kept = (shadow.T * (np.minimum(self.values, ceiling) - floor)) @ shadow + floor * np.eye(
-            len(lengths)
+        remembered = (shadow.T * (np.minimum(self.values, ceiling) - floor)) @ shadow
+        remembered = remembered + floor * np.eye(len(squares))
+        values, columns = np.linalg.eigh(
+            np.block([[space.projected, coupling], [coupling.T, remembered]])
         )
-        values, columns = np.linalg.eigh(np.block([[space.projected, edge], [edge.T, kept]]))
         top = columns.T[::-1][:count]
-        ours, theirs = top[:, : len(space)], top[:, len(space) :] @ outside.T
-        own = space.combine(ours - theirs @ self.inside.T)
-        return values[::-1][:count].copy(), own.addmm_(self._like(theirs), self.rows)
+        # Coefficients of the Ritz vectors in Q and in Z, by B = outsideᵀ (Z − (Z Qᵀ) Q).
+        in_basis, in_memory = top[:, : len(space)], top[:, len(space) :] @ outside.T
+        vectors = space.combine(in_basis - in_memory @ self.inside.T)
+        return values[::-1][:count].copy(), vectors.addmm_(self._like(in_memory), self.rows)
 
     def _like(self, weights: np.ndarray) -> Tensor:
         return torch.from_numpy(weights).to(self.rows)

@@ -1,4 +1,4 @@
-"""The state of one search for the largest eigenvalues: a space that grows by residuals."""
+"""One search for the largest eigenvalues: a space that grows by residuals."""
 
 from __future__ import annotations
 
@@ -15,25 +15,27 @@ from optbench.curvature.eigen.recycling import Recycled
 from optbench.curvature.eigen.subspace import Subspace, inner, small
 from optbench.curvature.operators import Operator
 
-# relative residual of a guard: a vaguer one would not notice that it, or what is near it, overtakes
+# Residual that a guard must reach, relative to |θ_1|. With a larger one it could be missed that
+# the guard's eigenvalue, or one near it, overtakes a wanted one.
 GUARD = 0.1
-# Below this accuracy it is the accuracy's square root. Of m eigenvalues closer to each other than
-# that, a space grown from fewer than m vectors holds fewer; the one it lacks may be the largest,
-# and then no gap is true.
+# Below this accuracy, guards must reach its square root instead. Of m eigenvalues that are closer
+# than that, a space grown from fewer than m vectors holds fewer. The missing one may be the
+# largest, and then the gap that the bounds rest on is wrong.
 STRICT = 1e-3
-# units by which products may make θ wrong: up to 50 were seen in float32 (CIFAR, P = 2e5, N = 1e3)
+# Error of θ from rounding in products, in ε ‖A‖: up to 50 were seen in float32 (CIFAR, P = 2e5,
+# N = 1e3).
 ROUNDING = 80
 
 
-# vectors kept; beyond, the space shrinks to LOBPCG's three blocks: memory is 2 · WINDOW · P numbers
+# Vectors kept; beyond, the space shrinks to LOBPCG's three blocks. It holds 2 · WINDOW · P numbers.
 WINDOW = 24
-# directions remembered beside the block for the next start, and the most numbers that they may be
+# Directions remembered beside the block for the next start, and the most numbers that they may be.
 EXTRA, NUMBERS = 9, 2**26
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a search is for, and what it may cost; see `top_eigenpairs`."""
+    """Settings of a search: what it looks for and what it may cost; see `top_eigenpairs`."""
 
     k: int
     guards: int
@@ -45,7 +47,7 @@ class Settings:
 
 
 class Solver:
-    """Block LOBPCG with a longer memory; see `top_eigenpairs`."""
+    """State of a search by block LOBPCG with a longer memory; see `top_eigenpairs`."""
 
     def __init__(
         self,
@@ -59,17 +61,24 @@ class Solver:
         self.tol, self.accuracy = settings.tol, settings.accuracy
         self.epsilon = torch.finfo(operator.dtype).eps
         self.previous = np.empty((0, 0))
-        # the start, while its guards stand for those that are not in the space
+        # The start's pairs, while its guards stand in for guards of this search.
         self.held: Eigenpairs | None = None
-        self.rest = -math.inf  # μ of the eigenvalues that have no vector in the block
+        self.rest = -math.inf  # μ, upper bound of the eigenvalues without a vector in the block
 
     @property
     def block(self) -> int:
-        """How many Ritz pairs are looked at: the wanted and, unless they are held, the guards."""
+        """Number of Ritz pairs in the block: the wanted and, unless they are held, the guards."""
         return min(self.k + self.guards * (self.held is None), self.space.operator.size)
 
     def hold(self, start: Eigenpairs, trust: float) -> bool:
-        """Whether the start's pairs meet the accuracy without their guards; else the space holds what was found."""
+        """Try to hold the start's pairs without looking at their guards; return whether it worked.
+
+        1. Do Rayleigh-Ritz on the K vectors, one product each.
+        2. Take μ = start.rest + trust · max_i (|θ_i − θ_i before| + ‖R_i‖).
+        3. Add the residuals of pairs whose bound is above the accuracy, once.
+
+        Where it fails, the space keeps the vectors for the search that follows.
+        """
         if math.isinf(start.rest) or len(start.values) != self.k:
             return False
         self.held = start
@@ -78,7 +87,8 @@ class Solver:
         self.rest = start.rest + trust * float(moved.max())
         self._bound()
         pending = self.pending()
-        if pending and float(self.values[-1]) > self.rest:  # else their own residuals cannot help
+        # Without θ_K > μ there is no gap, and smaller residuals do not help.
+        if pending and float(self.values[-1]) > self.rest:
             self.improve(pending)
             pending = self.pending()
         if not pending and bool((self.ritz_values[self.k :] <= self.rest).all()):
@@ -87,7 +97,7 @@ class Solver:
         return False
 
     def begin(self, rows: Tensor, seed: Seed = 0) -> None:
-        """Take the rows, shape (any, P), into the space, a product each; random ones where they are too dependent."""
+        """Start with rows, shape (any, P), a product each; random ones replace dependent ones."""
         self._expand(rows)
         self._fill(seed)
         self._rayleigh_ritz()
@@ -110,28 +120,35 @@ class Solver:
         self.residuals = self.space.residuals(self.values, self.coefficients[:count])
         self.gram = inner(self.residuals, self.residuals)
         self.norms = np.sqrt(self.gram.diagonal())
-        self.size = float(np.abs(self.ritz_values).max())  # of A, as far as it has been seen
+        self.size = float(np.abs(self.ritz_values).max())  # lower estimate of ‖A‖
         self._bound()
 
     def _bound(self) -> None:
         self.bounds = error_bounds(self.values, self.gram, self.rest, self.k)
 
     def pending(self) -> list[int]:
-        """Pairs to improve: wanted ones above `tol`, and what holds a wanted bound up."""
-        floor = 30 * self.epsilon * self.size
+        """Pairs to improve next, as sorted indices.
+
+        1. Wanted pairs whose residual is above tol · |θ_1|.
+        2. For wanted pairs whose bound is above the accuracy: the pair or its rival, the pair with
+           the largest θ_j + ‖R_j‖, whichever has the larger residual.
+        3. Guards whose residual is too large to notice an overtaking.
+        """
+        floor = 30 * self.epsilon * self.size  # residuals below it are rounding
         values, norms, bounds = self.values.tolist(), self.norms.tolist(), self.bounds.tolist()
         size = abs(values[0])
         accuracy = max(self.accuracy * size - self._rounding(), self.accuracy * size / 4, floor)
-        found = set()
+        chosen = set()
         for i in range(min(self.k, len(values))):
             if self.held is None and norms[i] > max(self.tol * size, floor):
-                found.add(i)
+                chosen.add(i)
             elif bounds[i] > accuracy:
                 rival = max(range(i, len(values)), key=lambda j: values[j] + norms[j])
-                found.add(rival if norms[rival] > norms[i] else i)
-        vague = max((self.accuracy**0.5 if self.accuracy < STRICT else GUARD) * size, floor)
-        found.update(i for i in range(self.k, len(values)) if norms[i] > vague)
-        return sorted(found)
+                chosen.add(rival if norms[rival] > norms[i] else i)
+        guard_tol = self.accuracy**0.5 if self.accuracy < STRICT else GUARD
+        allowed = max(guard_tol * size, floor)
+        chosen.update(i for i in range(self.k, len(values)) if norms[i] > allowed)
+        return sorted(chosen)
 
     def improve(self, pending: list[int]) -> bool:
         """One iteration on the pending pairs; False if their residuals add nothing to the space."""
@@ -151,6 +168,7 @@ class Solver:
         return grown > 0
 
     def _shrink_if_full(self, more: int) -> None:
+        """Shrink the space to the Ritz vectors of the block and of the iteration before."""
         window = max(WINDOW, 2 * self.block + self.k)
         if len(self.space) + more <= window:
             return
@@ -160,7 +178,7 @@ class Solver:
                 [self.coefficients[: self.block], np.pad(self.previous, ((0, 0), (0, grown)))]
             )
         )
-        # of the vectors that the residuals are of
+        # The same Ritz vectors, to which the residuals belong, in the new basis.
         self.coefficients = self.coefficients[: self.block] @ kept.T
         if self.recycled is not None:
             self.recycled.forget()
@@ -176,22 +194,22 @@ class Solver:
         return float(upper.max()) if len(upper) else math.inf
 
     def result(self, hvps: int) -> Eigenpairs:
-        """The pairs as they are, with as many directions remembered, the guards among them."""
+        """The wanted pairs as they are, and the directions to remember, guards among them."""
         k = min(self.k, len(self.values))
-        kind = self.space.basis
+        like = self.space.basis  # for dtype and device
         remembered = min(self.k + self.guards + EXTRA, NUMBERS // self.space.operator.size)
         estimates, rows = self._remembered(max(remembered, self.block))
         return Eigenpairs(
-            values=torch.from_numpy(self.values[:k].copy()).to(kind),
+            values=torch.from_numpy(self.values[:k].copy()).to(like),
             vectors=self.space.combine(self.coefficients[:k]).T,
-            residuals=torch.from_numpy(self.norms[:k]).to(kind),
-            bounds=torch.from_numpy(self.bounds[:k] + self._rounding()).to(kind),
+            residuals=torch.from_numpy(self.norms[:k]).to(like),
+            bounds=torch.from_numpy(self.bounds[:k] + self._rounding()).to(like),
             hvps=hvps,
             converged=not self.pending(),
             basis=rows.T,
             rest=self._rest(k),
             held=self.held is not None,
-            estimates=torch.from_numpy(estimates).to(kind),
+            estimates=torch.from_numpy(estimates).to(like),
         )
 
     def _remembered(self, count: int) -> tuple[np.ndarray, Tensor]:

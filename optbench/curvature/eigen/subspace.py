@@ -1,4 +1,4 @@
-"""A growing orthonormal basis with its image under an operator, and Rayleigh-Ritz on it."""
+"""Rayleigh-Ritz on a growing orthonormal basis whose image under an operator is kept."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor
 from optbench.curvature.operators import Operator
 from optbench.curvature.symmetry import WRONG, not_symmetric
 
-STEEP = (
-    0.1  # part of a unit row outside those before it, below which its Gram matrix tells too little
-)
-PIECE = 4096  # numbers of a row whose inner products stay in a processor's cache
-ENOUGH = 0.7  # part above which one pass leaves it orthogonal up to rounding
+# Cholesky orthogonalization squares condition numbers. It is used while every unit row has a part
+# of at least STEEP outside the span of the rows before it.
+STEEP = 0.1
+ENOUGH = 0.7  # such a part above which one pass leaves rows orthogonal up to rounding
+PIECE = 4096  # numbers of a row whose inner products fit in a processor's cache
 
 
 class Subspace:
     """Orthonormal vectors q_1 … q_n, their images A q_i and T = Q A Qᵀ.
 
     Every product with A is kept, so that growing by b vectors costs b products, whatever n is. A
-    vector and its image lie side by side: beyond some 10⁵ parameters the cost is that of reading
-    memory, and what needs both reads it once.
+    vector and its image are adjacent in memory: beyond some 10⁵ parameters the cost is that of
+    reading memory, and a computation with both reads it once.
 
     Args:
         operator: A, symmetric, shape (P, P).
@@ -33,7 +33,7 @@ class Subspace:
             (0, 2, operator.size), dtype=operator.dtype, device=operator.device
         )
         self._count = 0
-        # in double precision on the CPU, like all that is as small
+        # T, in double precision on the CPU, like all small matrices; see `small`.
         self.projected = np.zeros((0, 0))
 
     def __len__(self) -> int:
@@ -51,11 +51,11 @@ class Subspace:
         return self._held[: self._count, 1]
 
     def pairs(self, since: int = 0) -> Tensor:
-        """q_i and A q_i in turn from the index on, as rows, shape (2 (n - since), P)."""
+        """Rows q_i, A q_i, q_{i+1}, A q_{i+1}, … from i = since on, shape (2 (n − since), P)."""
         return self._held[since : self._count].view(-1, self.operator.size)
 
     def expand(self, rows: Tensor) -> int:
-        """Add what of the rows lies outside the span; returns how many vectors that is.
+        """Add the part of the rows outside the span; return the number of vectors added.
 
         Raises:
             FloatingPointError: If a product is not finite.
@@ -66,14 +66,16 @@ class Subspace:
             return 0
         before = len(self)
         self._append(fresh, (self.operator @ fresh.T).T)
-        edge = inner(self.images[before:], self.basis).T
-        skew = float(np.abs(edge[before:] - edge[before:].T).max())
+        # The new columns of T = Q A Qᵀ; their lower block is symmetric if A is.
+        new_columns = inner(self.images[before:], self.basis).T
+        corner = new_columns[before:]
+        skew = float(np.abs(corner - corner.T).max())
         if skew > WRONG * _largest_norm(self.images[before:]):
             raise not_symmetric(f"two vectors of the search differ by {skew:.3g}")
         grown = np.empty((len(self), len(self)))
         grown[:before, :before] = self.projected
-        grown[:, before:], grown[before:, :before] = edge, edge[:before].T
-        grown[before:, before:] = (edge[before:] + edge[before:].T) / 2
+        grown[:, before:], grown[before:, :before] = new_columns, new_columns[:before].T
+        grown[before:, before:] = (corner + corner.T) / 2
         self.projected = grown
         return len(fresh)
 
@@ -87,12 +89,24 @@ class Subspace:
         return self._like(coefficients) @ self.basis
 
     def residuals(self, values: np.ndarray, coefficients: np.ndarray) -> Tensor:
-        """A u - θ u of vectors with the given coefficients, shape (m, n), as rows, shape (m, P)."""
+        """Residuals A u − θ u as rows, shape (m, P).
+
+        Args:
+            values: θ, shape (m,).
+            coefficients: Coefficients of the vectors u, shape (m, n).
+        """
         weights = np.stack([-values[:, None] * coefficients, coefficients], 2)
         return self._like(weights.reshape(len(values), -1)) @ self.pairs()
 
     def shrink(self, coefficients: np.ndarray) -> np.ndarray:
-        """Keep the span of the vectors with the given coefficients only; returns the coefficients of the new basis."""
+        """Shrink the space to the span of some vectors.
+
+        Args:
+            coefficients: Coefficients of the vectors, shape (m, n).
+
+        Returns:
+            Coefficients of the new basis in the old one, shape (m, n).
+        """
         kept = np.linalg.qr(coefficients.T)[0].T
         weights = self._like(kept)
         basis, images = weights @ self.basis, weights @ self.images
@@ -105,7 +119,7 @@ class Subspace:
         count = self._count + len(vectors)
         if count > len(self._held):
             held = self._held.new_empty((max(2 * count, 16), *self._held.shape[1:]))
-            # pages that are never written cost nothing
+            # Room for twice as many: memory pages cost nothing until they are written.
             held[: self._count] = self._held[: self._count]
             self._held = held
         self._held[self._count : count, 0], self._held[self._count : count, 1] = vectors, images
@@ -115,31 +129,36 @@ class Subspace:
         return torch.from_numpy(weights).to(self._held)
 
     def _outside(self, rows: Tensor) -> Tensor:
-        """An orthonormal basis of the rows' part outside the span, near-dependent ones dropped."""
+        """Orthonormal basis of the rows' part outside the span, without nearly dependent rows."""
         rows = rows[: self.operator.size - len(self)]
         if not len(rows):
             return rows
-        for _ in range(2):  # twice is enough (Kahan and Parlett): the first pass may leave rounding
-            found = self._cholesky(rows)
-            if found is None:
+        # Twice is enough (Kahan and Parlett): the first pass may leave rounding.
+        for _ in range(2):
+            orthogonalized = self._cholesky(rows)
+            if orthogonalized is None:
                 return self._outside_with_care(rows)
-            rows, part = found
+            rows, part = orthogonalized
             if part > ENOUGH:
                 break
         return rows
 
     def _cholesky(self, rows: Tensor) -> tuple[Tensor, float] | None:
-        """One pass of orthogonalisation from inner products alone, two multiplications of long vectors.
+        """One pass of orthogonalization by the Cholesky factor of a Gram matrix.
 
-        It squares condition numbers: None where the rows are too dependent for that. Beside the
-        rows, the smallest part of a unit row that was outside the ones before it.
+        With rows X scaled to unit length, C = Q Xᵀ and L Lᵀ = X Xᵀ − CᵀC, the new rows are
+        L⁻¹ (X − CᵀQ). Long vectors are multiplied twice only.
+
+        Returns:
+            The new rows, and the smallest part of a unit row outside the span of the ones before
+            it. None where rows are too dependent, since the method squares condition numbers.
         """
-        inside, own = inner(rows, self.basis).T, inner(rows, rows)
-        lengths = own.diagonal()
-        if not (lengths.min() > torch.finfo(rows.dtype).tiny ** 0.5 and np.isfinite(own).all()):
+        inside, gram = inner(rows, self.basis).T, inner(rows, rows)
+        squares = gram.diagonal()
+        if not (squares.min() > torch.finfo(rows.dtype).tiny ** 0.5 and np.isfinite(gram).all()):
             return None
-        scale = 1 / np.sqrt(lengths)
-        inside, cosines = inside * scale, own * np.outer(scale, scale)
+        scale = 1 / np.sqrt(squares)
+        inside, cosines = inside * scale, gram * np.outer(scale, scale)
         try:
             factor = np.linalg.cholesky(cosines - inside.T @ inside)
         except np.linalg.LinAlgError:
@@ -149,11 +168,12 @@ class Subspace:
             return None
         weights = np.linalg.inv(factor)
         fresh = self._like(weights * scale) @ rows
-        return (
-            torch.addmm(fresh, self._like(-weights @ inside.T), self.basis) if len(self) else fresh
-        ), part
+        if len(self):
+            fresh = torch.addmm(fresh, self._like(-weights @ inside.T), self.basis)
+        return fresh, part
 
     def _outside_with_care(self, rows: Tensor) -> Tensor:
+        """Two passes of Gram-Schmidt against the basis, and a QR factorization of the rest."""
         tiny = 100 * torch.finfo(rows.dtype).eps
         for _ in range(2):
             rows = torch.nn.functional.normalize(rows, dim=1, eps=torch.finfo(rows.dtype).tiny)
@@ -164,11 +184,11 @@ class Subspace:
 
 
 def inner(a: Tensor, b: Tensor) -> np.ndarray:
-    """A Bᵀ of long rows, shapes (m, P) and (n, P), as `small` has it.
+    """Inner products A Bᵀ of long rows, shapes (m, P) and (n, P), as a `small` matrix.
 
-    Long rows are taken in pieces, whose sums are then added: up to three times as fast as one
-    multiplication of matrices that are so far from square, and in float32 closer by as much as the
-    pieces are fewer than the terms.
+    Long rows are cut into pieces of `PIECE` numbers, whose inner products are then added. This is
+    up to three times as fast as one multiplication of such oblong matrices. In float32 it is also
+    more accurate, since each sum is over fewer terms.
     """
     whole = a.shape[1] // PIECE
     if whole < 4:
@@ -179,19 +199,19 @@ def inner(a: Tensor, b: Tensor) -> np.ndarray:
 
 
 def _largest_norm(rows: Tensor) -> float:
-    """The largest ‖·‖ of the rows, also where its square would over- or underflow."""
+    """Largest Euclidean norm of the rows; its square may over- or underflow."""
     size = float(rows.abs().max())
     return size * float((rows / size).norm(dim=1).max()) if size else 0.0
 
 
 def small(matrix: Tensor) -> np.ndarray:
-    """A matrix of a few inner products, in double precision on the CPU, where LAPACK is at its quickest for it."""
-    found: np.ndarray = matrix.cpu().numpy().astype(np.float64)
-    return found
+    """A small matrix in double precision on the CPU, where LAPACK is fastest for it."""
+    double: np.ndarray = matrix.cpu().numpy().astype(np.float64)
+    return double
 
 
 def _independent(rows: Tensor, tiny: float) -> Tensor:
-    """The rows orthogonalised, without those whose part outside the ones before is tiny."""
+    """Orthonormal rows, without those whose part outside the span of the ones before is tiny."""
     lengths = rows.norm(dim=1)
     if not bool((lengths > tiny).all()):
         rows = rows[lengths > tiny]
