@@ -45,8 +45,8 @@ def top_eigenpairs(
         operator: A, symmetric, shape (P, P).
         k: Pairs wanted.
         tol: Tolerance of residuals: each must be at most tol·|θ_1|.
-        accuracy: Tolerance of bounds: each must be at most accuracy·|θ_1|, or a little above 80 ε times
-            the largest |λ| where that is more, for rounding. Values are usually much closer than
+        accuracy: Tolerance of bounds: each must be at most accuracy·|θ_1|, or where that is more,
+            a little above 80 ε times the largest |λ|. Values are usually much closer than
             their bound, since their error is quadratic in the residual; 1e-5 gives five digits.
         start: Pairs or columns, shape (P, any), to start from, such as the last measurement's.
         trust: Whether the start's pairs may be held, at a product or two each; None for no. Their
