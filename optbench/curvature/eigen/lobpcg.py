@@ -81,6 +81,7 @@ def top_eigenpairs(
     else:
         pairs = _search(operator, start, settings)
         if (factor := _factor(pairs.values)) != 1:
+            # The scale is only known after a first search: search again on a multiple.
             left = replace(settings, max_hvps=max(max_hvps - pairs.hvps, k + guards))
             again = _search_multiple(operator, factor, pairs, left)
             pairs = replace(again, hvps=pairs.hvps + again.hvps)
@@ -116,6 +117,7 @@ def _search(
         assert pairs is not None and settings.trust is not None
         if solver.hold(pairs, settings.trust):
             return solver.result(operator.hvps - before)
+    # After a failed hold the first k vectors are in the space already.
     solver.begin(rows[k:] if len(solver.space) else rows, settings.seed)
     while pending := solver.pending():
         spent = operator.hvps - before
@@ -136,6 +138,7 @@ def _factor(values: Tensor) -> float:
     ):
         return 1.0
     most = math.frexp(limits.max)[1] - 8  # the factor itself must not overflow
+    # size = m · 2^e with ½ ≤ m < 1, so that factor 2^−e gives a norm in [½, 1).
     return 2.0 ** -min(max(math.frexp(size)[1], -most), most)
 
 
