@@ -81,6 +81,7 @@ class Chunks:
 
     def uncut(self) -> Iterator[Pair]:
         """The batches as given, not cut into chunks."""
+        # Augmentation and shuffling draw the same numbers in each pass.
         seed_globals(self.device, 0)
         self._rewind()
         for batch in with_own_workers(self.batches):

@@ -111,6 +111,7 @@ def spectral_density(
     generator = seeded(seed)
     before = operator.hvps
     rules = [_quadrature(operator, rademacher(operator, generator), steps) for _ in range(probes)]
+    # The mean of the quadratures over the probes is a quadrature with all their nodes.
     nodes, order = torch.cat([nodes for nodes, _ in rules]).sort()
     weights = torch.cat([weights for _, weights in rules])[order] / probes
     return SpectralDensity(nodes, weights, operator.size, operator.hvps - before)
@@ -123,7 +124,7 @@ def _quadrature(operator: Operator, start: Tensor, steps: int) -> tuple[Tensor, 
     for _ in range(steps):
         if not space.expand(row):
             break  # the Krylov space is exhausted: the quadrature is exact
-        row = space.images[-1:]
+        row = space.images[-1:]  # Lanczos: A q_last, orthogonalized by `expand`
     values, coefficients = space.ritz()
     # The first basis vector is z/‖z‖, so column 0 holds the first components.
     return torch.from_numpy(values), torch.from_numpy(coefficients[:, 0] ** 2)

@@ -234,6 +234,7 @@ class ModelOperator(Operator):
 
     def _witnessed(self, vectors: Tensor, current: bool) -> Tensor:
         """Images of the vectors; one more random vector and its image become the witness."""
+        # Seeded on its own, so that products are reproducible and no global generator moves.
         generator = torch.Generator().manual_seed(0)
         extra = torch.randn((self.size, 1), generator=generator, dtype=self.dtype).to(self.device)
         images = self._images(torch.cat([vectors, extra], 1), current)

@@ -44,7 +44,7 @@ def seed_globals(device: torch.device, seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
+            torch.cuda.manual_seed(seed)  # of this device only: `kept_rng` restores no other
 
 
 @contextlib.contextmanager
@@ -128,6 +128,7 @@ class _Kept:
             self.tensor.data_ptr() != self.storage.data_ptr()
             or self.tensor.shape != self.storage.shape
         )
+        # A write through `.data` may have replaced the storage, or reshaped the tensor.
         if moved:
             self.tensor.data = self.storage
         changed = not _identical(self.tensor, self.copy)

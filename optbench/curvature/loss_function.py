@@ -114,6 +114,7 @@ class Objective:
             MeasurementError: If other parameters train than when this function was made.
             FloatingPointError: If a weight is not finite.
         """
+        # A predicate may select other parameters now, after some were frozen or replaced.
         names = select(self.model, self.selection)
         shapes = [p.shape for p in self._weights()] if names == self.names else []
         if shapes != self.shapes:
@@ -171,11 +172,13 @@ class Objective:
         return value
 
     def _call(self, leaves: Sequence[Tensor], part: str, *arguments: Tensor) -> Tensor:
-        seed_globals(self.device, 1)
+        seed_globals(self.device, 1)  # the same dropout mask at every call
         state = {f"model.{name}": leaf for name, leaf in zip(self.names, leaves, strict=True)}
+        # Parameters that are not selected are constants.
         for name, p in self.both.named_parameters():
             if name not in state:
                 state[name] = self._cast(self._detached(p))
+        # Copies, so that batch-norm statistics of the model stay as they are.
         state |= {name: self._cast(b.detach().clone()) for name, b in self.both.named_buffers()}
         with (
             calling("model"),

@@ -65,7 +65,7 @@ class Operator(ABC):
             )
         columns = v if v.ndim == 2 else v.unsqueeze(1)
         self.hvps += columns.shape[1]
-        images = self._apply(columns.detach())
+        images = self._apply(columns.detach())  # products are not differentiated in v
         if not bool(torch.isfinite(images).all()):
             raise FloatingPointError(
                 "the curvature product is not finite: weights, data or v have diverged or overflow"
@@ -205,6 +205,7 @@ class Preconditioned(Operator):
                 f"diagonal must be positive and finite, got {diagonal[bad][0].item()}: add ε to it"
             )
         self.operator = operator
+        # P^-1/2
         self.scale = diagonal.detach().to(operator.device, operator.dtype).rsqrt()
         self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
 
@@ -255,6 +256,7 @@ class Restricted(Operator):
         self.dtype, self.device = operator.dtype, operator.device
 
     def _apply(self, vectors: Tensor) -> Tensor:
+        # Sᵀ A S v, where S puts the rows' entries into a vector of zeros.
         whole = vectors.new_zeros((self.operator.size, vectors.shape[1]))
         whole[self.rows] = vectors
         return (self.operator @ whole)[self.rows]

@@ -89,7 +89,7 @@ def make_plan(
     sample, size = _weighed_sample(objective, chunks, builder)
     per_example = size / len(sample[0])
     given = chunks.sizes()
-    total = int(per_example * sum(given))
+    total = int(per_example * sum(given))  # bytes of the graphs over all examples
     if strategy == "auto":
         strategy = "recomputed" if total > memory else "cached"
     needed = chunk
@@ -180,6 +180,7 @@ def graph_bytes(objective: Objective, builder: Builder, chunk: Pair) -> int:
             # Tensors inside of torch's transforms have no storage.
             with contextlib.suppress(RuntimeError):
                 storage = tensor.untyped_storage()
+                # By address: views of one storage count once.
                 held[storage.data_ptr()] = storage.nbytes()
         return tensor
 

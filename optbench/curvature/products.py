@@ -60,6 +60,7 @@ def build(builder: Builder, objective: Objective, leaves: Tensors, chunk: Pair) 
 
 def hessian_by_double_backward(objective: Objective, leaves: Tensors, chunk: Pair) -> Product:
     """Products H v = d/dw (∇L(w)·v), from one graph of the gradient ∇L(w)."""
+    # Double backward: differentiate once with create_graph, then contract with v and differentiate.
     layers: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
     if objective.cheap:
         layers = CheapSecondDerivatives
@@ -135,6 +136,7 @@ def gauss_newton_by_double_backward(objective: Objective, leaves: Tensors, chunk
     J v is the derivative of the linear map u ↦ Jᵀu, contracted with v.
     """
     outputs = dependent(_single(objective.outputs(leaves, chunk[0])))
+    # Jᵀu for a dummy u: it is linear in u, so the value u = 0 does not matter.
     dual = torch.zeros_like(outputs, requires_grad=True)
     pulled = _edge(_derivative(outputs, leaves, dual, create_graph=True))
     output_gradient, at = _output_gradient(objective, leaves, outputs, chunk)
@@ -151,6 +153,7 @@ def _output_gradient(
     objective: Objective, leaves: Tensors, outputs: Tensor, chunk: Pair
 ) -> tuple[Tensor, Tensor]:
     """Gradient ∇_f ℓ with its graph, and the outputs f that it is a function of."""
+    # Cut from the model's graph: H_ℓ is the second derivative in the outputs alone.
     at = outputs.detach().requires_grad_()
     value = dependent(objective.scalar(leaves, at.clone(), chunk[1]))
     (slope,) = _derivative(value, [at], create_graph=True)

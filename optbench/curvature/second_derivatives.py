@@ -151,6 +151,7 @@ def _relative_error(objective: Objective, builder: Builder, data: Pair) -> float
     v = torch.randn(sum(objective.sizes), generator=generator, dtype=torch.float64).to(
         objective.device
     )
+    # The gradient misses the padding rows, but a difference along them would see them.
     _hold_padding(objective, v)
     image = _flat(build(builder, objective, leaves, data)(v, free_graph=True))
     step = STEP * (float(_flat(leaves).square().mean().sqrt()) or 1.0)

@@ -77,6 +77,7 @@ def trace(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
     draws = [float((z * image).sum()) for z, image in _probes(operator, samples, deflate, seed)]
+    # tr(U diag(θ) Uᵀ) = Σ_i θ_i, exact for orthonormal U.
     known = 0.0 if deflate is None else float(deflate.values.double().sum())
     mean = math.fsum(draws) / samples
     variance = math.fsum((draw - mean) ** 2 for draw in draws) / (samples - 1)

@@ -255,6 +255,7 @@ def _value_differs(
     )
     counts = [len(o) for o in outputs]
     generator = torch.Generator().manual_seed(0)
+    # Noise of the size of the outputs, and at least 1, as for outputs that are all zero.
     for noise_level in (0.0, 1.0):
         if noise_level:
             noise = torch.randn(everything.shape, generator=generator, dtype=everything.dtype)
@@ -288,6 +289,7 @@ def _differ(
     """
     everything = torch.cat(list(outputs))
     generator = torch.Generator().manual_seed(0)
+    # A random direction shows a difference of the curvatures with probability 1.
     along = torch.randn(everything.shape, generator=generator, dtype=everything.dtype).to(
         everything.device
     )

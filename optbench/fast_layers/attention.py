@@ -16,7 +16,7 @@ from optbench.fast_layers.graph import Gradients, second
 def attention(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """F.scaled_dot_product_attention with a cheap second derivative.
 
-    Calls with dropout, grouped heads, broadcast batches or a mask of a rare kind go to the original.
+    Calls with dropout, grouped heads, broadcast batches or a rare kind of mask go to the original.
     """
 
     def attend(
@@ -50,7 +50,7 @@ def attention(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _shapes_fit(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether the tensors have numbers and the same batch dimensions, so that nothing broadcasts."""
+    """Whether no tensor is empty and all have the same batch dimensions."""
     filled = query.numel() and key.numel() and value.numel()
     return bool(filled) and key.shape[:-2] == query.shape[:-2] == value.shape[:-2]
 

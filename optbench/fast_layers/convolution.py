@@ -20,7 +20,10 @@ Settings = tuple[list[int], list[int], list[int], int]
 
 
 def convolution(dimensions: int, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """F.conv1d, conv2d or conv3d with a cheap second derivative; rare arguments go to the original."""
+    """F.conv1d, conv2d or conv3d with a cheap second derivative.
+
+    Padding that differs between sides, and inputs without a batch, go to the original.
+    """
 
     def convolve(
         input: Tensor,

@@ -82,7 +82,7 @@ def seen_inside(
 
 
 def second(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Backward pass of a gradient, guarded: it cannot be differentiated, since it uses saved numbers."""
+    """Backward pass of a gradient that refuses to be differentiated: it uses saved numbers."""
 
     @wraps(backward)
     def guarded(ctx: Any, *gradients: Tensor | None) -> Any:

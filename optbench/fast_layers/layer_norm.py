@@ -82,6 +82,7 @@ class _Gradient(Function):
     @second
     def backward(ctx: Any, a: Tensor, dw: Tensor, db: Tensor) -> Gradients:
         g, unit, rho, w, along = ctx.saved_tensors
+        # The module's equations: a = the change of dx, u = J a, h = w g.
         u = _project(a, unit)[0].mul_(rho)
         along_g = torch.addcmul(db, unit, dw).addcmul_(u, w)
         g_u = g * u

@@ -1,9 +1,9 @@
 """Probes, one file each: training state → {metric: number}. A probe only reads.
 
-It changes no parameter, buffer, `.grad`, optimizer state or global random state: a run with probes
-is bit-identical to the run without. One that keeps something between calls also has `state_dict`
-and `load_state_dict`. One that does not apply leaves its keys out and says why once through
-`State.say`.
+A probe changes no parameter, buffer, `.grad`, optimizer state or global random state: a run with
+probes is bit-identical to the run without. A probe that keeps something between calls also has
+`state_dict` and `load_state_dict`. A probe that does not apply leaves its keys out, and says why
+once through `State.say`.
 """
 
 import math
@@ -29,17 +29,17 @@ class State:
     """Training as a probe sees it, before the update of this step.
 
     Attributes:
-        step: Updates done so far.
-        steps: Updates in all.
-        task: On the device that is trained on.
-        model: In train mode.
-        optimizer: With its hyperparameters for the coming update.
+        step: Number of updates done so far.
+        steps: Number of updates of the whole run.
+        task: Task, on the device of the training.
+        model: Model, in train mode.
+        optimizer: Optimizer, with its hyperparameters for the coming update.
         full_batch: Whether the coming update uses the whole training set.
-        steps_per_epoch: Updates an epoch, 1 for the full batch.
-        seed: The run's; take randomness from `optbench.seeds` with a stream of your own.
-        found: What earlier probes found at this step.
-        say: Tells the user something once.
-        shared: What the probes of this step need in common.
+        steps_per_epoch: Updates per epoch, 1 for the full batch.
+        seed: Seed of the run; draw randomness from `optbench.seeds` with a stream of your own.
+        found: Metrics that earlier probes measured at this step.
+        say: Function that tells the user something once.
+        shared: Quantities that several probes of this step need.
     """
 
     step: int
@@ -56,12 +56,12 @@ class State:
 
 
 class Probe(Protocol):
-    """What the runner asks of a probe. `every` is its cadence, see `due`."""
+    """Interface of a probe. `every` is its cadence, see `due`."""
 
     every: int | str
 
     def __call__(self, state: State) -> Mapping[str, Value]:
-        """Measure."""
+        """Measure at this state."""
 
 
 @runtime_checkable
@@ -72,12 +72,12 @@ class Stateful(Protocol):
         """Return what a resumed run needs: tensors, numbers, strings, and containers of these."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore what `state_dict` returned."""
 
 
 @runtime_checkable
 class SelfPaced(Protocol):
-    """A probe with `every: adaptive`, which says itself when it wants to measure next.
+    """A probe that may have `every: adaptive`: it sets the step of its next measurement.
 
     One that has to be called at other steps than those that `every` counts, such as the step after,
     says so by a true attribute `paces_itself`.
@@ -88,7 +88,7 @@ class SelfPaced(Protocol):
 
 
 def measure(probes: Mapping[str, Probe], state: State) -> dict[str, Value]:
-    """Call the probes, in their order, and return what they found; random generators are left as they were.
+    """Call the probes in order and return their metrics; random generators are restored.
 
     A probe whose curvature cannot be measured on this model is left out, and says why once.
 
@@ -107,21 +107,21 @@ def measure(probes: Mapping[str, Probe], state: State) -> dict[str, Value]:
     return state.found
 
 
-def _numbers(name: str, found: Mapping[str, Any]) -> Mapping[str, Value]:
-    """What a probe returned; raises a UserError for what no series can hold."""
-    for metric, value in found.items():
+def _numbers(name: str, returned: Mapping[str, Any]) -> Mapping[str, Value]:
+    """Return a probe's metrics; raise a UserError for values that are no numbers."""
+    for metric, value in returned.items():
         for number in value if isinstance(value, list) else [value]:
             if not isinstance(number, int | float):
                 raise UserError(
                     f"probe {name} returned {metric}={printable(repr(number))[:80]} "
-                    f"({type(number).__name__}): a probe "
-                    "returns numbers or lists of numbers, float(x) of a tensor"
+                    f"({type(number).__name__}): a probe returns numbers or lists of numbers, "
+                    "float(x) of a tensor"
                 )
-    return found
+    return returned
 
 
 def check_cadences(probes: Mapping[str, Probe]) -> None:
-    """Raise a UserError unless each `every` is a cadence, or the name of a probe that stands before."""
+    """Raise a UserError unless each `every` is a cadence or the name of an earlier probe."""
     before: list[str] = []
     for name, probe in probes.items():
         every = probe.every
@@ -139,15 +139,20 @@ def check_cadences(probes: Mapping[str, Probe]) -> None:
 def due(
     probes: Mapping[str, Probe], step: int, steps: int, steps_per_epoch: int
 ) -> dict[str, Probe]:
-    """Return the probes whose cadence falls on this step; each does on the first and the last, unless it never does.
+    """Return the probes whose cadence falls on this step.
 
-    `never` switches a probe off, and those whose cadence is its name; a number means every so many
-    steps, `epoch` once an epoch, `log` ten times a decade (at the first step in each [10^(i/10),
-    10^((i+1)/10))), `adaptive` when the probe says, a probe's name whenever that one is due.
+    Every probe is due on the first and the last step, except with the cadence `never`. Cadences:
+
+    - a number: every so many steps;
+    - `epoch`: once per epoch;
+    - `log`: ten times a decade, at the first step in each [10^(i/10), 10^((i+1)/10));
+    - `adaptive`: at the step that the probe has set;
+    - a probe's name: whenever that probe is due;
+    - `never`: switched off, with all probes whose cadence is its name.
     """
     chosen: dict[str, Probe] = {}
     for name, probe in probes.items():
-        # a name stands before its followers, and is due on the first and last step if they are
+        # A probe stands before the probes that follow it, so whether it is due is known by now.
         follows = probe.every in probes
         if probe.every in chosen if follows else _falls(probe, step, steps, steps_per_epoch):
             chosen[name] = probe
@@ -178,4 +183,5 @@ def _paces_itself(probe: SelfPaced) -> bool:
 
 
 def _new_tenth_of_a_decade(step: int) -> bool:
+    """Whether floor(10 log10 step) is larger than at the step before."""
     return step == 1 or math.floor(10 * math.log10(step)) > math.floor(10 * math.log10(step - 1))

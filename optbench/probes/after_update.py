@@ -1,4 +1,4 @@
-"""What probes of the actual update share: the weights before it are kept, the measurement is after it."""
+"""Base of probes of the actual update: weights are kept before it and compared after it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +16,10 @@ from optbench.probes import State, Value
 
 @dataclass
 class AfterUpdate:
-    """Keeps the weights at every n-th step, and measures the update from there one step later.
+    """Keeps the weights at every n-th step and measures the update one step later.
 
-    Whatever the optimizer is, the update is the difference of the weights: no copy of the optimizer
-    takes a step. A measurement stands at the step that the update led to. Memory: one copy of the
+    The update is the difference of the weights, for any optimizer: no copy of the optimizer takes a
+    step. A measurement is recorded at the step that the update led to. Memory: one copy of the
     weights.
 
     Args:
@@ -32,41 +32,41 @@ class AfterUpdate:
     next_step: int = field(default=0, init=False)
     paces_itself: ClassVar[bool] = True  # it is called at the step after the n-th as well
     _before: tuple[int, list[Tensor]] | None = field(default=None, init=False)  # step and weights
-    _of: str | None = field(default=None, init=False)  # which parameters they are of
+    _of: str | None = field(default=None, init=False)  # signature of the parameters
 
     def __post_init__(self) -> None:
         check_fields(self, f"{type(self).__name__.lower()}.")
 
     def __call__(self, state: State) -> dict[str, Value]:
-        """Measure the update since the step before, if that one's weights were kept; keep these if it is time."""
-        found: dict[str, Value] = {}
-        of = state.shared.signature(state)
+        """Measure the last update if weights were kept before it; keep weights if it is time."""
+        measured: dict[str, Value] = {}
+        signature = state.shared.signature(state)
         if (
             self._before is not None
             and self._before[0] == state.step - 1
-            and self._of in (None, of)
+            and self._of in (None, signature)
         ):
-            found = self.measure(state, self._before[1])
+            measured = self.measure(state, self._before[1])
         self._before = None
         spacing = self.every if isinstance(self.every, int) else self.interval
         if state.step % spacing == 0 and state.step < state.steps:
-            self._of = of
+            self._of = signature
             self._before = state.step, [p.detach().clone() for p in trainable(state.model)]
             self.next_step = state.step + 1
         else:
             self.next_step = (state.step // spacing + 1) * spacing
-        return found
+        return measured
 
     def measure(self, state: State, before: Sequence[Tensor]) -> dict[str, Value]:
         """Measure the update from the weights `before` to the present ones."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the weights kept and the next step."""
+        """Return the kept weights and the next step."""
         return {"before": self._before, "next_step": self.next_step, "of": self._of}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the kept weights and the next step."""
         self._before, self.next_step, self._of = (
             state["before"],
             state["next_step"],
@@ -75,14 +75,14 @@ class AfterUpdate:
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
-    """One vector of all entries, detached; in single precision at least."""
+    """All entries as one vector, detached; half precision becomes single."""
     whole = torch.cat([t.detach().reshape(-1) for t in tensors])
     return whole.float() if whole.dtype in (torch.float16, torch.bfloat16) else whole
 
 
 @contextmanager
 def weights_at(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
-    """Put the parameters at these values, and bit for bit back afterwards."""
+    """Context with the parameters at these values; restores them bit for bit."""
     now = [p.detach().clone() for p in parameters]
     try:
         _copy(parameters, values)

@@ -1,4 +1,4 @@
-"""Curvature that mini-batch gradients meet, and their noise."""
+"""Curvature along mini-batch gradients, and gradient noise."""
 
 import time
 from collections.abc import Iterator
@@ -25,23 +25,24 @@ from optbench.seeds import generator
 
 @dataclass
 class BatchSharpness:
-    """Batch sharpness, gradient–noise interaction and interaction-aware sharpness, with 95 % intervals.
+    """Batch sharpness, gradient-noise interaction, interaction-aware sharpness; 95 % intervals.
 
-    `batch/sharpness` = E_B[g_BᵀH_Bg_B/‖g_B‖²], which settles at 2/η for SGD; `batch/interaction` =
-    E_B[g_BᵀHg_B]/‖g‖²; `batch/interaction_aware_sharpness` = E_B[g_BᵀHg_B]/E_B‖g_B‖², H and g over
-    `examples`. `…_low` and `…_high` are the ends of the t interval over `batch/count` batches of
-    `size` examples, drawn afresh at every measurement without replacement within a batch, without
-    augmentation. Absent for the full batch, where all three are gᵀHg/‖g‖². Cost: a batch's gradient
-    and product, and one product with H, a batch.
+    - `batch/sharpness` = E_B[g_BᵀH_Bg_B/‖g_B‖²], which settles at 2/η for SGD;
+    - `batch/interaction` = E_B[g_BᵀHg_B]/‖g‖²;
+    - `batch/interaction_aware_sharpness` = E_B[g_BᵀHg_B]/E_B‖g_B‖².
+
+    H and g are over `examples`; g_B and H_B over batch B. `…_low` and `…_high` are the ends of the
+    t interval over `batch/count` batches of `size` examples. Batches are drawn anew at every
+    measurement, without augmentation, and without replacement within a batch. Absent for the full
+    batch, where all three are gᵀHg/‖g‖². Cost per batch: its gradient, its product, and one product
+    with H.
 
     Args:
         every: Cadence.
-        size: Examples a batch: the run's.
-        batches: Most batches, at least 2.
-        until: Stop when the half width of the interval of batch sharpness is below this share of
-            it.
-        examples: How many training examples H is over, always the same, the first ones; None for
-            all.
+        size: Examples per batch, by default the run's.
+        batches: Largest number of batches, at least 2.
+        until: Relative half width of batch sharpness's interval at which to stop drawing.
+        examples: Number of training examples of H, always the first ones; None for all.
 
     References:
         Andreyev and Beneventano (2024), arXiv:2412.20553; Lee and Jang (2023), ICLR, openreview
@@ -70,27 +71,32 @@ class BatchSharpness:
         first = batch_sharpness(drawn, self.batches, until=self.until)
         gradients = [g for g, _ in drawn[: first.batches]]
         products = {id(g): hessian @ g for g in gradients}
-        slope = state.shared.loss_and_gradient(state, self.examples)[1]
+        gradient = state.shared.loss_and_gradient(state, self.examples)[1]
 
         def hvp(g: Tensor) -> Tensor:
-            return products[id(g)]  # both measures want the same products
+            return products[id(g)]  # computed once, since two measures need the same products
 
         measured = {
             metrics.BATCH_SHARPNESS: first,
-            metrics.INTERACTION: interaction(gradients, hvp, slope, self.batches),
+            metrics.INTERACTION: interaction(gradients, hvp, gradient, self.batches),
             metrics.INTERACTION_AWARE: interaction_aware_sharpness(gradients, hvp, self.batches),
         }
-        found: dict[str, Value] = {metrics.BATCH_COUNT: first.batches}
+        values: dict[str, Value] = {metrics.BATCH_COUNT: first.batches}
         for name, estimate in measured.items():
-            found |= _named(name, estimate)
-        return found | {metrics.BATCH_SECONDS: time.perf_counter() - start}
+            values |= _named(name, estimate)
+        return values | {metrics.BATCH_SECONDS: time.perf_counter() - start}
 
 
 def draw(state: State, like: Hessian, size: int, count: int, stream: str) -> Iterator[Batch]:
-    """Gradient and Hessian product of `count` batches of the training set, of a stream of the run's seed.
+    """Gradient and Hessian product of `count` random batches of the training set.
 
-    What a product needs to be trusted was looked at for `like`, the Hessian of the same loss over
-    more examples.
+    Args:
+        state: Training.
+        like: Hessian of the same loss over more examples, which has passed the checks of model and
+            loss; they are not repeated.
+        size: Examples per batch.
+        count: Number of batches.
+        stream: Name of the random stream, derived from the run's seed.
     """
     random = generator(state.seed, f"{stream}/{state.step}")
     train = state.task.train

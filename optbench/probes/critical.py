@@ -1,4 +1,4 @@
-"""Critical sharpness: how long the actual update could have been before it raised the loss."""
+"""Critical sharpness: the multiple of the actual update at which it starts to raise the loss."""
 
 import math
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ from optbench.probes.after_update import AfterUpdate, weights_at
 class Critical(AfterUpdate):
     """`update/critical_step` κ: the least multiple of the update d with L(w + κd) > L(w).
 
-    `update/critical_sharpness` = 2/(κη), where all groups have one learning rate η: gᵀHg/‖g‖² for
-    gradient descent on a quadratic. κ = 1 means that the step itself was on the verge. Both are
-    absent where the loss was never raised, 0 where every step along it raises it. At the step that
-    d led to; the training loss, in train mode. Cost: 5 to 8 forward passes.
+    `update/critical_sharpness` = 2/(κη), where all groups have one learning rate η. For gradient
+    descent on a quadratic it is gᵀHg/‖g‖². At κ = 1 the update itself just fails to lower the loss.
+    Both are absent where no multiple raised the loss; κ is 0 where every one does. Recorded at the
+    step that d led to. L is the training loss, in train mode. Cost: 5 to 8 forward passes.
 
     Args:
         every: See `AfterUpdate`.
         interval: Steps between the updates that are measured.
-        examples: How many training examples, always the same, the first ones; None for all.
+        examples: Number of training examples of L, always the first ones; None for all.
 
     References:
         Kalra et al. (2026), arXiv:2601.16979.
@@ -36,7 +36,7 @@ class Critical(AfterUpdate):
     examples: Count | None = None
 
     def measure(self, state: State, before: Sequence[Tensor]) -> dict[str, Value]:
-        """Search along the update."""
+        """Search for κ along the update."""
         parameters = trainable(state.model)
         after = [p.detach().clone() for p in parameters]
         hessian = state.shared.hessian(state, self.examples)
@@ -47,14 +47,14 @@ class Critical(AfterUpdate):
             ):
                 return hessian.loss.value()
 
-        found = critical_step(loss_along)
-        if math.isinf(found.step):
+        critical = critical_step(loss_along)
+        if math.isinf(critical.step):
             return {}
         result: dict[str, Value] = {
-            metrics.CRITICAL_STEP: found.step,
-            metrics.CRITICAL_FORWARDS: found.forwards,
+            metrics.CRITICAL_STEP: critical.step,
+            metrics.CRITICAL_FORWARDS: critical.forwards,
         }
         rates = {float(group.get("lr", math.nan)) for group in state.optimizer.param_groups}
-        if len(rates) == 1 and found.step > 0 and (lr := rates.pop()) > 0:
-            result[metrics.CRITICAL_SHARPNESS] = found.sharpness(lr)
+        if len(rates) == 1 and critical.step > 0 and (lr := rates.pop()) > 0:
+            result[metrics.CRITICAL_SHARPNESS] = critical.sharpness(lr)
         return result

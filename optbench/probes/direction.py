@@ -1,4 +1,4 @@
-"""Curvature along the actual update, and whether a quadratic explains what it did to the loss."""
+"""Curvature along the actual update, and a quadratic prediction of its change of the loss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,18 +14,21 @@ from optbench.probes.after_update import AfterUpdate, flat, weights_at
 
 @dataclass
 class Direction(AfterUpdate):
-    """The update d from w, at the step that it led to: a check of the edge without a model of the optimizer.
+    """Curvature along the update d from w, which tests the edge without a model of the optimizer.
 
-    `update/sharpness` = dᵀHd/‖d‖²; `update/gradient_sharpness` = gᵀHg/‖g‖²; `update/loss_change` =
-    L(w + d) − L(w); `update/predicted_change` = g·d + ½dᵀHd. All with g, H at w over the same
-    examples, in train mode; where the loss changes by less than its own rounding (1e-7 of it in
-    float32), so does the comparison. Cost: one forward pass, one gradient, two Hessian-vector
-    products.
+    - `update/sharpness` = dᵀHd/‖d‖²;
+    - `update/gradient_sharpness` = gᵀHg/‖g‖²;
+    - `update/loss_change` = L(w + d) − L(w);
+    - `update/predicted_change` = g·d + ½dᵀHd.
+
+    g and H are at w, over the same examples, in train mode. Recorded at the step that d led to.
+    Changes smaller than the rounding of the loss (1e-7 of it in float32) cannot be compared. Cost:
+    one forward pass, one gradient, two Hessian-vector products.
 
     Args:
         every: See `AfterUpdate`.
         interval: Steps between the updates that are measured.
-        examples: How many training examples, always the same, the first ones; None for all.
+        examples: Number of training examples, always the first ones; None for all.
 
     References:
         Pan and Li (2023), arXiv:2306.00204, for the directional sharpness.
@@ -41,14 +44,14 @@ class Direction(AfterUpdate):
         after = hessian.loss.value()
         with weights_at(parameters, before):
             loss, gradient = hessian.loss.value_and_gradient()
-            curved, curved_gradient = hessian @ update, hessian @ gradient
-        bend = float(update @ curved)
-        found: dict[str, Value] = {
+            H_update, H_gradient = hessian @ update, hessian @ gradient
+        curvature = float(update @ H_update)  # dᵀHd
+        values: dict[str, Value] = {
             metrics.LOSS_CHANGE: after - loss,
-            metrics.PREDICTED_CHANGE: float(gradient @ update) + bend / 2,
+            metrics.PREDICTED_CHANGE: float(gradient @ update) + curvature / 2,
         }
         if squared := float(update @ update):
-            found[metrics.UPDATE_SHARPNESS] = bend / squared
+            values[metrics.UPDATE_SHARPNESS] = curvature / squared
         if squared := float(gradient @ gradient):
-            found[metrics.GRADIENT_SHARPNESS] = float(gradient @ curved_gradient) / squared
-        return found
+            values[metrics.GRADIENT_SHARPNESS] = float(gradient @ H_gradient) / squared
+        return values

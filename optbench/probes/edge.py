@@ -32,7 +32,7 @@ from optbench.probes import State, Value
 from optbench.probes.tracking import Tracker
 from optbench.seeds import derive
 
-# at step 0, before there is a preconditioner: expected, so not worth a line
+# Reason of an unknown edge at step 0, before there is a preconditioner. It is expected, not said.
 NOT_YET = "no step taken yet"
 
 
@@ -40,33 +40,35 @@ NOT_YET = "no step taken yet"
 class Edge:
     """`edge/distance` = measured / `edge/threshold`, 1 at the edge; dimensionless.
 
-    What is measured depends on the optimizer's geometry, see `optbench.dynamics.edge`:
+    The measured quantity depends on the optimizer's geometry, see `optbench.dynamics.edge`:
 
-    - λ₁(H) itself (SGD, SAM over it): what the sharpness probe found at the same step, at no cost
-      (SAM: one gradient, for its threshold depends on ‖∇L‖);
-    - `edge/preconditioned_sharpness` = λ₁(P^-½HP^-½) (Adam and its kin),
-      `edge/preconditioned_lambda_2` … for k > 1, with `edge/preconditioned_bound` on its error: as
-      many products as sharpness takes, 5 to 8;
-    - `edge/norm_sharpness` = max dᵀHd over a ball in max or spectral norm (sign methods, Muon), a
-      lower bound: one gradient and `norm_hvps` products.
+    - λ₁(H) (SGD, and SAM on it), which the sharpness probe found at the same step. Cost: none; for
+      SAM one gradient, since its threshold depends on ‖∇L‖.
+    - `edge/preconditioned_sharpness` = λ₁(P^-½HP^-½) (Adam and similar), with
+      `edge/preconditioned_bound` on its error, and `edge/preconditioned_lambda_2` … for k > 1.
+      Cost: as many products as sharpness, 5 to 8.
+    - `edge/norm_sharpness` = max dᵀHd over a ball in max or spectral norm (sign methods, Muon); the
+      value found is a lower bound. Cost: one gradient and `norm_hvps` products.
 
-    H and ∇L are over the same examples, in the same mode, as the sharpness probe's. Absent where
-    the threshold is unknown, where it depends on the gradient and that of a mini-batch is used, and
-    until the preconditioner has averaged enough gradients to hold still, see
-    `optbench.dynamics.settling`: 20 of them for Adam, more with a longer memory or small batches.
-    `edge/distance` alone is absent where the threshold is not positive. `edge/lr` is the learning
-    rate that the threshold is for, the largest of the groups'.
+    H and ∇L are over the same examples, in the same mode, as the sharpness probe's. `edge/lr` is
+    the learning rate that the threshold is for, the largest of the groups'. All are absent
+
+    - where the threshold is unknown;
+    - where it depends on the gradient, but the optimizer uses that of a mini-batch;
+    - until the preconditioner has averaged enough gradients to be nearly constant: 20 for Adam,
+      more with a longer memory or small batches; see `optbench.dynamics.settling`.
+
+    `edge/distance` alone is absent where the threshold is not positive.
 
     Args:
         every: Cadence.
-        examples: How many training examples H is over, always the same, the first ones; None for
-            all.
-        k: How many eigenvalues of the preconditioned Hessian.
-        accuracy: Bound to reach for them, relative to the largest.
+        examples: Number of training examples of H, always the first ones; None for all.
+        k: Number of eigenvalues of the preconditioned Hessian.
+        accuracy: Bound to reach for the eigenvalues, relative to the largest.
         audit_every: Solves between audits, of 20 products each.
-        solve_every: As the sharpness probe's, of the preconditioned Hessian; `edge/solved` is 0
+        solve_every: See `Sharpness`, here for the preconditioned Hessian; `edge/solved` is 0
             between solves.
-        norm_hvps: Products a measurement of norm sharpness, at most 60.
+        norm_hvps: Products per measurement of norm sharpness, at most 60.
 
     References:
         Cohen et al. (2022), arXiv:2207.14484; Long and Bartlett (2023), arXiv:2309.12488; Islamov
@@ -80,11 +82,13 @@ class Edge:
     audit_every: Count = 50
     solve_every: Count = 4
     norm_hvps: Annotated[int, Field(ge=1, le=60)] = 30
-    # of the last norm sharpness, to start from
+    # Maximizer d of the last norm sharpness, as a warm start, and the signature of its parameters.
     _direction: Tensor | None = field(default=None, init=False)
-    _of: str | None = field(default=None, init=False)  # which parameters it is of
+    _of: str | None = field(default=None, init=False)
+    # Sources and quantities of the edges that the user was told of.
     _said: set[tuple[str, str]] = field(default_factory=set, init=False)
-    _until: int = field(default=-1, init=False)  # the step that it was last said to be absent until
+    # Step until which the user was told that the distance is absent.
+    _until: int = field(default=-1, init=False)
 
     def __post_init__(self) -> None:
         check_fields(self, "edge.")
@@ -93,7 +97,7 @@ class Edge:
         )
 
     def __call__(self, state: State) -> dict[str, Value]:
-        """Measure what the optimizer's edge is on, and compare it with the threshold."""
+        """Measure the quantity of the optimizer's edge and compare it with the threshold."""
         start = time.perf_counter()
         edge = state.shared.edge(state)
         if isinstance(edge, UnknownEdge):
@@ -110,13 +114,16 @@ class Edge:
             return {}
         known = self._known(edge, state)
         if known is None or math.isinf(known.threshold):
-            return {}  # a schedule has come down to lr = 0: nothing moves, so there is no edge
+            return {}  # a schedule has come down to lr = 0: weights are constant, at no edge
         self._say_where_from(known, state)
-        found = self._measure(known, state, start)
-        return found | _rate(state) if found else {}
+        measured = self._measure(known, state, start)
+        return measured | _rate(state) if measured else {}
 
     def _known(self, edge: AnyEdge, state: State) -> KnownEdge | None:
-        """The edge in the Hessian's order of tensors, at the present gradient; None says why not."""
+        """The edge in the Hessian's order of tensors, at the present gradient; None if unknown.
+
+        The user is told the reason.
+        """
         try:
             edge = reordered(edge, trainable(state.model))
         except ValueError as why:
@@ -130,7 +137,10 @@ class Edge:
         return edge
 
     def _waits(self, edge: AnyEdge, state: State) -> bool:
-        """Whether P has still to settle, said once; again if a tensor joins later, after unfreezing it."""
+        """Whether the preconditioner P has yet to settle, which the user is told.
+
+        It is told again if a tensor joins later, after it was unfrozen.
+        """
         train = len(state.task.train.inputs)
         examples = train if self.examples is None else min(self.examples, train)
         lacks = unsettled(
@@ -143,8 +153,7 @@ class Edge:
             name = type(state.optimizer).__name__
             state.say(
                 f"edge/distance is absent until step {self._until}: P of {name} holds still enough "
-                "once it has "
-                f"averaged {lacks.needed} gradients"
+                f"once it has averaged {lacks.needed} gradients"
             )
         return True
 
@@ -162,10 +171,10 @@ class Edge:
         before = hessian.hvps
         seed = derive(state.seed, f"edge/{state.step}")
         if isinstance(edge, EigenvalueEdge):
-            found = self._preconditioned(edge, hessian, seed, state)
+            values = self._preconditioned(edge, hessian, seed, state)
         else:
-            found = self._norm(edge, hessian, seed, state)
-        return found | {
+            values = self._norm(edge, hessian, seed, state)
+        return values | {
             metrics.EDGE_HVPS: hessian.hvps - before,
             metrics.EDGE_SECONDS: time.perf_counter() - start,
         }
@@ -176,17 +185,17 @@ class Edge:
         pairs = self._tracker.solve(
             AtEdge(edge, hessian), state.shared.signature(state), seed, state.say
         )
-        values: list[float] = pairs.values.tolist()
-        found: dict[str, Value] = {
-            metrics.PRECONDITIONED_SHARPNESS: values[0],
+        eigenvalues: list[float] = pairs.values.tolist()
+        values: dict[str, Value] = {
+            metrics.PRECONDITIONED_SHARPNESS: eigenvalues[0],
             metrics.PRECONDITIONED_BOUND: float(pairs.bounds[0]),
             metrics.EDGE_SOLVED: int(not pairs.held),
         }
         if not pairs.converged:
-            found[metrics.EDGE_CONVERGED] = 0
-        for k, value in enumerate(values[1:], 2):
-            found[metrics.numbered(metrics.PRECONDITIONED_K, k)] = value
-        return found | _compare(edge, values[0])
+            values[metrics.EDGE_CONVERGED] = 0
+        for k, eigenvalue in enumerate(eigenvalues[1:], 2):
+            values[metrics.numbered(metrics.PRECONDITIONED_K, k)] = eigenvalue
+        return values | _compare(edge, eigenvalues[0])
 
     def _norm(
         self, edge: NormBallEdge, hessian: Hessian, seed: int, state: State
@@ -216,17 +225,19 @@ class Edge:
             state.say(f"edge of stability: {edge.quantity} = {formula} ({edge.source}{reason})")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the warm starts."""
+        """Return the warm starts of both measurements."""
         return {"tracker": self._tracker.state_dict(), "direction": self._direction, "of": self._of}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the warm starts."""
         self._tracker.load_state_dict(state["tracker"])
         self._direction, self._of = state["direction"], state.get("of")
 
 
 class AtEdge(Operator):
-    """P^-½(H + rH² + D)P^-½, whose λ₁ meets the threshold; `hvps` counts products with it.
+    """The operator P^-½(H + rH² + D)P^-½, whose λ₁ reaches the threshold at the edge.
+
+    `hvps` counts products with this operator.
 
     Args:
         edge: Edge, with its tensors in the order of the Hessian's.
@@ -242,12 +253,13 @@ class AtEdge(Operator):
 
 
 def _rate(state: State) -> dict[str, Value]:
-    """Learning rate of the coming update, the largest of the groups'; nothing where none has one."""
+    """Largest learning rate of the groups for the coming update; empty if no group has one."""
     rates = [float(group["lr"]) for group in state.optimizer.param_groups if "lr" in group]
     return {metrics.EDGE_LR: max(rates)} if rates else {}
 
 
 def _compare(edge: KnownEdge, measured: float) -> dict[str, Value]:
-    found: dict[str, Value] = {metrics.EDGE_THRESHOLD: edge.threshold}
+    """Threshold, and the distance measured / threshold where it is defined."""
+    threshold: dict[str, Value] = {metrics.EDGE_THRESHOLD: edge.threshold}
     ratio = distance(edge.threshold, measured)
-    return found if ratio is None else found | {metrics.EDGE_DISTANCE: ratio}
+    return threshold if ratio is None else threshold | {metrics.EDGE_DISTANCE: ratio}

@@ -21,30 +21,30 @@ from optbench.task import Split, Task
 
 Mean = Callable[[Tensor, Tensor], Tensor]
 
-OUTPUTS = 2**28  # bytes of outputs that may be kept, to take a loss of all of them at once
-# relative difference that rounding may make between the loss of a whole and the mean of its parts'
-SAME = 1e-5
-ALIKE = 1e-3  # and of the outputs of an example in batches of different sizes
-FEW = 2  # examples that are looked at alone, to see whether others in the batch matter to them
+OUTPUTS = 2**28  # bytes of outputs that may be kept, for a loss of all of them at once
+# Relative differences that count as rounding:
+SAME = 1e-5  # between the loss of a whole and the mean of its parts'
+ALIKE = 1e-3  # between outputs of an example in batches of different sizes
+FEW = 2  # examples called on their own, to see whether outputs depend on the rest of a batch
 
 
 class NoErrorError(MeasurementError):
-    """There is a loss, but no misclassification of these outputs."""
+    """The task's error is not defined for these outputs, though its loss is."""
 
 
 @dataclass
 class Generalization:
-    """`train/`, `val/`, `test/` `loss` and `error`, and `gap/loss`, `gap/error` = test − train.
+    """`loss` and `error` under `train/`, `val/` and `test/`; under `gap/` test minus train.
 
-    All in eval mode without augmentation; the training labels are those trained on, label noise
-    included. A loss is that of all outputs together, also where it is no mean over examples. Cost:
-    a forward pass over the examples named.
+    Measured in eval mode, without augmentation. Training labels are those trained on, label noise
+    included. The loss of a split is that of all its outputs together, even where it is not a mean
+    over examples. Cost: a forward pass over these examples.
 
     Args:
         every: Cadence.
-        train_examples: How many training examples, always the same, the first ones; None for all.
-        chunk: Examples a forward pass, which bounds memory; all at once where examples of a batch
-            depend on each other.
+        train_examples: Number of training examples, always the first ones; None for all.
+        chunk: Examples per forward pass, which bounds memory. Where examples of a batch affect each
+            other, all are taken at once.
     """
 
     every: int | str = "epoch"
@@ -53,17 +53,17 @@ class Generalization:
 
     def __call__(self, state: State) -> dict[str, Value]:
         """Evaluate every split that the task has."""
-        found: dict[str, Value] = {}
+        values: dict[str, Value] = {}
         with evaluating(state.model, state.optimizer, state.task):
             for name, split in state.task.splits.items():
                 examples = split.first(self.train_examples) if name == "train" else split
                 means = self._means(state, name, examples)
-                found |= {metrics.of(name, quantity): value for quantity, value in means.items()}
+                values |= {metrics.of(name, quantity): mean for quantity, mean in means.items()}
         for quantity in ("loss", "error"):
-            train, test = (found.get(metrics.of(split, quantity)) for split in ("train", "test"))
+            train, test = (values.get(metrics.of(split, quantity)) for split in ("train", "test"))
             if isinstance(train, float) and isinstance(test, float):
-                found[metrics.of("gap", quantity)] = test - train
-        return found
+                values[metrics.of("gap", quantity)] = test - train
+        return values
 
     def _means(self, state: State, name: str, split: Split) -> dict[str, float]:
         try:
@@ -90,59 +90,89 @@ def evaluate(
     chunk: int = 250,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, float]:
-    """Return the loss and, where the task has one, the error over a split, in the model's mode.
+    """Loss and, where the task has one, error over a split, in the model's mode.
 
-    Outputs in half precision are put in single before a loss is taken of them; where that cannot
-    be, it is said.
+    1. Call the model on `chunk` examples at a time. If outputs depend on other examples of a batch,
+       call it once on all instead. To see that, compare outputs of a few examples of the first
+       chunk with those of the same examples on their own.
+    2. Take the weighted mean of each quantity over chunks. Class weights or ignored targets can
+       make it differ from the quantity's value on all outputs together, which is then returned.
+    3. Where all outputs do not fit together, or in memory, compare means over thirds with the whole
+       for two samples: the first chunk, and examples from all over the split, which may be sorted.
+       If they differ, call the model once on all examples.
 
-    1. The model is called on `chunk` examples at a time, if their outputs do not depend on each
-       other: a few of the first chunk's are compared with those of the same examples alone. Else it
-           is called once on all.
-    2. Each quantity is the weighted mean over chunks, if that is its value on the outputs of all:
-       class weights or ignored targets make it another. Where these outputs do not fit together, or
-       in memory, thirds of the first chunk tell, and of examples from all over the split, which may
-       be sorted; what is no mean is then taken over all examples at once.
+    Outputs in half precision are converted to single before a quantity is computed from them. Where
+    that fails, the user is told.
+
+    Args:
+        task: Task with the loss, the error and the weights of batches.
+        model: Model.
+        split: Inputs and targets.
+        chunk: Examples per forward pass.
+        say: Function that tells the user something.
 
     Raises:
         MeasurementError: If a quantity is not a real scalar.
-        NoErrorError: If it is the error that there is none of.
+        NoErrorError: If the task's error is not defined for these outputs.
     """
-    given = {"loss": task.loss, "error": task.error}
+    quantities = {"loss": task.loss, "error": task.error}
     measures = {
-        name: _in_single(name, mean, say) for name, mean in given.items() if mean is not None
+        name: _in_single(name, mean, say) for name, mean in quantities.items() if mean is not None
     }
     if len(split) <= chunk:
+        # Rounded as a weighted mean over one chunk would be.
         return {
             name: len(split) * value / len(split)
             for name, value in _at_once(measures, model, split).items()
         }
-    outputs: list[Tensor] | None = []
-    parts: list[tuple[float, dict[str, float]]] = []
-    for inputs, targets in split.chunks(chunk):
-        found = model(inputs)
-        if not parts and _depends_on_the_batch(model, inputs, found):
-            return _at_once(measures, model, split)
-        weight = float(len(inputs) if task.weight is None else task.weight(inputs, targets))
-        parts.append((weight, _values(measures, found, targets)))
-        outputs = _kept(outputs, found, len(inputs))
-    total = sum(weight for weight, _ in parts)
-    means = {name: sum(weight * each[name] for weight, each in parts) / total for name in measures}
+    chunked = _by_chunks(task, measures, model, split, chunk)
+    if chunked is None:
+        return _at_once(measures, model, split)
+    means, outputs = chunked
     if outputs is None:
-        samples, third = (split.first(chunk), _spread(split, chunk)), math.ceil(chunk / 3)
-        additive = all(
-            is_mean_of_parts(task, q, model, few, third)
-            for few in samples
-            for q in measures.values()
-        )
+        additive = _are_means_of_parts(task, measures, model, split, chunk)
         return means if additive else _at_once(measures, model, split)
-    everything = torch.cat(outputs)
-    whole = _values(measures, everything, split.targets)
+    whole = _values(measures, torch.cat(outputs), split.targets)
     return {
         name: means[name] if _same(means[name], whole[name]) else whole[name] for name in measures
     }
 
 
+def _by_chunks(
+    task: Task, measures: dict[str, Mean], model: nn.Module, split: Split, chunk: int
+) -> tuple[dict[str, float], list[Tensor] | None] | None:
+    """Weighted means over chunks, and the outputs if they fit together and in memory.
+
+    None if the outputs of an example depend on others in its batch.
+    """
+    outputs: list[Tensor] | None = []
+    parts: list[tuple[float, dict[str, float]]] = []
+    for inputs, targets in split.chunks(chunk):
+        output = model(inputs)
+        if not parts and _depends_on_the_batch(model, inputs, output):
+            return None
+        weight = float(len(inputs) if task.weight is None else task.weight(inputs, targets))
+        parts.append((weight, _values(measures, output, targets)))
+        outputs = _kept(outputs, output, len(inputs))
+    total = sum(weight for weight, _ in parts)
+    means = {name: sum(weight * part[name] for weight, part in parts) / total for name in measures}
+    return means, outputs
+
+
+def _are_means_of_parts(
+    task: Task, measures: dict[str, Mean], model: nn.Module, split: Split, chunk: int
+) -> bool:
+    """Whether all quantities are means over thirds, on the first chunk and on spread examples."""
+    samples, third = (split.first(chunk), _spread(split, chunk)), math.ceil(chunk / 3)
+    return all(
+        is_mean_of_parts(task, quantity, model, sample, third)
+        for sample in samples
+        for quantity in measures.values()
+    )
+
+
 def _spread(split: Split, count: int) -> Split:
+    """Examples at equal distances over the split."""
     places = torch.linspace(0, len(split) - 1, count, device=split.inputs.device).long()
     return Split(split.inputs[places], split.targets[places.to(split.targets.device)])
 
@@ -156,10 +186,10 @@ def _values(measures: dict[str, Mean], outputs: Tensor, targets: Tensor) -> dict
 
 
 def _in_single(name: str, mean: Mean, say: Callable[[str], None]) -> Mean:
-    """A quantity of outputs put in single precision; it is said where it is in half all the same."""
+    """The quantity with outputs in single precision; the user is told if it is still in half."""
 
-    def taken(outputs: Tensor, targets: Tensor) -> Tensor:
-        value = _of_single(mean, outputs, targets)
+    def computed(outputs: Tensor, targets: Tensor) -> Tensor:
+        value = _of_single_precision(mean, outputs, targets)
         if isinstance(value, Tensor) and value.dtype in HALF:
             rounding = torch.finfo(value.dtype).eps / 2
             say(
@@ -168,18 +198,19 @@ def _in_single(name: str, mean: Mean, say: Callable[[str], None]) -> Mean:
             )
         return value
 
-    return taken
+    return computed
 
 
-def _of_single(mean: Mean, outputs: Tensor, targets: Tensor) -> Tensor:
-    # a scalar is a loss, rounded already
+def _of_single_precision(mean: Mean, outputs: Tensor, targets: Tensor) -> Tensor:
+    # An output that is a scalar is the loss itself: it has been rounded already.
     if isinstance(outputs, Tensor) and outputs.ndim and outputs.dtype in HALF:
-        with contextlib.suppress(RuntimeError):  # such as constants in half precision in the loss
+        with contextlib.suppress(RuntimeError):  # the loss may hold constants in half precision
             return mean(outputs.float(), targets.float() if targets.dtype in HALF else targets)
     return mean(outputs, targets)
 
 
 def _number(name: str, value: object) -> float:
+    """The value as a number; raises a MeasurementError unless it is a real scalar."""
     if isinstance(value, Tensor):
         if value.numel() == 1 and not value.is_complex():
             return float(value)
@@ -192,6 +223,7 @@ def _number(name: str, value: object) -> float:
 
 
 def _depends_on_the_batch(model: nn.Module, inputs: Tensor, outputs: object) -> bool:
+    """Whether outputs of the first examples differ from those of a batch of these alone."""
     if not (isinstance(outputs, Tensor) and outputs.ndim and len(outputs) == len(inputs)):
         return False
     few, alone = outputs[:FEW], model(inputs[:FEW])
@@ -201,17 +233,18 @@ def _depends_on_the_batch(model: nn.Module, inputs: Tensor, outputs: object) -> 
     return bool((few - alone).norm() > rounding * few.norm())
 
 
-def _kept(outputs: list[Tensor] | None, found: object, count: int) -> list[Tensor] | None:
-    rows = isinstance(found, Tensor) and found.ndim > 0 and len(found) == count
-    if outputs is None or not isinstance(found, Tensor) or not rows:
+def _kept(outputs: list[Tensor] | None, output: object, count: int) -> list[Tensor] | None:
+    """The outputs with one more; None if it has no rows, or does not fit together or in memory."""
+    has_rows = isinstance(output, Tensor) and output.ndim > 0 and len(output) == count
+    if outputs is None or not isinstance(output, Tensor) or not has_rows:
         return None
-    fits = sum(x.nbytes for x in outputs) + found.nbytes <= OUTPUTS
-    alike = not outputs or outputs[0].shape[1:] == found.shape[1:]
-    return [*outputs, found] if fits and alike else None
+    fits = sum(x.nbytes for x in outputs) + output.nbytes <= OUTPUTS
+    alike = not outputs or outputs[0].shape[1:] == output.shape[1:]
+    return [*outputs, output] if fits and alike else None
 
 
 def is_mean_of_parts(task: Task, quantity: Mean, model: nn.Module, split: Split, size: int) -> bool:
-    """Whether a loss or an error over a split is the weighted mean of its values over parts of so many examples."""
+    """Whether a quantity of a split is the weighted mean over its parts of `size` examples."""
     whole, total, mean = float(quantity(model(split.inputs), split.targets)), 0.0, 0.0
     for inputs, targets in split.chunks(size):
         weight = float(len(inputs) if task.weight is None else task.weight(inputs, targets))
@@ -228,10 +261,10 @@ def _same(a: float, b: float) -> bool:
 def evaluating(
     model: nn.Module, optimizer: Optimizer | None = None, task: Task | None = None
 ) -> Iterator[None]:
-    """Put model and optimizer in eval mode, and every bit of them, and of what the task's loss holds, back afterwards.
+    """Context with model and optimizer in eval mode; restores them and the loss bit for bit.
 
-    Optimizers with train() and eval() (Schedule-Free) move the weights between two points and back,
-    which rounding does not undo, and a forward pass may write to the model.
+    Optimizers with train() and eval(), such as Schedule-Free, move the weights to another point and
+    back, which rounding makes inexact. A forward pass may write to the model.
     """
     modes = {module: module.training for module in model.modules()}
     swaps = callable(getattr(optimizer, "eval", None)) and callable(

@@ -1,4 +1,4 @@
-"""Norms and angles, layer by layer."""
+"""Norms of weights, gradients and updates, and angles, layer by layer."""
 
 import math
 from collections.abc import Sequence
@@ -15,17 +15,20 @@ from optbench.probes.after_update import AfterUpdate, flat
 
 @dataclass
 class Layers(AfterUpdate):
-    """Of every layer that has weights w of its own, at the step that the update d led to, in Euclidean norm.
+    """Euclidean norms and angles of each layer's weights w, for the update d.
 
-    `layers/NAME/weight_norm` = ‖w‖, `layers/NAME/gradient_norm` = ‖∇L‖ over `examples`,
-    `layers/NAME/update_norm` = ‖d‖, `layers/NAME/angle` between w before and after, in radians
-    (AdamW's settles near √(2ηλ)). A layer is a module with its weight and bias. Cost: one gradient,
-    and a copy of the weights.
+    - `layers/NAME/weight_norm` = ‖w‖, after the update;
+    - `layers/NAME/gradient_norm` = ‖∇L‖ over `examples`, after the update;
+    - `layers/NAME/update_norm` = ‖d‖;
+    - `layers/NAME/angle` between w before and after, in radians; AdamW's settles near √(2ηλ).
+
+    A layer is a module with its weight and bias. Recorded at the step that d led to. Cost: one
+    gradient, and a copy of the weights.
 
     Args:
         every: See `AfterUpdate`.
         interval: Steps between the updates that are measured.
-        examples: How many training examples, always the same, the first ones; None for all.
+        examples: Number of training examples of L, always the first ones; None for all.
 
     References:
         Kosson et al. (2023), arXiv:2305.17212.
@@ -38,29 +41,31 @@ class Layers(AfterUpdate):
         now = trainable(state.model)
         gradient = state.shared.loss_and_gradient(state, self.examples)[1]
         slopes = gradient.split([p.numel() for p in now])
-        found: dict[str, Value] = {}
-        for name, chosen in _layers(state).items():
-            w, v = (flat([tensors[i] for i in chosen]).double() for tensors in (before, now))
-            found[metrics.of_layer(name, metrics.WEIGHT_NORM)] = float(v.norm())
-            found[metrics.of_layer(name, metrics.GRADIENT_NORM)] = float(
-                flat([slopes[i] for i in chosen]).norm()
-            )
-            found[metrics.of_layer(name, metrics.UPDATE_NORM)] = float((v - w).norm())
-            found[metrics.of_layer(name, metrics.ANGLE)] = _angle(w, v)
-        return found
+        values: dict[str, Value] = {}
+        for name, indices in _layers(state).items():
+            w, v = (flat([tensors[i] for i in indices]).double() for tensors in (before, now))
+            slope = flat([slopes[i] for i in indices])
+            values[metrics.of_layer(name, metrics.WEIGHT_NORM)] = float(v.norm())
+            values[metrics.of_layer(name, metrics.GRADIENT_NORM)] = float(slope.norm())
+            values[metrics.of_layer(name, metrics.UPDATE_NORM)] = float((v - w).norm())
+            values[metrics.of_layer(name, metrics.ANGLE)] = _angle(w, v)
+        return values
 
 
 def _layers(state: State) -> dict[str, list[int]]:
-    """Positions of the tensors of each layer, by its name."""
-    found: dict[str, list[int]] = {}
+    """Indices of each layer's tensors among the trained ones, by the layer's name."""
+    indices: dict[str, list[int]] = {}
     names = list(named_trainable(state.model))
     for i, name in enumerate(names):
-        found.setdefault(name.rpartition(".")[0] or name, []).append(i)
-    return found
+        indices.setdefault(name.rpartition(".")[0] or name, []).append(i)
+    return indices
 
 
 def _angle(a: Tensor, b: Tensor) -> float:
-    """The angle of two vectors, exact for small ones too; 0 if one vanishes."""
+    """Angle 2 atan2(‖a − b‖, ‖a + b‖) of two vectors scaled to unit length; 0 if one is zero.
+
+    Unlike arccos aᵀb, it is accurate for small angles.
+    """
     norms = float(a.norm()), float(b.norm())
     if not all(norms):
         return 0.0

@@ -15,16 +15,19 @@ from optbench.probes.batch_sharpness import draw
 class Noise:
     """`noise/scale` = tr Σ/‖g‖², in examples: the batch size at which noise and gradient are equal.
 
-    Σ is the covariance of per-example gradients over the N training examples, g their mean. From
-    `batches` batches of b examples drawn without replacement, tr Σ = b(N−1)/(N−b) · E‖g_B − g‖²,
-    with a 95 % t interval, `noise/scale_low` to `noise/scale_high`. In train mode, without
-    augmentation; with batch norm this is the noise of batches of b, which is what `size` then
-    changes. Cost: one full gradient, one of a batch each.
+    Σ is the covariance of per-example gradients over the N training examples, and g their mean.
+    With batches of b examples drawn without replacement,
+
+        tr Σ = b(N−1)/(N−b) · E‖g_B − g‖².
+
+    `noise/scale_low` and `noise/scale_high` are the ends of the 95 % t interval. Gradients are
+    taken in train mode, without augmentation. With batch norm the result depends on b, since the
+    statistics do. Cost: one full gradient, and one gradient per batch.
 
     Args:
         every: Cadence.
-        size: Examples a batch, b, below N.
-        batches: How many, at least 2.
+        size: Examples per batch, b, below N.
+        batches: Number of batches, at least 2.
 
     References:
         McCandlish et al. (2018), arXiv:1812.06162.
@@ -38,7 +41,7 @@ class Noise:
         check_fields(self, "noise.")
 
     def __call__(self, state: State) -> dict[str, Value]:
-        """Draw batches and compare their gradients with the whole one."""
+        """Draw batches and compare their gradients with the full gradient."""
         N = len(state.task.train)
         if self.size >= N:
             state.say(
@@ -49,14 +52,14 @@ class Noise:
         gradient = state.shared.loss_and_gradient(state, None)[1]
         if not math.isfinite(float(gradient @ gradient)) or not bool(gradient.any()):
             return {}
-        # The interaction E[xᵀAx]/‖g‖² with A the identity and x the deviations is the ratio, with
-        # its interval.
+        # E‖g_B − g‖²/‖g‖², with its interval, is the interaction E[xᵀAx]/‖g‖² for the deviations
+        # x = g_B − g and A the identity.
         whole = state.shared.hessian(state, None)
         deviations = (g - gradient for g, _ in draw(state, whole, self.size, self.batches, "noise"))
-        found = interaction(deviations, lambda v: v, gradient, self.batches)
+        ratio = interaction(deviations, lambda v: v, gradient, self.batches)
         per_example = self.size * (N - 1) / (N - self.size)
         return {
-            metrics.NOISE_SCALE: per_example * found.value,
-            metrics.NOISE_SCALE + metrics.LOW: per_example * found.low,
-            metrics.NOISE_SCALE + metrics.HIGH: per_example * found.high,
+            metrics.NOISE_SCALE: per_example * ratio.value,
+            metrics.NOISE_SCALE + metrics.LOW: per_example * ratio.low,
+            metrics.NOISE_SCALE + metrics.HIGH: per_example * ratio.high,
         }

@@ -1,4 +1,4 @@
-"""What the probes of one step share, built at most once: the Hessian with its graph, the gradient, the edge."""
+"""Quantities that the probes of one step share: Hessian, gradient and edge, built at most once."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 class Shared:
-    """Kept for a run; what belongs to one step is forgotten at its end, see `release`.
+    """Shared quantities of a run; those of one step are forgotten at its end, see `release`.
 
     Args:
-        dtype: Precision of the measurements; None for the weights' own, and float32 for weights in
-            half precision.
+        dtype: Precision of the measurements; None for that of the weights, or float32 where weights
+            are in half precision.
 
     Attributes:
         top_vector: Unit eigenvector of λ₁(H) that the sharpness probe found at this step, flat,
-            shape (P,), with the number of examples it is over.
-        notes: What was measured and how, for the record: precision, modes of modules, layers.
+            shape (P,), with the number of examples of H.
+        notes: Conditions of the measurements, for the record: precision, modes of modules, layers.
     """
 
     def __init__(self, dtype: torch.dtype | None = None) -> None:
@@ -44,22 +44,25 @@ class Shared:
         self._edge: tuple[ref[Optimizer], Edge] | None = None
 
     def signature(self, state: State) -> str:
-        """Which parameters train, by name, shape and precision: what is remembered from step to step is of these."""
+        """Digest of the names, shapes and dtypes of the parameters that train.
+
+        Warm starts are only used while it stays the same.
+        """
         named = named_trainable(state.model)
         trained = [(name, tuple(p.shape), p.dtype) for name, p in named.items()]
         return hashlib.sha256(repr(trained).encode()).hexdigest()[:16]
 
     def hessian(self, state: State, examples: int | None) -> Hessian:
-        """Hessian of the training loss over the first `examples`, in the modes that the modules are in.
+        """Hessian of the training loss over the first `examples`, in the modules' current modes.
 
         Its graph is shared. It is made anew when other parameters train.
 
         Raises:
-            MeasurementError: If there is none that can be trusted.
+            MeasurementError: If the Hessian cannot be measured correctly.
         """
-        known, of = self._hessians.get(examples), self.signature(state)
-        if known is None or known[0]() is not state.model or known[1] != of:
-            known = ref(state.model), of, self._new_hessian(state, examples)
+        known, signature = self._hessians.get(examples), self.signature(state)
+        if known is None or known[0]() is not state.model or known[1] != signature:
+            known = ref(state.model), signature, self._new_hessian(state, examples)
             self._hessians[examples] = known
         self._note_modes(state)
         return known[2]
@@ -113,19 +116,19 @@ class Shared:
         self.notes["modes"] = modes
 
     def loss_and_gradient(self, state: State, examples: int | None) -> tuple[float, Tensor]:
-        """The training loss over the first `examples` and its gradient, flat, shape (P,)."""
+        """Training loss over the first `examples` and its gradient, flat, shape (P,)."""
         if examples not in self._slopes:
             self._slopes[examples] = self.hessian(state, examples).loss.value_and_gradient()
         return self._slopes[examples]
 
     def edge(self, state: State) -> Edge:
-        """The edge of the optimizer as it stands."""
+        """Edge of stability of the optimizer in its present state."""
         if self._edge is None or self._edge[0]() is not state.optimizer:
             self._edge = ref(state.optimizer), edge(state.optimizer)
         return self._edge[1]
 
     def release(self) -> None:
-        """Forget this step's values and free its graphs; operators keep their plan for the next step."""
+        """Forget this step's values and free its graphs; operators keep their plans."""
         for _, _, hessian in self._hessians.values():
             hessian.refresh()
         self._slopes, self._edge, self.top_vector = {}, None, None

@@ -12,14 +12,14 @@ from optbench.probes import State, Value
 class Sharpening:
     """`sharpening/rate` α = −∇L·∇λ₁ and `sharpening/stabilization` ‖∇λ₁‖², ∇λ₁ = ∇(uᵀHu).
 
-    Where u is the eigenvector that the sharpness probe found at the same step; absent where it
-    measured none. α is the change of λ₁ per unit of gradient-flow time. Norms are of primitive
-    operations there, since torch gets third derivatives of layer norm and batch norm wrong. Cost: 6
+    u is the eigenvector that the sharpness probe found at the same step; absent where it found
+    none. α is the change of λ₁ per unit of gradient-flow time. Layer norm and batch norm are
+    computed from primitive operations, since torch's third derivatives of them are wrong. Cost: 6
     to 10 gradients, and as much memory.
 
     Args:
         every: Cadence.
-        examples: How many training examples; as the sharpness probe's.
+        examples: Number of training examples; must be the sharpness probe's.
 
     References:
         Damian, Nichani and Lee (2023), arXiv:2209.15594.
@@ -44,5 +44,8 @@ class Sharpening:
             )
             return {}
         with state.shared.hessian(state, self.examples).loss.differentiable() as (loss, leaves):
-            found = sharpening(loss, leaves, known[0])
-        return {metrics.SHARPENING_RATE: found.rate, metrics.STABILIZATION: found.stabilization}
+            measured = sharpening(loss, leaves, known[0])
+        return {
+            metrics.SHARPENING_RATE: measured.rate,
+            metrics.STABILIZATION: measured.stabilization,
+        }

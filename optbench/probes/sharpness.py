@@ -13,44 +13,43 @@ from optbench.probes import State, Value, due
 from optbench.probes.tracking import Tracker
 from optbench.seeds import derive
 
-WARM_HVPS = 7  # what a warm-started measurement takes, about, its graph included
-# relative changes of λ₁ below which an adaptive cadence slows, above which it speeds up
+WARM_HVPS = 7  # cost of a warm-started measurement in products, its graph included, about
+# Relative change of λ₁ below which the adaptive cadence slows, and above which it speeds up.
 STILL, MOVING = (0.02, 0.1)
 
 
 @dataclass
 class Sharpness:
-    """`sharpness/lambda_max` = λ₁(∇²L(w)), algebraically largest, with its error bound and its cost.
+    """`sharpness/lambda_max` = λ₁(∇²L(w)), the algebraically largest eigenvalue.
 
-    `sharpness/lambda_max_bound` bounds λ₁ − lambda_max, provided that no larger eigenvalue was
-    lost; a cold audit every `audit_every` solves looks for one, and starts anew where it finds it.
-    `sharpness/lambda_2` … are there for k > 1. L is the loss trained on, over the training set
-    without augmentation, with every module in the mode that it is in (batch norm in train mode uses
-    the statistics of all `examples`; dropout has one fixed mask); `sharpness/converged` is there,
-    and 0, where a search ended at its limit of products. Cost: `sharpness/hvps` Hessian-vector
-    products, each about 1 to 3 gradients of L.
+    - `sharpness/lambda_max_bound` bounds λ₁ − lambda_max, if no larger eigenvalue was lost. An
+      audit every `audit_every` solves looks for a lost one, and the search then starts anew.
+    - `sharpness/lambda_2` … are further eigenvalues, for k > 1.
+    - `sharpness/converged` is 0 where a search ended at its limit of products; else it is absent.
+
+    L is the loss that is trained on, over the training set without augmentation, with every module
+    in its present mode: batch norm in train mode uses the statistics of all `examples`, and dropout
+    has one fixed mask. Cost: `sharpness/hvps` Hessian-vector products, each about 1 to 3 gradients
+    of L.
 
     Args:
-        every: Cadence; `adaptive` measures more often while λ₁ moves: the interval halves where it
-            changed by more than 10 % since the last measurement, and doubles, up to `longest`,
-            where by less than 2 %.
-        examples: How many training examples L is over, always the same, the first ones; None for
-            all.
-        k: How many eigenvalues.
+        every: Cadence; `adaptive` measures more often while λ₁ changes. The interval halves after a
+            change of more than 10 % since the last measurement, and doubles, up to `longest`, after
+            one of less than 2 %.
+        examples: Number of training examples of L, always the first ones; None for all.
+        k: Number of eigenvalues.
         accuracy: Bound to reach, relative to λ₁; the error is usually much smaller.
         audit_every: Solves between audits, of 20 products each.
-        solve_every: Measurements of which at least one is a solve with guard vectors. The others
-            hold the last solve's vectors, at a product or two, where that is enough: where λ₁ is
-            set apart by more than the Hessian was seen to change since; see `trust` of
-            `optbench.curvature.top_eigenpairs`. `sharpness/solved` is then 0, and the bound rests
-            on it too. At the edge, where eigenvalues crowd, nearly all are solves. 1: all are.
+        solve_every: Of this many measurements, at least one is a solve with guard vectors. The
+            others hold the last solve's vectors, at a product or two, if λ₁ is separated by more
+            than the Hessian was seen to change since; see `trust` of
+            `optbench.curvature.top_eigenpairs`. `sharpness/solved` is then 0, and the bound assumes
+            that change. At the edge, where eigenvalues crowd, nearly all are solves. 1: all are.
         longest: Longest interval of the adaptive cadence, in steps.
-        engine: `lobpcg`, ours; or `pyhessian`, to reproduce numbers that PyHessian gave: in eval
-            mode, the eigenvalues largest in magnitude, its own stop; the bound is then the
-            residual.
-        thin: Measure only every so many times that it is due, where the optimizer's edge is on
-            another quantity than λ₁ (Adam, Muon), for which the edge probe then solves at every one
-            of these times.
+        engine: `lobpcg`, or `pyhessian` to reproduce numbers from PyHessian: in eval mode, the
+            eigenvalues largest in magnitude, with its stopping rule; the bound is the residual.
+        thin: Measure only every so many times that the probe is due, where the optimizer's edge is
+            on another quantity than λ₁ (Adam, Muon). The edge probe measures that one every time.
 
     References:
         Cohen et al. (2021), arXiv:2103.00065.
@@ -68,7 +67,7 @@ class Sharpness:
     next_step: int = field(default=0, init=False)
     _count: int = field(default=0, init=False)
     _left_out: int = field(default=0, init=False)  # due times since the last measurement
-    # step and λ₁ of the last measurement
+    # Step and λ₁ of the last measurement.
     _last: tuple[int, float] | None = field(default=None, init=False)
     _interval: int = field(default=10, init=False)
 
@@ -79,33 +78,33 @@ class Sharpness:
         )
 
     def __call__(self, state: State) -> dict[str, Value]:
-        """Find the k largest eigenvalues, from where the last measurement found them."""
+        """Find the k largest eigenvalues, starting from the last measurement's eigenvectors."""
         if self._leaves_out(state):
             return {}
         start = time.perf_counter()
-        pairs, hvps = (self._ours if self.engine == "lobpcg" else self._pyhessian)(state)
+        pairs, hvps = (self._lobpcg if self.engine == "lobpcg" else self._pyhessian)(state)
         seconds = time.perf_counter() - start
         if self._count == 0 and self.every != "adaptive":
             self._say_cost(state, pairs, seconds)
         self._plan(state, float(pairs.values[0]))
-        found: dict[str, Value] = {
+        values: dict[str, Value] = {
             metrics.SHARPNESS: float(pairs.values[0]),
             metrics.SHARPNESS_BOUND: float(pairs.bounds[0]),
         }
-        found |= {
+        values |= {
             metrics.numbered(metrics.SHARPNESS_K, i + 1): float(pairs.values[i])
             for i in range(1, len(pairs.values))
         }
         if not pairs.converged:
-            found[metrics.SHARPNESS_CONVERGED] = 0
-        return found | {
+            values[metrics.SHARPNESS_CONVERGED] = 0
+        return values | {
             metrics.SHARPNESS_SOLVED: int(not pairs.held),
             metrics.SHARPNESS_HVPS: hvps,
             metrics.SHARPNESS_SECONDS: seconds,
         }
 
     def _leaves_out(self, state: State) -> bool:
-        """Whether this time is one of those that `thin` skips; the first and the last are not."""
+        """Whether `thin` skips this measurement; it never skips the first and the last."""
         if self.thin == 1 or state.step in (0, state.steps):
             return False
         edge = state.shared.edge(state)
@@ -114,28 +113,29 @@ class Sharpness:
         self._left_out = (self._left_out + 1) % self.thin
         return self._left_out != 0
 
-    def _ours(self, state: State) -> tuple[Eigenpairs, int]:
+    def _lobpcg(self, state: State) -> tuple[Eigenpairs, int]:
         hessian = state.shared.hessian(state, self.examples)
         before = hessian.hvps
         seed = derive(state.seed, f"sharpness/{state.step}")
         pairs = self._tracker.solve(hessian, state.shared.signature(state), seed, state.say)
-        if not pairs.held:  # a held value is as close as a bound says, its vector need not be
+        if not pairs.held:  # the bound of held pairs is on the value, not on the vector
             state.shared.top_vector = pairs.vectors[:, 0], self.examples
         return pairs, hessian.hvps - before
 
     def _pyhessian(self, state: State) -> tuple[Eigenpairs, int]:
-        from optbench.curvature.pyhessian import PyHessian  # slow to import, and seldom wanted
+        from optbench.curvature.pyhessian import PyHessian  # slow to import, rarely used
 
         examples = state.task.train.first(self.examples)
         data = (examples.inputs, examples.targets)
-        seed = derive(state.seed, f"sharpness/{state.step}") % 2**32  # NumPy takes no larger one
-        found = PyHessian(state.model, state.task.loss, data, seed=seed).top_eigenpairs(self.k)
-        return found, found.hvps
+        seed = derive(state.seed, f"sharpness/{state.step}") % 2**32  # NumPy's largest seed
+        pairs = PyHessian(state.model, state.task.loss, data, seed=seed).top_eigenpairs(self.k)
+        return pairs, pairs.hvps
 
     def _say_cost(self, state: State, pairs: Eigenpairs, first: float) -> None:
-        """Say beforehand what the cadence will cost, by one product more: the first ones load and warm up much.
+        """Tell the user in advance what all measurements will cost.
 
-        PyHessian starts anew each time, so that its first measurement is like the others.
+        The estimate comes from one more product, since the first ones include loading and warm-up.
+        PyHessian has no warm start, so its first measurement is like the others.
         """
         planned = sum(
             bool(due({"sharpness": self}, step, state.steps, state.steps_per_epoch))
@@ -153,7 +153,7 @@ class Sharpness:
         )
 
     def _plan(self, state: State, sharpness: float) -> None:
-        """Set the adaptive cadence's next step."""
+        """Set the next step of the adaptive cadence from the change of λ₁."""
         if self._last is not None:
             change = abs(sharpness - self._last[1]) / max(abs(self._last[1]), 1e-30)
             faster, slower = change > MOVING, change < STILL
@@ -177,7 +177,7 @@ class Sharpness:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the warm start, the count of measurements and the adaptive cadence."""
         self._tracker.load_state_dict(state["tracker"])
         self._count, self._left_out, self._last = state["count"], state["left_out"], state["last"]
         self._interval, self.next_step = state["interval"], state["next_step"]

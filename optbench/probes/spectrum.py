@@ -1,4 +1,4 @@
-"""The whole spectrum of the Hessian: its trace, and its density."""
+"""Trace and spectral density of the Hessian, and heterogeneity of its blocks."""
 
 import time
 import warnings
@@ -26,23 +26,25 @@ from optbench.seeds import derive
 
 @dataclass
 class Spectrum:
-    """`spectrum/trace` = tr ∇²L(w) with its 95 % interval, the spectral density of ∇²L(w), and how unlike layers are.
+    """Trace, spectral density and block heterogeneity of the Hessian ∇²L(w).
 
-    The density p(t) = (1/P) Σ_i δ(t − λ_i) is recorded as a quadrature, `spectrum/nodes` with
-    `spectrum/weights`; `spectrum/lambda_min` is its lowest node, an upper bound of the smallest
-    eigenvalue. `spectrum/heterogeneity` is the mean Jensen-Shannon distance between the densities
-    of the layers' diagonal blocks, between 0 and 1, see `block_heterogeneity`; absent where there
-    is one layer. L is what the sharpness probe takes. Cost: about `steps`·`probes` + `samples` +
-    layers·`layer_steps` Hessian-vector products.
+    - `spectrum/trace` = tr ∇²L(w), with its 95 % interval.
+    - `spectrum/nodes` and `spectrum/weights` are a quadrature of the density
+      p(t) = (1/P) Σ_i δ(t − λ_i).
+    - `spectrum/lambda_min` is the lowest node, an upper bound of the smallest eigenvalue.
+    - `spectrum/heterogeneity` is the mean Jensen-Shannon distance between the densities of the
+      layers' diagonal blocks, between 0 and 1; see `block_heterogeneity`. Absent where there is one
+      layer.
+
+    L is the sharpness probe's. Cost: about `steps`·`probes` + `samples` + layers·`layer_steps`
+    Hessian-vector products.
 
     Args:
         every: Cadence.
-        examples: How many training examples L is over, always the same, the first ones; None for
-            all.
-        samples: Random vectors of the trace, beside `deflate` eigenvectors that are taken out of
-            it.
-        deflate: Eigenvectors tracked for that.
-        steps: Lanczos steps a random vector of the density.
+        examples: Number of training examples of L, always the first ones; None for all.
+        samples: Random vectors of the trace's estimate.
+        deflate: Eigenvectors that are deflated from that estimate, and tracked for it.
+        steps: Lanczos steps per random vector of the density.
         probes: Random vectors of the density.
         layer_steps: Lanczos steps of a layer's density; 0 leaves the heterogeneity out.
 
@@ -58,27 +60,27 @@ class Spectrum:
     probes: Count = 2
     layer_steps: CountFromZero = 20
     _pairs: Eigenpairs | None = field(default=None, init=False)
-    _of: str | None = field(default=None, init=False)  # which parameters they are of
+    _of: str | None = field(default=None, init=False)  # signature of the parameters
 
     def __post_init__(self) -> None:
         check_fields(self, "spectrum.")
 
     def __call__(self, state: State) -> dict[str, Value]:
-        """Estimate both."""
+        """Estimate trace, density and heterogeneity."""
         start = time.perf_counter()
         seed = derive(state.seed, f"spectrum/{state.step}")
         H = state.shared.hessian(state, self.examples)
         before = H.hvps
-        of = state.shared.signature(state)
-        start_pairs = self._pairs if self._of in (None, of) else None
+        signature = state.shared.signature(state)
+        start_pairs = self._pairs if self._of in (None, signature) else None
         with warnings.catch_warnings():
-            # pairs that are deflated need not have converged
+            # The trace is unbiased whether or not the deflated pairs have converged.
             warnings.simplefilter("ignore", NotConvergedWarning)
             pairs = top_eigenpairs(H, min(self.deflate, H.size), start=start_pairs, seed=seed)
         estimate = trace(H, self.samples, deflate=pairs, seed=seed + 1)
         density = spectral_density(H, min(self.steps, H.size), self.probes, seed=seed + 2)
-        self._pairs, self._of = pairs, of
-        found: dict[str, Value] = {
+        self._pairs, self._of = pairs, signature
+        values: dict[str, Value] = {
             metrics.TRACE: estimate.value,
             metrics.TRACE + metrics.LOW: estimate.low,
             metrics.TRACE + metrics.HIGH: estimate.high,
@@ -86,8 +88,8 @@ class Spectrum:
             metrics.NODES: density.nodes.tolist(),
             metrics.WEIGHTS: density.weights.tolist(),
         }
-        found |= self._heterogeneity(state, H, seed + 3)
-        return found | {
+        values |= self._heterogeneity(state, H, seed + 3)
+        return values | {
             metrics.SPECTRUM_HVPS: H.hvps - before,
             metrics.SPECTRUM_SECONDS: time.perf_counter() - start,
         }
@@ -107,7 +109,7 @@ class Spectrum:
         return {"pairs": None if self._pairs is None else vars(self._pairs), "of": self._of}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the warm start."""
         if "pairs" not in state:
             raise UserError(
                 "the state of spectrum is from before eigenpairs remembered what they met: start "

@@ -1,4 +1,4 @@
-"""Eigenpairs followed over a run: warm-started, and audited now and then."""
+"""Eigenpairs followed over a run: warm-started, and audited at intervals."""
 
 import warnings
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 from optbench.curvature import Eigenpairs, NotConvergedWarning, Operator, audit, top_eigenpairs
 from optbench.errors import UserError
 
-# found λ₁ to 1e-5 at all of 30 checkpoints of the digits run, λ₂ 0 to 20 % off
+# Found λ₁ to 1e-5 at all of 30 checkpoints of the digits run; λ₂ was 0 to 20 % off.
 AUDIT_BLOCK, AUDIT_STEPS = (2, 10)
 # With a solve at least every 4th time no bound broke at 2,160 measurements of 24 trajectories
 # (docs/curvature.md).
@@ -20,12 +20,16 @@ class Tracker:
     """Largest eigenpairs of an operator that changes slowly.
 
     Args:
-        what: Name of the operator, for the person who reads that an eigenvalue had been lost.
-        k: How many pairs.
+        what: Name of the operator, for messages.
+        k: Number of pairs.
         accuracy: Bound to reach, relative to λ₁.
-        audit_every: Solves between cold audits, of 20 products each.
-        solve_every: Measurements between solves at the least; between them the pairs are held where
-            that is enough, see `trust` of `top_eigenpairs`.
+        audit_every: Solves between audits, of 20 products each.
+        solve_every: Of this many measurements, at least one is a solve. The others hold the pairs
+            if that meets the accuracy; see `trust` of `top_eigenpairs`.
+        count: Number of solves so far.
+        since: Number of measurements since the last solve.
+        pairs: Pairs of the last measurement.
+        of: Signature of the parameters that the pairs belong to.
     """
 
     what: str
@@ -33,28 +37,28 @@ class Tracker:
     accuracy: float = 5e-3
     audit_every: int = 50
     solve_every: int = 4
-    count: int = 0  # solves
-    since: int = 0  # measurements since the last one
+    count: int = 0
+    since: int = 0
     pairs: Eigenpairs | None = None
-    of: str | None = None  # which parameters the pairs are of
+    of: str | None = None
 
     def solve(
         self, operator: Operator, of: str, seed: int, say: Callable[[str], None]
     ) -> Eigenpairs:
-        """Find the pairs, from where the last solve found them; start anew where an audit finds one lost.
+        """Find the pairs, starting from the last ones; start anew if an audit finds one lost.
 
         Args:
-            operator: The operator, at the present weights.
-            of: Which parameters it is of; where these have changed, nothing is known of it.
-            seed: Seed of start vectors.
-            say: Takes what the user should know, such as a search that did not converge.
+            operator: Operator at the present weights.
+            of: Signature of its parameters; if it has changed, the last pairs are not used.
+            seed: Seed of the start vectors.
+            say: Function that tells the user, for instance of a search that did not converge.
         """
         if self.of not in (None, of):
             self.pairs, self.count, self.since = None, 0, 0
         self.of = of
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", NotConvergedWarning)
-            pairs = self._found(operator, seed, say)
+            pairs = self._held_or_solved(operator, seed, say)
         for warning in caught:
             if issubclass(warning.category, NotConvergedWarning):
                 say(f"{self.what}: {warning.message}")
@@ -65,7 +69,9 @@ class Tracker:
         self.pairs = pairs
         return pairs
 
-    def _found(self, operator: Operator, seed: int, say: Callable[[str], None]) -> Eigenpairs:
+    def _held_or_solved(
+        self, operator: Operator, seed: int, say: Callable[[str], None]
+    ) -> Eigenpairs:
         k = min(self.k, operator.size)
         trust = TRUST if self.since + 1 < self.solve_every else None
         pairs = top_eigenpairs(
@@ -97,7 +103,7 @@ class Tracker:
         return {"count": self.count, "since": self.since, "pairs": pairs, "of": self.of}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the warm start and the counts."""
         if "pairs" not in state:
             raise UserError(
                 f"the state of {self.what} is from before eigenpairs were held: start anew"

@@ -1,4 +1,4 @@
-"""Gradient descent at the edge of stability: every bound holds, at the promised errors and costs."""
+"""Gradient descent at the edge of stability: every bound holds, at stated errors and costs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Run = tuple[nn.Module, Pair, Iterator[int]]
 def follow(
     run: Run, first: int, every: int = 10, accuracy: float = 5e-3, tracker: Tracker | None = None
 ) -> tuple[list[Eigenpairs], list[float], list[Tensor]]:
-    """Warm-started pairs, solved or tracked, and the true λ_1 and u_1, u_2 (float64, five more digits)."""
+    """Warm-started pairs, solved or tracked; true λ_1 and u_1, u_2 (float64, five more digits)."""
     model, data, steps = run
     H = Hessian(model, half_mse, data, strategy="cached")
     double = Hessian(model, half_mse, data, dtype=torch.float64, strategy="cached")

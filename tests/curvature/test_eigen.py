@@ -56,7 +56,7 @@ def test_any_spectrum(values: list[float], k: int, guards: int, seed: int) -> No
 
 @pytest.mark.parametrize("accuracy", [5e-3, 1e-4, 1e-6, 1e-9])
 def test_bounds_hold_where_a_block_comes_three_times_over(accuracy: float) -> None:
-    """As the Hessian of a layer under ½-MSE does, once for each output: copies of a spectrum, nearly the same."""
+    """Nearly equal copies of a spectrum, one per output, as a layer's Hessian under ½-MSE has."""
     block = torch.tensor([59.0, 30.4, 20.0, 12.0, 7.0, 4.0, 2.0, 1.0, *[0.1] * 12]).double()
     spectrum = (
         torch.cat([block * (1 + 1e-5 * copy) for copy in range(3)]).sort(descending=True).values

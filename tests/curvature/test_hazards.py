@@ -146,8 +146,8 @@ def test_linear_loss_has_no_curvature() -> None:
 def test_convolution_pooling_and_norms() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten(), nn.LayerNorm(18),
-        nn.Linear(18, 3),
+        nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2), nn.Tanh(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.LayerNorm(18), nn.Linear(18, 3),
     ).double()  # fmt: skip
     data = (torch.randn(6, 1, 8, 8).double(), torch.arange(6) % 3)
     expected = differenced_hessian(model, cross_entropy, data)

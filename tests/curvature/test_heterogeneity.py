@@ -42,7 +42,7 @@ def test_known_distances() -> None:
 
 
 def test_a_block_diagonal_matrix() -> None:
-    """The exact quadratures of the blocks, and the same distance however the blocks are laid out."""
+    """Estimated densities of the blocks give the distance of the exact ones."""
     spectra = [
         torch.tensor(values).double()
         for values in ([5.0, 4.0, 0.5], [5.0, 4.0, 0.5], [100.0, 90.0, 3.0, 1.0])

@@ -51,8 +51,8 @@ def tricky() -> nn.Sequential:
     """Batch norm, dropout, a frozen layer, mixed modes, and a gradient already there."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 8), nn.BatchNorm1d(8),
-        nn.Linear(8, 3),
+        nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3),
+        nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3),
     ).double()  # fmt: skip
     model[4].requires_grad_(False)
     model[5].eval()

@@ -1,4 +1,4 @@
-"""Layers put in for their cheap second derivative: the same functions as torch's, in all derivatives."""
+"""Layers with a cheap second derivative: torch's functions, in all derivatives."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _in_order(x: Tensor) -> Tensor:
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """The same numbers with the second dimension next to each other in memory, as convolutions like them."""
+    """The same numbers with the second dimension contiguous in memory, as convolutions prefer."""
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if x.ndim > 2 else x
 
 
@@ -106,11 +106,11 @@ def test_second_derivatives_against_differences_and_torchs(
         with CheapSecondDerivatives():
             return function(*given)
 
-    own = cheap(*arguments).grad_fn
-    # through a last change of shape
-    while own is not None and not type(own).__name__.startswith("_"):
-        own = own.next_functions[0][0]
-    assert own is not None, "torch's own was called"
+    node = cheap(*arguments).grad_fn
+    # The last nodes may only change the shape.
+    while node is not None and not type(node).__name__.startswith("_"):
+        node = node.next_functions[0][0]
+    assert node is not None, "torch's own was called"
     # By central differences, 1e-6 apart, so that they err by 1e-10 of the values; torch allows
     # 1e-5.
     assert gradgradcheck(cheap, arguments)

@@ -1,4 +1,4 @@
-"""Losses that count, remember or are scaled to extremes: measured as they are at the time, and left as they were."""
+"""Losses that count, remember or have extreme scales: measured as they are, left as they were."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _data() -> tuple[Tensor, Tensor]:
 
 
 class _Object:
-    """Grows with every call, in a number, a list, a tensor, and an attribute that the first call makes."""
+    """Grows with every call: in a number, a list, a tensor, and an attribute made at the first."""
 
     def __init__(self) -> None:
         self.calls, self.seen, self.mean = 0, [0.0], torch.zeros(3, dtype=torch.float64)
@@ -101,7 +101,7 @@ def _first_call(make: Callable[[], tuple[Loss, Callable[[], object]]]) -> Loss:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("exponent", [-110, -60, -40, 0, 60, 110])
 def test_eigenvalues_scale_with_the_loss(dtype: torch.dtype, exponent: int) -> None:
-    """Powers of two change no digit of a product; squares of residuals in float32 would over- or underflow."""
+    """Powers of two change no digit of a product, but squares may over- or underflow."""
     data = _data()[0].to(dtype), LABELS
     model = _model().to(dtype)
     plain = top_eigenpairs(Hessian(model, F.cross_entropy, data), 2)

@@ -1,4 +1,4 @@
-"""Models that write to themselves, change, cast or are compiled: measured right, and left as they were."""
+"""Models that write to themselves, change, cast or are compiled: measured correctly, unchanged."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def test_inner_products_in_pieces(size: int) -> None:
 
 
 def test_a_memory_of_a_larger_matrix_gives_way_to_what_was_found() -> None:
-    """As after a fall of the sharpness: what is remembered of before must not crowd out the pairs at the next start."""
+    """After a fall of the sharpness, memory must not crowd out the pairs of the next start."""
     spectrum = torch.cat([torch.linspace(10, 9, 12), torch.linspace(2, 0, 188)]).double()
     matrix = with_spectrum(spectrum)
     start = top_eigenpairs(Matrix(matrix), accuracy=1e-4)

@@ -1,4 +1,4 @@
-"""Questions that have no answer: each public function says what is wrong, and none gives a number."""
+"""Invalid arguments: each public function says what is wrong, and none returns a number."""
 
 from __future__ import annotations
 

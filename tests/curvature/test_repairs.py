@@ -94,20 +94,22 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 @pytest.mark.parametrize("name", NORMS)
 def test_norms_of_primitive_operations(name: str) -> None:
-    """Values and statistics are torch's; the third derivative is that of differences of the second."""
+    """Values and statistics are torch's; third derivatives agree with differences of the second."""
     make, shape = NORMS[name]
     torch.manual_seed(0)
     x, mask = torch.randn(shape).double(), torch.randn(shape).double()
-    own, other = make().double(), make().double()
-    expected = own(x)
+    original, primitive = make().double(), make().double()
+    expected = original(x)
     with _of_any_order():
-        torch.testing.assert_close(other(x), expected, rtol=0, atol=100 * EPS)
-        for one, two in zip(own.buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(primitive(x), expected, rtol=0, atol=100 * EPS)
+        for one, two in zip(original.buffers(), primitive.buffers(), strict=True):
             torch.testing.assert_close(one, two, rtol=0, atol=10 * EPS)
 
         def curvature(at: Tensor) -> Tensor:
             at = at if at.requires_grad else at.requires_grad_()
-            (slope,) = torch.autograd.grad((other(at) * mask).pow(3).sum(), at, create_graph=True)
+            (slope,) = torch.autograd.grad(
+                (primitive(at) * mask).pow(3).sum(), at, create_graph=True
+            )
             (bent,) = torch.autograd.grad((slope * mask).sum(), at, create_graph=True)
             return (bent * mask).sum()
 
@@ -155,7 +157,7 @@ def test_a_model_that_differentiates_by_itself_through_a_norm(
 
 
 def _by_differences(model: nn.Module, loss: Any, inputs: Tensor) -> Tensor:
-    """Columns from central differences of the loss's gradient, itself by differences of the loss: error about 1e-7.
+    """Columns from central differences of the gradient, itself by differences: error about 1e-7.
 
     Twice differences of the loss in double precision: h = 1e-4, error h² + ε/h².
     """

@@ -1,4 +1,4 @@
-"""Losses that are no mean over examples: measured as they were written, or said, whatever is cut."""
+"""Losses that are not means over examples: measured as written, or warned of, for any chunk."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from optbench.task import Split, Task, half_mse
 
 
 def _regression(n: int = 2000, full_batch: bool = True) -> State:
-    """L = ½ a w², x ~ N(0, 1) and no noise: gradients of examples are x²w, the Hessian is mean x² = a."""
+    """L = ½ a w², x ~ N(0, 1), no noise: gradients of examples are x²w, the Hessian mean x² = a."""
     x = torch.randn(n, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     net = nn.Linear(1, 1, bias=False).double()
     nn.init.ones_(net.weight)

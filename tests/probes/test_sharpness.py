@@ -110,9 +110,7 @@ def test_it_leaves_the_model_as_it_was() -> None:
     assert torch.equal(random, torch.get_rng_state())
 
 
-def test_the_adaptive_cadence_speeds_up_while_sharpness_moves_and_slows_down_while_it_does_not() -> (
-    None
-):
+def test_the_adaptive_cadence_speeds_up_while_sharpness_moves_and_slows_down_else() -> None:
     probe, state = Sharpness(every="adaptive", longest=40), _state()
     probe(state)
     assert probe.next_step == 10

@@ -101,8 +101,9 @@ def audit(
         added = space.expand(rows)
         if not added:
             break
-        rows = space.images[-added:]
+        rows = space.images[-added:]  # block Lanczos: the next block is A Q_last, orthogonalized
     values, coefficients = space.ritz()
+    # A loss is proved only beyond the bound and the rounding of both searches.
     slack = float(pairs.bounds[0]) + 30 * torch.finfo(operator.dtype).eps * float(
         np.abs(values).max()
     )

@@ -39,16 +39,19 @@ def error_bounds(
         Parlett (1998), The Symmetric Eigenvalue Problem, chapters 10 and 11.
     """
     k = len(theta) if k is None else min(k, len(theta))
+    # (1): the i-th largest θ_j + ‖R_j‖, `rest` among them.
     upper = np.append(theta + np.sqrt(gram.diagonal()), rest)
     bounds = np.sort(upper)[::-1][:k] - theta[:k]
+    # (2), for every size j of the leading block; j = M needs a bound on the rest.
     for j in range(1, len(theta) + (rest > -np.inf)):
         mu = upper[j:].max()
         for i in range(min(j, k)):
             gap = theta[i] - mu
-            if gap > 0 and gram[i, i] / gap < bounds[i]:  # else (2) cannot be the smaller
+            if gap > 0 and gram[i, i] / gap < bounds[i]:  # a lower bound of (2): it may be smaller
                 # λ_i of a j × j matrix, with indices from 0; eigvalsh sorts ascending.
                 shifted = np.diag(theta[:j]) + gram[:j, :j] / gap
                 above = np.linalg.eigvalsh(shifted)[j - 1 - i] if j > 1 else shifted[0, 0]
                 bounds[i] = min(bounds[i], above - theta[i])
+    # Rounding may leave a bound slightly negative.
     clipped: np.ndarray = bounds.clip(min=0)
     return clipped

@@ -45,8 +45,8 @@ def top_eigenpairs(
         operator: A, symmetric, shape (P, P).
         k: Pairs wanted.
         tol: Tolerance of residuals: each must be at most tol·|θ_1|.
-        accuracy: Tolerance of bounds: each must be at most accuracy·|θ_1|, or a little above 80 ε times
-            the largest |λ| where that is more, for rounding. Values are usually much closer than
+        accuracy: Tolerance of bounds: each must be at most accuracy·|θ_1|, or where that is more,
+            a little above 80 ε times the largest |λ|. Values are usually much closer than
             their bound, since their error is quadratic in the residual; 1e-5 gives five digits.
         start: Pairs or columns, shape (P, any), to start from, such as the last measurement's.
         trust: Whether the start's pairs may be held, at a product or two each; None for no. Their
@@ -81,6 +81,7 @@ def top_eigenpairs(
     else:
         pairs = _search(operator, start, settings)
         if (factor := _factor(pairs.values)) != 1:
+            # The scale is only known after a first search: search again on a multiple.
             left = replace(settings, max_hvps=max(max_hvps - pairs.hvps, k + guards))
             again = _search_multiple(operator, factor, pairs, left)
             pairs = replace(again, hvps=pairs.hvps + again.hvps)
@@ -116,6 +117,7 @@ def _search(
         assert pairs is not None and settings.trust is not None
         if solver.hold(pairs, settings.trust):
             return solver.result(operator.hvps - before)
+    # After a failed hold the first k vectors are in the space already.
     solver.begin(rows[k:] if len(solver.space) else rows, settings.seed)
     while pending := solver.pending():
         spent = operator.hvps - before
@@ -136,6 +138,7 @@ def _factor(values: Tensor) -> float:
     ):
         return 1.0
     most = math.frexp(limits.max)[1] - 8  # the factor itself must not overflow
+    # size = m · 2^e with ½ ≤ m < 1, so that factor 2^−e gives a norm in [½, 1).
     return 2.0 ** -min(max(math.frexp(size)[1], -most), most)
 
 

@@ -23,10 +23,10 @@ class Eigenpairs:
         vectors: u as orthonormal columns, shape (P, K).
         residuals: ‖A u_i − θ_i u_i‖, shape (K,): an eigenvalue, not surely the i-th, is that close.
         bounds: Bound on λ_i − θ_i, shape (K,), about residual²/gap where there is a gap. It is
-            valid if no larger eigenvalue was lost; see `error_bounds`. It includes 80 ε ‖A‖ for rounding. It
-            does not include rounding of the weights at a kink: in float32 a ReLU may be on its
-            other side, which gives another matrix (7e-5 of λ_1 off, once in 190 measurements of a
-            network with 1,000 examples).
+            valid if no larger eigenvalue was lost; see `error_bounds`. It includes 80 ε ‖A‖ for
+            rounding. It does not include rounding of the weights at a kink: in float32 a ReLU may
+            be on its other side, which gives another matrix (7e-5 of λ_1 off, once in 190
+            measurements of a network with 1,000 examples).
         hvps: Matrix-vector products spent.
         converged: Whether each of the K pairs met the tolerance; for held pairs, the accuracy.
         basis: Directions remembered for the next search, shape (P, M): Ritz vectors of this search

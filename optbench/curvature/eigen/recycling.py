@@ -71,6 +71,7 @@ class Recycled:
         """
         # R Zᵀ = (A u − θ u) Zᵀ, from the overlaps with the space.
         overlaps = coefficients @ self.seen - values[:, None] * (coefficients @ self.inside)
+        # s/(θ − θ_j) − 1 is the change of the part along z_j; ‖R‖ limits it where θ_j ≥ θ.
         gaps = np.maximum(values[:, None] - self.values, norms[:, None])
         weights = overlaps * (size / gaps - 1)
         steered = torch.addmm(residuals, self._like(weights), self.rows)

@@ -79,6 +79,7 @@ class Solver:
 
         Where it fails, the space keeps the vectors for the search that follows.
         """
+        # Without guards the last solve knew no μ.
         if math.isinf(start.rest) or len(start.values) != self.k:
             return False
         self.held = start
@@ -91,6 +92,7 @@ class Solver:
         if pending and float(self.values[-1]) > self.rest:
             self.improve(pending)
             pending = self.pending()
+        # A further Ritz value above μ would disprove the assumption about μ.
         if not pending and bool((self.ritz_values[self.k :] <= self.rest).all()):
             return True
         self.held, self.rest = None, -math.inf
@@ -137,6 +139,8 @@ class Solver:
         floor = 30 * self.epsilon * self.size  # residuals below it are rounding
         values, norms, bounds = self.values.tolist(), self.norms.tolist(), self.bounds.tolist()
         size = abs(values[0])
+        # The rounding allowance is added to bounds at the end, so it is subtracted here; at least a
+        # quarter of the accuracy remains.
         accuracy = max(self.accuracy * size - self._rounding(), self.accuracy * size / 4, floor)
         chosen = set()
         for i in range(min(self.k, len(values))):
@@ -190,6 +194,7 @@ class Solver:
     def _rest(self, k: int) -> float:
         if self.held is not None:
             return self.rest
+        # Above the guards' θ_j + ‖R_j‖ A has no eigenvalue on the complement, if none was lost.
         upper = self.values[k:] + self.norms[k:]
         return float(upper.max()) if len(upper) else math.inf
 

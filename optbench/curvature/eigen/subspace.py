@@ -95,6 +95,7 @@ class Subspace:
             values: θ, shape (m,).
             coefficients: Coefficients of the vectors u, shape (m, n).
         """
+        # One multiplication with the interleaved rows q_i, A q_i.
         weights = np.stack([-values[:, None] * coefficients, coefficients], 2)
         return self._like(weights.reshape(len(values), -1)) @ self.pairs()
 
@@ -112,7 +113,7 @@ class Subspace:
         basis, images = weights @ self.basis, weights @ self.images
         self._count = 0
         self._append(basis, images)
-        self.projected = kept @ self.projected @ kept.T
+        self.projected = kept @ self.projected @ kept.T  # T in the new basis
         return kept
 
     def _append(self, vectors: Tensor, images: Tensor) -> None:
@@ -166,7 +167,7 @@ class Subspace:
         part = float(factor.diagonal().min())
         if not part >= STEEP:
             return None
-        weights = np.linalg.inv(factor)
+        weights = np.linalg.inv(factor)  # L⁻¹, for the unit rows
         fresh = self._like(weights * scale) @ rows
         if len(self):
             fresh = torch.addmm(fresh, self._like(-weights @ inside.T), self.basis)
@@ -201,6 +202,7 @@ def inner(a: Tensor, b: Tensor) -> np.ndarray:
 def _largest_norm(rows: Tensor) -> float:
     """Largest Euclidean norm of the rows; its square may over- or underflow."""
     size = float(rows.abs().max())
+    # Scaled by the largest entry, so that no square over- or underflows.
     return size * float((rows / size).norm(dim=1).max()) if size else 0.0
 
 
