@@ -27,7 +27,7 @@ MOVED = {
     "curvature.differences": "curvature.second_derivatives",
     "curvature.heterogeneity": "curvature.block_spectra",
     "curvature.layers": "fast_layers",
-    "curvature.objective": "curvature.loss_function",
+    "curvature.objective": "curvature.chunk_loss",
     "curvature.pairs": "curvature.eigen.pairs",
     "curvature.reached": "curvature.loss_state",
     "curvature.recycling": "curvature.eigen.recycling",

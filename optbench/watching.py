@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from optbench.curvature.chunk_loss import PRECISIONS
 from optbench.curvature.data import Chunks
 from optbench.curvature.isolation import untouched
-from optbench.curvature.loss_function import PRECISIONS
 from optbench.probes import Probe, State, Stateful, Value, measure
 from optbench.probes.edge import Edge
 from optbench.probes.generalization import Generalization, NoErrorError

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from optbench.curvature.chunk_loss import Criterion
 from optbench.curvature.data import Pair
-from optbench.curvature.loss_function import Criterion
 
 
 def gradient(model: nn.Module, loss: Criterion, data: Pair) -> object:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from optbench.boundary.kinds import BelowOne, Count, Share, Size, Whole
-from optbench.boundary.regular import open_regular, read_bytes
+from optbench.boundary.regular_files import open_regular, read_bytes
 from optbench.data.splits import with_label_noise
 from optbench.errors import MachineError, UserError
 from optbench.seeds import generator

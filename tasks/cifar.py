@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from optbench.boundary.kinds import CountFromZero
-from optbench.boundary.regular import read_bytes, reason
+from optbench.boundary.regular_files import read_bytes, reason
 from optbench.data.splits import Handling, Labelled, labelled
 from optbench.data.torchvision import check_md5, fetch, import_datasets
 from optbench.errors import MachineError

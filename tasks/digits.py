@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from optbench.boundary.kinds import CountFromZero
-from optbench.boundary.regular import read_gzip, reason
+from optbench.boundary.regular_files import read_gzip, reason
 from optbench.data.splits import Handling, Labelled, balanced_split, labelled
 from optbench.errors import MachineError
 from optbench.task import Split, Task

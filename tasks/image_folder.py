@@ -13,7 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from optbench.boundary.kinds import BelowOne
-from optbench.boundary.regular import UnreadableFileError, open_regular
+from optbench.boundary.regular_files import UnreadableFileError, open_regular
 from optbench.data.splits import Handling, Labelled, labelled
 from optbench.errors import MachineError, UserError
 from optbench.task import Split, Task

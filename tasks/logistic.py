@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from optbench.boundary.kinds import CountFromZero
-from optbench.boundary.regular import read_bytes, reason
+from optbench.boundary.regular_files import read_bytes, reason
 from optbench.data.splits import Handling, Labelled, balanced_split, divide
 from optbench.errors import MachineError
 from optbench.task import Split, Task

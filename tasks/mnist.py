@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optbench.boundary.regular import read_bytes, read_gzip, reason
+from optbench.boundary.regular_files import read_bytes, read_gzip, reason
 from optbench.data.splits import Handling, Labelled, Statistics, labelled
 from optbench.data.torchvision import check_md5, fetch, import_datasets
 from optbench.errors import MachineError

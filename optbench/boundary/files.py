@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from optbench.boundary.regular import UnreadableFileError, open_regular
+from optbench.boundary.regular_files import UnreadableFileError, open_regular
 from optbench.errors import printable as printable
 from optbench.errors import visible as visible
 

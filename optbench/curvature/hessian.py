@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from optbench.curvature import products
+from optbench.curvature.chunk_loss import Criterion
 from optbench.curvature.data import Pair, Weight
 from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import Mode
 from optbench.curvature.loss import Layers, Loss
-from optbench.curvature.loss_function import Criterion
 from optbench.curvature.operators import Operator
 from optbench.curvature.product_strategy import Plan, Strategy, check_strategy, make_plan
 from optbench.curvature.products import Builder, Product

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from optbench.curvature import products
+from optbench.curvature.chunk_loss import Criterion, Objective
 from optbench.curvature.data import Chunks, Pair, Weight
 from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import Mode
-from optbench.curvature.loss_function import Criterion, Objective
 from optbench.curvature.operators import check_real, check_whole
 from optbench.curvature.product_strategy import Strategy, make_plan
 from optbench.curvature.selection import Selection

@@ -18,9 +18,9 @@ from torch.autograd import grad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.checkpoint import CheckpointError
 
+from optbench.curvature.chunk_loss import Objective
 from optbench.curvature.data import Pair
 from optbench.curvature.errors import MeasurementError
-from optbench.curvature.loss_function import Objective
 from optbench.fast_layers import CheapSecondDerivatives
 from optbench.fast_layers.errors import ThirdDerivativeError
 

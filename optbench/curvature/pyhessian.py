@@ -32,6 +32,7 @@ import pyhessian.utils
 import torch
 from torch import Tensor, nn
 
+from optbench.curvature.chunk_loss import Criterion
 from optbench.curvature.data import Chunks, Pair
 from optbench.curvature.eigen.pairs import Eigenpairs
 from optbench.curvature.isolation import (
@@ -42,7 +43,6 @@ from optbench.curvature.isolation import (
     untouched,
     without_autocast,
 )
-from optbench.curvature.loss_function import Criterion
 from optbench.curvature.selection import trainable
 from optbench.curvature.trace import TraceEstimate
 from optbench.intervals import t_quantile

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optbench.curvature.chunk_loss import Objective
 from optbench.curvature.data import Pair
 from optbench.curvature.errors import MeasurementError, SecondDerivativeWarning
-from optbench.curvature.loss_function import Objective
 from optbench.curvature.products import Builder, build
 
 EXAMPLES = 8  # few: operations are tested, not data

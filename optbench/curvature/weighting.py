@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from optbench.curvature.chunk_loss import Objective
 from optbench.curvature.data import Chunks, Pair
-from optbench.curvature.loss_function import Objective
 
 # Relative tolerances of the comparison of whole and parts:
 EXACT = 2e-10  # losses in double precision: equal up to the order of summation and cancellation

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from optbench.boundary.regular import UnreadableFileError, read_bytes
+from optbench.boundary.regular_files import UnreadableFileError, read_bytes
 from optbench.errors import MachineError
 
 _SCHEMAS = {

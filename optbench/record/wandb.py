@@ -30,8 +30,8 @@ from optbench.record.folder import (
     TIMINGS,
     read_json,
 )
+from optbench.record.last_lines import Tail
 from optbench.record.mirror_state import STATE, State
-from optbench.record.tail import Tail
 
 MODES = ("auto", "online", "offline", "disabled")
 LOG, LOCK = MIRROR_LOG, "wandb.lock"

@@ -43,7 +43,7 @@ class Differences:
 class Reference:
     """The loss as torch alone sees it: no line of optbench takes part.
 
-    Random numbers start from seed 1 as in `optbench.curvature.loss_function`, so that masks are
+    Random numbers start from seed 1 as in `optbench.curvature.chunk_loss`, so that masks are
     alike.
     """
 

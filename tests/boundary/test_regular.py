@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from optbench.boundary.regular import (
+from optbench.boundary.regular_files import (
     UnreadableFileError,
     open_regular,
     read_bytes,

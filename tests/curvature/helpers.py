@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from optbench.curvature import Operator
+from optbench.curvature.chunk_loss import Criterion
 from optbench.curvature.data import Pair
-from optbench.curvature.loss_function import Criterion
 
 EPS = torch.finfo(torch.float64).eps
 

@@ -24,8 +24,8 @@ from optbench.curvature import (
     loss_and_gradient,
     mean_loss,
 )
+from optbench.curvature.chunk_loss import Criterion
 from optbench.curvature.data import Pair
-from optbench.curvature.loss_function import Criterion
 
 from .helpers import EPS, dense, dense_hessian
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from optbench.curvature import Hessian
+from optbench.curvature.chunk_loss import Criterion, Objective
 from optbench.curvature.data import Pair
-from optbench.curvature.loss_function import Criterion, Objective
 from optbench.curvature.product_strategy import graph_bytes
 from optbench.curvature.products import hessian_by_double_backward
 from optbench.fast_layers import CheapSecondDerivatives, ThirdDerivativeError

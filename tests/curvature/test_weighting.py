@@ -21,8 +21,8 @@ from optbench.curvature import (
     mean_loss,
     top_eigenpairs,
 )
+from optbench.curvature.chunk_loss import Criterion
 from optbench.curvature.data import Pair
-from optbench.curvature.loss_function import Criterion
 
 from .helpers import EPS, dense, dense_hessian
 

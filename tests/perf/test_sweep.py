@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from optbench.curvature import loss_function as objective
+from optbench.curvature import chunk_loss as objective
 from optbench.curvature import second_derivatives as differences
 from perf.sweep.cases import CASES
 from perf.sweep.compare import Verdict, compare

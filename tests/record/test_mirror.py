@@ -13,8 +13,8 @@ from filelock import FileLock
 
 from optbench.errors import MachineError
 from optbench.record import wandb as mirroring
+from optbench.record.last_lines import Tail
 from optbench.record.mirror_state import STATE, State
-from optbench.record.tail import Tail
 from optbench.record.wandb import LOCK, Mirror, mirror
 
 CONFIG = "wandb: {mode: offline, project: p, entity: null, group: null, tags: []}\n"
