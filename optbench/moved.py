@@ -23,7 +23,6 @@ MOVED = {
     "config": "configuration.build",
     "curvature.bounds": "curvature.eigen.bounds",
     "curvature.checks": "curvature.eigen.audit",
-    "curvature.chunks": "curvature.data",
     "curvature.differences": "curvature.second_derivatives",
     "curvature.heterogeneity": "curvature.block_spectra",
     "curvature.layers": "fast_layers",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from optbench.curvature.chunk_loss import PRECISIONS
-from optbench.curvature.data import Chunks
+from optbench.curvature.chunks import Chunks
 from optbench.curvature.isolation import untouched
 from optbench.probes import Probe, State, Stateful, Value, measure
 from optbench.probes.edge import Edge

@@ -12,7 +12,7 @@ from optbench.tasks.cifar import FOLDER, read_images
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from optbench.curvature.data import Pair
+from optbench.curvature.chunks import Pair
 
 DATA = Path(os.environ.get("OPTBENCH_DATA", "~/.cache/optbench")).expanduser()
 CIFAR = DATA / FOLDER

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from optbench.configuration.build import build
 from optbench.curvature import Hessian
 from optbench.curvature.chunk_loss import Criterion
-from optbench.curvature.data import Pair
+from optbench.curvature.chunks import Pair
 from optbench.models.vit import vit
 from optbench.paths import conf_folder
 from optbench.probes import State, due

@@ -10,7 +10,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 
 from optbench.curvature import Eigenpairs, Hessian, Operator, top_eigenpairs
-from optbench.curvature.data import Pair
+from optbench.curvature.chunks import Pair
 from optbench.curvature.eigen.subspace import Subspace
 from optbench.curvature.pyhessian import PyHessian
 from optbench.data.torchvision import import_datasets

@@ -11,7 +11,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from optbench.curvature.chunk_loss import Criterion
-from optbench.curvature.data import Pair
+from optbench.curvature.chunks import Pair
 
 
 def gradient(model: nn.Module, loss: Criterion, data: Pair) -> object:

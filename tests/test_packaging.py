@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -132,6 +133,13 @@ def test_imports_point_down(module: str) -> None:
         assert imported == "optbench" or _level(imported) >= _level(module), (
             f"{module} imports {imported}"
         )
+
+
+def test_no_two_files_of_one_name_hold_different_things() -> None:
+    """`errors` are those of a room; `sam` is the optimizer, and the rule for its edge."""
+    names = Counter(module.rpartition(".")[2] for module in MODULES if "tasks" not in module)
+    twice = {name for name, count in names.items() if count > 1}
+    assert twice - {"__main__", "errors", "sam"} == set()
 
 
 def test_the_map_in_contributing_is_this_list() -> None:

@@ -22,7 +22,7 @@ from optbench.leaderboard.__main__ import main as leaderboard
 from optbench.leaderboard.entrants import admit
 from optbench.leaderboard.results_folder import read_results
 from optbench.protocol.points import search_spaces, sobol_points
-from optbench.protocol.selection import select
+from optbench.protocol.selection_rule import select
 from optbench.protocol.suite import read_suite
 from optbench.protocol.tuner import main
 from tests.conftest import Call, Outcome

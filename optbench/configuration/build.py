@@ -4,7 +4,7 @@ from omegaconf import DictConfig
 
 from optbench.configuration.construct import construct
 from optbench.configuration.keys import check
-from optbench.configuration.verify import verify
+from optbench.configuration.verify_parts import verify
 from optbench.probes.generalization import evaluate, evaluating
 from optbench.run.loop import Experiment, Parts
 

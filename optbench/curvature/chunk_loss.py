@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from optbench.curvature.chunks import Pair
 from optbench.curvature.corrected_operations import Measured
-from optbench.curvature.data import Pair
 from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import (
     USUAL,

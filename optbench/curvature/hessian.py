@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from optbench.curvature import products
 from optbench.curvature.chunk_loss import Criterion
-from optbench.curvature.data import Pair, Weight
+from optbench.curvature.chunks import Pair, Weight
 from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import Mode
 from optbench.curvature.loss import Layers, Loss

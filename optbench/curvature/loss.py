@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from optbench.curvature import products
 from optbench.curvature.chunk_loss import Criterion, Objective
-from optbench.curvature.data import Chunks, Pair, Weight
+from optbench.curvature.chunks import Chunks, Pair, Weight
 from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import Mode
 from optbench.curvature.operators import check_real, check_whole

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from optbench.curvature.chunk_loss import Objective
-from optbench.curvature.data import Chunks, Pair
+from optbench.curvature.chunks import Chunks, Pair
 from optbench.curvature.errors import MeasurementError, WeightingWarning
 from optbench.curvature.products import Builder, build
 from optbench.curvature.weighting import batches_are_parts, splits_into_parts

@@ -19,7 +19,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.checkpoint import CheckpointError
 
 from optbench.curvature.chunk_loss import Objective
-from optbench.curvature.data import Pair
+from optbench.curvature.chunks import Pair
 from optbench.curvature.errors import MeasurementError
 from optbench.fast_layers import CheapSecondDerivatives
 from optbench.fast_layers.errors import ThirdDerivativeError

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from optbench.curvature.chunk_loss import Criterion
-from optbench.curvature.data import Chunks, Pair
+from optbench.curvature.chunks import Chunks, Pair
 from optbench.curvature.eigen.pairs import Eigenpairs
 from optbench.curvature.isolation import (
     eager,

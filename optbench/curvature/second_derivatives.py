@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from optbench.curvature.chunk_loss import Objective
-from optbench.curvature.data import Pair
+from optbench.curvature.chunks import Pair
 from optbench.curvature.errors import MeasurementError, SecondDerivativeWarning
 from optbench.curvature.products import Builder, build
 

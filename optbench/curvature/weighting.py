@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from optbench.curvature.chunk_loss import Objective
-from optbench.curvature.data import Chunks, Pair
+from optbench.curvature.chunks import Chunks, Pair
 
 # Relative tolerances of the comparison of whole and parts:
 EXACT = 2e-10  # losses in double precision: equal up to the order of summation and cancellation

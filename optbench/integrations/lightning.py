@@ -8,7 +8,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from optbench.curvature.data import with_own_workers
+from optbench.curvature.chunks import with_own_workers
 from optbench.curvature.isolation import in_mode, untouched
 from optbench.errors import UserError
 from optbench.task import Loss

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from optbench.leaderboard.run_line import Run
-from optbench.protocol.selection import select
+from optbench.protocol.selection_rule import select
 from optbench.protocol.suite import TUNE, Suite
 from optbench.record.folder import FINISHED
 

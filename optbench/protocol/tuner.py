@@ -23,7 +23,7 @@ from optbench.launch.launcher import RUN_SECONDS
 from optbench.launch.local import LocalLauncher, cores
 from optbench.launch.runs import Runs
 from optbench.protocol.points import search_spaces, sobol_points
-from optbench.protocol.selection import select
+from optbench.protocol.selection_rule import select
 from optbench.protocol.suite import FINAL, TUNE, Suite, read_suite
 
 Points = Sequence[Sequence[str]]  # of an optimizer: the overrides of each

@@ -6,7 +6,7 @@ from torch.func import functional_call
 
 from optbench.curvature import Operator
 from optbench.curvature.chunk_loss import Criterion
-from optbench.curvature.data import Pair
+from optbench.curvature.chunks import Pair
 
 EPS = torch.finfo(torch.float64).eps
 

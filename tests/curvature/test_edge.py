@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from optbench.curvature import Eigenpairs, Hessian, audit, top_eigenpairs
-from optbench.curvature.data import Pair
+from optbench.curvature.chunks import Pair
 from optbench.probes.tracking import Tracker
 from perf.cases import CIFAR, cifar_run, descend, digits, digits_run, half_mse
 

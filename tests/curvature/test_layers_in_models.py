@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from optbench.curvature import Hessian
 from optbench.curvature.chunk_loss import Criterion, Objective
-from optbench.curvature.data import Pair
+from optbench.curvature.chunks import Pair
 from optbench.curvature.product_strategy import graph_bytes
 from optbench.curvature.products import hessian_by_double_backward
 from optbench.fast_layers import CheapSecondDerivatives, ThirdDerivativeError

@@ -20,7 +20,7 @@ from optbench.curvature import (
     mean_loss,
     top_eigenpairs,
 )
-from optbench.curvature.data import Chunks, Pair
+from optbench.curvature.chunks import Chunks, Pair
 
 from .helpers import EPS, dense, dense_hessian
 

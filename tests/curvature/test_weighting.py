@@ -22,7 +22,7 @@ from optbench.curvature import (
     top_eigenpairs,
 )
 from optbench.curvature.chunk_loss import Criterion
-from optbench.curvature.data import Pair
+from optbench.curvature.chunks import Pair
 
 from .helpers import EPS, dense, dense_hessian
 
