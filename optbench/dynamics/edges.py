@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,10 +29,40 @@ LAMBDA_1 = "λ₁(H)"
 MatVec = Callable[[Tensor], Tensor]
 Parameters = tuple[Tensor, ...]
 T = TypeVar("T")
+E = TypeVar("E", bound="AnyEdge")
+
+
+class AnyEdge:
+    """What every edge can be asked.
+
+    Attributes:
+        needs_gradient: Whether the threshold is known only `at` a gradient.
+    """
+
+    needs_gradient: ClassVar[bool] = False
+    parameters: Parameters
+
+    def at(self, gradient: Tensor) -> Any:
+        """Edge at a point with this full-batch gradient; itself where none is needed."""
+        return self
+
+    def reordered(self: E, parameters: Sequence[Tensor]) -> E:
+        """Return the same edge with its tensors in another order; see the function `reordered`."""
+        return reordered(self, parameters)
+
+
+class MeasuredEdge(AnyEdge):
+    """An edge with a threshold."""
+
+    threshold: float
+
+    def distance(self, measured: float) -> float | None:
+        """Distance to the edge, measured / threshold: 1 at the edge; None unless threshold > 0."""
+        return measured / self.threshold if self.threshold > 0 else None
 
 
 @dataclass(frozen=True, eq=False)
-class UnknownEdge:
+class UnknownEdge(AnyEdge):
     """No edge is known.
 
     Attributes:
@@ -42,10 +72,11 @@ class UnknownEdge:
 
     reason: str
     parameters: Parameters = ()
+    source: ClassVar[str] = "unknown"
 
 
 @dataclass(frozen=True, eq=False)
-class EigenvalueEdge:
+class EigenvalueEdge(MeasuredEdge):
     """A threshold on an eigenvalue.
 
     Training is locally stable while
@@ -141,7 +172,7 @@ class EigenvalueEdge:
 
 
 @dataclass(frozen=True, eq=False)
-class NormBallEdge:
+class NormBallEdge(MeasuredEdge):
     """A threshold on the norm sharpness max dᵀHd over ‖d_l‖ ≤ radii_l for every tensor l.
 
     Attributes:
@@ -177,7 +208,7 @@ Resolved = UnknownEdge | EigenvalueEdge | NormBallEdge
 
 
 @dataclass(frozen=True, eq=False)
-class GradientEdge:
+class GradientEdge(AnyEdge):
     """An edge that is known once the full-batch gradient is.
 
     Attributes:
@@ -199,6 +230,7 @@ class GradientEdge:
     reason: str = ""
     learns: tuple[bool, ...] = ()
     on_a_norm_ball: bool = False
+    needs_gradient: ClassVar[bool] = True
 
     def at(self, gradient: Tensor) -> Resolved:
         """Edge at a point with this full-batch gradient.
@@ -222,11 +254,6 @@ KnownEdge = EigenvalueEdge | NormBallEdge
 Edge = UnknownEdge | EigenvalueEdge | NormBallEdge | GradientEdge
 
 
-def distance(threshold: float, measured: float) -> float | None:
-    """Distance to the edge, measured / threshold: 1 at the edge; None unless threshold > 0."""
-    return measured / threshold if threshold > 0 else None
-
-
 def on_sharpness(edge: Edge) -> bool:
     """Whether the threshold is on λ₁(H) itself, now or once the gradient is known."""
     return not isinstance(edge, UnknownEdge) and edge.quantity == LAMBDA_1
@@ -239,7 +266,7 @@ def described(edge: Edge) -> str:
     return f"{edge.formula} ({edge.source})"
 
 
-def reordered(edge: Edge, parameters: Sequence[Tensor]) -> Edge:
+def reordered(edge: E, parameters: Sequence[Tensor]) -> E:
     """Return the same edge with its tensors in the order of `parameters`, compared by identity.
 
     Parameters that the optimizer does not hold never move: P is infinite there, a radius 0.
@@ -256,10 +283,11 @@ def reordered(edge: Edge, parameters: Sequence[Tensor]) -> Edge:
     order = [index.get(id(p)) for p in parameters]
     if order == list(range(len(index))):
         return edge
-    return _in_order(edge, tuple(parameters), order)
+    in_order: E = _in_order(edge, tuple(parameters), order)
+    return in_order
 
 
-def _in_order(edge: Edge, parameters: Parameters, order: Sequence[int | None]) -> Edge:
+def _in_order(edge: Any, parameters: Parameters, order: Sequence[int | None]) -> Any:
     match edge:
         case UnknownEdge():
             return replace(edge, parameters=parameters)
@@ -270,9 +298,9 @@ def _in_order(edge: Edge, parameters: Parameters, order: Sequence[int | None]) -
         case GradientEdge():
 
             def resolve(gradient: Tensor) -> Resolved:
-                found = _in_order(edge.at(_gather(gradient, parameters, order)), parameters, order)
-                assert not isinstance(found, GradientEdge)
-                return found
+                there = edge.at(_gather(gradient, parameters, order))
+                in_order: Resolved = _in_order(there, parameters, order)
+                return in_order
 
             return replace(
                 edge,

@@ -23,7 +23,6 @@ from optbench.dynamics.edges import (
     KnownEdge,
     NormBallEdge,
     UnknownEdge,
-    distance,
     reordered,
 )
 from optbench.dynamics.norm_sharpness import norm_sharpness
@@ -261,5 +260,5 @@ def _rate(state: State) -> dict[str, Value]:
 def _compare(edge: KnownEdge, measured: float) -> dict[str, Value]:
     """Threshold, and the distance measured / threshold where it is defined."""
     threshold: dict[str, Value] = {metrics.EDGE_THRESHOLD: edge.threshold}
-    ratio = distance(edge.threshold, measured)
+    ratio = edge.distance(measured)
     return threshold if ratio is None else threshold | {metrics.EDGE_DISTANCE: ratio}

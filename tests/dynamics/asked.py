@@ -3,8 +3,6 @@
 from typing import Any
 
 from optbench import dynamics
-from optbench.dynamics import UnknownEdge
-from optbench.dynamics.edges import distance as ratio
 
 edge: Any = dynamics.edge
 sam_edge: Any = dynamics.sam_edge
@@ -14,11 +12,11 @@ reordered: Any = dynamics.reordered
 
 def source(asked: Any) -> str:
     """Source of an edge, or "unknown"."""
-    return "unknown" if isinstance(asked, UnknownEdge) else str(asked.source)
+    return str(asked.source)
 
 
 def distance(asked: Any, measured: float) -> float:
     """Measured over threshold, which must be positive."""
-    found = ratio(asked.threshold, measured)
-    assert found is not None
-    return found
+    ratio = asked.distance(measured)
+    assert ratio is not None
+    return float(ratio)
