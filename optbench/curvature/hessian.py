@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Self
@@ -13,17 +12,15 @@ from torch import Tensor, nn
 from optbench.curvature import products
 from optbench.curvature.chunk_loss import Criterion
 from optbench.curvature.chunks import Pair, Weight
-from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import Mode
 from optbench.curvature.loss import Layers, Loss
 from optbench.curvature.operators import Operator
-from optbench.curvature.product_strategy import Plan, Strategy, check_strategy, make_plan
+from optbench.curvature.product_strategy import Plan, Strategy, check_strategy
 from optbench.curvature.products import Builder, Product
 from optbench.curvature.second_derivatives import EXAMPLES, check_derivatives
 from optbench.curvature.selection import Selection
 from optbench.curvature.symmetry import Witness
 from optbench.curvature.weighting import still_splits
-from optbench.fast_layers.errors import ThirdDerivativeError
 
 DRIFT = 1e-9  # relative change of the batches' total weight that counts as rounding
 
@@ -151,36 +148,11 @@ class ModelOperator(Operator):
                 self.refresh()
                 self._witness = self._witness if self._trusts else None
             self._planned_for = planned_for
-            with self._named_data(), self.chunks.kept_rng():
-                self.objective.watch_writes(self._make_plan)
+            self._plan = self.loss.plan(type(self).builder, self.strategy)
+            self.strategy = self._plan.strategy
             self._new_plan = True
-            self._check_batch_norm()
             self._check_derivatives()
         return self.strategy
-
-    @contextlib.contextmanager
-    def _named_data(self) -> Iterator[None]:
-        """Context that adds the data's shapes and dtypes to torch's errors in the first pass."""
-        try:
-            yield
-        except (torch.OutOfMemoryError, ThirdDerivativeError):
-            raise
-        except (RuntimeError, TypeError, IndexError) as why:
-            with self.chunks.kept_rng():
-                pair = self.chunks.sample(sys.maxsize)
-            data = zip(("inputs", "targets"), pair, strict=True)
-            way_out = " and ".join(
-                f"{name} of shape {tuple(t.shape)}, {t.dtype}" for name, t in data
-            )
-            if self.objective.own_dtypes() != {self.dtype}:
-                way_out += (
-                    "; hold its constants in buffers, or cast them to the dtype of what they are "
-                    "applied to"
-                )
-            raise MeasurementError(
-                f"the model or its loss does not run in {self.dtype} ({type(why).__name__}: {why}) "
-                f"on {way_out}"
-            ) from why
 
     def _check_derivatives(self) -> None:
         """Compare products with finite differences on a few examples."""
@@ -198,17 +170,6 @@ class ModelOperator(Operator):
                     self.objective, self.chunks.sample(sys.maxsize), builder, self.loss.memory
                 )
 
-    def _make_plan(self) -> None:
-        self._plan = make_plan(
-            self.objective,
-            self.chunks,
-            type(self).builder,
-            self.strategy,
-            self.loss.chunk,
-            self.loss.memory,
-        )
-        self.strategy = self._plan.strategy
-
     def shares(self) -> Iterator[tuple[float, Pair]]:
         """Pairs (share, chunk), shares summing to 1; read them inside `chunks.kept_rng()`."""
         self.prepare()
@@ -224,7 +185,8 @@ class ModelOperator(Operator):
         current = self._is_current()
         if not current:
             self.prepare()
-            self._check_batch_norm()
+            assert self._plan is not None
+            self.loss.check_batch_norm(self._plan.chunks)
         if self._witness is None and vectors.any():
             return self._witnessed(vectors, current)
         images = self._images(vectors, current)
@@ -342,19 +304,6 @@ class ModelOperator(Operator):
             product = products.build(type(self).builder, self.objective, leaves, part)
             yield share, product
             del product
-
-    def _check_batch_norm(self) -> None:
-        assert self._plan is not None
-        if (
-            self._plan.chunks > 1
-            and not self.loss.split_batch_norm
-            and self.objective.mixes_examples()
-        ):
-            raise MeasurementError(
-                "a batch norm in train mode needs all examples in one chunk, got "
-                f"{self._plan.chunks}: each would use its own statistics, which is another loss; "
-                "pass one pair and no chunk, mode='eval', or split_batch_norm=True to accept it"
-            )
 
 
 class Hessian(ModelOperator):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +17,10 @@ from optbench.curvature.chunks import Chunks, Pair, Weight
 from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import Mode
 from optbench.curvature.operators import check_real, check_whole
-from optbench.curvature.product_strategy import Strategy, make_plan
+from optbench.curvature.product_strategy import Plan, Strategy, make_plan
+from optbench.curvature.products import Builder
 from optbench.curvature.selection import Selection
+from optbench.fast_layers.errors import ThirdDerivativeError
 
 if TYPE_CHECKING:
     from optbench.curvature.hessian import GaussNewton, Hessian, ModelOperator
@@ -99,28 +103,74 @@ class Loss:
         self.chunk, self.memory, self.split_batch_norm = chunk, memory, split_batch_norm
         self.layers = layers
         self._planned_for: tuple[object, ...] = ()
-        self._owner: ModelOperator | None = None
+        self._operator: ref[ModelOperator] | None = None
 
     def prepare(self) -> None:
         """Choose how the data are cut, unless that was done for these data and modes."""
-        if self._owner is not None:  # the loss of a matrix is cut as the matrix is
-            self._owner.prepare()
+        operator = self._operator() if self._operator is not None else None
+        if operator is not None:  # the loss of a matrix is cut as the matrix is
+            operator.prepare()
             return
         planned_for = self.chunks.extent(), self.objective.modes()
         if self._planned_for != planned_for:
-            strategy: Strategy = "recomputed"
-            builder = products.hessian_by_double_backward
-
-            def plan() -> None:
-                make_plan(self.objective, self.chunks, builder, strategy, self.chunk, self.memory)
-
-            with self.chunks.kept_rng():
-                self.objective.watch_writes(plan)
+            self.plan(products.hessian_by_double_backward, "recomputed")
             self._planned_for = planned_for
 
+    def plan(self, builder: Builder, strategy: Strategy) -> Plan:
+        """Choose how the data are cut for products of a builder, see `make_plan`.
+
+        Raises:
+            MeasurementError: If the model does not run on the data, or if cutting makes another
+                loss.
+        """
+        plans: list[Plan] = []  # forward passes that write to the model are done a second time
+
+        def make() -> None:
+            plans.append(
+                make_plan(self.objective, self.chunks, builder, strategy, self.chunk, self.memory)
+            )
+
+        with self._named_data(), self.chunks.kept_rng():
+            self.objective.watch_writes(make)
+        self.check_batch_norm(plans[-1].chunks)
+        return plans[-1]
+
+    def check_batch_norm(self, chunks: int) -> None:
+        """Raise a MeasurementError if a batch norm would take its statistics chunk by chunk."""
+        if chunks > 1 and not self.split_batch_norm and self.objective.mixes_examples():
+            raise MeasurementError(
+                f"a batch norm in train mode needs all examples in one chunk, got {chunks}: each "
+                "would use its own statistics, which is another loss; pass one pair and no chunk, "
+                "mode='eval', or split_batch_norm=True to accept it"
+            )
+
+    @contextlib.contextmanager
+    def _named_data(self) -> Iterator[None]:
+        """Context that adds the data's shapes and dtypes to torch's errors in the first pass."""
+        try:
+            yield
+        except (torch.OutOfMemoryError, ThirdDerivativeError):
+            raise
+        except (RuntimeError, TypeError, IndexError) as why:
+            with self.chunks.kept_rng():
+                pair = self.chunks.sample(sys.maxsize)
+            data = zip(("inputs", "targets"), pair, strict=True)
+            way_out = " and ".join(
+                f"{name} of shape {tuple(t.shape)}, {t.dtype}" for name, t in data
+            )
+            if self.objective.own_dtypes() != {self.dtype}:
+                way_out += (
+                    "; hold its constants in buffers, or cast them to the dtype of what they are "
+                    "applied to"
+                )
+            raise MeasurementError(
+                f"the model or its loss does not run in {self.dtype} ({type(why).__name__}: {why}) "
+                f"on {way_out}"
+            ) from why
+
     def belongs_to(self, operator: ModelOperator) -> None:
-        """Let an operator choose how the data are cut."""
-        self._owner = operator
+        """Let an operator choose how the data are cut, as long as it is there."""
+        self._operator = ref(operator)  # a cycle would keep its graphs until it is collected
 
     def value(self) -> float:
         """L(w) at the current weights; one forward pass over the data."""

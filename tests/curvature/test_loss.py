@@ -1,13 +1,22 @@
 """The loss as one function of the parameters: value, gradient, Hessian and Gauss-Newton matrix."""
 
 import copy
+import gc
+from weakref import ref
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from optbench.curvature import GaussNewton, Hessian, Loss, loss_and_gradient, mean_loss
+from optbench.curvature import (
+    GaussNewton,
+    Hessian,
+    Loss,
+    MeasurementError,
+    loss_and_gradient,
+    mean_loss,
+)
 from perf.cases import half_mse
 
 from .helpers import EPS, dense, dense_hessian, small
@@ -79,3 +88,31 @@ def test_any_derivative_of_it_can_be_taken() -> None:
         with torch.no_grad():
             weight[0, 0] -= h
     assert float(third[0]) == pytest.approx((bends[0] - bends[1]) / 2e-5, rel=1e-5, abs=1e-6)
+
+
+def test_an_operator_is_freed_with_its_last_name() -> None:
+    """Its graphs are large: they must not wait until cycles are collected."""
+    model, data = small()
+    H = Hessian(model, half_mse, data)
+    dense(H)
+    seen, loss = ref(H), H.loss
+    value = loss.value()
+    gc.disable()
+    try:
+        del H
+        assert seen() is None
+    finally:
+        gc.enable()
+    # it cuts its data anew, so that the 20 terms are summed in another order
+    assert loss.value() == pytest.approx(value, rel=100 * EPS)
+
+
+def test_what_a_hessian_refuses_its_loss_alone_refuses_too() -> None:
+    x, y = torch.randn(16, 4), torch.arange(16) % 2
+    with pytest.raises(MeasurementError, match="inputs of shape"):
+        Loss(nn.Linear(5, 2), cross_entropy, (x, y)).value()
+    norm = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    batches = [(x[:8], y[:8]), (x[8:], y[8:])]
+    for ask in (Loss.value, Loss.gradient):
+        with pytest.raises(MeasurementError, match="all examples in one chunk, got 2"):
+            ask(Loss(norm, cross_entropy, batches))
