@@ -11,6 +11,19 @@ _INTERPOLATION = re.compile(r"(\\*)\$\{")
 _QUOTE = re.compile(r"(\\*)('|\Z)")
 
 
+_CADENCE = re.compile(r"(\+\+)?(probes\.\w+\.every=.*)", re.DOTALL)
+
+
+def with_cadence(word: str) -> str:
+    """Let a probe's cadence be given whether a YAML gives it or not; any other word as it is."""
+    return _CADENCE.sub(r"++\2", word) if _CADENCE.fullmatch(word) else word
+
+
+def as_given(word: str) -> str:
+    """The word that `with_cadence` was given."""
+    return _CADENCE.sub(r"\2", word) if _CADENCE.fullmatch(word) else word
+
+
 def quoted(text: str) -> str:
     r"""Return what Hydra reads as this text; the text itself where that is so already.
 

@@ -1,7 +1,6 @@
 """Overrides → configuration, with what installed packages and the user's own folder add to it."""
 
 import argparse
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,12 +13,11 @@ from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig
 
-from optbench.boundary.overrides import quoted
+from optbench.boundary.overrides import quoted, with_cadence
 from optbench.configuration.plugins import conf_folders
 from optbench.errors import UserError
 from optbench.paths import conf_folder
 
-_CADENCE = re.compile(r"probes\.\w+\.every")
 PATHS = ("results_dir", "task.root", "task.folder", "task.text")
 
 
@@ -82,13 +80,11 @@ def _known(config_dir: Path | None) -> Iterator[None]:
 
 def with_paths(arguments: Iterable[str]) -> list[str]:
     """Quote paths that Hydra would not read as text, such as `2026`; let any cadence be given."""
-    return [_with_path(argument) for argument in arguments]
+    return [with_cadence(_with_path(argument)) for argument in arguments]
 
 
 def _with_path(argument: str) -> str:
     key, equals, value = argument.partition("=")
-    if equals and _CADENCE.fullmatch(key):  # every probe has one, whether a YAML gives it or not
-        return f"++{argument}"
     if not equals or not value or key.lstrip("+") not in PATHS:
         return argument
     try:

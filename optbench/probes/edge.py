@@ -14,9 +14,7 @@ from optbench.boundary.kinds import Count, Pairs, Positive
 from optbench.boundary.signature import check_fields
 from optbench.curvature import Hessian, Operator
 from optbench.curvature.selection import trainable
-from optbench.dynamics.edges import (
-    Edge as AnyEdge,
-)
+from optbench.dynamics import edges
 from optbench.dynamics.edges import (
     EigenvalueEdge,
     GradientEdge,
@@ -118,7 +116,7 @@ class Edge:
         measured = self._measure(known, state, start)
         return measured | _rate(state) if measured else {}
 
-    def _known(self, edge: AnyEdge, state: State) -> KnownEdge | None:
+    def _known(self, edge: edges.Edge, state: State) -> KnownEdge | None:
         """The edge in the Hessian's order of tensors, at the present gradient; None if unknown.
 
         The user is told the reason.
@@ -135,7 +133,7 @@ class Edge:
             return None
         return edge
 
-    def _waits(self, edge: AnyEdge, state: State) -> bool:
+    def _waits(self, edge: edges.Edge, state: State) -> bool:
         """Whether the preconditioner P has yet to settle, which the user is told.
 
         It is told again if a tensor joins later, after it was unfrozen.

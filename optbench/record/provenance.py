@@ -3,7 +3,6 @@
 import hashlib
 import os
 import platform
-import re
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 import optbench
+from optbench.boundary.overrides import as_given
 from optbench.task import Task
 
 PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "wandb", "scikit-learn")
@@ -119,7 +119,7 @@ def provenance(
             {
                 "began": began,
                 "process": f"{socket.gethostname()}:{os.getpid()}",
-                "command": [_as_given(word) for word in sys.argv],
+                "command": [as_given(word) for word in sys.argv],
             }
         ]
     }
@@ -134,8 +134,3 @@ def _processor() -> str:
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
         platform.processor(),
     )
-
-
-def _as_given(word: str) -> str:
-    """A word of the command line without what `configuration.compose` puts before a cadence."""
-    return re.sub(r"^\+\+(?=probes\.\w+\.every=)", "", word)
