@@ -341,7 +341,7 @@ NEEDS_FILES = ("cifar", "mnist", "fashion_mnist", "image_folder")
 
 
 def test_a_run_without_sharpness_and_edge_keeps_the_other_probes(optbench: Command) -> None:
-    done = optbench("probes.sharpness.every=never", "steps=60", "probes.layers.interval=20")
+    done = optbench("probes.sharpness.every=never", "steps=60", "probes.layers.every=20")
     records = (done.folder / "metrics.jsonl").read_text()
     assert (
         "layers/" in records

@@ -102,7 +102,7 @@ BAD = {
     "probes.sharpness.examples=-4": "probes.sharpness.examples must be a whole number, at least 1 or null, got -4",
     "probes.sharpness.k=99999999": "probes.sharpness.k must be a whole number, at least 1 and at most 500",
     "probes.generalization.train_examples=0": "probes.generalization.train_examples must be a whole number",
-    "probes.layers.interval=0": "probes.layers.interval must be a whole number, at least 1, got 0",
+    "probes.layers.every=0": "probes.layers.every must be a whole number, at least 1 or never, got 0",
     "schedule=cosine schedule.T_max=0": "schedule.T_max must be a whole number, at least 1, got 0",
     "schedule=step schedule.step_size=x": "schedule.step_size must be a whole number, at least 1, got x",
     "optimizer=adam optimizer.betas=[0.9,no]": "optimizer.betas must be a list of a finite number and a finite number",

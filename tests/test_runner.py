@@ -143,11 +143,11 @@ def test_every_probe_only_reads(optbench: Command, model: str, optimizer: str, b
     every = (
         "probes=dynamics",
         "probes.sharpness.every=2",
-        "probes.layers.interval=1",
-        "probes.direction.interval=1",
+        "probes.layers.every=1",
+        "probes.direction.every=1",
     )
     fewer = (
-        "probes.critical.interval=1",
+        "probes.critical.every=1",
         "probes.noise.batches=2",
         "probes.batch_sharpness.batches=2",
     )

@@ -17,7 +17,7 @@ from optbench.protocol.suite import FINAL, TUNE, known_suites, read_suite
 
 # A suite's digest moves with every change of it. Where results move, raise its version; then write
 # both here.
-PUBLISHED = {"smoke": (1, "bd4af5c7c847dd3b"), "small": (1, "27f159c75d3a9193")}
+PUBLISHED = {"smoke": (2, "64655d28ec65e77b"), "small": (2, "402cee3adfe04f8e")}
 
 
 @pytest.mark.parametrize("name", known_suites())

@@ -23,12 +23,10 @@ class AfterUpdate:
     weights.
 
     Args:
-        every: Steps n between the updates that are measured, `never`, or `adaptive`: `interval`.
-        interval: Steps between the updates that are measured, where `every` is `adaptive`.
+        every: Steps n between the updates that are measured, or `never`.
     """
 
-    every: Count | Literal["adaptive", "never"] = "adaptive"
-    interval: Count = 10
+    every: Count | Literal["never"] = 10
     next_step: int = field(default=0, init=False)
     paces_itself: ClassVar[bool] = True  # it is called at the step after the n-th as well
     _before: tuple[int, list[Tensor]] | None = field(default=None, init=False)  # step and weights
@@ -48,13 +46,14 @@ class AfterUpdate:
         ):
             measured = self.measure(state, self._before[1])
         self._before = None
-        spacing = self.every if isinstance(self.every, int) else self.interval
-        if state.step % spacing == 0 and state.step < state.steps:
+        if self.every == "never":
+            return measured
+        if state.step % self.every == 0 and state.step < state.steps:
             self._of = signature
             self._before = state.step, [p.detach().clone() for p in trainable(state.model)]
             self.next_step = state.step + 1
         else:
-            self.next_step = (state.step // spacing + 1) * spacing
+            self.next_step = (state.step // self.every + 1) * self.every
         return measured
 
     def measure(self, state: State, before: Sequence[Tensor]) -> dict[str, Value]:

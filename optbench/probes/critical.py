@@ -25,8 +25,7 @@ class Critical(AfterUpdate):
     step that d led to. L is the training loss, in train mode. Cost: 5 to 8 forward passes.
 
     Args:
-        every: See `AfterUpdate`.
-        interval: Steps between the updates that are measured.
+        every: Steps between the updates that are measured, or `never`.
         examples: Number of training examples of L, always the first ones; None for all.
 
     References:

@@ -26,8 +26,7 @@ class Direction(AfterUpdate):
     one forward pass, one gradient, two Hessian-vector products.
 
     Args:
-        every: See `AfterUpdate`.
-        interval: Steps between the updates that are measured.
+        every: Steps between the updates that are measured, or `never`.
         examples: Number of training examples, always the first ones; None for all.
 
     References:

@@ -26,8 +26,7 @@ class Layers(AfterUpdate):
     gradient, and a copy of the weights.
 
     Args:
-        every: See `AfterUpdate`.
-        interval: Steps between the updates that are measured.
+        every: Steps between the updates that are measured, or `never`.
         examples: Number of training examples of L, always the first ones; None for all.
 
     References:

@@ -64,7 +64,7 @@ def test_critical_sharpness_on_a_quadratic_is_its_curvature() -> None:
 
 
 def test_a_measurement_that_comes_too_late_is_none() -> None:
-    state, probe = _regression(), Direction(interval=5)
+    state, probe = _regression(), Direction(every=5)
     probe(state)
     state.step = 3
     assert probe(state) == {} and probe.next_step == 5
@@ -127,7 +127,7 @@ def test_norms_and_angles_of_layers() -> None:
     task = Task(Split(x, x[:, :1]), None, None, 1, half_mse)
     state, probe = (
         State(0, 9, task, net, torch.optim.SGD(net.parameters(), 0.1), True, 1, 0),
-        Layers(interval=1),
+        Layers(every=1),
     )
     with torch.no_grad():
         for p, values in zip(net.parameters(), ([[3.0, 0.0]], [4.0], [[1.0]], [0.0]), strict=True):
