@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from optbench.boundary.overrides import as_given, quoted, with_cadence
+from optbench.boundary.overrides import as_given, quoted, with_optional
 from optbench.configuration.compose import compose_config, with_paths
 from optbench.protocol.suite import read_suite
 from tests.conftest import Command
@@ -113,5 +113,5 @@ def test_a_suite_may_be_called_like_a_number(tmp_path: Path) -> None:
     "word", ["probes.layers.every=never", "steps=3", "++steps=3", "a=probes.x.every=1"]
 )
 def test_a_cadence_is_given_anew_and_recorded_as_it_was(word: str) -> None:
-    assert with_cadence(word) == ("++" * word.startswith("probes.")) + word
-    assert as_given(with_cadence(word)) == word
+    assert with_optional(word) == ("++" * word.startswith("probes.")) + word
+    assert as_given(with_optional(word)) == word

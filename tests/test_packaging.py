@@ -25,6 +25,7 @@ ORDER = [
     "optbench.studies",
     "optbench.protocol",
     "optbench.launch",
+    "optbench.lab",
     "optbench.cli",
     "optbench.check",
     "optbench.configuration",

@@ -11,17 +11,20 @@ _INTERPOLATION = re.compile(r"(\\*)\$\{")
 _QUOTE = re.compile(r"(\\*)('|\Z)")
 
 
-_CADENCE = re.compile(r"(\+\+)?(probes\.\w+\.every=.*)", re.DOTALL)
+_OPTIONAL = re.compile(r"(\+\+)?((probes\.\w+\.every|optimizer\.scale)=.*)", re.DOTALL)
 
 
-def with_cadence(word: str) -> str:
-    """Let a probe's cadence be given whether a YAML gives it or not; any other word as it is."""
-    return _CADENCE.sub(r"++\2", word) if _CADENCE.fullmatch(word) else word
+def with_optional(word: str) -> str:
+    """Let a probe's cadence, and the scale of an optimizer's rates, be given although no YAML does.
+
+    Any other word stays as it is.
+    """
+    return _OPTIONAL.sub(r"++\2", word) if _OPTIONAL.fullmatch(word) else word
 
 
 def as_given(word: str) -> str:
-    """The word that `with_cadence` was given."""
-    return _CADENCE.sub(r"\2", word) if _CADENCE.fullmatch(word) else word
+    """The word that `with_optional` was given."""
+    return _OPTIONAL.sub(r"\2", word) if _OPTIONAL.fullmatch(word) else word
 
 
 def quoted(text: str) -> str:

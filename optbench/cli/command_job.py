@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,14 +107,7 @@ def _job(config: DictConfig, present: PresentData) -> str:
         for key, value in hydra_config.runtime.choices.items()
         if not key.startswith("hydra/")
     }
-    given = {override.lstrip("+").split("=")[0] for override in hydra_config.overrides.task}
-    if "epochs" in given:
-        if "steps" in given:
-            raise UserError("steps and epochs both say how long to train: give one of them")
-        config.steps = None
-    check(config)
-    if choices["optimizer"] == "custom" or "optimizer._target_" in given:
-        choices["optimizer"] = str(config.optimizer._target_).rsplit(".", 1)[-1]
+    prepare(config, choices, hydra_config.overrides.task)
     if hydra_config.mode == RunMode.MULTIRUN and config.wandb.group is None:
         config.wandb.group = "sweep-" + Path(hydra_config.sweep.dir).name
     name = run_name(config, choices)
@@ -121,6 +115,22 @@ def _job(config: DictConfig, present: PresentData) -> str:
     if status == "interrupted":
         raise KeyboardInterrupt
     return status
+
+
+def prepare(config: DictConfig, choices: dict[str, str], overrides: Iterable[str]) -> None:
+    """Check a composed configuration, and complete it by what was said on purpose.
+
+    Raises:
+        UserError: If it cannot be.
+    """
+    given = {override.lstrip("+").split("=")[0] for override in overrides}
+    if "epochs" in given:
+        if "steps" in given:
+            raise UserError("steps and epochs both say how long to train: give one of them")
+        config.steps = None
+    check(config)
+    if choices["optimizer"] == "custom" or "optimizer._target_" in given:
+        choices["optimizer"] = str(config.optimizer._target_).rsplit(".", 1)[-1]
 
 
 def _find_own_files() -> None:

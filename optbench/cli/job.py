@@ -71,6 +71,9 @@ def _train(
     settings = OmegaConf.to_container(config, resolve=True)
     assert isinstance(settings, dict)
     about = {"name": folder.path.name, **choices, "seed": config.seed}
+    if experiment.inherited is not None:
+        about["start_from"] = dict(experiment.inherited)
+        terminal.say(_inherited(experiment.inherited))
     start = Start(lambda: build(config), about, sources(settings))
     runner = resume_or_start(start, experiment, folder, terminal)
     experiment = runner.experiment
@@ -93,6 +96,11 @@ def _train(
         print(f"picture: {folder.path / PICTURE}")
     print(said)
     return str(outcome["status"])
+
+
+def _inherited(record: Mapping[str, Any]) -> str:
+    took, left = ("; ".join(record[key]) or "nothing" for key in ("took", "left"))
+    return f"begins with {record['run']} at step {record['step']}: took {took}; left {left}"
 
 
 def _run(runner: Runner) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From a configuration to an experiment, in three steps: check, construct, verify."""
+"""From a configuration to an experiment, in four steps: check, construct, inherit, verify."""
 
 from omegaconf import DictConfig
 
@@ -6,6 +6,7 @@ from optbench.configuration.construct import construct
 from optbench.configuration.keys import check
 from optbench.configuration.verify_parts import verify
 from optbench.probes.generalization import evaluate, evaluating
+from optbench.run.fork import inherit
 from optbench.run.loop import Experiment, Parts
 
 FINGERPRINT_EXAMPLES = 1000
@@ -16,7 +17,8 @@ def build(config: DictConfig) -> Experiment:
 
     1. Check every key against its declared type and range.
     2. Construct what the keys name: task, model, optimizer, schedule, probes.
-    3. Verify that these fit together, on the first examples.
+    3. Inherit the state of another run, if it is a fork.
+    4. Verify that these fit together, on the first examples.
 
     Raises:
         UserError: If something in the configuration cannot be; the message shows the value and the
@@ -24,8 +26,13 @@ def build(config: DictConfig) -> Experiment:
     """
     check(config)
     parts = construct(config)
+    inherited = inherit(parts, config)
     verify(parts)
-    return Experiment(**vars(parts), initial_loss=_initial_loss(parts))
+    return Experiment(
+        **vars(parts),
+        initial_loss=_initial_loss(parts),
+        inherited=None if inherited is None else vars(inherited),
+    )
 
 
 def _initial_loss(parts: Parts) -> float:

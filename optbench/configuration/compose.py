@@ -11,9 +11,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
-from optbench.boundary.overrides import quoted, with_cadence
+from optbench.boundary.overrides import quoted, with_optional
 from optbench.configuration.plugins import conf_folders
 from optbench.errors import UserError
 from optbench.paths import conf_folder
@@ -52,6 +52,23 @@ def compose_config(overrides: Iterable[str], config_dir: Path | None = None) -> 
         return compose("config", list(overrides))
 
 
+def compose_with_choices(
+    overrides: Iterable[str], config_dir: Path | None = None
+) -> tuple[DictConfig, dict[str, str]]:
+    """The main job's configuration, and the entry that is chosen of each group."""
+    words = with_paths(overrides)
+    with _known(config_dir), initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        config = compose("config", words, return_hydra_config=True)
+    choices = {
+        str(key): str(value)
+        for key, value in config.hydra.runtime.choices.items()
+        if not str(key).startswith("hydra/")
+    }
+    with open_dict(config):
+        del config["hydra"]
+    return config, choices
+
+
 def check_config_dirs(arguments: Sequence[str]) -> None:
     """Raise a UserError if a `--config-dir` is no folder: Hydra passes over it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -80,7 +97,7 @@ def _known(config_dir: Path | None) -> Iterator[None]:
 
 def with_paths(arguments: Iterable[str]) -> list[str]:
     """Quote paths that Hydra would not read as text, such as `2026`; let any cadence be given."""
-    return [with_cadence(_with_path(argument)) for argument in arguments]
+    return [with_optional(_with_path(argument)) for argument in arguments]
 
 
 def _with_path(argument: str) -> str:

@@ -20,6 +20,7 @@ from optbench.errors import UserError
 from optbench.probes import Probe
 from optbench.run.batches import Batches
 from optbench.run.loop import Parts, Settings
+from optbench.run.milestones import Keep, Stop
 from optbench.run.update import Update
 from optbench.seeds import global_stream, start_global_streams
 from optbench.task import Task
@@ -97,7 +98,7 @@ def build_model(config: DictConfig, task: Task) -> nn.Module:
 
 def optimizer_factory(node: DictConfig) -> Callable[[Iterable[Any]], Optimizer]:
     """Return a function from parameters or groups to the optimizer that a node describes."""
-    settings = copy(node)
+    settings = scaled(node)
     with open_dict(settings):
         for key in ABOUT_IT:
             settings.pop(key, None)
@@ -112,6 +113,42 @@ def optimizer_factory(node: DictConfig) -> Callable[[Iterable[Any]], Optimizer]:
     return make
 
 
+def scaled(node: DictConfig) -> DictConfig:
+    """Return a copy of an optimizer's node, with `scale` multiplied into every lr that it has.
+
+    Raises:
+        UserError: If there is a scale, and no lr.
+    """
+    settings = copy(node)
+    scale = settings.get("scale")
+    if scale is None:
+        return settings
+    with open_dict(settings):
+        del settings["scale"]
+        parts = list(_with_lr(settings))
+        if not parts:
+            settings.lr = _default_lr(settings)
+            parts = [settings]
+        for part in parts:
+            part.lr = part.lr * scale
+    return settings
+
+
+def _with_lr(node: DictConfig) -> Iterator[DictConfig]:
+    if isinstance(node.get("lr"), int | float):
+        yield node
+    for key, part in node.items():
+        if isinstance(part, DictConfig) and key not in ABOUT_IT:
+            yield from _with_lr(part)
+
+
+def _default_lr(node: DictConfig) -> float:
+    own = inspect.signature(get_object(node["_target_"])).parameters.get("lr")
+    if own is None or not isinstance(own.default, int | float):
+        raise UserError(f"optimizer.scale multiplies each lr, and {node['_target_']} has none")
+    return float(own.default)
+
+
 def _parameters(config: DictConfig, model: nn.Module) -> list[Any]:
     """Parameters to train: one group, or one per learning rate where the model asks for several.
 
@@ -122,7 +159,7 @@ def _parameters(config: DictConfig, model: nn.Module) -> list[Any]:
     factors: Mapping[str, float] | None = getattr(model, "lr_factors", None)
     if factors is None:
         return list(trained.values())
-    lr = config.optimizer.get("lr")
+    lr = scaled(config.optimizer).get("lr")
     if lr is None:
         raise UserError(
             "this model gives each layer its own share of optimizer.lr, and this optimizer has "
@@ -170,4 +207,6 @@ def _settings(config: DictConfig, batches: Batches) -> Settings:
         log_every=config.log_every if config.log_every is not None else 1 if batches.full else 20,
         checkpoint_seconds=config.checkpoint_seconds,
         explosion_factor=config.explosion_factor,
+        stop=Stop(config.stop.metric, config.stop.below) if config.stop.metric else None,
+        keep=Keep(tuple(config.keep), tuple(config.keep_steps)),
     )

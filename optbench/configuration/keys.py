@@ -58,6 +58,22 @@ class Board:
 
 
 @dataclass(frozen=True)
+class Stop:
+    """The keys of `stop`."""
+
+    metric: str | None
+    below: int | float | None
+
+
+@dataclass(frozen=True)
+class StartFrom:
+    """The keys of `start_from`."""
+
+    run: Word | None
+    step: Whole | None
+
+
+@dataclass(frozen=True)
 class Configuration:
     """The keys of the main job."""
 
@@ -66,6 +82,10 @@ class Configuration:
     batch_size: Count | Literal["full"]
     micro_batch_size: Count | None
     clip_norm: Positive | None
+    stop: Part
+    keep: list[Positive]
+    keep_steps: list[Whole]
+    start_from: Part
     log_every: Count | None
     seed: Whole
     device: Device
@@ -102,15 +122,29 @@ def check(config: DictConfig) -> None:
     """
     _name_folder(config)
     content = _plain(config)
-    for key, shape in (("wandb", Wandb), ("board", Board)):
+    for key, shape in (
+        ("wandb", Wandb),
+        ("board", Board),
+        ("stop", Stop),
+        ("start_from", StartFrom),
+    ):
         if isinstance(content.get(key), dict):
             _check_whole(shape, content[key], f"{key}.", tuple)
     _check_whole(Configuration, content, "", lambda: known_keys(content))
+    _check_pairs(content)
     if content["steps"] is None:
         raise UserError("say how long to train: steps=N (updates) or epochs=N")
     for key, path, node in _nodes(content):
         _check_node(node, f"{path}.", key, lambda: known_keys(content))
     search.read(config.optimizer.get("search"))
+
+
+def _check_pairs(content: Mapping[str, Any]) -> None:
+    stop, start = content["stop"], content["start_from"]
+    if (stop["metric"] is None) != (stop["below"] is None):
+        raise UserError("stop.metric and stop.below go together: a metric, and where to stop")
+    if start["run"] is None and start["step"] is not None:
+        raise UserError("start_from.step is of start_from.run=FOLDER, which is not given")
 
 
 def _name_folder(config: DictConfig) -> None:
@@ -190,7 +224,8 @@ def _check_node(node: Mapping[str, Any], prefix: str, group: str, elsewhere: Els
     if prefix == "optimizer.":
         for name in ABOUT_IT:
             check_value(f"optimizer.{name}", node.get(name), Part | None)
-        given = {name: value for name, value in given.items() if name not in ABOUT_IT}
+        check_value("optimizer.scale", node.get("scale", 1.0), Positive)
+        given = {k: value for k, value in given.items() if k not in (*ABOUT_IT, "scale")}
     if prefix == "task." and "seed" in given:
         raise ShapeError("there is no key task.seed: the run's seed is given as seed=NUMBER")
     check_arguments(
@@ -234,7 +269,13 @@ def imported(path: str, key: str = "") -> Callable[..., Any]:
 def known_keys(content: Mapping[str, Any]) -> list[str]:
     """Every key that can be given to such a configuration, whether a YAML gives it or not."""
     found = dict.fromkeys(
-        (*keys_of(Configuration).named, *(f"wandb.{name}" for name in keys_of(Wandb).named))
+        [
+            *keys_of(Configuration).named,
+            *(f"wandb.{name}" for name in keys_of(Wandb).named),
+            *(f"stop.{name}" for name in keys_of(Stop).named),
+            *(f"start_from.{name}" for name in keys_of(StartFrom).named),
+            "optimizer.scale",
+        ]
     )
     for key, path, node in _nodes(content):
         found |= dict.fromkeys(_keys_of_node(node, f"{path}.", GIVEN.get(key, 0)))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +22,14 @@ NOT_IN_THE_NAME = (
     "optimizer.search",
 )
 
+# Later keys: while they are as here, a run is called as it was before there were any.
+DEFAULTS: Mapping[str, Any] = {
+    "stop": {"metric": None, "below": None},
+    "keep": [],
+    "keep_steps": [],
+    "start_from": {"run": None, "step": None},
+}
+
 
 def run_name(config: DictConfig, choices: Mapping[str, str]) -> str:
     """Return `task-model-optimizer-seed-hash`, a function of configuration and kind of device."""
@@ -32,6 +41,11 @@ def run_name(config: DictConfig, choices: Mapping[str, str]) -> str:
         for parent in parents:
             node = node[parent]
         node.pop(last, None)
+    if content["start_from"]["run"] is not None:  # wherever its folder lies
+        content["start_from"]["run"] = Path(str(content["start_from"]["run"])).name
+    for key, default in DEFAULTS.items():
+        if content[key] == default:
+            del content[key]
     content["device"] = resolve_device(config.device).type
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     return "-".join(

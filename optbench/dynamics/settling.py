@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optbench.dynamics.edges import Edge, UnknownEdge
+from optbench.optimizers.nested import nested
 
 LEAST = 20
 """Least number of gradients in P: √ν of n independent ones is known to 1/√(2n), here 16 %."""
@@ -111,25 +112,8 @@ def _key(p: Tensor) -> tuple[int, int]:
 
 def _counted(optimizer: Optimizer) -> Iterator[tuple[Mapping[str, Any], Tensor, float | None]]:
     """Every parameter, its group and its count of gradients (None: not counted); innermost last."""
-    for part in _nested(optimizer, set()):
+    for part in nested(optimizer):
         for group in part.param_groups:
             for p in group["params"]:
                 count = part.state.get(p, {}).get("step", group.get("step"))
                 yield group, p, None if count is None else float(count)
-
-
-def _nested(optimizer: Optimizer, seen: set[int]) -> Iterator[Optimizer]:
-    """An optimizer and those that it holds, such as SAM's base."""
-    if id(optimizer) in seen:
-        return
-    seen.add(id(optimizer))
-    yield optimizer
-    for value in vars(optimizer).values():
-        inner: Iterable[Any] = [value]
-        if isinstance(value, dict):
-            inner = value.values()
-        elif isinstance(value, (list, tuple)):
-            inner = value
-        for part in inner:
-            if isinstance(part, Optimizer):
-                yield from _nested(part, seen)

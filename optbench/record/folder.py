@@ -7,6 +7,7 @@ timings.jsonl      what the clock said, a line a step; so it is not
 summary.json       status, last and best values
 digests.json       SHA-256 of the other files, once the run has finished
 checkpoint.pt      the state to resume from
+kept/step-N.pt     states that the run was told to keep
 dynamics.png       the picture
 set-aside-1/       what could not be gone on from, as it was found
 """
@@ -37,6 +38,7 @@ METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
 SUMMARY, PROVENANCE, CONFIG = "summary.json", "provenance.json", "config.yaml"
 DIGESTS = "digests.json"
 CHECKPOINT, CHECKPOINT_BEFORE = "checkpoint.pt", "checkpoint.previous.pt"
+KEPT = "kept"
 RUN_FILES = (
     CONFIG,
     PROVENANCE,
@@ -213,8 +215,10 @@ class RunFolder:
         for name in (*RUN_FILES, *MIRROR_FILES):
             for file in (self.path / name, self.path / (name + PART)):
                 file.unlink(missing_ok=True)
+        for file in (self.path / KEPT).glob("step-*.pt*"):
+            file.unlink()
 
-    def set_aside(self, names: Iterable[str] = RUN_FILES) -> str:
+    def set_aside(self, names: Iterable[str] = (*RUN_FILES, KEPT)) -> str:
         """Move files, as they are, to a new folder in this one; return words on where they are."""
         number = 1
         while os.path.lexists(place := self.path / f"set-aside-{number}"):

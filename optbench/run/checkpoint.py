@@ -11,7 +11,7 @@ import torch
 from optbench.boundary import printable
 from optbench.errors import UserError
 from optbench.record.durable import sync_folder, write_part
-from optbench.record.folder import CHECKPOINT, CHECKPOINT_BEFORE
+from optbench.record.folder import CHECKPOINT, CHECKPOINT_BEFORE, KEPT
 from optbench.record.series import is_file
 from optbench.run.portable_state import NotPortableError, digest, from_portable, to_portable
 
@@ -38,6 +38,42 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
         (folder / NAME).replace(folder / PREVIOUS)
     part.replace(folder / NAME)
     sync_folder(folder)
+
+
+def keep(folder: Path, step: int, state: Mapping[str, Any]) -> None:
+    """Keep the state of a step for good, beside the checkpoints that come and go."""
+    place = folder / KEPT
+    place.mkdir(exist_ok=True)
+    content = io.BytesIO()
+    torch.save(_portable(state), content)
+    write_part(place / kept_name(step), content.getbuffer()).replace(place / kept_name(step))
+    sync_folder(place)
+
+
+def kept_name(step: int) -> str:
+    """Name of the file of a kept checkpoint."""
+    return f"step-{step}.pt"
+
+
+def kept_steps(folder: Path) -> list[int]:
+    """Steps of which a run folder keeps a checkpoint, in order."""
+    names = (path.name for path in (folder / KEPT).glob("step-*.pt"))
+    return sorted(
+        int(number) for name in names if (number := name[len("step-") : -len(".pt")]).isdecimal()
+    )
+
+
+def read_kept(folder: Path, step: int) -> dict[str, Any]:
+    """Return the state that a run kept of a step.
+
+    Raises:
+        UserError: If there is none, or it is damaged.
+    """
+    path = folder / KEPT / kept_name(step)
+    try:
+        return _whole(path)
+    except Exception as why:  # a damaged file can raise nearly anything
+        raise UserError(f"{path} cannot be used: it is damaged ({_reason(why)})") from why
 
 
 def sealed(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from optbench.record.folder import RunFolder
 from optbench.record.terminal import Terminal
 from optbench.run import checkpoint
 from optbench.run.batches import Batches
+from optbench.run.milestones import Keep, Stop
 from optbench.run.optimizer_state import load_optimizer
 from optbench.run.update import Update
 from optbench.seeds import global_state, set_global_state
@@ -37,6 +38,8 @@ class Settings:
         checkpoint_seconds: Time between checkpoints.
         explosion_factor: A batch loss above this many initial losses is a divergence, as is one not
             finite.
+        stop: Where to end before the last step, if anywhere.
+        keep: Where to keep checkpoints.
     """
 
     steps: int
@@ -44,6 +47,8 @@ class Settings:
     log_every: int = 1
     checkpoint_seconds: float = 30.0
     explosion_factor: float = 1e6
+    stop: Stop | None = None
+    keep: Keep = field(default_factory=Keep)
 
 
 @dataclass(frozen=True)
@@ -63,9 +68,11 @@ class Experiment(Parts):
 
     Attributes:
         initial_loss: Training loss before the first update.
+        inherited: What a fork took from another run, and what it left there; see `run.fork`.
     """
 
     initial_loss: float
+    inherited: Mapping[str, Any] | None = None
 
 
 class _DivergenceError(Exception):
@@ -95,6 +102,9 @@ class Runner:
     _segment: float = 0.0  # when the time began that is not counted yet, on the monotonic clock
     _last_save: float = 0.0  # when the last checkpoint was written, likewise
     _shared: Shared = field(default_factory=Shared)
+    # of the training losses at which to keep a checkpoint, those that were reached
+    _reached: list[float] = field(default_factory=list)
+    _stopped: bool = False  # before the last step, as `stop` has it
 
     def run(self) -> dict[str, Any]:
         """Train to the end, and return how it ended."""
@@ -124,6 +134,7 @@ class Runner:
             "gradients": self.experiment.update.gradients,
             "train_seconds": self.train_seconds,
             "probe_seconds": self.probe_seconds,
+            **({"stopped": self._stopped} if self.experiment.settings.stop else {}),
         }
 
     def _request_stop(self) -> None:
@@ -137,6 +148,10 @@ class Runner:
         if self._stop:
             raise KeyboardInterrupt
         found = self._probe()
+        if not last and settings.stop and settings.stop.is_reached(self.step, found):
+            self._stopped = last = True
+            found |= self._probe()  # those that are due on the last step alone
+        self._keep(found)
         if not last:
             self._unread.append(
                 (self.step, self.experiment.update(*self.experiment.batches.next()))
@@ -152,6 +167,15 @@ class Runner:
         self.step += not last
         self._done = last
 
+    def _keep(self, found: Mapping[str, Value]) -> None:
+        """Keep a checkpoint of this step, if it is one that was asked for."""
+        keep = self.experiment.settings.keep
+        reached = keep.reached(found, self._reached)
+        self._reached += reached
+        if reached or self.step in keep.steps:
+            self._read_losses()
+            checkpoint.keep(self.folder.path, self.step, checkpoint.sealed(self.state()))
+
     def _read_losses(self) -> None:
         """Bring the batch losses over from the device, and stop at the first that diverged."""
         if not self._unread:
@@ -165,10 +189,14 @@ class Runner:
         self._unread.clear()
 
     def _probe(self) -> dict[str, Value]:
-        """Call the probes that are due."""
+        """Call the probes that are due; once stopped, those that have not measured this step."""
         experiment, settings = self.experiment, self.experiment.settings
         per_epoch = experiment.batches.per_epoch
-        now = due(experiment.probes, self.step, settings.steps, per_epoch)
+        steps = self.step if self._stopped else settings.steps
+        now = due(experiment.probes, self.step, steps, per_epoch)
+        if self._stopped:
+            before = due(experiment.probes, self.step, settings.steps, per_epoch)
+            now = {name: probe for name, probe in now.items() if name not in before}
         if not now:
             return {}
         self._read_losses()
@@ -177,7 +205,7 @@ class Runner:
         self._count_training()
         state = State(
             step=self.step,
-            steps=settings.steps,
+            steps=steps,
             task=experiment.task,
             model=experiment.update.model,
             optimizer=experiment.update.optimizer,
@@ -254,6 +282,7 @@ class Runner:
                 "metrics_digest": self.folder.metrics_digest,
                 "origin": dict(self.origin),
             }
+            | ({"reached": list(self._reached)} if self.experiment.settings.keep.losses else {})
         )
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -271,6 +300,7 @@ class Runner:
         self.step, update.gradients = state["step"], state["gradients"]
         self.train_seconds, self.probe_seconds = state["train_seconds"], state["probe_seconds"]
         self._losses, self._done = list(state["losses"]), state["done"]
+        self._reached, self._stopped = list(state.get("reached", [])), state.get("stopped", False)
         self._shared.notes.update(state.get("measured", {}))
 
 
