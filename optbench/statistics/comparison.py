@@ -1,4 +1,4 @@
-"""Intervals, paired tests, ranks and profiles, for leaderboard and studies; without torch.
+"""Entrants compared: intervals, paired tests, ranks and profiles, for leaderboard and studies.
 
 Axes: E entrants, T tasks, S seeds. Scores rise with quality; −∞ is a divergence, below every number
 and never replaced by one. Costs (updates, gradients, seconds) fall with quality; +∞ is a target
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import special, stats
 
 from optbench.intervals import LEVEL, Interval, t_quantile
-
-Array = NDArray[np.float64]
+from optbench.statistics.association import kendall_tau
+from optbench.statistics.grouping import Array
 
 
 @dataclass(frozen=True)
@@ -286,5 +286,5 @@ def best_of_median(values: ArrayLike, k: int, level: float = LEVEL) -> Interval:
 
 def kendall(first: Sequence[float], second: Sequence[float]) -> float:
     """Return Kendall's τ_b of two rankings; 1 where one is all ties, which contradicts nothing."""
-    found = float(stats.kendalltau(first, second).statistic)
+    found = kendall_tau(first, second)
     return 1.0 if math.isnan(found) else found
