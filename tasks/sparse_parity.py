@@ -2,7 +2,7 @@
 
 import torch
 
-from optbench.boundary.kinds import Count, CountFromZero, Size
+from optbench.boundary.kinds import Count, CountFromZero, Size, Whole
 from optbench.data.splits import Handling, Labelled, labelled
 from optbench.errors import UserError
 from optbench.seeds import generator
@@ -16,6 +16,7 @@ def sparse_parity(
     train_size: Count = 2000,
     val_size: CountFromZero = 500,
     test_size: Count = 2000,
+    data_seed: Whole | None = None,
     **handling: Labelled,
 ) -> Task:
     """Parity of `hidden` fixed bits; inputs uniform in {−1, 1}^bits.
@@ -25,12 +26,13 @@ def sparse_parity(
     training set is learnt by heart first.
 
     Args:
-        seed: Seed of the run; the hidden bits and the examples depend on it.
+        seed: Seed of the run; the label noise depends on it.
         bits: Number of bits.
         hidden: How many of them count.
         train_size: Training examples.
         val_size: Examples to choose with.
         test_size: Examples to report on.
+        data_seed: Seed of the hidden bits and the examples; None for the seed of the run.
         handling: See `optbench.data.splits.Handling`.
 
     References:
@@ -38,11 +40,12 @@ def sparse_parity(
     """
     if not 1 <= hidden <= bits:
         raise UserError(f"task.hidden must be between 1 and task.bits={bits}, got {hidden}")
-    chosen = torch.randperm(bits, generator=generator(seed, "teacher"))[:hidden]
+    drawn = seed if data_seed is None else data_seed
+    chosen = torch.randperm(bits, generator=generator(drawn, "teacher"))[:hidden]
 
     def draw(split: str, size: int) -> Split:
         signs = torch.randint(
-            0, 2, (size, bits), generator=generator(seed, f"inputs/{split}"), dtype=torch.int8
+            0, 2, (size, bits), generator=generator(drawn, f"inputs/{split}"), dtype=torch.int8
         )
         return Split(2.0 * signs - 1, (hidden - signs[:, chosen].sum(1)) % 2)
 
