@@ -91,6 +91,8 @@ class Runs:
         """
         total = np.zeros(len(self.settings["seed"]))
         for axis, move in moves.items():
+            if axis not in self.grid.axes:
+                continue
             values = self.grid.axes[axis]
             code = dict(zip(values, np.linspace(-1, 1, len(values)), strict=True))
             steps = np.array([code[value] for value in self.settings[axis].tolist()])

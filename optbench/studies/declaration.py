@@ -1,0 +1,125 @@
+"""What was declared, when it was first seen, and whether runs had been seen by then."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.utils import get_object
+
+from optbench.boundary import UnreadableError, read_yaml
+from optbench.errors import UserError, nearest
+from optbench.paths import conf_folder
+from optbench.record.durable import write_whole
+from optbench.record.series import read_lines
+from optbench.record.sources import source
+from optbench.studies.frame import Declaration, Hypothesis, Study
+
+HISTORY = "declarations.jsonl"
+LARGEST = 2**20
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A study with the digest of its declaration.
+
+    Attributes:
+        name: Name of its YAML.
+        study: The study.
+        digest: SHA-256 of the YAML and of the code that judges.
+    """
+
+    name: str
+    study: Study
+    digest: str
+
+
+def known_studies(config_dir: Path | None = None) -> list[str]:
+    """Names of the studies that have a YAML with a `_target_`."""
+    return sorted(
+        path.stem
+        for folder in _folders(config_dir)
+        for path in folder.glob("*.yaml")
+        if "_target_" in _read(path)
+    )
+
+
+def read_study(name: str, config_dir: Path | None = None) -> Declared:
+    """Return a study by the name of its YAML.
+
+    Raises:
+        UserError: If there is none, or the YAML is not one of a study.
+    """
+    for folder in _folders(config_dir):
+        path = folder / f"{name}.yaml"
+        if path.is_file() and "_target_" in (content := _read(path)):
+            if shared := content.pop("shared", None):  # what several studies have in common
+                content = _read(folder / f"{shared}.yaml") | content
+            return _declared(name, content)
+    known = known_studies(config_dir)
+    raise UserError(
+        f"there is no study called {name}.{nearest(name, known)} Known: {', '.join(known)}"
+    )
+
+
+def _declared(name: str, content: dict[str, Any]) -> Declared:
+    target = content.pop("_target_")
+    settings = content.pop("settings", {})
+    try:
+        hypotheses = [Hypothesis(**entry) for entry in content.pop("hypotheses")]
+        declaration = Declaration(hypotheses=hypotheses, **content)
+        study = get_object(target)(declaration, **settings)
+    except (TypeError, KeyError) as why:
+        raise UserError(f"conf/study/{name}.yaml does not declare a study: {why}") from why
+    text = json.dumps([target, settings, content, source(target)], sort_keys=True, default=str)
+    text += json.dumps([vars(h) for h in hypotheses], sort_keys=True)
+    return Declared(name, cast(Study, study), hashlib.sha256(text.encode()).hexdigest())
+
+
+def _folders(config_dir: Path | None) -> list[Path]:
+    own = [] if config_dir is None else [config_dir / "study"]
+    return [*own, conf_folder() / "study"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = read_yaml(path, LARGEST)
+    except UnreadableError as why:
+        raise UserError(f"{path} cannot be read: {why}") from why
+    return content if isinstance(content, dict) else {}
+
+
+def remember(folder: Path, declared: Declared, runs_seen: int) -> str:
+    """Add the declaration to the folder's history if it is new there; say what a reader must know.
+
+    Args:
+        folder: Folder of the study's results.
+        declared: The study as it is declared now.
+        runs_seen: Number of its runs that have finished by now.
+    """
+    path = folder / HISTORY
+    history: list[Mapping[str, Any]] = list(read_lines(path)) if path.is_file() else []
+    if declared.digest not in [entry.get("digest") for entry in history]:
+        entry = {
+            "digest": declared.digest,
+            "first_seen": datetime.now(UTC).isoformat(timespec="seconds"),
+            "runs_seen": runs_seen,
+        }
+        history.append(entry)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in history))
+    return told(history, declared.digest)
+
+
+def told(history: list[Mapping[str, Any]], digest: str) -> str:
+    """Say when this declaration was first seen, and what had been seen by then."""
+    entry = next(entry for entry in history if entry["digest"] == digest)
+    seen = int(entry["runs_seen"])
+    words = f"Declaration {digest[:12]}, first seen {entry['first_seen']}"
+    before = "before any of its runs" if not seen else f"after {seen} of its runs were seen"
+    if len(history) == 1:
+        return f"{words}, {before}."
+    return f"{words}, {before}; it is the {len(history)}th declaration of this study."

@@ -1,0 +1,130 @@
+"""Figures of the studies of generalization: readable in print, and by people who see few colours."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from optbench.studies.frame import Table, subset
+from optbench.studies.generalization_runs import ERROR
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, and a marker each: neither is needed to tell the other's meaning
+LOOKS = (
+    ("#000000", "o"),
+    ("#E69F00", "s"),
+    ("#56B4E9", "^"),
+    ("#009E73", "D"),
+    ("#CC79A7", "v"),
+    ("#0072B2", "P"),
+    ("#D55E00", "X"),
+)
+
+
+def save(figure: "Figure", place: Path) -> str:
+    """Write a figure as PNG and as SVG; return its name."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "optbench"}):
+        figure.savefig(place.with_suffix(".png"), dpi=150, metadata={"Software": None})
+        figure.savefig(place.with_suffix(".svg"), metadata={"Date": None})
+    return place.name
+
+
+def draw_scatter(rows: Table, measures: Sequence[str], place: Path) -> str:
+    """Draw the mean over seeds of error against each measure: a row a task, a column a measure."""
+    from matplotlib.figure import Figure
+
+    names = list(np.unique(rows["task"]))
+    optimizers = list(np.unique(rows["optimizer"]))
+    figure = Figure(
+        figsize=(4.2 * len(measures), 2.7 * len(names) + 0.6), layout="constrained"
+    )
+    axes = figure.subplots(len(names), len(measures), squeeze=False)
+    for i, task in enumerate(names):
+        of_task = subset(rows, rows["task"] == task)
+        for j, measure in enumerate(measures):
+            axis = axes[i][j]
+            for (color, marker), optimizer in zip(LOOKS, optimizers, strict=False):
+                points = _means(subset(of_task, of_task["optimizer"] == optimizer), measure)
+                axis.plot(
+                    *np.array(points).reshape(-1, 2).T,
+                    marker,
+                    color=color,
+                    label=optimizer,
+                    markersize=5,
+                    alpha=0.85,
+                )
+            axis.set_xscale("log")
+            axis.set_xlabel(measure.replace("_", " "))
+            axis.set_ylabel("test error, %" if j == 0 else "")
+            axis.set_title(str(task), fontsize=10, loc="left")
+            axis.grid(alpha=0.25)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return save(figure, place)
+
+
+def _means(rows: Table, measure: str) -> list[tuple[float, float]]:
+    """(measure, error) of each configuration, geometric and arithmetic mean over seeds."""
+    labels = np.char.add(rows["lr"].astype(str), rows["batch"].astype(str))
+    found = []
+    for label in np.unique(labels):
+        x, y = rows[measure][labels == label], rows[ERROR][labels == label]
+        known = np.isfinite(x) & (x > 0)
+        if known.any():
+            found.append((float(np.exp(np.log(x[known]).mean())), float(y[known].mean())))
+    return found
+
+
+def draw_correlations(
+    values: Mapping[str, Mapping[str, float]], title: str, place: Path
+) -> str:
+    """Draw a heat map: a row a measure, a column a task; numbers are written into it."""
+    from matplotlib.figure import Figure
+
+    names = sorted(values, key=lambda name: -float(np.nanmean(list(values[name].values()))))
+    tasks = list(next(iter(values.values())))
+    grid = np.array([[values[name][task] for task in tasks] for name in names])
+    figure = Figure(figsize=(1.3 * len(tasks) + 3.4, 0.34 * len(names) + 1.3), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(grid, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto")
+    axis.set_xticks(range(len(tasks)), tasks)
+    axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    for (i, j), value in np.ndenumerate(grid):
+        color = "white" if abs(value) > 0.6 else "black"
+        text = "–" if np.isnan(value) else f"{value:+.2f}"
+        axis.text(j, i, text, ha="center", va="center", color=color, fontsize=9)
+    axis.set_title(title, fontsize=10, loc="left")
+    figure.colorbar(image, ax=axis, shrink=0.8)
+    return save(figure, place)
+
+
+def draw_slopes(
+    slopes: Mapping[str, Sequence[tuple[str, float, float]]], unit: str, place: Path
+) -> str:
+    """Draw the slope of each instrument with its 95 % interval: a panel a mediator.
+
+    Args:
+        slopes: {mediator: [(instrument, slope, standard error), …]}.
+        unit: What a slope is in.
+        place: File, without its ending.
+    """
+    from matplotlib.figure import Figure
+
+    rows = max(len(each) for each in slopes.values())
+    figure = Figure(figsize=(4.6 * len(slopes), 0.32 * rows + 1.4), layout="constrained")
+    axes = figure.subplots(1, len(slopes), squeeze=False)[0]
+    for axis, (mediator, each) in zip(axes, slopes.items(), strict=True):
+        for i, (_, slope, error) in enumerate(each):
+            axis.errorbar(slope, i, xerr=1.96 * error, fmt="o", color="#0072B2", capsize=3)
+        axis.axvline(0, color="#888888", linewidth=0.8)
+        axis.set_yticks(range(len(each)), [name for name, _, _ in each], fontsize=8)
+        axis.invert_yaxis()
+        axis.set_title(mediator.replace("_", " "), fontsize=10, loc="left")
+        axis.set_xlabel(unit)
+        axis.grid(alpha=0.25, axis="x")
+    return save(figure, place)

@@ -1,0 +1,146 @@
+"""The runs that the studies of generalization share: a grid of settings, stopped at one loss."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optbench import lab, metrics
+from optbench.lab.matching import all_at_loss
+from optbench.record.durable import write_whole
+from optbench.record.folder import read_json
+from optbench.studies.frame import Cell, Declaration, Size, Table, subset
+
+AXES = ("optimizer", "lr", "batch")
+"""Factors that are randomized: settings of the training."""
+
+ERROR = "error"
+"""Column of the test error at the matched loss, in percentage points."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A task of the grid.
+
+    Attributes:
+        words: Overrides.
+        loss: Training loss at which the runs are compared.
+        rate: Factor on the learning rates of all optimizers.
+        batches: Batch sizes, a small and a large one.
+    """
+
+    words: Sequence[str]
+    loss: float
+    rate: float
+    batches: Sequence[int]
+
+
+class GeneralizationRuns:
+    """{tasks} x {optimizers} x {scales of lr} x {batch sizes} x seeds, stopped at a training loss.
+
+    Each run keeps checkpoints at three losses; the measures and the test error are interpolated in
+    log loss between them, so that all runs are compared at the same training loss.
+
+    Args:
+        declaration: What is declared; `sizes` has tasks, optimizers, scales, seeds, steps.
+        tasks: {name: fields of `Problem`}.
+        optimizers: {name: overrides}.
+        common: Overrides of all runs.
+        above: Factors on the matched loss at which the earlier checkpoints are kept, in descending order.
+        measures: Names of the measures, see `optbench.lab.measure`.
+    """
+
+    def __init__(
+        self,
+        declaration: Declaration,
+        tasks: Mapping[str, Mapping[str, Any]],
+        optimizers: Mapping[str, Sequence[str]],
+        common: Sequence[str],
+        above: Sequence[float],
+        measures: Sequence[str],
+    ) -> None:
+        self.declaration = declaration
+        self.tasks = {name: Problem(**fields) for name, fields in tasks.items()}
+        self.optimizers, self.common = optimizers, common
+        self.above, self.measures = above, measures
+
+    def plan(self, size: Size) -> list[Cell]:
+        """The runs of a size."""
+        return list(self._cells(self.declaration.sizes[size]))
+
+    def _cells(self, grid: Mapping[str, Any]) -> Iterator[Cell]:
+        for task, optimizer, scale in product(grid["tasks"], grid["optimizers"], grid["scales"]):
+            problem = self.tasks[task]
+            keep = [round(problem.loss * factor, 6) for factor in (*self.above, 1.0)]
+            for batch, seed in product(problem.batches, range(1, 1 + grid["seeds"])):
+                command = (
+                    *problem.words,
+                    *self.optimizers[optimizer],
+                    *self.common,
+                    f"optimizer.scale={scale * problem.rate:g}",
+                    f"batch_size={batch}",
+                    f"seed={seed}",
+                    f"steps={grid['steps']}",
+                    "stop.metric=train/loss",
+                    f"stop.below={problem.loss}",
+                    f"keep=[{','.join(map(str, keep))}]",
+                )
+                factors = {
+                    "task": task,
+                    "optimizer": optimizer,
+                    "lr": f"x{scale:g}",
+                    "batch": str(batch),
+                    "seed": seed,
+                }
+                yield Cell(factors, command)
+
+    def read(self, cell: Cell, folder: Path) -> list[dict[str, Any]]:
+        """One row: the factors, how the run ended, and everything at the matched loss."""
+        loss = self.tasks[cell.factors["task"]].loss
+        place = folder / f"matched-{self._digest(loss)}.json"
+        found = read_json(place)
+        if found is None:
+            found = self._matched(folder, loss)
+            write_whole(place, json.dumps(found) + "\n")
+        return [dict(cell.factors) | found]
+
+    def _digest(self, loss: float) -> str:
+        content = json.dumps([loss, list(self.above), list(self.measures)])
+        return hashlib.sha256(content.encode()).hexdigest()[:8]
+
+    def _matched(self, folder: Path, loss: float) -> dict[str, Any]:
+        run = lab.open(folder)
+        row: dict[str, Any] = {"steps": run.summary["step"], "reached": 0.0}
+        if run.status != "done" or not run.summary.get("stopped"):
+            row["diverged"] = float(run.status == "diverged")
+            return row
+        steps, losses = run.series(metrics.TRAIN_LOSS)
+        errors = dict(zip(*(x.tolist() for x in run.series(metrics.TEST_ERROR)), strict=True))
+        loss_at = dict(zip(steps.tolist(), losses.tolist(), strict=True))
+        checkpoints = []
+        for step in run.kept:
+            snapshot = run.at(step=step)
+            readings = lab.measure(snapshot.point(), self.measures)
+            values = {name: r.value for name, r in readings.items() if r.reason is None}
+            checkpoints.append((loss_at[step], values | {ERROR: 100 * errors[step]}))
+        for name, matched in all_at_loss(checkpoints, loss).items():
+            row[name] = None if math.isnan(matched.value) else float(f"{matched.value:.6g}")
+            if not math.isnan(matched.error):
+                row[f"{name}_bend"] = float(f"{matched.error:.2g}")
+        return row | {"reached": 1.0, "diverged": 0.0}
+
+
+def measured(table: Table, names: Sequence[str]) -> Table:
+    """The runs that came to the matched loss, with a finite value of each of these measures."""
+    if "reached" not in table or ERROR not in table:
+        return {}
+    mask = (table["reached"] == 1) & np.isfinite(table[ERROR])
+    for name in names:
+        mask &= np.isfinite(table[name]) if name in table else False
+    return subset(table, mask)
