@@ -104,6 +104,21 @@ def test_categories_are_statsmodels_two_stage_regression(
     assert (found.error, found.f) == pytest.approx((error, f), rel=1e-10)
 
 
+def test_strata_within_one_cluster_cost_no_degree_of_freedom() -> None:
+    """Data less the means of the seeds, and the seeds as strata, differ in what they count alone."""
+    rng, seed = np.random.default_rng(6), np.repeat(np.arange(10), 6)
+    z = np.tile([0.0, 1.0, 2.0], 20)
+    m = z + rng.normal(size=10)[seed] + 0.3 * rng.normal(size=60)
+    y = m + rng.normal(size=60)
+    nested = s.instrument_slope("lr", z, m, y, [seed], clusters=seed)
+    m, y = (v - (np.bincount(seed, v) / 6)[seed] for v in (m, y))
+    before = s.instrument_slope("lr", z, m, y, clusters=seed)
+    assert isinstance(nested, s.Instrument) and isinstance(before, s.Instrument)
+    assert nested.slope == pytest.approx(before.slope)
+    # N − q, and N − q − 1 for the one stratum of all runs
+    assert nested.error == pytest.approx(before.error * math.sqrt(58 / 59))
+
+
 def test_a_setting_that_does_not_move_the_mediator_is_refused() -> None:
     rng = np.random.default_rng(1)
     z = np.tile([0.0, 1.0], 50)

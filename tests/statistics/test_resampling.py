@@ -15,9 +15,13 @@ def _mean(table: s.Table) -> float:
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("percentile", "percentile"), ("bca", "BCa")])
-def test_clusters_of_one_size_are_scipys_bootstrap_of_their_means(ours: Any, theirs: str) -> None:
-    y = np.random.default_rng(0).exponential(size=(12, 3))
-    table = {"y": y.ravel(), "seed": np.repeat(np.arange(12), 3)}
+@pytest.mark.parametrize("ties", [False, True])
+def test_clusters_of_one_size_are_scipys_bootstrap_of_their_means(
+    ours: Any, theirs: str, ties: bool
+) -> None:
+    y = np.random.default_rng(0).exponential(size=(12, 4))
+    y = np.round(y) if ties else y  # many draws equal the value; quarters have no rounding
+    table = {"y": y.ravel(), "seed": np.repeat(np.arange(12), 4)}
     found = s.cluster_bootstrap(table, _mean, method=ours, expand=False, draws=999, seed=7)
     rng = np.random.default_rng(7)
     expected = stats.bootstrap((y.mean(axis=1),), np.mean, n_resamples=999, method=theirs, rng=rng)
@@ -45,9 +49,21 @@ def test_a_cluster_drawn_twice_counts_as_two() -> None:
     s.cluster_bootstrap(table, check, draws=50)
 
 
-def test_copies_say_nothing_however_many() -> None:
+def test_few_clusters_widen_the_tail() -> None:
+    """Of 4 clusters the tail is Φ(−√(4/3) t₃)."""
+    y = np.random.default_rng(3).normal(size=4)
+    table = {"y": y, "seed": np.arange(4)}
+    found = s.cluster_bootstrap(table, _mean, method="percentile", level=0.5, seed=7)
+    rng = np.random.default_rng(7)
+    draws = stats.bootstrap((y,), np.mean, n_resamples=2000, rng=rng).bootstrap_distribution
+    tail = stats.norm.cdf(-math.sqrt(4 / 3) * stats.t.ppf(0.75, 3))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(draws, [tail, 1 - tail])))
+
+
+@pytest.mark.parametrize("method", ["percentile", "bca"])
+def test_copies_say_nothing_however_many(method: Any) -> None:
     table = {"y": np.tile([0.1, 0.2, 0.4], 8), "seed": np.repeat(np.arange(8), 3)}
-    found = s.cluster_bootstrap(table, _mean, draws=100)
+    found = s.cluster_bootstrap(table, _mean, draws=100, method=method)
     assert (found.low, found.high) == (-math.inf, math.inf)
 
 
