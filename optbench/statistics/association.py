@@ -119,8 +119,8 @@ def kendall_tau(x: ArrayLike, y: ArrayLike, ties: Ties = "b") -> float:
         τ in [−1, 1]; NaN for fewer than two values, and for τ_b where x or y is constant.
 
     References:
-        Kendall (1945), doi:10.1093/biomet/33.3.239; Jiang et al. (2019), arXiv:1912.02178,
-        section 4 (the sign version).
+        Kendall (1945), doi:10.1093/biomet/33.3.239; Jiang et al. (2019), arXiv:1912.02178 (the
+        sign version).
     """
     x, y = finite_columns(x=x, y=y)
     if len(x) < 2:
@@ -158,7 +158,7 @@ def granulated_kendall(
         ValueError: Two rows agree in all axes and in all fixed columns.
 
     References:
-        Jiang et al. (2019), arXiv:1912.02178, section 4 ("granulated Kendall's coefficient").
+        Jiang et al. (2019), arXiv:1912.02178, "granulated Kendall's coefficient".
     """
     measure, outcome = finite_columns(measure=measure, outcome=outcome)
     if len(np.unique(group_labels([*axes.values(), *fixed], len(measure)))) < len(measure):
@@ -202,7 +202,8 @@ def conditional_information(
         most: Greatest size of S.
 
     References:
-        Jiang et al. (2019), arXiv:1912.02178, section 4 (equations of I, H and their ratio K).
+        Jiang et al. (2019), arXiv:1912.02178, "Conditional Independence Test". Their pairs have no
+        tie; each value of U_S has the weight p(u) of its pairs.
     """
     measure, outcome = finite_columns(measure=measure, outcome=outcome)
     rows = len(measure)
@@ -217,8 +218,9 @@ def conditional_information(
     for size in range(most + 1):
         for condition in combinations(axes, size):
             setting = group_labels([known, *(axes[axis] for axis in condition)], rows)
-            pair_setting = group_labels([setting[first], setting[second]], len(first))
-            by_condition[condition] = _share_told(by_measure, by_outcome, pair_setting)
+            # One code for the two settings of a pair; codes that no pair has count as nothing.
+            both = setting[first] * (setting.max(initial=0) + 1) + setting[second]
+            by_condition[condition] = _share_told(by_measure, by_outcome, both)
     defined = {c: value for c, value in by_condition.items() if not math.isnan(value)}
     least = min(defined, key=lambda c: defined[c], default=())
     return ConditionalInformation(defined.get(least, math.nan), least, by_condition)
@@ -293,8 +295,8 @@ def sign_error(
         least_pairs: Pairs that an environment must have left.
 
     References:
-        Dziugaite et al. (2020), arXiv:2010.11924, sections 3 to 5. They weigh pairs by a Hoeffding
-        bound on |Δg| and ask for an effective sample size of 12; here the weight is 0 or 1.
+        Dziugaite et al. (2020), arXiv:2010.11924. Their code weighs pairs by a Hoeffding bound on
+        |Δg| and asks for an effective sample size of 12; here the weight is 0 or 1.
     """
     measure, outcome = finite_columns(measure=measure, outcome=outcome)
     rows = len(measure)

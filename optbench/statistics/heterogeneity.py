@@ -121,8 +121,8 @@ def wald_ratio(
         covariance: s_Γγ; 0 only if the two effects come from separate runs.
 
     References:
-        Wald (1940), doi:10.1214/aoms/1177731868; Thomas, Lawlor & Thompson (2007),
-        doi:10.1016/j.annepidem.2006.12.003 (the delta method).
+        Wald (1940), doi:10.1214/aoms/1177731868; Thomas, Lawlor & Thompson (2007), Annals of
+        Epidemiology 17, 511–513 (the delta method).
     """
     slope = on_outcome / on_mediator
     variance = outcome_error**2 + slope**2 * mediator_error**2 - 2 * slope * covariance
@@ -166,7 +166,7 @@ def instrument_slope(
 
     References:
         Angrist & Pischke (2009), Mostly Harmless Econometrics, section 4.1; Cameron & Miller
-        (2015), doi:10.3368/jhr.50.2.317, section III.B (nested strata).
+        (2015), doi:10.3368/jhr.50.2.317, section III (nested strata).
     """
     mediator, outcome = finite_columns(mediator=mediator, outcome=outcome)
     rows = len(mediator)

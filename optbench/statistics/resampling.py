@@ -57,8 +57,8 @@ def cluster_bootstrap(
 
     References:
         Efron (1987), doi:10.2307/2289144 (BCa); Cameron, Gelbach & Miller (2008),
-        doi:10.1162/rest.90.3.414 (pairs cluster bootstrap); Hesterberg (2015), arXiv:1411.5279,
-        section 3.3 (expanded percentile).
+        doi:10.1162/rest.90.3.414 (pairs cluster bootstrap); Hesterberg (2015), arXiv:1411.5279
+        (expanded percentile).
     """
     labels = group_labels([table[cluster]], len(table[cluster]))
     members = [np.flatnonzero(labels == c) for c in range(int(labels.max(initial=-1)) + 1)]

@@ -9,12 +9,11 @@ import numpy as np
 from scipy import optimize, stats
 
 from optbench.intervals import Interval
-from optbench.statistics import Instrument, pool, verdict
+from optbench.statistics import Instrument, instrument_slope, pool, verdict
 from optbench.studies.frame import REFUTED, SUPPORTED, Finding, Table, length, subset
 from optbench.studies.generalization_figures import draw_slopes
-from optbench.studies.generalization_runs import AXES, ERROR, GeneralizationRuns, measured
+from optbench.studies.generalization_runs import ERROR, GeneralizationRuns, measured
 from optbench.studies.planted_runs import planted_runs
-from optbench.studies.verdict_rules import strong_instruments
 
 FLATNESS, FUNCTION = "sharpness", "input_jacobian_test"
 MIDDLE = 0.5
@@ -66,7 +65,30 @@ def instruments(rows: Table, measure: str) -> list[Instrument]:
         return []
     positive = subset(rows, rows[measure] > 0)
     table = {**positive, "log": np.log(positive[measure].astype(np.float64))}
-    return strong_instruments(table, "log", ERROR, AXES)
+    found = []
+    for task in np.unique(table["task"]):
+        of_task = subset(table, table["task"] == task)
+        found += _strong(of_task, "optimizer", ("lr", "batch", "seed"), f"optimizer on {task}")
+        for optimizer in np.unique(of_task["optimizer"]):
+            rows_of = subset(of_task, of_task["optimizer"] == optimizer)
+            for setting, held in (("lr", ("batch", "seed")), ("batch", ("lr", "seed"))):
+                found += _strong(rows_of, setting, held, f"{setting} of {optimizer} on {task}")
+    return found
+
+
+def _strong(rows: Table, setting: str, held: Sequence[str], name: str) -> list[Instrument]:
+    """The instrument of one setting, the columns `held` being held; none where it is weak."""
+    try:
+        slope = instrument_slope(
+            name,
+            rows[setting].astype(str),
+            rows["log"],
+            rows[ERROR],
+            strata=[rows[column] for column in held],
+        )
+    except ValueError:  # the setting does not vary among the runs that came to the loss
+        return []
+    return [slope] if isinstance(slope, Instrument) and slope.error > 0 else []
 
 
 def heterogeneity(rows: Table, measure: str, level: float) -> tuple[Interval, str]:
@@ -83,7 +105,7 @@ def heterogeneity(rows: Table, measure: str, level: float) -> tuple[Interval, st
     found = instruments(rows, measure)
     by_task: dict[str, list[Instrument]] = {}
     for instrument in found:
-        by_task.setdefault(instrument.name.partition(" on task ")[2], []).append(instrument)
+        by_task.setdefault(instrument.name.rpartition(" on ")[2], []).append(instrument)
     q, degrees = 0.0, 0
     for each in by_task.values():
         if len(each) > 1:

@@ -105,7 +105,8 @@ class Runs:
 
     def of_seed(self, scale: float) -> Array:
         """Normal effect of each seed on each task, the same in all configurations, (N,)."""
-        label = group_labels([self.settings["task"], self.settings["seed"]], len(self.noise(0)))
+        columns = [self.settings["task"], self.settings["seed"]]
+        label = group_labels(columns, len(columns[0]))
         return scale * self.rng.normal(size=int(label.max()) + 1)[label]
 
     def table(self, log_sharpness: Array, log_jacobian: Array, effect: Array) -> Table:

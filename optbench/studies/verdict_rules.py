@@ -93,6 +93,9 @@ def one_slope(
     4. Else the verdict of the random-effects slope against `sesoi`, in outcome per unit of the
        mediator, with the expected sign +.
 
+    A true cause is refuted by chance in up to a share `alpha` of the studies. Where runs are few,
+    a direct effect can pass for error: run `confusion` on a grid with the study's own noise.
+
     Args:
         table: Columns (N,) by name, `task` and `seed` among them.
         mediator: Column of the mediator.

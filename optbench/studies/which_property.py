@@ -24,7 +24,7 @@ from optbench.studies.generalization_runs import AXES, ERROR, GeneralizationRuns
 from optbench.studies.planted_runs import planted_runs
 
 FLATNESS, FUNCTION = "sharpness", "input_jacobian_test"
-DRAWS = 500
+DRAWS = 200
 LEAST_PAIRS = 5
 """Pairs of runs that an environment of the sign error must have."""
 
