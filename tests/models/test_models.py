@@ -8,6 +8,7 @@ from torch import nn
 
 from optbench.errors import UserError
 from optbench.models.cnn import cnn
+from optbench.models.cnn1d import cnn1d
 from optbench.models.deep_linear import deep_linear
 from optbench.models.gpt import gpt
 from optbench.models.mlp import mlp
@@ -41,6 +42,16 @@ def test_sizes_are_those_of_the_papers() -> None:
     assert 0.08e6 < _size(cnn(CIFAR, 10)) < 0.13e6
 
 
+def test_cnn1d_is_that_of_mnist1d() -> None:
+    """25·(1·5 + 1) + 2·25·(25·3 + 1) + 10·(125 + 1): 40 points become 19, 10 and 5."""
+    model = cnn1d((1, 40), 10)
+    assert _size(model) == 150 + 3800 + 1260
+    outputs = model(torch.randn(4, 1, 40))
+    assert outputs.shape == (4, 10)
+    outputs.square().sum().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
+
+
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
 def test_norm_is_what_was_asked_for(norm: Any) -> None:
     kinds = {type(module) for module in resnet(CIFAR, 10, norm=norm).modules()}
@@ -68,6 +79,9 @@ def test_an_mlp_without_hidden_layers_is_linear() -> None:
         (lambda: cnn((4,), 2), r"needs images .* got inputs of shape \(4,\)"),
         (lambda: cnn((1, 8, 8), 2, channels=[8, 8, 8, 8]), r"8×8 pixels: give fewer"),
         (lambda: cnn(CIFAR, 2, norm="layer"), r"batch, group or none, got layer"),  # type: ignore[arg-type]
+        (lambda: cnn1d(CIFAR, 2), r"needs signals .* got inputs of shape \(3, 32, 32\)"),
+        (lambda: cnn1d((1, 40), 2, kernels=[5]), r"one entry for each of the 3 .*, got 1"),
+        (lambda: cnn1d((1, 4), 2), r"a width of 3, and 1 points are left .*: give fewer"),
         (lambda: resnet(CIFAR, 2, depth=18), r"6n\+2 .* got 18"),
         (lambda: vit(CIFAR, 2, patch=5), r"must divide the image \(32×32 pixels\), got 5"),
         (lambda: vit(CIFAR, 2, heads=5), r"must divide model\.width \(64\), got 5"),

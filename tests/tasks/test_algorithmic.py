@@ -26,6 +26,14 @@ def test_labels_are_the_parity_of_one_set_of_bits_on_every_split() -> None:
     )
 
 
+def test_parity_of_one_data_seed_is_the_same_for_every_run() -> None:
+    fixed = [sparse_parity(seed, data_seed=3) for seed in (0, 1, 3)]
+    assert len({task.data_hash() for task in fixed}) == 1
+    assert fixed[0].data_hash() == sparse_parity(3).data_hash()
+    noisy = [sparse_parity(seed, data_seed=3, label_noise=0.1) for seed in (0, 1)]
+    assert noisy[0].data_hash() != noisy[1].data_hash()
+
+
 def test_parity_takes_noise_and_imbalance() -> None:
     task = sparse_parity(0, train_size=1000, imbalance=4, label_noise=0.0)
     assert task.train.targets.bincount().tolist() == [800, 200]
