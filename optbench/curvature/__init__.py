@@ -13,7 +13,7 @@ from optbench.curvature.errors import (
 )
 from optbench.curvature.hessian import GaussNewton, Hessian
 from optbench.curvature.loss import Loss, loss_and_gradient, mean_loss
-from optbench.curvature.operators import Operator, Preconditioned, Restricted
+from optbench.curvature.operators import Operator, Preconditioned, Restricted, Scaled
 from optbench.curvature.selection import per_block, per_layer
 from optbench.curvature.trace import DiagonalEstimate, TraceEstimate, diagonal, trace
 
@@ -30,6 +30,7 @@ __all__ = [
     "Preconditioned",
     "Rayleigh",
     "Restricted",
+    "Scaled",
     "SecondDerivativeWarning",
     "SpectralDensity",
     "TraceEstimate",

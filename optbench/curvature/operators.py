@@ -223,6 +223,37 @@ class Preconditioned(Operator):
         self.operator.refresh()
 
 
+class Scaled(Operator):
+    """D A D for a diagonal D with entries d ≥ 0; zeros are allowed.
+
+    With d = |w| its largest eigenvalue is adaptive sharpness, which rescaling two adjacent ReLU
+    layers does not move (Kwon et al. 2021, arXiv:2102.11600, for ρ → 0).
+
+    Raises:
+        ValueError: If the diagonal has another size than A, or an entry below 0 or not finite.
+    """
+
+    def __init__(self, operator: Operator, diagonal: Tensor) -> None:
+        check_operator(operator)
+        if tuple(diagonal.shape) != (operator.size,):
+            raise ValueError(
+                f"diagonal must have shape ({operator.size},), got {tuple(diagonal.shape)}"
+            )
+        if not bool((diagonal >= 0).all()) or not bool(diagonal.isfinite().all()):
+            raise ValueError("diagonal must be finite, and nowhere below 0")
+        self.operator = operator
+        self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
+        self._diagonal = diagonal.detach().to(self.device, self.dtype)
+
+    def _apply(self, vectors: Tensor) -> Tensor:
+        scale = self._diagonal.unsqueeze(1)
+        return scale * (self.operator @ (scale * vectors))
+
+    def refresh(self) -> None:
+        """Let A notice weights that have changed; the diagonal stays."""
+        self.operator.refresh()
+
+
 class Restricted(Operator):
     """The principal submatrix A[rows, rows], such as one layer's block; a product costs one of A.
 

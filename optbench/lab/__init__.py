@@ -9,7 +9,41 @@ twin = run.at(loss=0.05).fork("optimizer=sgd", lr=0.3, seed=4).train(steps=100)
 print(lab.open(run.folder).at().model)
 """
 
+from collections.abc import Iterable
+
 from optbench.lab.experiment import QUIET, Below, Run, open, start
+from optbench.lab.measures import Measure, Reading, measure_point
+from optbench.lab.point import Point
 from optbench.lab.snapshot import Snapshot
 
-__all__ = ["QUIET", "Below", "Run", "Snapshot", "open", "start"]
+
+def measure(
+    what: "Snapshot | Run | Point", names: "str | Iterable[str]" = "all"
+) -> dict[str, Reading]:
+    """Measure a run at a step: {name: reading}, each with its value, definition and cost.
+
+    Args:
+        what: A snapshot, a run (at its end), or a `Point` of your own model and task.
+        names: Names of measures; `all` for those that take a second together, `everything`.
+
+    Raises:
+        UserError: If there is no measure of a name, or the run kept no checkpoint.
+    """
+    if isinstance(what, Run):
+        what = what.end
+    point = what.point() if isinstance(what, Snapshot) else what
+    return measure_point(point, names)
+
+
+__all__ = [
+    "QUIET",
+    "Below",
+    "Measure",
+    "Point",
+    "Reading",
+    "Run",
+    "Snapshot",
+    "measure",
+    "open",
+    "start",
+]

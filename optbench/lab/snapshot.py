@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from optbench.configuration.construct import construct
 from optbench.configuration.keys import check
+from optbench.lab.point import Point
 from optbench.run.batches import Batches
 from optbench.run.fork import saved_state
 from optbench.run.loop import Parts
@@ -79,6 +80,10 @@ class Snapshot:
     def batches(self) -> Batches:
         """Mini-batches, the next one being that of the coming update."""
         return self.parts.batches
+
+    def point(self) -> Point:
+        """The model at these weights with the task, for `lab.measure`."""
+        return Point(self.model, self.task, self.optimizer, seed=int(self.config.seed))
 
     def fork(self, *overrides: str, **settings: Any) -> "Run":
         """Return a new run that begins here: the state is taken, the settings are as they are said.

@@ -1,10 +1,11 @@
 """`python -m optbench.study NAME`: make the missing runs of a study, and say what they show."""
 
+import hashlib
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from rich.console import Console
 from rich.table import Table
@@ -17,29 +18,54 @@ from optbench.launch.launcher import RUN_SECONDS
 from optbench.launch.local import LocalLauncher, cores
 from optbench.launch.runs import Runs
 from optbench.studies import atlas_picture as picture
-from optbench.studies import edge_atlas
+from optbench.studies import edge_atlas, phase
 from optbench.studies import lr_choice as choice
 from optbench.studies.atlas_entries import ATLAS, CHOICE_SEED, SEEDS, Entry
+from optbench.studies.conduct import TABLE, conduct, write_table
+from optbench.studies.declaration import read_study
+from optbench.studies.frame import Size
+from optbench.studies.verdict_page import PAGE
 
 
 @dataclass(frozen=True)
 class Settings:
     """Make the runs of a study, those that are missing, and say what they show.
 
+    which_property: which measure of a solution goes along with its test error (8c).
+    one_slope: does a measure move the error by one slope, whatever moved it (8c).
     edge_atlas: measured/threshold of every optimizer whose edge of stability is known.
+    phase: distance to the edge, error, gap and divergence over any two settings.
+
+    A study is declared in conf/study/NAME.yaml before it runs: hypotheses, expected signs, smallest
+    effects, statistics and rules. Its verdict is computed by them, and written with its table and
+    its figures to RESULTS/studies/NAME.
     """
 
-    study: Annotated[
-        Literal["edge_atlas"],
-        Key("the study", placeholder="NAME", positional=True),
-    ]
-    short: Annotated[bool, Key("one seed, half the steps: minutes on two cores")] = False
-    choose: Annotated[bool, Key("try every learning rate, and say which the rule takes")] = False
+    study: Annotated[str, Key("the study", placeholder="NAME", positional=True)]
+    size: Annotated[
+        Size, Key("smoke (minutes), small (under an hour on two cores), full (a GPU)")
+    ] = "small"
+    short: Annotated[bool, Key("edge_atlas: one seed, half the steps: minutes on two cores")] = (
+        False
+    )
+    choose: Annotated[
+        bool, Key("edge_atlas: try every learning rate, and say which the rule takes")
+    ] = False
     seeds: Annotated[
         Count | None,
-        Key(f"number of seeds; without it {len(SEEDS)}, in the short form 1", placeholder="N"),
+        Key(
+            f"edge_atlas, phase: number of seeds; without it {len(SEEDS)} (short: 1), and 2",
+            placeholder="N",
+        ),
     ] = None
-    only: Annotated[Names, Key("entries of the table to keep; without it all", "NAMES")] = ()
+    only: Annotated[
+        Names, Key("edge_atlas: entries of the table to keep; without it all", "NAMES")
+    ] = ()
+    x: Annotated[str, Key("phase: key of the horizontal axis", placeholder="KEY")] = "optimizer.lr"
+    y: Annotated[str, Key("phase: key of the vertical axis", placeholder="KEY")] = "batch_size"
+    xs: Annotated[Names, Key("phase: values of x", "VALUES")] = ()
+    ys: Annotated[Names, Key("phase: values of y", "VALUES")] = ()
+    run: Annotated[tuple[str, ...], Key("phase: a setting of every run", below=True)] = ()
     jobs: Annotated[Count, Key("runs at a time, a thread each; as many as cores")] = field(
         default_factory=cores
     )
@@ -47,17 +73,27 @@ class Settings:
         Seconds, Key("a run that takes longer is stopped and has failed; the others go on")
     ] = RUN_SECONDS
     results_dir: Annotated[FilePath, Key("folder of the runs and the tables")] = Path("results")
+    config_dir: Annotated[
+        FilePath | None, Key("folder of your YAMLs: DIR/study/mine.yaml", placeholder="DIR")
+    ] = None
 
 
 COMMAND = Command(
     "optbench.study",
     Settings,
     examples=(
-        "edge_atlas",
+        "which_property size=smoke",
+        "one_slope jobs=2",
         "edge_atlas short=true jobs=2 results_dir=elsewhere",
-        "edge_atlas only=Adam,Nesterov choose=true",
+        "phase x=optimizer.lr y=batch_size run.task=digits run.steps=500",
     ),
 )
+
+OWN_KEYS = {
+    "edge_atlas": ("short", "choose", "seeds", "only"),
+    "phase": ("seeds", "x", "y", "xs", "ys", "run"),
+}
+"""Keys that one study alone has."""
 
 
 def main() -> None:
@@ -67,17 +103,86 @@ def main() -> None:
 
 def study(settings: Settings) -> int:
     """Do the study, and return the exit code."""
-    entries = _entries(settings.only)
-    jobs, results, run_seconds = settings.jobs, settings.results_dir, settings.run_seconds
-    if settings.choose:
-        failures = do_choice(entries, jobs, results, "edge_atlas_rates", run_seconds)
+    _refuse_keys_of_others(settings)
+    if settings.study == "edge_atlas":
+        failures = _edge_atlas(settings)
+    elif settings.study == "phase":
+        failures = do_phase(settings)
     else:
-        seeds = range(1, 1 + (settings.seeds or (1 if settings.short else len(SEEDS))))
-        name = "edge_atlas_short" if settings.short else "edge_atlas"
-        failures = do_atlas(entries, seeds, settings.short, jobs, results, name, run_seconds)
+        failures = _declared(settings)
     for line in failures:
         print(line, file=sys.stderr)
     return 1 if failures else 0
+
+
+def _refuse_keys_of_others(settings: Settings) -> None:
+    own = OWN_KEYS.get(settings.study, ())
+    for name, keys in OWN_KEYS.items():
+        for key in keys:
+            if (
+                key not in own
+                and getattr(settings, key) != Settings.__dataclass_fields__[key].default
+            ):
+                raise UserError(f"{key}= is of the study {name}, not of {settings.study}")
+
+
+def _edge_atlas(settings: Settings) -> list[str]:
+    short = settings.short or settings.size == "smoke"
+    entries = _entries(settings.only)
+    jobs, results, run_seconds = settings.jobs, settings.results_dir, settings.run_seconds
+    if settings.choose:
+        return do_choice(entries, jobs, results, "edge_atlas_rates", run_seconds)
+    seeds = range(1, 1 + (settings.seeds or (1 if short else len(SEEDS))))
+    name = "edge_atlas_short" if short else "edge_atlas"
+    return do_atlas(entries, seeds, short, jobs, results, name, run_seconds)
+
+
+def _declared(settings: Settings) -> list[str]:
+    """Do a study that a YAML declares."""
+    declared = read_study(settings.study, settings.config_dir)
+    folder = settings.results_dir / "studies"
+    launcher = _launcher(settings.jobs, settings.results_dir, folder, settings.run_seconds)
+    outcome = conduct(
+        declared,
+        settings.size,
+        launcher,
+        settings.results_dir,
+        settings.jobs,
+        config_dir=settings.config_dir,
+    )
+    table = Table("hypothesis", "verdict", "estimate", "interval", "n", title=declared.name)
+    for finding in outcome.findings:
+        ends = f"{finding.estimate.low:.3g} to {finding.estimate.high:.3g}"
+        value = f"{finding.estimate.value:.3g}"
+        table.add_row(finding.hypothesis, finding.verdict, value, ends, str(finding.n))
+    Console(file=sys.stdout, width=100).print(table)
+    print(outcome.folder / PAGE)
+    return list(outcome.failures)
+
+
+def do_phase(settings: Settings) -> list[str]:
+    """Make the runs of a phase diagram, draw it and write its table."""
+    x = phase.Axis.of(settings.x, settings.xs, "x")
+    y = phase.Axis.of(settings.y, settings.ys, "y")
+    cells = phase.plan(x, y, settings.run, settings.seeds or 2)
+    words = " ".join(settings.run)
+    digest = hashlib.sha256(f"{words} {x} {y}".encode()).hexdigest()[:8]
+    folder = settings.results_dir / "studies" / f"phase-{digest}"
+    commands = [list(cell.command) for cell in cells]
+    runs = make_runs(commands, settings.jobs, settings.results_dir, folder, settings.run_seconds)
+    rows = [
+        phase.read(cell, path)
+        for cell in cells
+        if (path := runs.folder(list(cell.command))) is not None
+    ]
+    write_table(folder / TABLE, rows)
+    title = f"{words or 'the default run'}: {settings.seeds or 2} seeds, medians"
+    name = phase.draw(rows, x, y, title, folder / "phase")
+    for line in phase.told(rows, x, y):
+        print(line)
+    for path in (folder / f"{name}.png", folder / TABLE):
+        print(path)
+    return runs.failures
 
 
 def _entries(only: Sequence[str]) -> list[Entry]:
@@ -165,17 +270,21 @@ def make_runs(
     Raises:
         UserError: If the data of a finished run have changed since.
     """
-    launcher = LocalLauncher(
+    launcher = _launcher(jobs, results, folder, run_seconds)
+    with Runs(launcher, results, folder / INDEX, len(commands)) as runs:
+        runs.make(folder.name, commands)
+    return runs
+
+
+def _launcher(jobs: int, results: Path, folder: Path, seconds: float) -> LocalLauncher:
+    return LocalLauncher(
         jobs,
         threads=1,
         results=results,
         where=["device=cpu"],
         claims=folder / "claims",
-        seconds=run_seconds,
+        seconds=seconds,
     )
-    with Runs(launcher, results, folder / INDEX, len(commands)) as runs:
-        runs.make(folder.name, commands)
-    return runs
 
 
 def _print(rows: Sequence[edge_atlas.Row], folder: Path) -> None:

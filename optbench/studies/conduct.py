@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
@@ -12,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from optbench.launch.index import INDEX
 from optbench.launch.launcher import Launcher
 from optbench.launch.runs import Runs
 from optbench.record.durable import write_whole
+from optbench.record.folder import read_json
 from optbench.record.terminal import ManyRuns
 from optbench.studies import verdict_page
 from optbench.studies.declaration import Declared, remember
@@ -47,7 +45,7 @@ def conduct(
     launcher: Launcher,
     results: Path,
     jobs: int,
-    draws: int = 40,
+    draws: int = 10,
     config_dir: Path | None = None,
 ) -> Outcome:
     """Do a study whole, as far as it is not done yet.
@@ -71,7 +69,8 @@ def conduct(
     folder = results / "studies" / (declared.name if size == "small" else f"{declared.name}-{size}")
     folder.mkdir(parents=True, exist_ok=True)
     cells = list(study.plan(size))
-    with Runs(launcher, results, folder / INDEX, len(cells), config_dir) as runs:
+    index = results / "studies" / INDEX  # of all studies: some share their runs
+    with Runs(launcher, results, index, len(cells), config_dir) as runs:
         commands = [list(cell.command) for cell in cells]
         seen = sum(runs.folder(command) is not None for command in commands)
         history = remember(folder, declared, seen)
@@ -81,12 +80,13 @@ def conduct(
     table = columns(rows)
     write_table(folder / TABLE, rows)
     findings = list(study.judge(table))
-    confusion = plant(study, draws)
+    confusion = _planted_before(folder, declared.digest) or plant(study, draws, jobs)
     figures = list(study.draw(table, findings, folder))
     command = f"python -m optbench.study {declared.name} size={size}"
     verdict = verdict_page.content(
         declared.name, study.declaration, findings, confusion, figures, history, command, len(rows)
     )
+    verdict["digest"] = declared.digest
     write_whole(folder / VERDICT, json.dumps(verdict, indent=2) + "\n")
     write_whole(folder / verdict_page.PAGE, verdict_page.render(verdict))
     return Outcome(folder, findings, runs.failures)
@@ -97,12 +97,7 @@ def read_rows(
 ) -> list[Mapping[str, Any]]:
     """Read every run, in as many processes of one thread each; rows are in the plan's order."""
     rows: list[Mapping[str, Any]] = []
-    os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-    with (
-        ManyRuns(len(found)) as shown,
-        ProcessPoolExecutor(jobs, context, initializer=_one_thread) as pool,
-    ):
+    with ManyRuns(len(found)) as shown, _pool(jobs) as pool:
         shown.begin("measuring")
         futures = [pool.submit(study.read, cell, path) for cell, path in found]
         for future in futures:
@@ -147,23 +142,35 @@ def _value(name: str, cell: str) -> Any:
         return cell
 
 
-def plant(study: Study, draws: int) -> dict[str, dict[str, dict[str, int]]]:
+def plant(study: Study, draws: int, jobs: int) -> dict[str, dict[str, dict[str, int]]]:
     """Return {hypothesis: {world: {verdict: count}}} of the rules on planted tables."""
     names = [hypothesis.name for hypothesis in study.declaration.hypotheses]
     counts: dict[str, dict[str, dict[str, int]]] = {name: {} for name in names}
-    for world in study.worlds:
-        for seed in range(draws):
-            for finding in study.judge(study.planted(world, seed)):
-                of_world = counts[finding.hypothesis].setdefault(world, {})
-                of_world[finding.verdict] = of_world.get(finding.verdict, 0) + 1
+    tasks = [(world, seed) for world in study.worlds for seed in range(draws)]
+    with ManyRuns(len(tasks)) as shown, _pool(jobs) as pool:
+        shown.begin("judging planted worlds")
+        futures = [pool.submit(_judge_planted, study, world, seed) for world, seed in tasks]
+        for (world, _), future in zip(tasks, futures, strict=True):
+            for name, verdict in future.result().items():
+                of_world = counts[name].setdefault(world, {})
+                of_world[verdict] = of_world.get(verdict, 0) + 1
+            shown.advance()
     return counts
 
 
-def finite(value: float) -> float | None:
-    """The number, or None where JSON has none."""
-    return value if math.isfinite(value) else None
+def _judge_planted(study: Study, world: str, seed: int) -> dict[str, str]:
+    return {f.hypothesis: f.verdict for f in study.judge(study.planted(world, seed))}
 
 
-def share(values: Any) -> float:
-    """Mean of a column of zeros and ones; NaN counts as zero."""
-    return float(np.nan_to_num(np.asarray(values, dtype=np.float64)).mean())
+def _planted_before(folder: Path, digest: str) -> dict[str, dict[str, dict[str, int]]] | None:
+    """The counts of an earlier call with the same declaration: they cost minutes."""
+    before = read_json(folder / VERDICT)
+    if before is None or before.get("digest") != digest:
+        return None
+    return {h["name"]: h["planted"] for h in before["hypotheses"]}
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+    return ProcessPoolExecutor(jobs, context, initializer=_one_thread)

@@ -1,4 +1,4 @@
-"""The frame of all studies: declare, plan, run, measure, judge; a verdict is computed, never written.
+"""The frame of all studies: declare, plan, run, measure, judge. A verdict is computed.
 
 A study is a class in one file and its settings in `conf/study/NAME.yaml`, whose `_target_` names
 the class. What is declared there is hashed before the first run; see `declaration`.

@@ -1,4 +1,4 @@
-"""Figures of the studies of generalization: readable in print, and by people who see few colours."""
+"""Figures of the studies of generalization, readable in print and with any colour vision."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,9 +40,7 @@ def draw_scatter(rows: Table, measures: Sequence[str], place: Path) -> str:
 
     names = list(np.unique(rows["task"]))
     optimizers = list(np.unique(rows["optimizer"]))
-    figure = Figure(
-        figsize=(4.2 * len(measures), 2.7 * len(names) + 0.6), layout="constrained"
-    )
+    figure = Figure(figsize=(4.2 * len(measures), 2.7 * len(names) + 0.6), layout="constrained")
     axes = figure.subplots(len(names), len(measures), squeeze=False)
     for i, task in enumerate(names):
         of_task = subset(rows, rows["task"] == task)
@@ -80,9 +78,7 @@ def _means(rows: Table, measure: str) -> list[tuple[float, float]]:
     return found
 
 
-def draw_correlations(
-    values: Mapping[str, Mapping[str, float]], title: str, place: Path
-) -> str:
+def draw_correlations(values: Mapping[str, Mapping[str, float]], title: str, place: Path) -> str:
     """Draw a heat map: a row a measure, a column a task; numbers are written into it."""
     from matplotlib.figure import Figure
 

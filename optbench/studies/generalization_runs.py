@@ -42,7 +42,7 @@ class Problem:
 
 
 class GeneralizationRuns:
-    """{tasks} x {optimizers} x {scales of lr} x {batch sizes} x seeds, stopped at a training loss.
+    """Tasks x optimizers x scales of lr x batch sizes x seeds, each stopped at a training loss.
 
     Each run keeps checkpoints at three losses; the measures and the test error are interpolated in
     log loss between them, so that all runs are compared at the same training loss.
@@ -52,7 +52,7 @@ class GeneralizationRuns:
         tasks: {name: fields of `Problem`}.
         optimizers: {name: overrides}.
         common: Overrides of all runs.
-        above: Factors on the matched loss at which the earlier checkpoints are kept, in descending order.
+        above: Factors on the matched loss at which the earlier checkpoints are kept, falling.
         measures: Names of the measures, see `optbench.lab.measure`.
     """
 
@@ -126,7 +126,7 @@ class GeneralizationRuns:
         checkpoints = []
         for step in run.kept:
             snapshot = run.at(step=step)
-            readings = lab.measure(snapshot.point(), self.measures)
+            readings = lab.measure(snapshot, self.measures)
             values = {name: r.value for name, r in readings.items() if r.reason is None}
             checkpoints.append((loss_at[step], values | {ERROR: 100 * errors[step]}))
         for name, matched in all_at_loss(checkpoints, loss).items():

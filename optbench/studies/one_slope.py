@@ -58,7 +58,9 @@ class OneSlope(GeneralizationRuns):
             for name in (FLATNESS, FUNCTION)
         }
         if any(slopes.values()):
-            yield draw_slopes(slopes, "test error, pp, per e-fold of the measure", folder / "slopes")
+            yield draw_slopes(
+                slopes, "test error, pp, per e-fold of the measure", folder / "slopes"
+            )
 
 
 def instruments(rows: Table, measure: str) -> list[Instrument]:

@@ -37,9 +37,9 @@ def content(
         "command": command,
         "figures": list(figures),
         "hypotheses": [
-            asdict(hypothesis) | _told(by_name[hypothesis.name]) | {
-                "planted": confusion.get(hypothesis.name, {})
-            }
+            asdict(hypothesis)
+            | _told(by_name[hypothesis.name])
+            | {"planted": confusion.get(hypothesis.name, {})}
             for hypothesis in declaration.hypotheses
         ],
     }
@@ -66,12 +66,7 @@ def render(verdict: Mapping[str, Any]) -> str:
         "| hypothesis | verdict | estimate | interval | smallest effect | n |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for h in verdict["hypotheses"]:
-        lines.append(
-            f"| {h['claim']} | **{h['verdict']}** | {_number(h['value'])} | "
-            f"{_number(h['low'])} to {_number(h['high'])} | "
-            f"{'+' if h['sign'] > 0 else '−'}{h['sesoi']:g} | {h['n']} |"
-        )
+    lines += [_row(h) for h in verdict["hypotheses"]]
     lines += ["", f"Intervals of {verdict['level']:.1%}: 95 % for all primary hypotheses together."]
     for figure in verdict["figures"]:
         lines += ["", f"![{figure}]({figure}.png)"]
@@ -91,6 +86,14 @@ def render(verdict: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _row(h: Mapping[str, Any]) -> str:
+    return (
+        f"| {h['claim']} | **{h['verdict']}** | {_number(h['value'])} | "
+        f"{_number(h['low'])} to {_number(h['high'])} | "
+        f"{'+' if h['sign'] > 0 else '−'}{h['sesoi']:g} | {h['n']} |"
+    )
 
 
 def _hypothesis(h: Mapping[str, Any]) -> list[str]:

@@ -143,6 +143,7 @@ def _within(rows: Table) -> float:
 
 
 def _cells(rows: Table) -> Iterator[Table]:
-    labels = np.array(["|".join(map(str, c)) for c in zip(*(rows[a] for a in ("task", *AXES)))])
+    columns = zip(*(rows[axis] for axis in ("task", *AXES)), strict=True)
+    labels = np.array(["|".join(map(str, c)) for c in columns])
     for label in np.unique(labels):
         yield subset(rows, labels == label)

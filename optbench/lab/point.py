@@ -1,0 +1,190 @@
+"""A model at its weights with a task: what the measures look at, each quantity computed once."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from optbench.curvature import Eigenpairs, Hessian, Loss, top_eigenpairs
+from optbench.curvature.errors import MeasurementError
+from optbench.curvature.isolation import kept_rng
+from optbench.curvature.selection import trainable
+from optbench.lab import per_example
+from optbench.probes.generalization import evaluating
+from optbench.task import Split, Task
+
+ACCURACY = 1e-3
+"""Relative accuracy of the eigenvalues."""
+
+
+class Point:
+    """A model at its weights with a task. It is read, never changed.
+
+    Curvature is of the training loss in the mode that the model is in (train, for a run's), every
+    quantity of the function in eval mode.
+
+    Args:
+        model: Model.
+        task: Task, on the model's device.
+        optimizer: Its optimizer, for what depends on learning rates; None without.
+        examples: Number of training examples, the first ones; None for all.
+        test_examples: Number of test examples likewise.
+        kernel_examples: Number of training examples of the neural tangent kernel.
+        seed: Seed of estimates that draw random numbers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        optimizer: Optimizer | None = None,
+        *,
+        examples: int | None = None,
+        test_examples: int | None = 1000,
+        kernel_examples: int = 100,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.task, self.optimizer = model, task, optimizer
+        self.train = task.train.first(examples)
+        self.test = None if task.test is None else task.test.first(test_examples)
+        self.kernel_examples, self.seed = kernel_examples, seed
+        self.parameters = trainable(model)
+
+    @contextmanager
+    def reading(self) -> Iterator[nn.Module]:
+        """Context with the model in eval mode; model and random state are restored."""
+        with (
+            kept_rng(self.train.inputs.device),
+            evaluating(self.model, self.optimizer, self.task),
+        ):
+            yield self.model
+
+    def held_out(self) -> Split:
+        """The test split.
+
+        Raises:
+            MeasurementError: If the task has none.
+        """
+        if self.test is None:
+            raise MeasurementError("the task has no test split")
+        return self.test
+
+    def classes(self) -> Tensor:
+        """Class of each training example, (N,).
+
+        Raises:
+            MeasurementError: If targets are no classes.
+        """
+        targets, width = self.train.targets, self.logits.shape[-1]
+        if targets.is_floating_point():
+            one_hot = targets.ndim == 2 and bool(((targets == 0) | (targets == 1)).all())
+            if not one_hot or not bool((targets.sum(1) == 1).all()):
+                raise MeasurementError("targets are numbers, and no classes")
+            return targets.argmax(1)
+        if targets.ndim != 1 or self.logits.ndim != 2 or width < 2:
+            raise MeasurementError("the task has not one class for each example")
+        return targets
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """Outputs at the training inputs, (N, C)."""
+        with self.reading() as model:
+            return per_example.outputs(model, self.train.inputs)
+
+    @cached_property
+    def logit_scale(self) -> float:
+        """Root mean square of the training outputs."""
+        return float(self.logits.double().square().mean().sqrt())
+
+    @cached_property
+    def features(self) -> Tensor:
+        """Inputs of the last linear layer at the training inputs, (N, H)."""
+        with self.reading() as model:
+            return per_example.features(model, self.train.inputs)
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """All trained weights as one vector, (P,)."""
+        return torch.cat([p.detach().flatten() for p in self.parameters])
+
+    @cached_property
+    def loss(self) -> Loss:
+        """The training loss, in the model's mode."""
+        data = (self.train.inputs, self.train.targets)
+        return Loss(self.model, self.task.loss, data, weight=self.task.weight)
+
+    @cached_property
+    def value_and_gradient(self) -> tuple[float, Tensor]:
+        """L and ∇L, (P,)."""
+        return self.loss.value_and_gradient()
+
+    @cached_property
+    def hessian(self) -> Hessian:
+        """∇²L."""
+        return self.loss.hessian()
+
+    @cached_property
+    def top(self) -> Eigenpairs:
+        """The largest eigenvalue of ∇²L and its vector."""
+        return top_eigenpairs(self.hessian, 1, accuracy=ACCURACY, seed=self.seed)
+
+    @cached_property
+    def gradient_moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean (P,) and variance (P,) of the per-example gradients, and means of batches (B, P).
+
+        The batches are consecutive training examples, ten of equal size.
+        """
+        with self.reading() as model:
+            chunks = per_example.gradients(
+                model, self.task.loss, self.train.inputs, self.train.targets
+            )
+            return _moments(chunks, len(self.train), min(10, len(self.train)))
+
+    @cached_property
+    def input_jacobian_train(self) -> tuple[float, Tensor]:
+        """E‖∂f/∂x‖²_F at the training inputs, and E ∂f/∂xᵀ ∂f/∂x, (D, D)."""
+        with self.reading() as model:
+            return _outer(per_example.input_jacobians(model, self.train.inputs))
+
+    @cached_property
+    def input_jacobian_test(self) -> tuple[float, Tensor]:
+        """The same at the test inputs."""
+        inputs = self.held_out().inputs
+        with self.reading() as model:
+            return _outer(per_example.input_jacobians(model, inputs))
+
+
+def _moments(chunks: Iterator[Tensor], count: int, batches: int) -> tuple[Tensor, Tensor, Tensor]:
+    total: Tensor | None = None
+    squares: Tensor | None = None
+    size, position = count // batches, 0
+    sums: Tensor | None = None
+    for rows in chunks:
+        exact = rows.double()
+        if total is None or squares is None or sums is None:
+            total, squares = torch.zeros_like(exact[0]), torch.zeros_like(exact[0])
+            sums = exact.new_zeros(batches, exact.shape[1])
+        total += exact.sum(0)
+        squares += exact.square().sum(0)
+        places = torch.arange(position, position + len(exact), device=exact.device) // size
+        kept = places < batches
+        sums.index_add_(0, places[kept], exact[kept])
+        position += len(exact)
+    assert total is not None and squares is not None and sums is not None
+    mean = total / count
+    return mean, (squares / count - mean.square()).clamp(min=0), sums / size
+
+
+def _outer(chunks: Iterator[Tensor]) -> tuple[float, Tensor]:
+    total: Tensor | None = None
+    count = 0
+    for jacobian in chunks:
+        rows = jacobian.flatten(0, 1)
+        product = (rows.T @ rows).double()
+        total = product if total is None else total + product
+        count += len(jacobian)
+    assert total is not None
+    return float(total.trace()) / count, total / count
