@@ -5,7 +5,7 @@ import sys
 
 from optbench import startup
 
-COMMANDS = ("tune", "leaderboard", "study", "report", "check", "new", "metrics")
+COMMANDS = ("tune", "leaderboard", "study", "report", "measure", "check", "new", "metrics")
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ ORDER = [
     "optbench.tune",
     "optbench.study",
     "optbench.report",
+    "optbench.measure",
     "optbench.new",
     "optbench.leaderboard",
     "optbench.studies",
@@ -73,6 +74,7 @@ ONLY_IMPORTER = {
         "optbench.record.picture",
         "optbench.curvature.density",
         "optbench.studies.atlas_picture",
+        "optbench.studies.figures",
     },
 }
 WITHOUT_TORCH = [

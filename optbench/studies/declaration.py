@@ -1,14 +1,13 @@
 """What was declared, when it was first seen, and whether runs had been seen by then."""
 
 import hashlib
+import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
-
-from hydra.utils import get_object
 
 from optbench.boundary import UnreadableError, read_yaml
 from optbench.errors import UserError, nearest
@@ -71,12 +70,19 @@ def _declared(name: str, content: dict[str, Any]) -> Declared:
     try:
         hypotheses = [Hypothesis(**entry) for entry in content.pop("hypotheses")]
         declaration = Declaration(hypotheses=hypotheses, **content)
-        study = get_object(target)(declaration, **settings)
-    except (TypeError, KeyError) as why:
+        study = _class(target)(declaration, **settings)
+    except (TypeError, KeyError, ImportError, AttributeError) as why:
         raise UserError(f"conf/study/{name}.yaml does not declare a study: {why}") from why
     text = json.dumps([target, settings, content, source(target)], sort_keys=True, default=str)
     text += json.dumps([vars(h) for h in hypotheses], sort_keys=True)
     return Declared(name, cast(Study, study), hashlib.sha256(text.encode()).hexdigest())
+
+
+def _class(target: str) -> Callable[..., Any]:
+    """The class that a `_target_` names; a study's module is imported only when it is asked for."""
+    module, _, name = str(target).rpartition(".")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def _folders(config_dir: Path | None) -> list[Path]:

@@ -2,45 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from optbench.studies.figures import LOOKS, new_figure, save
 from optbench.studies.frame import Table, subset
 from optbench.studies.generalization_runs import ERROR
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# Okabe and Ito's colours, and a marker each: neither is needed to tell the other's meaning
-LOOKS = (
-    ("#000000", "o"),
-    ("#E69F00", "s"),
-    ("#56B4E9", "^"),
-    ("#009E73", "D"),
-    ("#CC79A7", "v"),
-    ("#0072B2", "P"),
-    ("#D55E00", "X"),
-)
-
-
-def save(figure: "Figure", place: Path) -> str:
-    """Write a figure as PNG and as SVG; return its name."""
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.hashsalt": "optbench"}):
-        figure.savefig(place.with_suffix(".png"), dpi=150, metadata={"Software": None})
-        figure.savefig(place.with_suffix(".svg"), metadata={"Date": None})
-    return place.name
 
 
 def draw_scatter(rows: Table, measures: Sequence[str], place: Path) -> str:
     """Draw the mean over seeds of error against each measure: a row a task, a column a measure."""
-    from matplotlib.figure import Figure
-
     names = list(np.unique(rows["task"]))
     optimizers = list(np.unique(rows["optimizer"]))
-    figure = Figure(figsize=(4.2 * len(measures), 2.7 * len(names) + 0.6), layout="constrained")
+    figure = new_figure(4.2 * len(measures), 2.7 * len(names) + 0.6)
     axes = figure.subplots(len(names), len(measures), squeeze=False)
     for i, task in enumerate(names):
         of_task = subset(rows, rows["task"] == task)
@@ -80,12 +54,10 @@ def _means(rows: Table, measure: str) -> list[tuple[float, float]]:
 
 def draw_correlations(values: Mapping[str, Mapping[str, float]], title: str, place: Path) -> str:
     """Draw a heat map: a row a measure, a column a task; numbers are written into it."""
-    from matplotlib.figure import Figure
-
     names = sorted(values, key=lambda name: -float(np.nanmean(list(values[name].values()))))
     tasks = list(next(iter(values.values())))
     grid = np.array([[values[name][task] for task in tasks] for name in names])
-    figure = Figure(figsize=(1.3 * len(tasks) + 3.4, 0.34 * len(names) + 1.3), layout="constrained")
+    figure = new_figure(1.3 * len(tasks) + 3.4, 0.34 * len(names) + 1.3)
     axis = figure.subplots()
     image = axis.imshow(grid, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto")
     axis.set_xticks(range(len(tasks)), tasks)
@@ -109,10 +81,8 @@ def draw_slopes(
         unit: What a slope is in.
         place: File, without its ending.
     """
-    from matplotlib.figure import Figure
-
     rows = max(len(each) for each in slopes.values())
-    figure = Figure(figsize=(4.6 * len(slopes), 0.32 * rows + 1.4), layout="constrained")
+    figure = new_figure(4.6 * len(slopes), 0.32 * rows + 1.4)
     axes = figure.subplots(1, len(slopes), squeeze=False)[0]
     for axis, (mediator, each) in zip(axes, slopes.items(), strict=True):
         for i, (_, slope, error) in enumerate(each):

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from optbench import metrics
 from optbench.errors import UserError
 from optbench.record.folder import METRICS, read_finished, read_lines
+from optbench.studies.figures import new_figure, save
 from optbench.studies.frame import Cell
-from optbench.studies.generalization_figures import save
 
 PANELS = {
     "distance": ("distance to the edge, end", "{:.2f}"),
@@ -104,12 +104,8 @@ def _end_of(folder: Path, metric: str) -> float | None:
 
 def draw(rows: Sequence[Mapping[str, Any]], x: Axis, y: Axis, title: str, place: Path) -> str:
     """Draw a heat map for each panel, the median over seeds written into it."""
-    from matplotlib.figure import Figure
-
     columns, lines = len(x.values), len(y.values)
-    figure = Figure(
-        figsize=(2 * (0.75 * columns + 2.3), 2 * (0.5 * lines + 1.3)), layout="constrained"
-    )
+    figure = new_figure(2 * (0.75 * columns + 2.3), 2 * (0.5 * lines + 1.3))
     panels = figure.subplots(2, 2)
     for axis, (name, (label, form)) in zip(panels.flat, PANELS.items(), strict=True):
         grid = grid_of(rows, name, x, y)

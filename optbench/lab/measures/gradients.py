@@ -12,13 +12,14 @@ from optbench.lab.point import Point
     meaning="Signal-to-noise ratio of the gradient",
     equation="mean over parameters of E[g_i]²/Var[g_i], over training examples",
     unit="1",
-    invariant="no",
+    invariant="yes",
     source="arXiv:2001.07384",
 )
 def gsnr(point: Point) -> float:
     """Parameters whose gradient is the same for all examples are left out."""
     mean, variance, _ = point.gradient_moments
-    varies = variance > 1e-12 * variance.max()
+    # relative to each parameter's own size, or rescaling would change which ones count
+    varies = variance > 1e-12 * (variance + mean.square())
     if not bool(varies.any()):
         raise MeasurementError("no gradient varies over the examples")
     return float((mean[varies].square() / variance[varies]).mean())

@@ -1,0 +1,35 @@
+"""How figures of studies look: readable in print, and with any colour vision."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, and a marker each: neither is needed to tell the other's meaning
+LOOKS = (
+    ("#000000", "o"),
+    ("#E69F00", "s"),
+    ("#56B4E9", "^"),
+    ("#009E73", "D"),
+    ("#CC79A7", "v"),
+    ("#0072B2", "P"),
+    ("#D55E00", "X"),
+)
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure of a size in inches, whose parts keep out of each other's way."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: "Figure", place: Path) -> str:
+    """Write a figure as PNG and as SVG; return its name."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "optbench"}):
+        figure.savefig(place.with_suffix(".png"), dpi=150, metadata={"Software": None})
+        figure.savefig(place.with_suffix(".svg"), metadata={"Date": None})
+    return place.name
