@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from optbench.boundary.command_line import VERSION
+from optbench.cli.batch import Member, run_batch
 from optbench.cli.job import run_job
 from optbench.cli.sweep import RunError, telling_failures
 from optbench.configuration.compose import check_config_dirs, find_plugins, with_paths
@@ -61,7 +62,7 @@ def _main(wants_tracebacks: bool) -> int:
         RunError
     ) as error:  # printed already; a sweeper other than Hydra's may end with the first
         return error.code
-    return max(codes, default=0)
+    return max([*codes, *job.run_queued()], default=0)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,25 @@ class Job:
     wants_tracebacks: bool
     began_in: str
     present: PresentData = field(default_factory=PresentData)
+    queued: list[Member] = field(default_factory=list)
+
+    def run_queued(self) -> list[int]:
+        """Run what `batched=true` has queued, and return the exit codes of what failed."""
+        codes = []
+        groups: dict[str, list[Member]] = {}
+        for member in self.queued:
+            groups.setdefault(member.group, []).append(member)
+        for members in groups.values():
+            try:
+                run_batch(members, self.present)
+            except Exception as error:
+                which = f"failed: {len(members)} runs such as {members[0].name}: "
+                text, code = _explained(error, self.wants_tracebacks, which)
+                print(text, file=sys.stderr)
+                codes.append(code)
+            for member in members:
+                print(member.folder)
+        return codes
 
     def __call__(self, config: DictConfig) -> str:
         """Run, and return the status. Ctrl-C ends a sweep too; an error does not."""
@@ -84,7 +104,12 @@ class Job:
             _find_own_files()
             secure_terminal()
         try:
-            return _job(config, self.present)
+            member = _prepared(config)
+            sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+            if config.batched and sweep and _process() == self.began_in:
+                self.queued.append(member)
+                return "queued"
+            return _run_one(member, self.present)
         except SystemExit as ended:
             error: Exception = UserError(who_ended(ended))
             error.__cause__ = ended
@@ -99,8 +124,8 @@ class Job:
         raise RunError(text, code, process)
 
 
-def _job(config: DictConfig, present: PresentData) -> str:
-    """Run one point of the configuration space."""
+def _prepared(config: DictConfig) -> Member:
+    """Check one point of the configuration space, and name its run."""
     hydra_config = HydraConfig.get()
     choices = {
         key: value
@@ -110,8 +135,11 @@ def _job(config: DictConfig, present: PresentData) -> str:
     prepare(config, choices, hydra_config.overrides.task)
     if hydra_config.mode == RunMode.MULTIRUN and config.wandb.group is None:
         config.wandb.group = "sweep-" + Path(hydra_config.sweep.dir).name
-    name = run_name(config, choices)
-    status = run_job(config, name, choices, present)
+    return Member(config, run_name(config, choices), choices)
+
+
+def _run_one(member: Member, present: PresentData) -> str:
+    status = run_job(member.config, member.name, member.choices, present)
     if status == "interrupted":
         raise KeyboardInterrupt
     return status

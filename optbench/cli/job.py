@@ -5,6 +5,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,33 +65,78 @@ def run_job(config: DictConfig, name: str, choices: Mapping[str, str], present: 
     return status
 
 
+@dataclass
+class Session:
+    """A run with its folder open: begun or resumed, then trained, then closed.
+
+    Attributes:
+        runner: What trains it.
+        mirror: Its W&B run.
+    """
+
+    config: DictConfig
+    folder: RunFolder
+    runner: Runner
+    mirror: Mirror
+
+    @classmethod
+    def begin(
+        cls,
+        experiment: Experiment,
+        folder: RunFolder,
+        config: DictConfig,
+        choices: Mapping[str, str],
+        terminal: Terminal,
+    ) -> "Session":
+        """Resume the run or start it, and write down what it is."""
+        settings = OmegaConf.to_container(config, resolve=True)
+        assert isinstance(settings, dict)
+        about = {"name": folder.path.name, **choices, "seed": config.seed}
+        if experiment.inherited is not None:
+            about["start_from"] = dict(experiment.inherited)
+            terminal.say(_inherited(experiment.inherited))
+        start = Start(lambda: build(config), about, sources(settings))
+        runner = resume_or_start(start, experiment, folder, terminal)
+        record.write_whole(
+            folder.path / record.CONFIG,
+            OmegaConf.to_yaml({**settings, "choices": dict(choices)}),
+        )
+        folder.write_summary("running", runner.progress())
+        return cls(config, folder, runner, Mirror(folder.path, config.wandb.mode))
+
+    def close(self, outcome: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+        """Sum up, draw, let the mirror finish; return the summary, and what the mirror said."""
+        try:
+            whole = dict(outcome) | _memory(self.runner.experiment)
+            records = record.read_lines(self.folder.path / record.METRICS)
+            summary = whole | summarise(records) | {"events": report(records)}
+            self.folder.write_summary(whole["status"], summary)
+            if self.config.picture:
+                _draw(records, self.folder, self.runner.terminal.say)
+        finally:
+            said = self.mirror.close(self.config.wandb.wait_seconds)
+        return summary, said
+
+    def crashed(self, error: BaseException) -> None:
+        """Write down that an error ended it."""
+        # a full disk, most likely; then the error itself says so
+        with contextlib.suppress(OSError):
+            self.folder.write_summary(
+                "crashed", self.runner.progress() | {"error": f"{type(error).__name__}: {error}"}
+            )
+
+
 def _train(
     experiment: Experiment, folder: RunFolder, config: DictConfig, choices: Mapping[str, str]
 ) -> str:
     terminal = Terminal(experiment.settings.steps)
-    settings = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(settings, dict)
-    about = {"name": folder.path.name, **choices, "seed": config.seed}
-    if experiment.inherited is not None:
-        about["start_from"] = dict(experiment.inherited)
-        terminal.say(_inherited(experiment.inherited))
-    start = Start(lambda: build(config), about, sources(settings))
-    runner = resume_or_start(start, experiment, folder, terminal)
-    experiment = runner.experiment
-    record.write_whole(
-        folder.path / record.CONFIG, OmegaConf.to_yaml({**settings, "choices": dict(choices)})
-    )
-    folder.write_summary("running", runner.progress())
-    mirror = Mirror(folder.path, config.wandb.mode)
+    session = Session.begin(experiment, folder, config, choices, terminal)
     try:
-        outcome = _run(runner) | _memory(experiment)
-        records = record.read_lines(folder.path / record.METRICS)
-        summary = outcome | summarise(records) | {"events": report(records)}
-        folder.write_summary(outcome["status"], summary)
-        if config.picture:
-            _draw(records, folder, terminal.say)
-    finally:
-        said = mirror.close(config.wandb.wait_seconds)
+        outcome = _run(session)
+    except BaseException:
+        session.mirror.close(config.wandb.wait_seconds)
+        raise
+    summary, said = session.close(outcome)
     closing_table(summary, config.optimizer.get("lr"))
     if config.picture:
         print(f"picture: {folder.path / PICTURE}")
@@ -98,25 +144,22 @@ def _train(
     return str(outcome["status"])
 
 
-def _inherited(record: Mapping[str, Any]) -> str:
-    took, left = ("; ".join(record[key]) or "nothing" for key in ("took", "left"))
-    return f"begins with {record['run']} at step {record['step']}: took {took}; left {left}"
-
-
-def _run(runner: Runner) -> dict[str, Any]:
+def _run(session: Session) -> dict[str, Any]:
+    runner = session.runner
     try:
         with runner.terminal:
             outcome = runner.run()
         if outcome["status"] == "done":
             runner.save()
     except BaseException as error:
-        # a full disk, most likely; then the error itself says so
-        with contextlib.suppress(OSError):
-            runner.folder.write_summary(
-                "crashed", runner.progress() | {"error": f"{type(error).__name__}: {error}"}
-            )
+        session.crashed(error)
         raise
     return outcome
+
+
+def _inherited(record: Mapping[str, Any]) -> str:
+    took, left = ("; ".join(record[key]) or "nothing" for key in ("took", "left"))
+    return f"begins with {record['run']} at step {record['step']}: took {took}; left {left}"
 
 
 def _memory(experiment: Experiment) -> dict[str, float]:

@@ -92,6 +92,7 @@ class Configuration:
     dtype: Literal["float32", "float64", "bf16"]
     curvature: Literal["lobpcg", "pyhessian"]
     results_dir: FolderName
+    batched: bool
     overwrite: bool
     checkpoint_seconds: Positive
     picture: bool

@@ -13,6 +13,7 @@ from optbench.configuration.numerics import resolve_device
 # What says where or how to record, and cannot move a result.
 NOT_IN_THE_NAME = (
     "results_dir",
+    "batched",
     "overwrite",
     "checkpoint_seconds",
     "picture",

@@ -11,7 +11,7 @@ print(lab.open(run.folder).at().model)
 
 from collections.abc import Iterable
 
-from optbench.lab.experiment import QUIET, Below, Run, open, start
+from optbench.lab.experiment import QUIET, Below, Run, open, start, sweep
 from optbench.lab.measures import Measure, Reading, measure_point
 from optbench.lab.point import Point
 from optbench.lab.snapshot import Snapshot
@@ -46,4 +46,5 @@ __all__ = [
     "measure",
     "open",
     "start",
+    "sweep",
 ]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from optbench import metrics
+from optbench.cli.batch import Member, run_batch
 from optbench.cli.command_job import prepare
 from optbench.cli.job import run_job
 from optbench.configuration.compose import compose_with_choices, find_plugins
@@ -204,6 +205,53 @@ def start(*overrides: str, **settings: Any) -> Run:
         find_plugins()
         config, choices = compose_with_choices(words)
     return Run(config, choices, words)
+
+
+def sweep(
+    *overrides: str,
+    seeds: Iterable[int],
+    until: Below | None = None,
+    keep: Iterable[float] = (),
+    keep_steps: Iterable[int] = (),
+    steps: int | None = None,
+    **settings: Any,
+) -> list[Run]:
+    """Train runs of one configuration, a seed each, together in this process; return them.
+
+    Each is the run that `start(…, seed=…).train(…)` makes, in the same folder, to rounding; its
+    summary says `batched`. What cannot be updated together runs one by one.
+
+    Args:
+        overrides: Words of the command line.
+        seeds: Seeds.
+        until: See `Run.train`, as for the next three.
+        keep: Training losses at which to keep a checkpoint.
+        keep_steps: Steps at which to keep one.
+        steps: Largest number of updates.
+        settings: More words, for keys without a dot.
+
+    Raises:
+        UserError: If the command line would not take them.
+    """
+    words = [*map(_word, _settings(until, list(keep), list(keep_steps), steps).items())]
+    first = start(*overrides, *words, **settings)
+    runs = []
+    for seed in seeds:
+        config = first.config.copy()
+        config.seed = seed
+        runs.append(Run(config, dict(first.choices), first._overrides))
+    heard = io.StringIO()
+    with _as_user_errors():
+        for run in runs:
+            prepare(run.config, run.choices, run._overrides)
+        members = [Member(run.config.copy(), run.name, run.choices) for run in runs]
+        try:
+            with contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard):
+                run_batch(members, PresentData())
+        finally:
+            for run in runs:
+                run.said = heard.getvalue()
+    return runs
 
 
 def open(folder: str | Path) -> Run:

@@ -50,17 +50,22 @@ class Batches:
             permutation = torch.randperm(len(inputs), generator=self._order).to(inputs.device)
             self._indices = permutation.split(self.size)
 
-    def next(self) -> tuple[Tensor, Tensor]:
-        """Return the next (inputs, targets)."""
+    def next_indices(self) -> Tensor | None:
+        """Return the indices of the next examples, None for all; `next` would have taken these."""
         if self._position == self.per_epoch:
             self._start_epoch()
+        chosen = None if self.full else self._indices[self._position]
+        self._position += 1
+        return chosen
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """Return the next (inputs, targets)."""
+        chosen = self.next_indices()
         train = self._task.train
-        if self.full:
+        if chosen is None:
             inputs, targets = train.inputs, train.targets
         else:
-            chosen = self._indices[self._position]
             inputs, targets = train.inputs[chosen], train.targets[chosen]
-        self._position += 1
         if self._task.augment is not None:
             inputs = self._task.augment(inputs, self._augmentation)
         return inputs, targets

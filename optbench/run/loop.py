@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -75,7 +75,9 @@ class Experiment(Parts):
     inherited: Mapping[str, Any] | None = None
 
 
-class _DivergenceError(Exception):
+class DivergenceError(Exception):
+    """Training has diverged, at a step."""
+
     def __init__(self, step: int) -> None:
         self.step = step
 
@@ -109,19 +111,32 @@ class Runner:
     def run(self) -> dict[str, Any]:
         """Train to the end, and return how it ended."""
         status = "done"
-        self._segment = self._last_save = time.monotonic()
-        self.experiment.update.model.train()
-        if callable(set_mode := getattr(self.experiment.update.optimizer, "train", None)):
-            set_mode()
-        with _signals(self._request_stop):
+        self.begin()
+        with stop_signals(self.request_stop):
             try:
-                while not self._done:
+                while not self.done:
                     self._one_step()
-            except _DivergenceError as divergence:
+            except DivergenceError as divergence:
                 status, self.step = "diverged", divergence.step
             except KeyboardInterrupt:
                 status = "interrupted"
         self._count_training()
+        return self.outcome(status)
+
+    def begin(self) -> None:
+        """Start the clocks, and put model and optimizer into train mode."""
+        self.start_clock()
+        self._last_save = self._segment
+        self.experiment.update.model.train()
+        if callable(set_mode := getattr(self.experiment.update.optimizer, "train", None)):
+            set_mode()
+
+    def start_clock(self) -> None:
+        """Count the time from now on."""
+        self._segment = time.monotonic()
+
+    def outcome(self, status: str) -> dict[str, Any]:
+        """Return how it ended, how far it came, and what it cost."""
         measured = {"measured": self._shared.notes} if self._shared.notes else {}
         return {"status": status} | self.progress() | measured
 
@@ -137,11 +152,48 @@ class Runner:
             **({"stopped": self._stopped} if self.experiment.settings.stop else {}),
         }
 
-    def _request_stop(self) -> None:
+    def request_stop(self) -> None:
+        """Stop before the next update, with a checkpoint."""
         self._stop = True
+
+    @property
+    def done(self) -> bool:
+        """Whether the last step has been recorded."""
+        return self._done
 
     def _one_step(self) -> None:
         """Probe at this step, update unless it is the last, and record."""
+        found, last = self.look()
+        if not last:
+            batch = self.experiment.batches.next()
+            self.take([(self.step, self.experiment.update(*batch))])
+        self.record(found, last)
+
+    def take(self, losses: Sequence[tuple[int, Tensor]]) -> None:
+        """Take in (step, batch loss) of updates, still on the device."""
+        self._unread += losses
+
+    def is_due(self, step: int) -> bool:
+        """Whether anything but the update has to happen at a step, as far as is known by now."""
+        settings = self.experiment.settings
+        return (
+            self._stop
+            or step == settings.steps
+            or step % settings.log_every == 0
+            or step in settings.keep.steps
+            or time.monotonic() - self._last_save > settings.checkpoint_seconds
+            or bool(
+                due(self.experiment.probes, step, settings.steps, self.experiment.batches.per_epoch)
+            )
+        )
+
+    def look(self) -> tuple[dict[str, Value], bool]:
+        """Do what stands before the update of this step; return what was measured, and if it ends.
+
+        Raises:
+            KeyboardInterrupt: If it was asked to stop; a checkpoint is written.
+            DivergenceError: If it has diverged.
+        """
         settings, last = self.experiment.settings, self.step == self.experiment.settings.steps
         if self._stop or time.monotonic() - self._last_save > settings.checkpoint_seconds:
             self.save()
@@ -152,10 +204,11 @@ class Runner:
             self._stopped = last = True
             found |= self._probe()  # those that are due on the last step alone
         self._keep(found)
-        if not last:
-            self._unread.append(
-                (self.step, self.experiment.update(*self.experiment.batches.next()))
-            )
+        return found, last
+
+    def record(self, found: dict[str, Value], last: bool) -> None:
+        """Write down what was measured at this step, and go to the next."""
+        settings = self.experiment.settings
         if last or self.step % settings.log_every == 0:
             self._read_losses()
             if self._losses:
@@ -184,7 +237,7 @@ class Runner:
         values = torch.stack([loss for _, loss in self._unread]).tolist()
         for (step, _), value in zip(self._unread, values, strict=True):
             if not value <= ceiling:
-                raise _DivergenceError(step)
+                raise DivergenceError(step)
         self._losses += values
         self._unread.clear()
 
@@ -201,7 +254,7 @@ class Runner:
             return {}
         self._read_losses()
         if not all(bool(p.isfinite().all()) for p in experiment.update.parameters):
-            raise _DivergenceError(self.step)
+            raise DivergenceError(self.step)
         self._count_training()
         state = State(
             step=self.step,
@@ -220,10 +273,10 @@ class Runner:
         except (
             FloatingPointError
         ) as why:  # the weights are finite, but what follows from them overflows
-            raise _DivergenceError(self.step) from why
+            raise DivergenceError(self.step) from why
         loss = state.found.get(metrics.TRAIN_LOSS, 0.0)
         if isinstance(loss, float) and not math.isfinite(loss):
-            raise _DivergenceError(self.step)
+            raise DivergenceError(self.step)
         now_seconds = time.monotonic()
         self.probe_seconds += now_seconds - self._segment
         self._segment = now_seconds
@@ -305,7 +358,7 @@ class Runner:
 
 
 @contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
+def stop_signals(stop: Callable[[], None]) -> Iterator[None]:
     """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one acts at once."""
     names = [signal.SIGINT, signal.SIGTERM]
     before = {name: signal.getsignal(name) for name in names}

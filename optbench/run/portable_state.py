@@ -38,13 +38,23 @@ def to_portable(state: Any, where: str = "") -> Any:
     Raises:
         NotPortableError: If there is anything else in it.
     """
-    if isinstance(state, Tensor) or type(state) in PLAIN:
+    if isinstance(state, Tensor):
+        return _alone(state)
+    if type(state) in PLAIN:
         return state
     if isinstance(state, (np.generic, np.ndarray)):
         return _marked_array(state, where)
     if type(state) in (bytes, bytearray):
         return _marked_bytes(state)
     return _portable_container(state, where)
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The tensor, copied where it is a small part of a storage: torch.save writes all of that."""
+    if tensor.is_sparse or tensor.layout != torch.strided:
+        return tensor
+    whole = tensor.untyped_storage().nbytes()
+    return tensor.clone() if whole > tensor.numel() * tensor.element_size() else tensor
 
 
 def _portable_container(state: Any, where: str) -> Any:

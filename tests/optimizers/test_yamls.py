@@ -60,7 +60,7 @@ def test_stopped_half_way_it_ends_as_if_it_had_not_been(
 
     def stop_at_10(self: Runner) -> None:
         if self.step == 10:
-            self._request_stop()
+            self.request_stop()
         step(self)
 
     with monkeypatch.context() as patch:

@@ -1,0 +1,254 @@
+"""Runs that advance together: members of one configuration, a seed each, in lockstep.
+
+Between the steps at which something is measured or recorded, a step costs one stacked update,
+however many members there are. Each member keeps its own Runner, and so its own folder, series,
+checkpoints and end: one that stops or diverges leaves the others.
+
+Rounding: a stacked product sums in another order than a single one. An update agrees with that of
+a run by itself to a few units of float rounding; over many steps two runs then come apart as they
+do on two machines.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optbench.curvature.isolation import kept_rng
+from optbench.probes import SelfPaced, Value
+from optbench.run.loop import DivergenceError, Experiment, Runner, stop_signals
+from optbench.run.stacked import NotTogetherError, Stack
+
+TRIAL_STEPS = 5
+TOLERANCE = 1e-3
+"""Largest difference of a trial's weights, relative to how far they have moved.
+
+Rounding alone gives 1e-6; where an entry of the gradient is nothing but rounding, its sign counts,
+for Adam and its kin, which gives up to 1e-4. Another formula gives 1e-2 and more."""
+
+
+def way_together(build: Callable[[int], Experiment]) -> tuple[bool, str]:
+    """Try whether members are updated together as they are alone: by one step, or by one each.
+
+    Args:
+        build: Builds the experiment of a member by its place, each time anew.
+
+    Returns:
+        (whether one optimizer steps for all, how the forward pass is stacked).
+
+    Raises:
+        NotTogetherError: If neither gives what the members do alone; the message says why.
+    """
+    reasons = []
+    with kept_rng(torch.device("cpu")):
+        alone = [_moved_alone(build(i)) for i in range(2)]
+        for one_step in (True, False):
+            try:
+                engine, apart = _trial([build(i) for i in range(2)], one_step, alone)
+            except NotTogetherError as why:
+                reasons.append(str(why))
+                continue
+            except Exception as why:  # the optimizer is anybody's, and so is what it raises
+                reasons.append(f"{type(why).__name__}: {' '.join(str(why).split())[:200]}")
+                continue
+            if apart <= TOLERANCE:
+                return one_step, engine
+            reasons.append(f"the weights differ by {apart:.1g} of how far they move")
+    raise NotTogetherError("; ".join(dict.fromkeys(reasons)))
+
+
+def _moved_alone(experiment: Experiment) -> tuple[Tensor, Tensor]:
+    """Weights of a member before and after a few updates by itself."""
+    update = experiment.update
+    update.model.train()
+    before = _flat(update.parameters)
+    for _ in range(TRIAL_STEPS):
+        update(*experiment.batches.next())
+    return before, _flat(update.parameters)
+
+
+def _trial(
+    members: Sequence[Experiment], one_step: bool, alone: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[str, float]:
+    for member in members:
+        member.update.model.train()
+    stack = Stack([member.update for member in members], one_step)
+    feed = Feed(members)
+    for _ in range(TRIAL_STEPS):
+        stack(*feed.next())
+    apart = [
+        float((_flat(member.update.parameters) - after).norm() / (after - before).norm())
+        for member, (before, after) in zip(members, alone, strict=True)
+    ]
+    return stack.engine, max(x if x == x else float("inf") for x in apart)  # NaN is no agreement
+
+
+def _flat(parameters: Sequence[Tensor]) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in parameters]).double()
+
+
+class Feed:
+    """The members' next batches, stacked; from one tensor where all train on the same data."""
+
+    def __init__(self, members: Sequence[Experiment]) -> None:
+        self._members = list(members)
+        first = members[0].task
+        self._shared = all(
+            m.task.augment is None
+            and torch.equal(m.task.train.inputs, first.train.inputs)
+            and torch.equal(m.task.train.targets, first.train.targets)
+            for m in members
+        )
+        self._train = first.train
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """Return inputs (S, B, …) and targets (S, B, …)."""
+        if not self._shared:
+            batches = [member.batches.next() for member in self._members]
+            return torch.stack([x for x, _ in batches]), torch.stack([y for _, y in batches])
+        chosen = [member.batches.next_indices() for member in self._members]
+        train, count = self._train, len(self._members)
+        indices = [index for index in chosen if index is not None]
+        if not indices:
+            return (
+                train.inputs.expand(count, *train.inputs.shape),
+                train.targets.expand(count, *train.targets.shape),
+            )
+        together = torch.stack(indices)
+        return train.inputs[together], train.targets[together]
+
+
+Seen = tuple[Runner, dict[str, Value], bool]
+"""A runner, what it has measured at this step, and whether that was its last."""
+
+
+@dataclass
+class _Group:
+    """Runners at one step, and the stack that updates them.
+
+    Attributes:
+        runners: Those that have not ended.
+        one_step: Whether one optimizer steps for all.
+        losses: (step, losses (S,)) of updates that the members have not been told of.
+        outcomes: How each runner ended, by its identity.
+    """
+
+    runners: list[Runner]
+    one_step: bool
+    losses: list[tuple[int, Tensor]] = field(default_factory=list)
+    outcomes: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.step = self.runners[0].step
+        self._clock = time.monotonic()
+        self._stack_again()
+
+    def _stack_again(self) -> None:
+        experiments = [runner.experiment for runner in self.runners]
+        if not experiments:
+            return
+        self.stack = Stack([e.update for e in experiments], self.one_step)
+        self.feed = Feed(experiments)
+        self._paced = [
+            probe
+            for runner in self.runners
+            for probe in runner.experiment.probes.values()
+            if isinstance(probe, SelfPaced) and probe.every == "adaptive"
+        ]
+
+    def is_due(self) -> bool:
+        """Whether any member has to measure, record or save at this step."""
+        # cadences are the configuration's: one member answers for all, but for adaptive ones
+        return self.runners[0].is_due(self.step) or any(
+            probe.next_step <= self.step for probe in self._paced
+        )
+
+    def look(self) -> list[Seen]:
+        """Let every member measure; return those that go on."""
+        self._hand_out()
+        seen, there = list[Seen](), len(self.runners)
+        for runner in list(self.runners):
+            runner.start_clock()
+            with self._ending(runner):
+                seen.append((runner, *runner.look()))
+        for runner, found, last in seen:
+            if last:
+                with self._ending(runner):
+                    runner.record(found, last)
+                    self._end(runner, "done")
+        if len(self.runners) < there:
+            self._stack_again()
+        self._clock = time.monotonic()
+        return [row for row in seen if not row[2]]
+
+    def update(self) -> None:
+        """Update all members."""
+        self.losses.append((self.step, self.stack(*self.feed.next())))
+
+    def record(self, seen: Sequence[Seen]) -> None:
+        """Let the members that have measured at this step write it down."""
+        self._hand_out()
+        there = len(self.runners)
+        for runner, found, last in seen:
+            with self._ending(runner):
+                runner.record(found, last)
+        if len(self.runners) < there:
+            self._stack_again()
+        self._clock = time.monotonic()
+
+    def _hand_out(self) -> None:
+        """Give each member its losses, its share of the time, and its optimizer's state."""
+        self.stack.sync()
+        seconds = (time.monotonic() - self._clock) / len(self.runners)
+        for i, runner in enumerate(self.runners):
+            runner.take([(step, losses[i]) for step, losses in self.losses])
+            runner.step = self.step
+            runner.train_seconds += seconds
+            # a view through .data does not see that its base has changed, and operators ask
+            torch.autograd.graph.increment_version(runner.experiment.update.parameters)
+        self.losses.clear()
+
+    @contextmanager
+    def _ending(self, runner: Runner) -> Iterator[None]:
+        """Context in which a divergence, or a request to stop, ends this member alone."""
+        try:
+            yield
+        except DivergenceError as divergence:
+            runner.step = divergence.step
+            self._end(runner, "diverged")
+        except KeyboardInterrupt:
+            self._end(runner, "interrupted")
+
+    def _end(self, runner: Runner, status: str) -> None:
+        self.outcomes[id(runner)] = runner.outcome(status)
+        self.runners = [other for other in self.runners if other is not runner]
+
+
+def run_together(runners: Sequence[Runner], one_step: bool) -> list[dict[str, Any]]:
+    """Train members that stand at one step to their ends; return how each ended.
+
+    Args:
+        runners: The members' runners, of one configuration but for the seed.
+        one_step: What `way_together` said.
+    """
+    for runner in runners:
+        runner.begin()
+    group = _Group(list(runners), one_step)
+
+    def stop() -> None:
+        for runner in group.runners:
+            runner.request_stop()
+
+    with stop_signals(stop):
+        while group.runners:
+            seen = group.look() if group.is_due() else []
+            if group.runners:
+                group.update()
+            if seen:
+                group.record(seen)
+            group.step += 1
+    return [group.outcomes[id(runner)] for runner in runners]
