@@ -77,7 +77,7 @@ def test_a_signal_without_noise_or_shear_is_its_stretched_template() -> None:
         def randint(self, high: int) -> int:  # type: ignore[override]
             return 0
 
-        def randn(self, *shape: int) -> np.ndarray:
+        def randn(self, *shape: int) -> np.ndarray:  # type: ignore[override]
             return np.zeros(shape)
 
         def permutation(self, n: int) -> np.ndarray:  # type: ignore[override]
@@ -104,5 +104,5 @@ def test_what_cannot_be_is_told_before_it_is_drawn(word: str, message: str) -> N
 
 
 def test_samples_fill_the_classes() -> None:
-    with pytest.raises(UserError, match="task.samples must be a multiple of 10, got 25"):
+    with pytest.raises(UserError, match=r"task\.samples must be a multiple of 10, got 25"):
         mnist1d(0, samples=25)
