@@ -1,10 +1,25 @@
 """The table of power: each column against a closed form, a simulation, or a small table by hand."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.stats import norm
 
-from perf.power import DATA, PAGE, Run, Settings, configurations, render, smallest_effect, spread
+from perf.power import (
+    COMMAND,
+    DATA,
+    PAGE,
+    Data,
+    Run,
+    Settings,
+    configurations,
+    measure,
+    render,
+    smallest_effect,
+    spread,
+)
 from perf.power import train as train_one
 
 
@@ -74,6 +89,19 @@ def test_a_run_stops_at_its_loss_or_at_its_last_step() -> None:
     assert loss <= 0.02 and 25 <= steps < 1000 and steps % 25 == 0 and 0 < error < 0.5
     steps, loss, _ = train_one(words, 1, Settings(steps=30))
     assert steps == 30 and loss > 0.02
+
+
+def test_the_command_of_the_page_is_taken_and_writes_both_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = re.findall(r"`python -m perf\.power (.*?)`", PAGE.read_text())[0].split()
+    assert COMMAND.read(words) == Settings()
+    monkeypatch.setattr("perf.power.RATES", {"sgd": ("optimizer.lr", (0.1, 0.4))})
+    monkeypatch.setattr("perf.power.DATA", {"parity": Data(("task=parity",), (10, 40))})
+    files = {"page": tmp_path / "power.md", "runs": tmp_path / "power.json"}
+    assert measure(Settings(seeds=2, target=0.3, steps=200, **files)) == 0
+    assert files["page"].read_text() == render(files["runs"])
+    assert "| parity | " in files["page"].read_text()
 
 
 def test_there_are_six_optimizers_three_rates_and_two_batch_sizes() -> None:
