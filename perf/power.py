@@ -106,6 +106,7 @@ class Spread:
         seeds: √(mean over configurations of the variance over seeds).
         between: √(variance of configuration effects), the method-of-moments estimate.
         paired: √(variance of a difference at one seed) = √(2 · residual mean square).
+        degrees: Degrees of freedom of that mean square, (C − 1)(S − 1).
     """
 
     arrived: float
@@ -115,6 +116,7 @@ class Spread:
     seeds: float
     between: float
     paired: float
+    degrees: int
 
     @property
     def share(self) -> float:
@@ -196,7 +198,8 @@ def spread(runs: Sequence[Run], target: float) -> Spread:
     e = np.array([[run.error for run in sorted(row, key=lambda run: run.seed)] for row in kept])
     C, S = e.shape
     of_configuration, of_seed = e.mean(1, keepdims=True), e.mean(0, keepdims=True)
-    residual = np.square(e - of_configuration - of_seed + e.mean()).sum() / ((C - 1) * (S - 1))
+    degrees = (C - 1) * (S - 1)
+    residual = np.square(e - of_configuration - of_seed + e.mean()).sum() / degrees
     return Spread(
         arrived=sum(run.loss <= target for run in runs) / len(runs),
         configurations=C,
@@ -205,39 +208,39 @@ def spread(runs: Sequence[Run], target: float) -> Spread:
         seeds=float(e.var(1, ddof=1).mean() ** 0.5),
         between=max(0.0, float(of_configuration.var(ddof=1) - residual / S)) ** 0.5,
         paired=float((2 * residual) ** 0.5),
+        degrees=degrees,
     )
 
 
 def smallest_effect(n: int, level: float = LEVEL, power: float = POWER) -> float:
     """Mean of n differences, in units of their deviation, that a two-sided t test finds.
 
-    The δ with P(|T| > t_{1−level/2, n−1}) = power for T ~ noncentral t(n − 1, δ√n).
+    The δ with P(T > t_{1−level/2, n−1}) = power for T ~ noncentral t(n − 1, δ√n): a finding of the
+    wrong sign does not count.
     """
     bound = t.ppf(1 - level / 2, n - 1)
 
-    def excess(delta: float) -> float:
-        noncentrality = delta * n**0.5
-        found = nct.sf(bound, n - 1, noncentrality) + nct.cdf(-bound, n - 1, noncentrality)
-        return float(found) - power
+    def excess(noncentrality: float) -> float:
+        return float(nct.sf(bound, n - 1, noncentrality)) - power
 
-    return float(brentq(excess, 1e-6, 100 / n**0.5))
+    return float(brentq(excess, 0, 3 * bound)) / float(n**0.5)
 
 
 HEAD = """# Power
 
-Made by `python -m perf.power seeds={seeds}`, which trains, and writes `perf/power.json` and this page; do not edit by
-hand.
+Made by `python -m perf.power seeds={seeds} target={target:g} steps={steps}`, which trains, and writes `perf/power.json` and
+this page; do not edit by hand.
 
-How much test errors differ over seeds (initial weights and data order; the data are fixed) and over configurations:
-{optimizers}, each with three learning rates and two batch sizes. A run stops at a training cross-entropy of {target:g}
-or after {steps:,} steps; **arrived** is the share that reached the loss. The other columns are of the configurations
-all of whose seeds did.
+How much do test errors differ over seeds (initial weights and data order; the data are fixed), and how much over
+configurations ({optimizers}; each with three learning rates and two batch sizes)? A run
+stops at a training cross-entropy of {target:g}, or after {steps:,} steps; **arrived** is the share that reached that loss. The
+other columns are of the configurations all of whose seeds did.
 
-- **sd over seeds**: of the test error, in percentage points (pp), within a configuration.
+- **sd over seeds**: of the test error within a configuration, in percentage points (pp).
 - **sd over configurations**: of their effects, the sampling error of {seeds} seeds taken out.
-- **between**: share of a run's variance that is between configurations.
+- **between**: share of the variance of a run's error that is between configurations.
 - **10 seeds resolve**: smallest difference of two configurations that a paired t test (two-sided, 5 %) finds with power
-  80 %. With 20 seeds it is {twenty:.0%} of that, with 5 seeds {five:.0%}.
+  80 %: {ten:.3f} sd of the differences, ± its standard error. With 20 seeds it is {twenty:.0f} % of that, with 5 seeds {five:.0f} %.
 
 | data and model | test error | sd over seeds | sd over configurations | between | 10 seeds resolve | arrived | configurations |
 |---|---|---|---|---|---|---|---|
@@ -250,24 +253,30 @@ def render(file: Path = RUNS) -> str:
     settings, runs = record["settings"], [Run(**run) for run in record["runs"]]
     ten, twenty, five = (smallest_effect(n) for n in (RESOLVED_SEEDS, 20, 5))
     head = HEAD.format(
-        **settings, optimizers=", ".join(RATES), twenty=twenty / ten, five=five / ten
+        **settings,
+        optimizers=", ".join(RATES),
+        ten=ten,
+        twenty=100 * twenty / ten,
+        five=100 * five / ten,
     )
-    names = list(dict.fromkeys(run.data for run in runs))
-    return head + "".join(
+    names = dict.fromkeys(run.data for run in runs)
+    rows = [
         _row(name, [run for run in runs if run.data == name], settings["target"]) for name in names
-    )
+    ]
+    return head + "".join(rows)
 
 
 def _row(name: str, runs: Sequence[Run], target: float) -> str:
     of_task = spread(runs, target)
+    relative_error = (2 * of_task.degrees) ** -0.5
     cells = [
         name,
-        f"{of_task.lowest:.1%} to {of_task.highest:.1%}".replace("%", " %"),
+        f"{100 * of_task.lowest:.1f} to {100 * of_task.highest:.1f} %",
         f"{100 * of_task.seeds:.2f} pp",
         f"{100 * of_task.between:.2f} pp",
         f"{of_task.share:.2f}",
-        f"{100 * of_task.resolved:.2f} pp",
-        f"{of_task.arrived:.0%}".replace("%", " %"),
+        f"{100 * of_task.resolved:.2f} ± {100 * relative_error * of_task.resolved:.2f} pp",
+        f"{100 * of_task.arrived:.0f} %",
         f"{of_task.configurations} of {len({run.configuration for run in runs})}",
     ]
     return "| " + " | ".join(cells) + " |\n"

@@ -81,7 +81,10 @@ def test_an_mlp_without_hidden_layers_is_linear() -> None:
         (lambda: cnn(CIFAR, 2, norm="layer"), r"batch, group or none, got layer"),  # type: ignore[arg-type]
         (lambda: cnn1d(CIFAR, 2), r"needs signals .* got inputs of shape \(3, 32, 32\)"),
         (lambda: cnn1d((1, 40), 2, kernels=[5]), r"one entry for each of the 3 .*, got 1"),
-        (lambda: cnn1d((1, 4), 2), r"a width of 3, and 1 points are left .*: give fewer"),
+        (
+            lambda: cnn1d((1, 4), 2, kernels=[5, 3, 9]),
+            r"width of 9, and 1 points are left .* narrower",
+        ),
         (lambda: resnet(CIFAR, 2, depth=18), r"6n\+2 .* got 18"),
         (lambda: vit(CIFAR, 2, patch=5), r"must divide the image \(32×32 pixels\), got 5"),
         (lambda: vit(CIFAR, 2, heads=5), r"must divide model\.width \(64\), got 5"),

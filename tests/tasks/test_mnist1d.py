@@ -104,5 +104,5 @@ def test_what_cannot_be_is_told_before_it_is_drawn(word: str, message: str) -> N
 
 
 def test_samples_fill_the_classes() -> None:
-    with pytest.raises(UserError, match=r"task.samples must be a multiple of 10, got 25"):
+    with pytest.raises(UserError, match=r"task\.samples must be a multiple of 10, got 25"):
         mnist1d(0, samples=25)
