@@ -49,7 +49,7 @@ def _register() -> None:
 def compose_config(overrides: Iterable[str], config_dir: Path | None = None) -> DictConfig:
     """The main job's configuration; entries of `config_dir` are known too."""
     with _known(config_dir), initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return compose("config", list(overrides))
+        return compose("config", [with_optional(word) for word in overrides])
 
 
 def compose_with_choices(

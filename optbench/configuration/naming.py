@@ -31,6 +31,9 @@ DEFAULTS: Mapping[str, Any] = {
     "start_from": {"run": None, "step": None},
 }
 
+LATER: Mapping[str, Any] = {**DEFAULTS, "batched": False}
+"""Keys that configurations of earlier versions do not have, with what they mean there."""
+
 
 def run_name(config: DictConfig, choices: Mapping[str, str]) -> str:
     """Return `task-model-optimizer-seed-hash`, a function of configuration and kind of device."""

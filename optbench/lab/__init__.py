@@ -12,9 +12,12 @@ print(lab.open(run.folder).at().model)
 from collections.abc import Iterable
 
 from optbench.lab.experiment import QUIET, Below, Run, open, start, sweep
+from optbench.lab.matching import Matched, all_at_loss
 from optbench.lab.measures import Measure, Reading, measure_point
 from optbench.lab.point import Point
+from optbench.lab.shadow import Shadow, direction
 from optbench.lab.snapshot import Snapshot
+from optbench.metrics import TRAIN_LOSS
 
 
 def measure(
@@ -35,14 +38,45 @@ def measure(
     return measure_point(point, names)
 
 
+def match(run: Run, loss: float, names: "str | Iterable[str]" = "all") -> dict[str, Matched]:
+    """Measure a run at a training loss: interpolated in log loss between what it kept.
+
+    Keep checkpoints above the loss and at it, such as `keep=[2.25 * L, 1.5 * L, L]`.
+
+    Args:
+        run: A run that has ended.
+        loss: Training loss L.
+        names: As for `measure`.
+
+    Returns:
+        {measure: (value, error)}; the error is that of interpolating, see `Matched`.
+
+    Raises:
+        UserError: If there is no measure of a name.
+    """
+    losses = dict(zip(*(x.tolist() for x in run.series(TRAIN_LOSS)), strict=True))
+    points = []
+    for step in run.kept:
+        if step in losses:
+            found = measure(run.at(step=step), names)
+            points.append(
+                (losses[step], {n: r.value for n, r in found.items() if r.reason is None})
+            )
+    return all_at_loss(points, loss)
+
+
 __all__ = [
     "QUIET",
     "Below",
+    "Matched",
     "Measure",
     "Point",
     "Reading",
     "Run",
+    "Shadow",
     "Snapshot",
+    "direction",
+    "match",
     "measure",
     "open",
     "start",

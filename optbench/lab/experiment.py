@@ -20,7 +20,7 @@ from optbench.cli.job import run_job
 from optbench.configuration.compose import compose_with_choices, find_plugins
 from optbench.configuration.explain import explain
 from optbench.configuration.finished import PresentData
-from optbench.configuration.naming import run_name
+from optbench.configuration.naming import LATER, run_name
 from optbench.errors import UserError
 from optbench.lab.snapshot import Snapshot
 from optbench.record import folder as record
@@ -261,7 +261,7 @@ def open(folder: str | Path) -> Run:
         UserError: If it is no run folder.
     """
     path = Path(folder)
-    content = saved_config(path)
+    content = {**LATER, **saved_config(path)}
     choices = content.pop("choices", None)
     if not isinstance(choices, dict):
         raise UserError(f"{path} is of an earlier version: its {record.CONFIG} names no choices")
