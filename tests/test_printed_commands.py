@@ -20,6 +20,7 @@ from optbench.check import scaffold
 from optbench.configuration.compose import compose_config
 from optbench.configuration.keys import check
 from optbench.errors import UserError
+from optbench.lab import measure_command
 from optbench.leaderboard import __main__ as leaderboard
 from optbench.leaderboard import run_report
 from optbench.protocol import tuner
@@ -28,7 +29,7 @@ from optbench.studies import command as study
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(optbench.__file__).parent
-MODULES = ("tune", "leaderboard", "report", "study", "check", "new", "record.wandb")
+MODULES = ("tune", "leaderboard", "report", "study", "measure", "check", "new", "record.wandb")
 
 
 def _texts(tree: ast.AST) -> Iterator[str]:
@@ -121,6 +122,7 @@ COMMANDS: list[Command[Any]] = [
     leaderboard.COMMAND,
     run_report.COMMAND,
     study.COMMAND,
+    measure_command.COMMAND,
     check_command.COMMAND,
     scaffold.COMMAND,
     wandb.COMMAND,

@@ -176,7 +176,9 @@ def do_phase(settings: Settings) -> list[str]:
         if (path := runs.folder(list(cell.command))) is not None
     ]
     write_table(folder / TABLE, rows)
-    title = f"{words or 'the default run'}: {settings.seeds or 2} seeds, medians"
+    seeds = settings.seeds or 2
+    over = f"medians over {seeds} seeds" if seeds > 1 else "one seed"
+    title = f"{words or 'the default run'}: {over}"
     name = phase.draw(rows, x, y, title, folder / "phase")
     for line in phase.told(rows, x, y):
         print(line)

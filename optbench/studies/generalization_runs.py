@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from optbench import lab, metrics
-from optbench.lab.matching import all_at_loss
+from optbench.lab.matching import at_loss
+from optbench.lab.measures import definitions
 from optbench.record.durable import write_whole
 from optbench.record.folder import read_json
 from optbench.studies.frame import Cell, Declaration, Size, Table, subset
@@ -111,7 +112,7 @@ class GeneralizationRuns:
         return [dict(cell.factors) | found]
 
     def _digest(self, loss: float) -> str:
-        content = json.dumps([loss, list(self.above), list(self.measures)])
+        content = json.dumps([loss, list(self.above), list(self.measures), definitions()])
         return hashlib.sha256(content.encode()).hexdigest()[:8]
 
     def _matched(self, folder: Path, loss: float) -> dict[str, Any]:
@@ -120,16 +121,13 @@ class GeneralizationRuns:
         if run.status != "done" or not run.summary.get("stopped"):
             row["diverged"] = float(run.status == "diverged")
             return row
-        steps, losses = run.series(metrics.TRAIN_LOSS)
-        errors = dict(zip(*(x.tolist() for x in run.series(metrics.TEST_ERROR)), strict=True))
-        loss_at = dict(zip(steps.tolist(), losses.tolist(), strict=True))
-        checkpoints = []
-        for step in run.kept:
-            snapshot = run.at(step=step)
-            readings = lab.measure(snapshot, self.measures)
-            values = {name: r.value for name, r in readings.items() if r.reason is None}
-            checkpoints.append((loss_at[step], values | {ERROR: 100 * errors[step]}))
-        for name, matched in all_at_loss(checkpoints, loss).items():
+        loss_at, error_at = (
+            dict(zip(*(x.tolist() for x in run.series(name)), strict=True))
+            for name in (metrics.TRAIN_LOSS, metrics.TEST_ERROR)
+        )
+        errors = [(loss_at[step], 100 * error_at[step]) for step in run.kept]
+        matched_values = lab.match(run, loss, self.measures) | {ERROR: at_loss(errors, loss)}
+        for name, matched in matched_values.items():
             row[name] = None if math.isnan(matched.value) else float(f"{matched.value:.6g}")
             if not math.isnan(matched.error):
                 row[f"{name}_bend"] = float(f"{matched.error:.2g}")

@@ -3,12 +3,14 @@
 A file registers functions of a `Point` by `@measure`, and is found by itself.
 """
 
+import hashlib
 import importlib
 import math
 import pkgutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from optbench.curvature.errors import MeasurementError
@@ -88,6 +90,16 @@ def known() -> dict[str, Measure]:
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
     return dict(sorted(_KNOWN.items()))
+
+
+def definitions() -> str:
+    """SHA-256 of the code of all measures: whoever keeps readings can tell when one has changed."""
+    here = Path(__file__).parent
+    files = [*here.glob("*.py"), here.parent / "point.py", here.parent / "per_example.py"]
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def chosen(names: str | Sequence[str] = "all") -> list[Measure]:
