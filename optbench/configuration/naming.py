@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from optbench.configuration.numerics import resolve_device
+from optbench.record.later_keys import without_defaults
 
 # What says where or how to record, and cannot move a result.
 NOT_IN_THE_NAME = (
@@ -23,22 +24,10 @@ NOT_IN_THE_NAME = (
     "optimizer.search",
 )
 
-# Later keys: while they are as here, a run is called as it was before there were any.
-DEFAULTS: Mapping[str, Any] = {
-    "stop": {"metric": None, "below": None},
-    "keep": [],
-    "keep_steps": [],
-    "start_from": {"run": None, "step": None},
-}
-
-LATER: Mapping[str, Any] = {**DEFAULTS, "batched": False}
-"""Keys that configurations of earlier versions do not have, with what they mean there."""
-
 
 def run_name(config: DictConfig, choices: Mapping[str, str]) -> str:
     """Return `task-model-optimizer-seed-hash`, a function of configuration and kind of device."""
-    content = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(content, dict)
+    content: Any = OmegaConf.to_container(config, resolve=True)
     for key in NOT_IN_THE_NAME:
         *parents, last = key.split(".")
         node: Any = content
@@ -47,9 +36,7 @@ def run_name(config: DictConfig, choices: Mapping[str, str]) -> str:
         node.pop(last, None)
     if content["start_from"]["run"] is not None:  # wherever its folder lies
         content["start_from"]["run"] = Path(str(content["start_from"]["run"])).name
-    for key, default in DEFAULTS.items():
-        if content[key] == default:
-            del content[key]
+    content = without_defaults(content)
     content["device"] = resolve_device(config.device).type
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
     return "-".join(

@@ -20,10 +20,11 @@ from optbench.cli.job import run_job
 from optbench.configuration.compose import compose_with_choices, find_plugins
 from optbench.configuration.explain import explain
 from optbench.configuration.finished import PresentData
-from optbench.configuration.naming import LATER, run_name
+from optbench.configuration.naming import run_name
 from optbench.errors import UserError
 from optbench.lab.snapshot import Snapshot
 from optbench.record import folder as record
+from optbench.record.later_keys import LATER
 from optbench.run import checkpoint
 from optbench.run.fork import saved_config
 

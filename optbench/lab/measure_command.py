@@ -36,6 +36,10 @@ class Settings:
     steps: Annotated[
         Names, Key("steps of kept checkpoints; last: the end; kept: every one that there is")
     ] = ("last",)
+    wandb_project: Annotated[
+        str | None,
+        Key("log the table to this W&B project, too", placeholder="PROJECT", name="wandb.project"),
+    ] = None
     list: Annotated[bool, Key("say what every measure is, and measure nothing")] = False
 
 
@@ -74,6 +78,8 @@ def measure(settings: Settings) -> int:
     for run in runs:
         _write(run.folder / RESULT, [row for row in rows if row[0] == run.name])
     _show(rows)
+    if settings.wandb_project:
+        print(_log(settings.wandb_project, rows))
     return 0
 
 
@@ -132,6 +138,17 @@ def _show(rows: Sequence[tuple[str, int, dict[str, Reading]]]) -> None:
     }
     for line in sorted(reasons):
         print(line)
+
+
+def _log(project: str, rows: Sequence[tuple[str, int, dict[str, Reading]]]) -> str:
+    from optbench.record.wandb import log_table
+
+    names = list(rows[0][2])
+    content = [
+        [run, step, *(None if r.reason is not None else r.value for r in readings.values())]
+        for run, step, readings in rows
+    ]
+    return log_table(project, f"{len(rows)}-points", ["run", "step", *names], content, "measures")
 
 
 def _list() -> None:

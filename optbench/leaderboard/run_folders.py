@@ -34,6 +34,7 @@ from optbench.leaderboard.run_line import (
 )
 from optbench.protocol.suite import FINAL
 from optbench.record import folder as record
+from optbench.record.later_keys import without_defaults
 
 T = TypeVar("T")
 Line = dict[str, bool | Number | list[bool | Number]]  # of a series: a metric is a number, or a few
@@ -52,7 +53,7 @@ NOT_THE_PROBLEM = {
         "device",
         "results_dir",
     ),
-    *("overwrite", "checkpoint_seconds", "picture", "wandb"),
+    *("batched", "overwrite", "checkpoint_seconds", "picture", "wandb"),
 }
 NOT_THE_COMMAND = ("results_dir=", "device=", "wandb.", "picture=", "--config-dir")
 CURVES = (
@@ -248,7 +249,8 @@ def _content(
 def _problem(config: Mapping[str, Any]) -> str:
     task = {key: value for key, value in config["task"].items() if key != "root"}
     # What is null is off: a setting that optbench gains later leaves the problems as they were.
-    problem = {k: v for k, v in config.items() if k not in NOT_THE_PROBLEM and v is not None} | {
+    settings = without_defaults(config)
+    problem = {k: v for k, v in settings.items() if k not in NOT_THE_PROBLEM and v is not None} | {
         "task": task
     }
     return hashlib.sha256(json.dumps(problem, sort_keys=True).encode()).hexdigest()[:16]

@@ -289,20 +289,20 @@ def _hold(folder: Path, follow: bool) -> FileLock:
 
 
 def log_table(
-    project: str, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
+    project: str,
+    name: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str | float | None]],
+    kind: str = "leaderboard",
 ) -> str:
-    """Log a leaderboard as a W&B table, in a run of type `leaderboard`; return where it is."""
+    """Log a table to W&B, in a run of this kind (`leaderboard`, `measures`); return where it is."""
     import wandb
 
     mode, why = _mode(wandb, "auto")
-    settings: dict[str, Any] = {"job_type": "leaderboard", "group": name, "mode": mode}
-    run = wandb.init(project=project, name=f"leaderboard-{name}", **settings)
+    settings: dict[str, Any] = {"job_type": kind, "group": name, "mode": mode}
+    run = wandb.init(project=project, name=f"{kind}-{name}", **settings)
     run.log(
-        {
-            f"leaderboard/{name}": wandb.Table(
-                columns=list(columns), data=[list(row) for row in rows]
-            )
-        }
+        {f"{kind}/{name}": wandb.Table(columns=list(columns), data=[list(row) for row in rows])}
     )
     run.finish()
     wandb.teardown()  # its service writes on after finish() has returned
