@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from optbench.studies.figures import LOOKS, new_figure, save
+from optbench.studies.figures import LOOKS, new_figure, plain_log, save
 from optbench.studies.frame import Table, subset
 from optbench.studies.generalization_runs import ERROR
 
@@ -30,7 +30,7 @@ def draw_scatter(rows: Table, measures: Sequence[str], place: Path) -> str:
                     markersize=5,
                     alpha=0.85,
                 )
-            axis.set_xscale("log")
+            plain_log(axis)
             axis.set_xlabel(measure.replace("_", " "))
             axis.set_ylabel("test error, %" if j == 0 else "")
             axis.set_title(str(task), fontsize=10, loc="left")
@@ -72,25 +72,30 @@ def draw_correlations(values: Mapping[str, Mapping[str, float]], title: str, pla
 
 
 def draw_slopes(
-    slopes: Mapping[str, Sequence[tuple[str, float, float]]], unit: str, place: Path
+    slopes: Mapping[str, Mapping[str, Sequence[tuple[str, float, float]]]], unit: str, place: Path
 ) -> str:
-    """Draw the slope of each instrument with its 95 % interval: a panel a mediator.
+    """Draw each instrument's slope with its 95 % interval: a column a mediator, a row a task.
 
     Args:
-        slopes: {mediator: [(instrument, slope, standard error), …]}.
+        slopes: {mediator: {task: [(instrument, slope, standard error), …]}}.
         unit: What a slope is in.
         place: File, without its ending.
     """
-    rows = max(len(each) for each in slopes.values())
-    figure = new_figure(4.6 * len(slopes), 0.32 * rows + 1.4)
-    axes = figure.subplots(1, len(slopes), squeeze=False)[0]
-    for axis, (mediator, each) in zip(axes, slopes.items(), strict=True):
-        for i, (_, slope, error) in enumerate(each):
-            axis.errorbar(slope, i, xerr=1.96 * error, fmt="o", color="#0072B2", capsize=3)
-        axis.axvline(0, color="#888888", linewidth=0.8)
-        axis.set_yticks(range(len(each)), [name for name, _, _ in each], fontsize=8)
-        axis.invert_yaxis()
-        axis.set_title(mediator.replace("_", " "), fontsize=10, loc="left")
-        axis.set_xlabel(unit)
-        axis.grid(alpha=0.25, axis="x")
+    tasks = list(dict.fromkeys(task for by_task in slopes.values() for task in by_task))
+    counts = [max(len(by_task.get(task, ())) for by_task in slopes.values()) for task in tasks]
+    figure = new_figure(4.6 * len(slopes), 0.26 * sum(counts) + 0.75 * len(tasks) + 0.3)
+    axes = figure.subplots(
+        len(tasks), len(slopes), squeeze=False, height_ratios=[n + 1 for n in counts]
+    )
+    for j, (mediator, by_task) in enumerate(slopes.items()):
+        for i, task in enumerate(tasks):
+            axis, each = axes[i][j], by_task.get(task, ())
+            for row, (_, slope, error) in enumerate(each):
+                axis.errorbar(slope, row, xerr=1.96 * error, fmt="o", color="#0072B2", capsize=3)
+            axis.axvline(0, color="#888888", linewidth=0.8)
+            axis.set_yticks(range(len(each)), [name for name, _, _ in each], fontsize=8)
+            axis.set_ylim(len(each) - 0.4, -0.6)
+            axis.set_title(f"{task}: {mediator.replace('_', ' ')}", fontsize=10, loc="left")
+            axis.grid(alpha=0.25, axis="x")
+        axes[-1][j].set_xlabel(unit, fontsize=9)
     return save(figure, place)

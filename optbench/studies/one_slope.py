@@ -53,14 +53,9 @@ class OneSlope(GeneralizationRuns):
     def draw(self, table: Table, findings: Sequence[Finding], folder: Path) -> Iterator[str]:
         """Draw the slope of each instrument, for both measures."""
         rows = measured(table, (FLATNESS, FUNCTION))
-        slopes = {
-            name: [(i.name, i.slope, i.error) for i in instruments(rows, name)]
-            for name in (FLATNESS, FUNCTION)
-        }
+        slopes = {name: _by_task(instruments(rows, name)) for name in (FLATNESS, FUNCTION)}
         if any(slopes.values()):
-            yield draw_slopes(
-                slopes, "test error, pp, per e-fold of the measure", folder / "slopes"
-            )
+            yield draw_slopes(slopes, "test error, pp per e-fold of the measure", folder / "slopes")
 
 
 def instruments(rows: Table, measure: str) -> list[Instrument]:
@@ -78,6 +73,15 @@ def instruments(rows: Table, measure: str) -> list[Instrument]:
             for setting, held in (("lr", ("batch", "seed")), ("batch", ("lr", "seed"))):
                 found += _strong(rows_of, setting, held, f"{setting} of {optimizer} on {task}")
     return found
+
+
+def _by_task(found: Sequence[Instrument]) -> dict[str, list[tuple[str, float, float]]]:
+    """{task: [(setting, slope, standard error), …]}."""
+    by_task: dict[str, list[tuple[str, float, float]]] = {}
+    for instrument in found:
+        setting, _, task = instrument.name.rpartition(" on ")
+        by_task.setdefault(task, []).append((setting, instrument.slope, instrument.error))
+    return by_task
 
 
 def _strong(rows: Table, setting: str, held: Sequence[str], name: str) -> list[Instrument]:

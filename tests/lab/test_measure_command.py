@@ -1,7 +1,6 @@
 """`python -m optbench.measure`."""
 
 import json
-from pathlib import Path
 
 import pytest
 
