@@ -15,8 +15,18 @@ from optbench.curvature.errors import MeasurementError
 from optbench.errors import UserError, nearest
 from optbench.lab.point import Point
 
-Invariance = Literal["yes", "no", "of the whole scale"]
-Function = Callable[[Point], float]
+Invariance = Literal["yes", "no", "global scale only"]
+
+
+@dataclass(frozen=True)
+class Noted:
+    """A value with what a reader of it should know, such as its standard error."""
+
+    value: float
+    note: str | None
+
+
+Function = Callable[[Point], "float | Noted"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class Measure:
         unit: Unit.
         invariant: Whether rescaling two adjacent ReLU layers, which leaves the function, leaves it.
         source: Where it is from.
+        cost: What it takes, in passes over the training examples or products with the Hessian.
         dear: Whether it is left out of `all`, since it costs seconds to minutes.
         function: The function.
     """
@@ -40,6 +51,7 @@ class Measure:
     unit: str
     invariant: Invariance
     source: str
+    cost: str
     dear: bool
     function: Function
 
@@ -53,12 +65,14 @@ class Reading:
         value: Value; NaN where it is absent.
         seconds: Time that it took, beyond what an earlier measure of the point had computed.
         reason: Why it is absent, None where it is not.
+        note: What a reader of the value should know; None for nothing.
     """
 
     measure: Measure
     value: float
     seconds: float
     reason: str | None = None
+    note: str | None = None
 
 
 _KNOWN: dict[str, Measure] = {}
@@ -70,6 +84,7 @@ def measure(
     equation: str,
     invariant: Invariance,
     source: str,
+    cost: str,
     unit: str = "1",
     dear: bool = False,
 ) -> Callable[[Function], Function]:
@@ -77,7 +92,17 @@ def measure(
 
     def register(function: Function) -> Function:
         name = function.__name__
-        _KNOWN[name] = Measure(name, meaning, equation, unit, invariant, source, dear, function)
+        _KNOWN[name] = Measure(
+            name=name,
+            meaning=meaning,
+            equation=equation,
+            unit=unit,
+            invariant=invariant,
+            source=source,
+            cost=cost,
+            dear=dear,
+            function=function,
+        )
         return function
 
     return register
@@ -127,11 +152,12 @@ def measure_point(point: Point, names: str | Iterable[str] = "all") -> dict[str,
 
 def _read(of: Measure, point: Point) -> Reading:
     start = time.perf_counter()
-    reason = None
+    reason = note = None
     try:
-        value = float(of.function(point))
+        found = of.function(point)
+        value, note = (found.value, found.note) if isinstance(found, Noted) else (found, None)
         if not math.isfinite(value):
-            reason = f"it is {value}"
+            value, reason = math.nan, f"it is {value}"
     except (MeasurementError, FloatingPointError) as why:
         value, reason = math.nan, str(why)
-    return Reading(of, value, time.perf_counter() - start, reason)
+    return Reading(of, float(value), time.perf_counter() - start, reason, note)

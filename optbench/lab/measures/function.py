@@ -14,6 +14,7 @@ from optbench.lab.point import Point
     unit="output² per input²",
     invariant="yes",
     source="arXiv:1802.08760",
+    cost="C backward passes",
 )
 def input_jacobian_train(point: Point) -> float:
     """E‖∂f/∂x‖²_F over the training inputs."""
@@ -26,6 +27,7 @@ def input_jacobian_train(point: Point) -> float:
     unit="output² per input²",
     invariant="yes",
     source="arXiv:1802.08760; labels are not used",
+    cost="C backward passes of the test examples",
 )
 def input_jacobian_test(point: Point) -> float:
     """E‖∂f/∂x‖²_F over the test inputs."""
@@ -38,6 +40,7 @@ def input_jacobian_test(point: Point) -> float:
     unit="1",
     invariant="yes",
     source="arXiv:1912.02178, appendix C (there without the scale)",
+    cost="1 forward",
 )
 def margin(point: Point) -> float:
     """The 10th percentile of the margins over the outputs' scale."""
@@ -53,6 +56,7 @@ def margin(point: Point) -> float:
     unit="1",
     invariant="yes",
     source="arXiv:2306.04815",
+    cost="C backward passes",
 )
 def agop_alignment(point: Point) -> float:
     """Pearson's correlation of the entries; it does not see a factor on W₁.

@@ -14,6 +14,7 @@ from optbench.lab.point import Point
     unit="1",
     invariant="yes",
     source="arXiv:2001.07384",
+    cost="1 backward pass, example by example",
 )
 def gsnr(point: Point) -> float:
     """Parameters whose gradient is the same for all examples are left out."""
@@ -31,6 +32,7 @@ def gsnr(point: Point) -> float:
     unit="loss per weight",
     invariant="no",
     source="arXiv:2107.06665",
+    cost="as gsnr, which shares it",
 )
 def gradient_disparity(point: Point) -> float:
     """The batches are consecutive training examples."""
@@ -47,6 +49,7 @@ def gradient_disparity(point: Point) -> float:
     unit="1",
     invariant="no",
     source="arXiv:2008.00938; Cortes et al. (2012), arXiv:1203.0550, for the centring",
+    cost="C backward passes of kernel_examples, example by example",
 )
 def ntk_alignment(point: Point) -> float:
     """Over the first `kernel_examples` training examples."""

@@ -16,6 +16,7 @@ from optbench.lab.point import Point
     unit="loss",
     invariant="yes",
     source="arXiv:2001.00939, definition 3",
+    cost="1 forward, and an N x C x C array",
 )
 def relative_flatness(point: Point) -> float:
     """Σ_ss' ⟨w_s, w_s'⟩ E[A_ss' ‖φ‖²], with A = ∂²ℓ/∂f² of each example and φ its features.

@@ -22,6 +22,7 @@ SAMPLES = 30
     unit="loss per parameter²",
     invariant="no",
     source="arXiv:2103.00065",
+    cost="10 to 30 Hessian products",
 )
 def sharpness(point: Point) -> float:
     """λ₁ of ∇²L; under layer-wise learning rates see `lr_preconditioned_sharpness`."""
@@ -34,6 +35,7 @@ def sharpness(point: Point) -> float:
     unit="loss per parameter²",
     invariant="no",
     source="arXiv:2010.09649",
+    cost="30 Hessian products",
 )
 def trace(point: Point) -> float:
     """The estimate from `SAMPLES` products; of a trace far above λ₁ it is good to some percent."""
@@ -50,6 +52,7 @@ def _adaptive(operator: Operator, point: Point) -> Scaled:
     unit="loss",
     invariant="yes",
     source="arXiv:2102.11600, sections 3 and 4, for ρ → 0",
+    cost="10 to 30 Hessian products",
 )
 def adaptive_sharpness(point: Point) -> float:
     """λ₁ of D∇²L D with D = diag |w|."""
@@ -62,6 +65,7 @@ def adaptive_sharpness(point: Point) -> float:
     unit="loss",
     invariant="yes",
     source="arXiv:2102.11600",
+    cost="30 Hessian products",
 )
 def adaptive_trace(point: Point) -> float:
     """The estimate from `SAMPLES` products."""
@@ -86,6 +90,7 @@ def _at_logit_scale(point: Point) -> Hessian:
     unit="loss per parameter²",
     invariant="no",
     source="arXiv:2302.07011, section 3 (there the norm of each example's centred logits)",
+    cost="10 to 30 Hessian products",
 )
 def logit_normalized_sharpness(point: Point) -> float:
     """λ₁ at one scale of the logits; f → cf leaves it where weights are rescaled with it."""
@@ -98,6 +103,7 @@ def logit_normalized_sharpness(point: Point) -> float:
     unit="loss",
     invariant="yes",
     source="arXiv:2302.07011, section 3",
+    cost="10 to 30 Hessian products",
 )
 def logit_normalized_adaptive_sharpness(point: Point) -> float:
     """Both normalizations together."""
@@ -110,6 +116,7 @@ def logit_normalized_adaptive_sharpness(point: Point) -> float:
     unit="loss per parameter²",
     invariant="no",
     source="arXiv:2302.07011, section 3",
+    cost="30 Hessian products",
 )
 def logit_normalized_trace(point: Point) -> float:
     """The estimate from `SAMPLES` products."""
@@ -122,6 +129,7 @@ def logit_normalized_trace(point: Point) -> float:
     unit="loss per parameter²",
     invariant="no",
     source="arXiv:2402.17457 (μP); equal to λ₁ where all rates are equal",
+    cost="10 to 30 Hessian products",
 )
 def lr_preconditioned_sharpness(point: Point) -> float:
     """What an edge of stability is about where layers have learning rates of their own."""

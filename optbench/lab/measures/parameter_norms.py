@@ -19,6 +19,7 @@ LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
     unit="weight",
     invariant="no",
     source="arXiv:1912.02178",
+    cost="none",
 )
 def weight_norm(point: Point) -> float:
     """‖w‖."""
@@ -31,6 +32,7 @@ def weight_norm(point: Point) -> float:
     unit="loss per weight",
     invariant="no",
     source="arXiv:2202.03599",
+    cost="1 gradient",
 )
 def gradient_norm(point: Point) -> float:
     """‖∇L‖."""
@@ -43,6 +45,7 @@ def gradient_norm(point: Point) -> float:
     unit="output per input",
     invariant="yes",
     source="arXiv:1912.02178, appendix C (from Neyshabur et al. 2015, arXiv:1506.02617)",
+    cost="1 forward of one input",
 )
 def path_norm(point: Point) -> float:
     """The outputs' sum at an input of ones with squared weights, then the root.
@@ -68,6 +71,7 @@ def path_norm(point: Point) -> float:
     unit="loss²",
     invariant="yes",
     source="arXiv:1711.01530, theorem 3.1, exact for homogeneous networks without biases",
+    cost="1 forward with its derivative along the weights",
 )
 def fisher_rao_norm(point: Point) -> float:
     """(L + 1)² E⟨∂ℓ/∂f, f⟩².
