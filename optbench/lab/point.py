@@ -19,6 +19,9 @@ from optbench.task import Split, Task
 ACCURACY = 1e-3
 """Relative accuracy of the eigenvalues."""
 
+LARGEST_INPUT = 4096
+"""Numbers of one input up to which the outer product of gradients is taken: 128 MiB."""
+
 
 class Point:
     """A model at its weights with a task. It is read, never changed.
@@ -47,11 +50,13 @@ class Point:
         kernel_examples: int = 100,
         seed: int = 0,
     ) -> None:
-        self.model, self.task, self.optimizer = model, task, optimizer
+        # derivatives of derivatives are of the model itself: compiled graphs have none
+        self.model: nn.Module = getattr(model, "_orig_mod", model)
+        self.task, self.optimizer = task, optimizer
         self.train = task.train.first(examples)
         self.test = None if task.test is None else task.test.first(test_examples)
         self.kernel_examples, self.seed = kernel_examples, seed
-        self.parameters = trainable(model)
+        self.parameters = trainable(self.model)
 
     @contextmanager
     def reading(self) -> Iterator[nn.Module]:
@@ -144,17 +149,33 @@ class Point:
             return _moments(chunks, len(self.train), min(10, len(self.train)))
 
     @cached_property
-    def input_jacobian_train(self) -> tuple[float, Tensor]:
-        """E‖∂f/∂x‖²_F at the training inputs, and E ∂f/∂xᵀ ∂f/∂x, (D, D)."""
+    def input_jacobian_train(self) -> float:
+        """E‖∂f/∂x‖²_F at the training inputs."""
         with self.reading() as model:
-            return _outer(per_example.input_jacobians(model, self.train.inputs))
+            return _mean_square(per_example.input_jacobians(model, self.train.inputs))
 
     @cached_property
-    def input_jacobian_test(self) -> tuple[float, Tensor]:
+    def input_jacobian_test(self) -> float:
         """The same at the test inputs."""
         inputs = self.held_out().inputs
         with self.reading() as model:
-            return _outer(per_example.input_jacobians(model, inputs))
+            return _mean_square(per_example.input_jacobians(model, inputs))
+
+    @cached_property
+    def gradient_outer_product(self) -> Tensor:
+        """E ∂f/∂xᵀ ∂f/∂x at the training inputs, (D, D), D the numbers of one input.
+
+        Raises:
+            MeasurementError: If it has more than `LARGEST_INPUT`² entries.
+        """
+        size = self.train.inputs[0].numel()
+        if size > LARGEST_INPUT:
+            raise MeasurementError(
+                f"an outer product of gradients of {size} inputs has {size}² entries; at most "
+                f"{LARGEST_INPUT}² are taken"
+            )
+        with self.reading() as model:
+            return _outer(per_example.input_jacobians(model, self.train.inputs), len(self.train))
 
 
 def _moments(chunks: Iterator[Tensor], count: int, batches: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,13 +199,17 @@ def _moments(chunks: Iterator[Tensor], count: int, batches: int) -> tuple[Tensor
     return mean, (squares / count - mean.square()).clamp(min=0), sums / size
 
 
-def _outer(chunks: Iterator[Tensor]) -> tuple[float, Tensor]:
-    total: Tensor | None = None
-    count = 0
-    for jacobian in chunks:
-        rows = jacobian.flatten(0, 1)
-        product = (rows.T @ rows).double()
-        total = product if total is None else total + product
-        count += len(jacobian)
-    assert total is not None
-    return float(total.trace()) / count, total / count
+def _mean_square(jacobians: Iterator[Tensor]) -> float:
+    total, count = 0.0, 0
+    for rows in jacobians:
+        total += float(rows.double().square().sum())
+        count += len(rows)
+    return total / count
+
+
+def _outer(jacobians: Iterator[Tensor], count: int) -> Tensor:
+    products = ((rows := jacobian.flatten(0, 1)).T @ rows for jacobian in jacobians)
+    total = next(products).double()
+    for product in products:
+        total += product
+    return total / count

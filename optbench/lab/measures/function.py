@@ -18,7 +18,7 @@ from optbench.lab.point import Point
 )
 def input_jacobian_train(point: Point) -> float:
     """E‖∂f/∂x‖²_F over the training inputs."""
-    return point.input_jacobian_train[0]
+    return point.input_jacobian_train
 
 
 @measure(
@@ -31,7 +31,7 @@ def input_jacobian_train(point: Point) -> float:
 )
 def input_jacobian_test(point: Point) -> float:
     """E‖∂f/∂x‖²_F over the test inputs."""
-    return point.input_jacobian_test[0]
+    return point.input_jacobian_test
 
 
 @measure(
@@ -43,7 +43,11 @@ def input_jacobian_test(point: Point) -> float:
     cost="1 forward",
 )
 def margin(point: Point) -> float:
-    """The 10th percentile of the margins over the outputs' scale."""
+    """The 10th percentile of the margins over the outputs' scale.
+
+    The percentile is interpolated. The repository of arXiv:2010.11924, which repeats the study,
+    takes the n/10-th smallest margin without a scale, and 1/margin².
+    """
     classes, logits = point.classes(), point.logits.double()
     right = logits.gather(1, classes[:, None]).squeeze(1)
     best_other = logits.scatter(1, classes[:, None], -torch.inf).amax(1)
@@ -61,6 +65,9 @@ def margin(point: Point) -> float:
 def agop_alignment(point: Point) -> float:
     """Pearson's correlation of the entries; it does not see a factor on W₁.
 
+    Rescaling single neurons moves it. The authors' repository correlates W₁ᵀW₁ with the square root
+    of the outer product, and takes W₁ less its initial values; here both are as they are.
+
     Raises:
         MeasurementError: If the first layer with weights is not linear in the whole input.
     """
@@ -69,7 +76,7 @@ def agop_alignment(point: Point) -> float:
     if not isinstance(first, nn.Linear) or first.in_features != size:
         raise MeasurementError("the first layer is not linear in the whole input")
     weight = first.weight.detach().double()
-    pair = torch.stack([(weight.T @ weight).flatten(), point.input_jacobian_train[1].flatten()])
+    pair = torch.stack([(weight.T @ weight).flatten(), point.gradient_outer_product.flatten()])
     return float(torch.corrcoef(pair)[0, 1])
 
 

@@ -35,7 +35,10 @@ def gsnr(point: Point) -> float:
     cost="as gsnr, which shares it",
 )
 def gradient_disparity(point: Point) -> float:
-    """The batches are consecutive training examples."""
+    """The batches are consecutive training examples.
+
+    The loss is taken as it is. It has the unit of a gradient, so compare it at one training loss.
+    """
     _, _, batches = point.gradient_moments
     if len(batches) < 2:
         raise MeasurementError("a disparity needs two batches")
@@ -56,9 +59,7 @@ def ntk_alignment(point: Point) -> float:
     inputs = point.train.inputs[: point.kernel_examples]
     classes = point.classes()[: point.kernel_examples]
     with point.reading() as model:
-        jacobian = per_example.parameter_jacobian(model, inputs)
-    rows = jacobian.flatten(1)
-    kernel = (rows @ rows.T).double()
+        kernel = per_example.tangent_kernel(model, inputs)
     labels = torch.nn.functional.one_hot(classes).double()
     a, b = (k - k.mean(0) - k.mean(1, keepdim=True) + k.mean() for k in (kernel, labels @ labels.T))
     return float((a * b).sum() / (a.norm() * b.norm()))
