@@ -21,6 +21,8 @@ from optbench.lab.point import Point
 def relative_flatness(point: Point) -> float:
     """Σ_ss' ⟨w_s, w_s'⟩ E[A_ss' ‖φ‖²], with A = ∂²ℓ/∂f² of each example and φ its features.
 
+    Rescaling single neurons moves it: the products ⟨w_s, w_s'⟩ and ‖φ‖² weigh neurons differently.
+
     It is exact: f = Wφ + b gives H_ss' = E[A_ss' φφᵀ]. The loss is that of outputs in eval mode.
 
     Raises:
