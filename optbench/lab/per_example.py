@@ -101,7 +101,7 @@ def along_weights(model: nn.Module, inputs: Tensor, chunk: int = 4096) -> tuple[
                 found: Tensor = functional_call(model, (w, buffers), (x,))
                 return found
 
-            value, change = jvp(of_weights, (weights,), (weights,))
+            value, change = jvp(of_weights, (weights,), (weights,))[:2]
             values.append(value)
             changes.append(change)
     return torch.cat(values), torch.cat(changes)

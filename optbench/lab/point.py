@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from optbench.curvature import Eigenpairs, Hessian, Loss, top_eigenpairs
+from optbench.curvature import Eigenpairs, Hessian, Loss, Scaled, top_eigenpairs
 from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import kept_rng
 from optbench.curvature.selection import trainable
@@ -135,6 +135,38 @@ class Point:
     def top(self) -> Eigenpairs:
         """The largest eigenvalue of ∇²L and its vector."""
         return top_eigenpairs(self.hessian, 1, accuracy=ACCURACY, seed=self.seed)
+
+    @cached_property
+    def adaptive(self) -> Scaled:
+        """|W| ∇²L |W|, |W| = diag |w|."""
+        return Scaled(self.hessian, self.weights.abs())
+
+    @cached_property
+    def adaptive_top(self) -> Eigenpairs:
+        """The largest eigenvalue of |W| ∇²L |W| and its vector."""
+        return top_eigenpairs(self.adaptive, 1, accuracy=ACCURACY, seed=self.seed)
+
+    @cached_property
+    def logit_normalized(self) -> Hessian:
+        """∇² mean ℓ(f/s, y), s the outputs' root mean square, held constant.
+
+        Raises:
+            MeasurementError: If all outputs are 0.
+        """
+        scale = self.logit_scale
+        if not scale > 0:
+            raise MeasurementError("all outputs are 0: they have no scale")
+
+        def criterion(outputs: Tensor, targets: Tensor) -> Tensor:
+            return self.task.loss(outputs / scale, targets)  # a constant: detached
+
+        data = (self.train.inputs, self.train.targets)
+        return Loss(self.model, criterion, data, weight=self.task.weight).hessian()
+
+    @cached_property
+    def logit_normalized_top(self) -> Eigenpairs:
+        """The largest eigenvalue of it and its vector."""
+        return top_eigenpairs(self.logit_normalized, 1, accuracy=ACCURACY, seed=self.seed)
 
     @cached_property
     def gradient_moments(self) -> tuple[Tensor, Tensor, Tensor]:
