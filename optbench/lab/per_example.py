@@ -80,7 +80,7 @@ def gradients(model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor) -> 
     each = vmap(grad(of_one), in_dims=(None, 0, 0), randomness="different")
     size = sum(p.numel() for p in parameters.values())
     step = max(1, MEMORY // (size * inputs.element_size() * 3))
-    with _for_each():
+    with for_each():
         for x, y in zip(inputs.split(step), targets.split(step), strict=True):
             rows = each(parameters, x, y)
             yield torch.cat([rows[name].flatten(1) for name in parameters], 1)
@@ -94,7 +94,7 @@ def along_weights(model: nn.Module, inputs: Tensor, chunk: int = 4096) -> tuple[
     weights = {k: p.detach() for k, p in model.named_parameters() if p.requires_grad}
     buffers = dict(model.named_buffers())
     values, changes = list[Tensor](), list[Tensor]()
-    with _for_each(), torch.no_grad():
+    with for_each(), torch.no_grad():
         for x in inputs.split(chunk):
 
             def of_weights(w: dict[str, Tensor], x: Tensor = x) -> Tensor:
@@ -141,7 +141,7 @@ def tangent_kernel(model: nn.Module, inputs: Tensor) -> Tensor:
     starts = [0]
     for block in blocks:
         starts.append(starts[-1] + len(block))
-    with _for_each():
+    with for_each():
         for c in range(width):
             place = torch.tensor([c], device=inputs.device)
             for i, first in enumerate(blocks):
@@ -173,13 +173,13 @@ def input_jacobians(model: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
     with torch.no_grad():
         width = model(inputs[:1]).numel()
     row = inputs[0].numel() * width * inputs.element_size()
-    with _for_each():
+    with for_each():
         for x in inputs.split(max(1, MEMORY // (8 * row))):
             yield each(x).flatten(2)
 
 
 @contextmanager
-def _for_each() -> Iterator[None]:
+def for_each() -> Iterator[None]:
     """Context for derivatives example by example, with what a model cannot do said in a sentence.
 
     Fused attention has no derivative under `vmap`, so the plain one is used.
