@@ -111,6 +111,21 @@ class Point:
             return per_example.features(model, self.train.inputs)
 
     @cached_property
+    def last_layer(self) -> nn.Linear:
+        """A copy of the last linear layer, as it is in eval mode.
+
+        Some optimizers, such as Schedule-Free, have other weights then.
+        """
+        with self.reading() as model:
+            layer = per_example.last_layer(model)
+            bias = layer.bias is not None
+            copy = nn.Linear(layer.in_features, layer.out_features, bias=bias, device="meta")
+            copy.load_state_dict(
+                {name: p.detach().clone() for name, p in layer.named_parameters()}, assign=True
+            )
+        return copy
+
+    @cached_property
     def weights(self) -> Tensor:
         """All trained weights as one vector, (P,)."""
         return torch.cat([p.detach().flatten() for p in self.parameters])

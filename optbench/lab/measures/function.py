@@ -71,11 +71,12 @@ def agop_alignment(point: Point) -> float:
     Raises:
         MeasurementError: If the first layer with weights is not linear in the whole input.
     """
-    first = next((m for m in point.model.modules() if not list(m.children()) and _weight(m)), None)
     size = point.train.inputs[0].numel()
-    if not isinstance(first, nn.Linear) or first.in_features != size:
-        raise MeasurementError("the first layer is not linear in the whole input")
-    weight = first.weight.detach().double()
+    with point.reading() as model:
+        first = next((m for m in model.modules() if not list(m.children()) and _weight(m)), None)
+        if not isinstance(first, nn.Linear) or first.in_features != size:
+            raise MeasurementError("the first layer is not linear in the whole input")
+        weight = first.weight.detach().clone().double()
     pair = torch.stack([(weight.T @ weight).flatten(), point.gradient_outer_product.flatten()])
     return float(torch.corrcoef(pair)[0, 1])
 

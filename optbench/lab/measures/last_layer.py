@@ -5,7 +5,6 @@ from torch import Tensor
 from torch.func import hessian, vmap
 
 from optbench.curvature.errors import MeasurementError
-from optbench.lab import per_example
 from optbench.lab.measures import measure
 from optbench.lab.point import Point
 
@@ -28,7 +27,7 @@ def relative_flatness(point: Point) -> float:
     Raises:
         MeasurementError: If the last linear layer does not give the outputs.
     """
-    layer = per_example.last_layer(point.model)
+    layer = point.last_layer
     phi, logits = point.features, point.logits
     with torch.no_grad():
         again = layer(phi)

@@ -62,9 +62,9 @@ def path_norm(point: Point) -> float:
             raise MeasurementError(
                 f"a path norm is of linear layers and ReLUs, and this is {type(module).__name__}"
             )
-    squared = {name: p.detach().double().square() for name, p in point.model.named_parameters()}
     ones = torch.ones_like(point.train.inputs[:1], dtype=torch.float64)
     with point.reading() as model, torch.no_grad():
+        squared = {name: p.detach().double().square() for name, p in model.named_parameters()}
         return float(functional_call(model, squared, (ones,)).sum().sqrt())
 
 

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from optbench.curvature.errors import MeasurementError
-from optbench.lab import per_example
 from optbench.lab.measures import measure
 from optbench.lab.point import Point
 
@@ -104,7 +103,7 @@ def nc3(point: Point) -> float:
     """0 where the last layer is proportional to the class means, 4 where opposite."""
     _, means, _ = _class_means(point)
     centred = means - means.mean(0)
-    weight = per_example.last_layer(point.model).weight.detach().double()
+    weight = point.last_layer.weight.detach().double()
     if weight.shape != centred.shape:
         raise MeasurementError("the last linear layer has not one row for each class")
     return float((weight / weight.norm() - centred / centred.norm()).square().sum())
