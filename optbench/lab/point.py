@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from optbench.curvature import Eigenpairs, Hessian, Loss, top_eigenpairs
+from optbench.curvature import Eigenpairs, Hessian, Loss, Scaled, top_eigenpairs
 from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import kept_rng
 from optbench.curvature.selection import trainable
@@ -18,6 +18,9 @@ from optbench.task import Split, Task
 
 ACCURACY = 1e-3
 """Relative accuracy of the eigenvalues."""
+
+LARGEST_INPUT = 4096
+"""Numbers of one input up to which the outer product of gradients is taken: 128 MiB."""
 
 
 class Point:
@@ -47,11 +50,13 @@ class Point:
         kernel_examples: int = 100,
         seed: int = 0,
     ) -> None:
-        self.model, self.task, self.optimizer = model, task, optimizer
+        # derivatives of derivatives are of the model itself: compiled graphs have none
+        self.model: nn.Module = getattr(model, "_orig_mod", model)
+        self.task, self.optimizer = task, optimizer
         self.train = task.train.first(examples)
         self.test = None if task.test is None else task.test.first(test_examples)
         self.kernel_examples, self.seed = kernel_examples, seed
-        self.parameters = trainable(model)
+        self.parameters = trainable(self.model)
 
     @contextmanager
     def reading(self) -> Iterator[nn.Module]:
@@ -106,6 +111,21 @@ class Point:
             return per_example.features(model, self.train.inputs)
 
     @cached_property
+    def last_layer(self) -> nn.Linear:
+        """A copy of the last linear layer, as it is in eval mode.
+
+        Some optimizers, such as Schedule-Free, have other weights then.
+        """
+        with self.reading() as model:
+            layer = per_example.last_layer(model)
+            bias = layer.bias is not None
+            copy = nn.Linear(layer.in_features, layer.out_features, bias=bias, device="meta")
+            copy.load_state_dict(
+                {name: p.detach().clone() for name, p in layer.named_parameters()}, assign=True
+            )
+        return copy
+
+    @cached_property
     def weights(self) -> Tensor:
         """All trained weights as one vector, (P,)."""
         return torch.cat([p.detach().flatten() for p in self.parameters])
@@ -132,6 +152,38 @@ class Point:
         return top_eigenpairs(self.hessian, 1, accuracy=ACCURACY, seed=self.seed)
 
     @cached_property
+    def adaptive(self) -> Scaled:
+        """|W| ∇²L |W|, |W| = diag |w|."""
+        return Scaled(self.hessian, self.weights.abs())
+
+    @cached_property
+    def adaptive_top(self) -> Eigenpairs:
+        """The largest eigenvalue of |W| ∇²L |W| and its vector."""
+        return top_eigenpairs(self.adaptive, 1, accuracy=ACCURACY, seed=self.seed)
+
+    @cached_property
+    def logit_normalized(self) -> Hessian:
+        """∇² mean ℓ(f/s, y), s the outputs' root mean square, held constant.
+
+        Raises:
+            MeasurementError: If all outputs are 0.
+        """
+        scale = self.logit_scale
+        if not scale > 0:
+            raise MeasurementError("all outputs are 0: they have no scale")
+
+        def criterion(outputs: Tensor, targets: Tensor) -> Tensor:
+            return self.task.loss(outputs / scale, targets)  # a constant: detached
+
+        data = (self.train.inputs, self.train.targets)
+        return Loss(self.model, criterion, data, weight=self.task.weight).hessian()
+
+    @cached_property
+    def logit_normalized_top(self) -> Eigenpairs:
+        """The largest eigenvalue of it and its vector."""
+        return top_eigenpairs(self.logit_normalized, 1, accuracy=ACCURACY, seed=self.seed)
+
+    @cached_property
     def gradient_moments(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean (P,) and variance (P,) of the per-example gradients, and means of batches (B, P).
 
@@ -144,17 +196,33 @@ class Point:
             return _moments(chunks, len(self.train), min(10, len(self.train)))
 
     @cached_property
-    def input_jacobian_train(self) -> tuple[float, Tensor]:
-        """E‖∂f/∂x‖²_F at the training inputs, and E ∂f/∂xᵀ ∂f/∂x, (D, D)."""
+    def input_jacobian_train(self) -> float:
+        """E‖∂f/∂x‖²_F at the training inputs."""
         with self.reading() as model:
-            return _outer(per_example.input_jacobians(model, self.train.inputs))
+            return _mean_square(per_example.input_jacobians(model, self.train.inputs))
 
     @cached_property
-    def input_jacobian_test(self) -> tuple[float, Tensor]:
+    def input_jacobian_test(self) -> float:
         """The same at the test inputs."""
         inputs = self.held_out().inputs
         with self.reading() as model:
-            return _outer(per_example.input_jacobians(model, inputs))
+            return _mean_square(per_example.input_jacobians(model, inputs))
+
+    @cached_property
+    def gradient_outer_product(self) -> Tensor:
+        """E ∂f/∂xᵀ ∂f/∂x at the training inputs, (D, D), D the numbers of one input.
+
+        Raises:
+            MeasurementError: If it has more than `LARGEST_INPUT`² entries.
+        """
+        size = self.train.inputs[0].numel()
+        if size > LARGEST_INPUT:
+            raise MeasurementError(
+                f"an outer product of gradients of {size} inputs has {size}² entries; at most "
+                f"{LARGEST_INPUT}² are taken"
+            )
+        with self.reading() as model:
+            return _outer(per_example.input_jacobians(model, self.train.inputs), len(self.train))
 
 
 def _moments(chunks: Iterator[Tensor], count: int, batches: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,13 +246,17 @@ def _moments(chunks: Iterator[Tensor], count: int, batches: int) -> tuple[Tensor
     return mean, (squares / count - mean.square()).clamp(min=0), sums / size
 
 
-def _outer(chunks: Iterator[Tensor]) -> tuple[float, Tensor]:
-    total: Tensor | None = None
-    count = 0
-    for jacobian in chunks:
-        rows = jacobian.flatten(0, 1)
-        product = (rows.T @ rows).double()
-        total = product if total is None else total + product
-        count += len(jacobian)
-    assert total is not None
-    return float(total.trace()) / count, total / count
+def _mean_square(jacobians: Iterator[Tensor]) -> float:
+    total, count = 0.0, 0
+    for rows in jacobians:
+        total += float(rows.double().square().sum())
+        count += len(rows)
+    return total / count
+
+
+def _outer(jacobians: Iterator[Tensor], count: int) -> Tensor:
+    products = ((rows := jacobian.flatten(0, 1)).T @ rows for jacobian in jacobians)
+    total = next(products).double()
+    for product in products:
+        total += product
+    return total / count

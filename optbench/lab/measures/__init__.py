@@ -17,8 +17,18 @@ from optbench.curvature.errors import MeasurementError
 from optbench.errors import UserError, nearest
 from optbench.lab.point import Point
 
-Invariance = Literal["yes", "no", "of the whole scale"]
-Function = Callable[[Point], float]
+Invariance = Literal["yes", "no", "global scale only"]
+
+
+@dataclass(frozen=True)
+class Noted:
+    """A value with what a reader of it should know, such as its standard error."""
+
+    value: float
+    note: str | None
+
+
+Function = Callable[[Point], "float | Noted"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,7 @@ class Measure:
         unit: Unit.
         invariant: Whether rescaling two adjacent ReLU layers, which leaves the function, leaves it.
         source: Where it is from.
+        cost: What it takes, in passes over the training examples or products with the Hessian.
         dear: Whether it is left out of `all`, since it costs seconds to minutes.
         function: The function.
     """
@@ -42,6 +53,7 @@ class Measure:
     unit: str
     invariant: Invariance
     source: str
+    cost: str
     dear: bool
     function: Function
 
@@ -55,12 +67,14 @@ class Reading:
         value: Value; NaN where it is absent.
         seconds: Time that it took, beyond what an earlier measure of the point had computed.
         reason: Why it is absent, None where it is not.
+        note: What a reader of the value should know; None for nothing.
     """
 
     measure: Measure
     value: float
     seconds: float
     reason: str | None = None
+    note: str | None = None
 
 
 _KNOWN: dict[str, Measure] = {}
@@ -72,6 +86,7 @@ def measure(
     equation: str,
     invariant: Invariance,
     source: str,
+    cost: str,
     unit: str = "1",
     dear: bool = False,
 ) -> Callable[[Function], Function]:
@@ -79,7 +94,17 @@ def measure(
 
     def register(function: Function) -> Function:
         name = function.__name__
-        _KNOWN[name] = Measure(name, meaning, equation, unit, invariant, source, dear, function)
+        _KNOWN[name] = Measure(
+            name=name,
+            meaning=meaning,
+            equation=equation,
+            unit=unit,
+            invariant=invariant,
+            source=source,
+            cost=cost,
+            dear=dear,
+            function=function,
+        )
         return function
 
     return register
@@ -139,11 +164,12 @@ def measure_point(point: Point, names: str | Iterable[str] = "all") -> dict[str,
 
 def _read(of: Measure, point: Point) -> Reading:
     start = time.perf_counter()
-    reason = None
+    reason = note = None
     try:
-        value = float(of.function(point))
+        found = of.function(point)
+        value, note = (found.value, found.note) if isinstance(found, Noted) else (found, None)
         if not math.isfinite(value):
-            reason = f"it is {value}"
+            value, reason = math.nan, f"it is {value}"
     except (MeasurementError, FloatingPointError) as why:
         value, reason = math.nan, str(why)
-    return Reading(of, value, time.perf_counter() - start, reason)
+    return Reading(of, float(value), time.perf_counter() - start, reason, note)

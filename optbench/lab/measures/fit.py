@@ -14,6 +14,7 @@ from optbench.lab.point import Point
     unit="loss",
     invariant="yes",
     source="the loss of the task",
+    cost="1 gradient",
 )
 def train_loss(point: Point) -> float:
     """L."""
@@ -26,6 +27,7 @@ def train_loss(point: Point) -> float:
     unit="loss",
     invariant="yes",
     source="the loss of the task",
+    cost="1 forward of the test examples",
 )
 def test_loss(point: Point) -> float:
     """The loss over `test_examples`."""
@@ -40,6 +42,7 @@ def test_loss(point: Point) -> float:
     unit="1",
     invariant="yes",
     source="the error of the task",
+    cost="1 forward of the test examples",
 )
 def test_error(point: Point) -> float:
     """The error over `test_examples`.

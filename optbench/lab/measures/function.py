@@ -14,10 +14,11 @@ from optbench.lab.point import Point
     unit="output² per input²",
     invariant="yes",
     source="arXiv:1802.08760",
+    cost="C backward passes",
 )
 def input_jacobian_train(point: Point) -> float:
     """E‖∂f/∂x‖²_F over the training inputs."""
-    return point.input_jacobian_train[0]
+    return point.input_jacobian_train
 
 
 @measure(
@@ -26,10 +27,11 @@ def input_jacobian_train(point: Point) -> float:
     unit="output² per input²",
     invariant="yes",
     source="arXiv:1802.08760; labels are not used",
+    cost="C backward passes of the test examples",
 )
 def input_jacobian_test(point: Point) -> float:
     """E‖∂f/∂x‖²_F over the test inputs."""
-    return point.input_jacobian_test[0]
+    return point.input_jacobian_test
 
 
 @measure(
@@ -38,9 +40,14 @@ def input_jacobian_test(point: Point) -> float:
     unit="1",
     invariant="yes",
     source="arXiv:1912.02178, appendix C (there without the scale)",
+    cost="1 forward",
 )
 def margin(point: Point) -> float:
-    """The 10th percentile of the margins over the outputs' scale."""
+    """The 10th percentile of the margins over the outputs' scale.
+
+    The percentile is interpolated. The repository of arXiv:2010.11924, which repeats the study,
+    takes the n/10-th smallest margin without a scale, and 1/margin².
+    """
     classes, logits = point.classes(), point.logits.double()
     right = logits.gather(1, classes[:, None]).squeeze(1)
     best_other = logits.scatter(1, classes[:, None], -torch.inf).amax(1)
@@ -53,19 +60,24 @@ def margin(point: Point) -> float:
     unit="1",
     invariant="yes",
     source="arXiv:2306.04815",
+    cost="C backward passes",
 )
 def agop_alignment(point: Point) -> float:
     """Pearson's correlation of the entries; it does not see a factor on W₁.
 
+    Rescaling single neurons moves it. The authors' repository correlates W₁ᵀW₁ with the square root
+    of the outer product, and takes W₁ less its initial values; here both are as they are.
+
     Raises:
         MeasurementError: If the first layer with weights is not linear in the whole input.
     """
-    first = next((m for m in point.model.modules() if not list(m.children()) and _weight(m)), None)
     size = point.train.inputs[0].numel()
-    if not isinstance(first, nn.Linear) or first.in_features != size:
-        raise MeasurementError("the first layer is not linear in the whole input")
-    weight = first.weight.detach().double()
-    pair = torch.stack([(weight.T @ weight).flatten(), point.input_jacobian_train[1].flatten()])
+    with point.reading() as model:
+        first = next((m for m in model.modules() if not list(m.children()) and _weight(m)), None)
+        if not isinstance(first, nn.Linear) or first.in_features != size:
+            raise MeasurementError("the first layer is not linear in the whole input")
+        weight = first.weight.detach().clone().double()
+    pair = torch.stack([(weight.T @ weight).flatten(), point.gradient_outer_product.flatten()])
     return float(torch.corrcoef(pair)[0, 1])
 
 

@@ -14,6 +14,7 @@ from optbench.lab.point import Point
     unit="1",
     invariant="yes",
     source="arXiv:2001.07384",
+    cost="1 backward pass, example by example",
 )
 def gsnr(point: Point) -> float:
     """Parameters whose gradient is the same for all examples are left out."""
@@ -31,9 +32,13 @@ def gsnr(point: Point) -> float:
     unit="loss per weight",
     invariant="no",
     source="arXiv:2107.06665",
+    cost="as gsnr, which shares it",
 )
 def gradient_disparity(point: Point) -> float:
-    """The batches are consecutive training examples."""
+    """The batches are consecutive training examples.
+
+    The loss is taken as it is. It has the unit of a gradient, so compare it at one training loss.
+    """
     _, _, batches = point.gradient_moments
     if len(batches) < 2:
         raise MeasurementError("a disparity needs two batches")
@@ -47,15 +52,14 @@ def gradient_disparity(point: Point) -> float:
     unit="1",
     invariant="no",
     source="arXiv:2008.00938; Cortes et al. (2012), arXiv:1203.0550, for the centring",
+    cost="C backward passes of kernel_examples, example by example",
 )
 def ntk_alignment(point: Point) -> float:
     """Over the first `kernel_examples` training examples."""
     inputs = point.train.inputs[: point.kernel_examples]
     classes = point.classes()[: point.kernel_examples]
     with point.reading() as model:
-        jacobian = per_example.parameter_jacobian(model, inputs)
-    rows = jacobian.flatten(1)
-    kernel = (rows @ rows.T).double()
+        kernel = per_example.tangent_kernel(model, inputs)
     labels = torch.nn.functional.one_hot(classes).double()
     a, b = (k - k.mean(0) - k.mean(1, keepdim=True) + k.mean() for k in (kernel, labels @ labels.T))
     return float((a * b).sum() / (a.norm() * b.norm()))

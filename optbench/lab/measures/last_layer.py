@@ -5,7 +5,6 @@ from torch import Tensor
 from torch.func import hessian, vmap
 
 from optbench.curvature.errors import MeasurementError
-from optbench.lab import per_example
 from optbench.lab.measures import measure
 from optbench.lab.point import Point
 
@@ -16,16 +15,19 @@ from optbench.lab.point import Point
     unit="loss",
     invariant="yes",
     source="arXiv:2001.00939, definition 3",
+    cost="1 forward, and an N x C x C array",
 )
 def relative_flatness(point: Point) -> float:
     """Σ_ss' ⟨w_s, w_s'⟩ E[A_ss' ‖φ‖²], with A = ∂²ℓ/∂f² of each example and φ its features.
+
+    Rescaling single neurons moves it: the products ⟨w_s, w_s'⟩ and ‖φ‖² weigh neurons differently.
 
     It is exact: f = Wφ + b gives H_ss' = E[A_ss' φφᵀ]. The loss is that of outputs in eval mode.
 
     Raises:
         MeasurementError: If the last linear layer does not give the outputs.
     """
-    layer = per_example.last_layer(point.model)
+    layer = point.last_layer
     phi, logits = point.features, point.logits
     with torch.no_grad():
         again = layer(phi)

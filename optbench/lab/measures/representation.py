@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from optbench.curvature.errors import MeasurementError
-from optbench.lab import per_example
 from optbench.lab.measures import measure
 from optbench.lab.point import Point
 
@@ -22,8 +21,9 @@ def _shares(point: Point) -> Tensor:
     meaning="Effective rank of the last hidden features",
     equation="exp H(p), p = σ²/Σσ² of the features (N, H), not centred",
     unit="dimensions",
-    invariant="of the whole scale",
+    invariant="global scale only",
     source="Roy & Vetterli (2007), there with p = σ/Σσ",
+    cost="1 forward, and singular values of N x H",
 )
 def effective_rank(point: Point) -> float:
     """The exponential of the entropy of p."""
@@ -35,8 +35,9 @@ def effective_rank(point: Point) -> float:
     meaning="Participation ratio of the last hidden features",
     equation="(Σσ²)²/Σσ⁴",
     unit="dimensions",
-    invariant="of the whole scale",
+    invariant="global scale only",
     source="Gao et al. (2017), doi:10.1101/214262",
+    cost="as effective_rank",
 )
 def participation_ratio(point: Point) -> float:
     """1/Σp²."""
@@ -58,8 +59,9 @@ def _class_means(point: Point) -> tuple[Tensor, Tensor, Tensor]:
     meaning="Neural collapse 1: spread within classes over that between them",
     equation="tr(Σ_W Σ_B⁺)/C",
     unit="1",
-    invariant="of the whole scale",
+    invariant="global scale only",
     source="arXiv:2008.08186",
+    cost="1 forward",
 )
 def nc1(point: Point) -> float:
     """tr(Σ_W Σ_B⁺)/C, Σ_B the covariance of the class means."""
@@ -75,8 +77,9 @@ def nc1(point: Point) -> float:
     meaning="Neural collapse 2: how far the class means are from a simplex",
     equation="mean over c ≠ c' of |cos(μ_c − μ, μ_c' − μ) + 1/(C − 1)|",
     unit="1",
-    invariant="of the whole scale",
+    invariant="global scale only",
     source="arXiv:2008.08186 (equiangularity)",
+    cost="1 forward",
 )
 def nc2(point: Point) -> float:
     """0 for a simplex equiangular tight frame."""
@@ -92,14 +95,15 @@ def nc2(point: Point) -> float:
     meaning="Neural collapse 3: distance of the last layer from the class means",
     equation="‖W/‖W‖_F − M/‖M‖_F‖²_F, M the centred class means",
     unit="1",
-    invariant="of the whole scale",
+    invariant="global scale only",
     source="arXiv:2008.08186 (self-duality)",
+    cost="1 forward",
 )
 def nc3(point: Point) -> float:
     """0 where the last layer is proportional to the class means, 4 where opposite."""
     _, means, _ = _class_means(point)
     centred = means - means.mean(0)
-    weight = per_example.last_layer(point.model).weight.detach().double()
+    weight = point.last_layer.weight.detach().double()
     if weight.shape != centred.shape:
         raise MeasurementError("the last linear layer has not one row for each class")
     return float((weight / weight.norm() - centred / centred.norm()).square().sum())
@@ -109,8 +113,9 @@ def nc3(point: Point) -> float:
     meaning="Neural collapse 4: how often the network and the nearest class mean disagree",
     equation="share of training examples with argmax f ≠ argmin_c ‖φ − μ_c‖",
     unit="1",
-    invariant="of the whole scale",
+    invariant="global scale only",
     source="arXiv:2008.08186",
+    cost="1 forward",
 )
 def nc4(point: Point) -> float:
     """The share of disagreement."""
