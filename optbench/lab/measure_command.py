@@ -136,7 +136,8 @@ def _show(rows: Sequence[tuple[str, int, dict[str, Reading]]]) -> None:
         for name, r in readings.items()
         if r.reason is not None
     }
-    for line in sorted(reasons):
+    notes = {f"{n}: {r.note}" for _, _, readings in rows for n, r in readings.items() if r.note}
+    for line in sorted(reasons | notes):
         print(line)
 
 
@@ -159,4 +160,5 @@ def _list() -> None:
 def _told(of: Measure) -> Iterator[str]:
     yield f"{of.name}{' (dear)' if of.dear else ''}"
     yield f"    {of.meaning}: {of.equation}"
+    yield f"    cost: {of.cost}"
     yield f"    unit: {of.unit}; invariant under rescaling: {of.invariant}; {of.source}"

@@ -58,7 +58,7 @@ def margin(point: Point) -> float:
     meaning="Alignment of the first layer's Gram matrix with the mean outer product of gradients",
     equation="corr(W₁ᵀW₁, E ∂f/∂xᵀ ∂f/∂x) over their entries, at training inputs",
     unit="1",
-    invariant="yes",
+    invariant="global scale only",
     source="arXiv:2306.04815",
     cost="C backward passes",
 )

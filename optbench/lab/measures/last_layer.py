@@ -13,7 +13,7 @@ from optbench.lab.point import Point
     meaning="Relative flatness of the last layer: curvature in units of its own weights",
     equation="Σ_ss' ⟨w_s, w_s'⟩ tr H_ss', H_ss' = ∂²L/∂w_s ∂w_s' for the rows w of the last layer",
     unit="loss",
-    invariant="yes",
+    invariant="global scale only",
     source="arXiv:2001.00939, definition 3",
     cost="1 forward, and an N x C x C array",
 )
