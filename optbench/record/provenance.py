@@ -17,6 +17,7 @@ from torch import nn
 
 import optbench
 from optbench.boundary.overrides import as_given
+from optbench.record.commits import git
 from optbench.task import Task
 
 PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "wandb", "scikit-learn")
@@ -61,19 +62,8 @@ def git_commit() -> str | None:
     if not (checkout / ".git").exists():
         return None
     try:
-        commit, changes = (
-            subprocess.run(
-                ["git", "-C", str(checkout), *arguments],
-                capture_output=True,
-                text=True,
-                timeout=5,
-                check=True,
-            ).stdout.strip()
-            for arguments in (
-                ["rev-parse", "HEAD"],
-                ["status", "--porcelain", "--untracked-files=no"],
-            )
-        )
+        commit = git(checkout, "rev-parse", "HEAD")
+        changes = git(checkout, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return None
     return commit + ("+" if changes else "")

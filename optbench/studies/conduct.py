@@ -18,7 +18,7 @@ from optbench.record.durable import write_whole
 from optbench.record.folder import read_json
 from optbench.record.terminal import ManyRuns
 from optbench.studies import verdict_page
-from optbench.studies.declaration import Declared, remember
+from optbench.studies.declaration import Declared, began, remember, told
 from optbench.studies.frame import Cell, Finding, Size, Study, Table, columns
 
 TABLE, VERDICT = "table.csv", "verdict.json"
@@ -76,6 +76,7 @@ def conduct(
         history = remember(folder, declared, seen)
         runs.make(declared.name, commands)
     found = [(c, p) for c in cells if (p := runs.folder(list(c.command))) is not None]
+    said = told(history, declared.digest, began(path for _, path in found))
     rows = read_rows(study, found, jobs)
     table = columns(rows)
     write_table(folder / TABLE, rows)
@@ -84,7 +85,7 @@ def conduct(
     figures = list(study.draw(table, findings, folder))
     command = f"python -m optbench.study {declared.name} size={size}"
     verdict = verdict_page.content(
-        declared.name, study.declaration, findings, confusion, figures, history, command, len(rows)
+        declared.name, study.declaration, findings, confusion, figures, said, command, len(rows)
     )
     verdict["digest"] = declared.digest
     write_whole(folder / VERDICT, json.dumps(verdict, indent=2) + "\n")

@@ -3,7 +3,7 @@
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import Any, cast
 from optbench.boundary import UnreadableError, read_yaml
 from optbench.errors import UserError, nearest
 from optbench.paths import conf_folder
+from optbench.record.commits import committed
 from optbench.record.durable import write_whole
+from optbench.record.folder import PROVENANCE, read_json
 from optbench.record.series import read_lines
 from optbench.record.sources import source
 from optbench.studies.frame import Declaration, Hypothesis, Study
@@ -29,11 +31,13 @@ class Declared:
         name: Name of its YAML.
         study: The study.
         digest: SHA-256 of the YAML and of the code that judges.
+        files: The YAMLs that declare it.
     """
 
     name: str
     study: Study
     digest: str
+    files: Sequence[Path] = ()
 
 
 def known_studies(config_dir: Path | None = None) -> list[str]:
@@ -55,16 +59,18 @@ def read_study(name: str, config_dir: Path | None = None) -> Declared:
     for folder in _folders(config_dir):
         path = folder / f"{name}.yaml"
         if path.is_file() and "_target_" in (content := _read(path)):
+            files = [path]
             if shared := content.pop("shared", None):  # what several studies have in common
-                content = _read(folder / f"{shared}.yaml") | content
-            return _declared(name, content)
+                files.append(folder / f"{shared}.yaml")
+                content = _read(files[1]) | content
+            return _declared(name, content, files)
     known = known_studies(config_dir)
     raise UserError(
         f"there is no study called {name}.{nearest(name, known)} Known: {', '.join(known)}"
     )
 
 
-def _declared(name: str, content: dict[str, Any]) -> Declared:
+def _declared(name: str, content: dict[str, Any], files: Sequence[Path]) -> Declared:
     target = content.pop("_target_")
     settings = content.pop("settings", {})
     try:
@@ -75,7 +81,8 @@ def _declared(name: str, content: dict[str, Any]) -> Declared:
         raise UserError(f"conf/study/{name}.yaml does not declare a study: {why}") from why
     text = json.dumps([target, settings, content, source(target)], sort_keys=True, default=str)
     text += json.dumps([vars(h) for h in hypotheses], sort_keys=True)
-    return Declared(name, cast(Study, study), hashlib.sha256(text.encode()).hexdigest())
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return Declared(name, cast(Study, study), digest, files)
 
 
 def _class(target: str) -> Callable[..., Any]:
@@ -98,8 +105,8 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def remember(folder: Path, declared: Declared, runs_seen: int) -> str:
-    """Add the declaration to the folder's history if it is new there; say what a reader must know.
+def remember(folder: Path, declared: Declared, runs_seen: int) -> list[Mapping[str, Any]]:
+    """Add the declaration to the folder's history if it is new there; return the history.
 
     Args:
         folder: Folder of the study's results.
@@ -112,20 +119,45 @@ def remember(folder: Path, declared: Declared, runs_seen: int) -> str:
         entry = {
             "digest": declared.digest,
             "first_seen": datetime.now(UTC).isoformat(timespec="seconds"),
+            "committed": committed(declared.files),
             "runs_seen": runs_seen,
         }
         history.append(entry)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, "".join(json.dumps(line) + "\n" for line in history))
-    return told(history, declared.digest)
+    return history
 
 
-def told(history: list[Mapping[str, Any]], digest: str) -> str:
-    """Say when this declaration was first seen, and what had been seen by then."""
+def told(history: Sequence[Mapping[str, Any]], digest: str, first_run: str | None) -> str:
+    """Say when this declaration was first seen, and what had been seen by then.
+
+    Args:
+        history: What `remember` returned.
+        digest: Digest of the declaration.
+        first_run: When the first of its runs began, in UTC; None if there is none.
+    """
     entry = next(entry for entry in history if entry["digest"] == digest)
-    seen = int(entry["runs_seen"])
     words = f"Declaration {digest[:12]}, first seen {entry['first_seen']}"
-    before = "before any of its runs" if not seen else f"after {seen} of its runs were seen"
-    if len(history) == 1:
-        return f"{words}, {before}."
-    return f"{words}, {before}; it is the {len(history)}th declaration of this study."
+    when = entry.get("committed")
+    if not entry["runs_seen"]:
+        words += ", before any of its runs"
+    elif when and first_run and datetime.fromisoformat(when) < datetime.fromisoformat(first_run):
+        words += (
+            f", when {entry['runs_seen']} of its runs had been made, for another study; it was "
+            f"committed {when}, before the first of them began ({first_run})"
+        )
+    else:
+        words += f", after {entry['runs_seen']} of its runs were seen"
+    if len(history) > 1:
+        words += f"; it is declaration {len(history)} of this study, earlier ones are in {HISTORY}"
+    return words + "."
+
+
+def began(folders: Iterable[Path]) -> str | None:
+    """When the first of these runs began, in UTC."""
+    times = []
+    for folder in folders:
+        sessions = (read_json(folder / PROVENANCE) or {}).get("sessions")
+        if isinstance(sessions, list) and sessions and isinstance(sessions[0], dict):
+            times.append(str(sessions[0].get("began", "")))
+    return min(filter(None, times), default=None)

@@ -13,11 +13,19 @@ import yaml
 from optbench.errors import UserError
 from optbench.intervals import Interval
 from optbench.launch.launcher import Finished
+from optbench.record.commits import committed
 from optbench.statistics import verdict
 from optbench.studies import conduct as conducting
 from optbench.studies import verdict_page
 from optbench.studies.conduct import conduct, plant, read_table, write_table
-from optbench.studies.declaration import HISTORY, known_studies, read_study, remember
+from optbench.studies.declaration import (
+    HISTORY,
+    Declared,
+    known_studies,
+    read_study,
+    remember,
+    told,
+)
 from optbench.studies.frame import (
     REFUTED,
     SUPPORTED,
@@ -116,16 +124,40 @@ def test_a_study_of_ones_own_is_one_file_and_one_yaml(tmp_path: Path) -> None:
 def test_a_changed_declaration_is_another_and_says_what_had_been_seen(tmp_path: Path) -> None:
     results = tmp_path / "results"
     first = read_study("coin", _declare(tmp_path))
-    assert "before any of its runs" in remember(results, first, 0)
-    assert "before any of its runs" in remember(results, first, 7), "it was seen before them"
+    assert "before any of its runs" in _told(results, first, 0)
+    assert "before any of its runs" in _told(results, first, 7), "it was seen before them"
     hypotheses = [
         {"name": "positive", "claim": "It is.", "statistic": "mean", "sign": 1, "sesoi": 0.1}
     ]
     second = read_study("coin", _declare(tmp_path, hypotheses=hypotheses))
     assert second.digest != first.digest
-    told = remember(results, second, 7)
-    assert "after 7 of its runs were seen" in told and "2th declaration" in told
+    said = _told(results, second, 7)
+    assert "after 7 of its runs were seen" in said and "declaration 2 of this study" in said
     assert len((results / HISTORY).read_text().splitlines()) == 2
+
+
+def _told(results: Path, declared: Declared, runs_seen: int) -> str:
+    return told(remember(results, declared, runs_seen), declared.digest, None)
+
+
+def test_a_declaration_that_was_committed_before_the_runs_of_another_study_is_told_so() -> None:
+    history = [
+        {
+            "digest": "a" * 64,
+            "first_seen": "2026-01-03T00:00:00+00:00",
+            "committed": "2026-01-01T00:00:00+00:00",
+            "runs_seen": 5,
+        }
+    ]
+    early, late = (f"2026-01-0{day}T00:00:00+01:00" for day in (1, 2))
+    assert "before the first of them began" in told(history, "a" * 64, late)
+    assert "after 5 of its runs were seen" in told(history, "a" * 64, early)
+
+
+def test_when_files_were_committed_is_known_to_git(tmp_path: Path) -> None:
+    assert committed([Path(__file__).parents[2] / "LICENSE"]) is not None
+    (tmp_path / "new.yaml").write_text("")
+    assert committed([tmp_path / "new.yaml"]) is None
 
 
 def test_a_study_is_done_whole_where_every_run_failed(
