@@ -63,6 +63,16 @@ def kept_steps(folder: Path) -> list[int]:
     )
 
 
+def forget_kept(folder: Path, after: int) -> None:
+    """Remove what was kept of later steps than the one that the run goes on from.
+
+    It comes again, and on another machine perhaps at another step.
+    """
+    for step in kept_steps(folder):
+        if step > after:
+            (folder / KEPT / kept_name(step)).unlink()
+
+
 def read_kept(folder: Path, step: int) -> dict[str, Any]:
     """Return the state that a run kept of a step.
 

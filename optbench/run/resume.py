@@ -175,6 +175,7 @@ def _go_on(
     folder, say = runner.folder, runner.terminal.say
     if unusable:
         say(f"{', '.join(unusable)}: {folder.set_aside(unusable)}")
+    checkpoint.forget_kept(folder.path, after=state["step"])
     timings = state["offsets"].get(record.TIMINGS, 0)
     kept = whole_length(folder.path / record.TIMINGS, timings)
     if kept < timings:
@@ -205,3 +206,4 @@ def _start_again(folder: RunFolder, terminal: Terminal, unusable: bool) -> None:
     never_saved = (folder.summary or {}).get("step") == 0
     if unusable or (is_file(metrics) and metrics.stat().st_size > 0 and not never_saved):
         terminal.say(f"what is there cannot be gone on from: {folder.set_aside()}; starting again")
+    checkpoint.forget_kept(folder.path, after=-1)
