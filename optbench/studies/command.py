@@ -22,7 +22,7 @@ from optbench.studies import edge_atlas, phase
 from optbench.studies import lr_choice as choice
 from optbench.studies.atlas_entries import ATLAS, CHOICE_SEED, SEEDS, Entry
 from optbench.studies.conduct import TABLE, conduct, write_table
-from optbench.studies.declaration import read_study
+from optbench.studies.declaration import known_studies, read_study
 from optbench.studies.frame import Size
 from optbench.studies.verdict_page import PAGE
 
@@ -35,6 +35,7 @@ class Settings:
     one_slope: does a measure move the error by one slope, whatever moved it (8c).
     edge_atlas: measured/threshold of every optimizer whose edge of stability is known.
     phase: distance to the edge, error, gap and divergence over any two settings.
+    list: every study that a YAML declares, yours too, with its question.
 
     A study is declared in conf/study/NAME.yaml before it runs: hypotheses, expected signs, smallest
     effects, statistics and rules. Its verdict is computed by them, and written with its table and
@@ -106,6 +107,8 @@ def study(settings: Settings) -> int:
     _refuse_keys_of_others(settings)
     if settings.study == "edge_atlas":
         failures = _edge_atlas(settings)
+    elif settings.study == "list":
+        failures = _list(settings.config_dir)
     elif settings.study == "phase":
         failures = do_phase(settings)
     else:
@@ -135,6 +138,16 @@ def _edge_atlas(settings: Settings) -> list[str]:
     seeds = range(1, 1 + (settings.seeds or (1 if short else len(SEEDS))))
     name = "edge_atlas_short" if short else "edge_atlas"
     return do_atlas(entries, seeds, short, jobs, results, name, run_seconds)
+
+
+def _list(config_dir: Path | None) -> list[str]:
+    for name in known_studies(config_dir):
+        declaration = read_study(name, config_dir).study.declaration
+        cost = declaration.cost.get("small", "")
+        print(f"{name} ({declaration.direction}): {declaration.title}")
+        print(f"    {' '.join(declaration.question.split())}")
+        print(f"    size=small: {cost}" if cost else "")
+    return []
 
 
 def _declared(settings: Settings) -> list[str]:

@@ -59,6 +59,12 @@ def test_axes_that_cannot_be_are_refused() -> None:
         phase.plan(one, Axis("batch_size", ("1", "2")), ("batch_size=3",), 1)
 
 
+def test_the_studies_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert study(COMMAND.read(["list"])) == 0
+    said = capsys.readouterr().out
+    assert "which_property (8c): Which property goes along with generalization?" in said
+
+
 def test_a_key_of_another_study_is_refused() -> None:
     with pytest.raises(UserError, match=r"only= is of the study edge_atlas, not of one_slope"):
         study(COMMAND.read(["one_slope", "only=Adam"]))
