@@ -67,13 +67,14 @@ def run_batch(members: Sequence[Member], present: PresentData, say: Say = print)
         else:
             _train_together(missing, one_step, engine, say)
     # finished before or by now, except where training together was not possible
-    return [_status(member, present) for member in members]
+    return [_status(member, present, say) for member in members]
 
 
-def _status(member: Member, present: PresentData) -> str:
+def _status(member: Member, present: PresentData, say: Say) -> str:
     finished = read_finished(member.folder)
     if finished is not None and not member.config.overwrite:
         present.check(member.folder, lambda: member.config, "overwrite=true runs it again; or ")
+        say(str(member.folder))
         return str(finished["status"])
     return run_job(member.config, member.name, member.choices, present)
 

@@ -94,8 +94,6 @@ class Job:
                 text, code = _explained(error, self.wants_tracebacks, which)
                 print(text, file=sys.stderr)
                 codes.append(code)
-            for member in members:
-                print(member.folder)
         return codes
 
     def __call__(self, config: DictConfig) -> str:

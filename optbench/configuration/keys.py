@@ -29,6 +29,7 @@ FolderName = Annotated[
     str, Field(min_length=1, pattern=r"^[^\x00]+$", description="the name of a folder")
 ]
 Word = str | int | float  # a name that may look like a number
+StepNumber = Annotated[int, Field(ge=0, description="a whole number, at least 0")]
 Elsewhere = Callable[[], Collection[str]]
 
 
@@ -70,7 +71,7 @@ class StartFrom:
     """The keys of `start_from`."""
 
     run: Word | None
-    step: Whole | None
+    step: StepNumber | None
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Configuration:
     clip_norm: Positive | None
     stop: Part
     keep: list[Positive]
-    keep_steps: list[Whole]
+    keep_steps: list[StepNumber]
     start_from: Part
     log_every: Count | None
     seed: Whole
