@@ -16,7 +16,7 @@ from optbench.lab.matching import at_loss
 from optbench.lab.measures import definitions
 from optbench.record.durable import write_whole
 from optbench.record.folder import read_json
-from optbench.studies.frame import Cell, Declaration, Size, Table, subset
+from optbench.studies.frame import Cell, Declaration, Size, Table, length, subset
 
 AXES = ("optimizer", "lr", "batch")
 """Factors that are randomized: settings of the training."""
@@ -142,3 +142,17 @@ def measured(table: Table, names: Sequence[str]) -> Table:
     for name in names:
         mask &= np.isfinite(table[name]) if name in table else False
     return subset(table, mask)
+
+
+def left_out(table: Table, rows: Table) -> str:
+    """Say how many runs a finding does not rest on, and why."""
+    total, diverged = length(table), int(np.nansum(table.get("diverged", np.zeros(0))))
+    late = total - int(np.nansum(table.get("reached", np.zeros(0)))) - diverged
+    past = total - diverged - late - length(rows)
+    parts = (
+        (diverged, "diverged"),
+        (late, "did not come to the matched loss in time"),
+        (past, "passed all kept losses between two measurements"),
+    )
+    said = [f"{count} {what}" for count, what in parts if count]
+    return f"Of {total} runs {', '.join(said)}." if said else ""

@@ -12,7 +12,7 @@ from optbench.intervals import Interval
 from optbench.statistics import Instrument, instrument_slope, pool, verdict
 from optbench.studies.frame import REFUTED, SUPPORTED, Finding, Table, length, subset
 from optbench.studies.generalization_figures import draw_slopes
-from optbench.studies.generalization_runs import ERROR, GeneralizationRuns, measured
+from optbench.studies.generalization_runs import ERROR, GeneralizationRuns, left_out, measured
 from optbench.studies.planted_runs import planted_runs
 
 FLATNESS, FUNCTION = "sharpness", "input_jacobian_test"
@@ -43,6 +43,7 @@ class OneSlope(GeneralizationRuns):
             estimate, why = heterogeneity(rows, name, self.declaration.level)
             shifted = Interval(*(x - MIDDLE for x in (estimate.value, estimate.low, estimate.high)))
             said = verdict(shifted, hypothesis.sesoi, hypothesis.sign)
+            why = f"{left_out(table, rows)} {why}".strip()
             found.append(Finding(hypothesis.name, shifted, said, length(rows), why))
         return found
 

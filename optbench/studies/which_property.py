@@ -20,7 +20,7 @@ from optbench.statistics import (
 )
 from optbench.studies.frame import REFUTED, SUPPORTED, Finding, Hypothesis, Table, length, subset
 from optbench.studies.generalization_figures import draw_correlations, draw_scatter
-from optbench.studies.generalization_runs import AXES, ERROR, GeneralizationRuns, measured
+from optbench.studies.generalization_runs import AXES, ERROR, GeneralizationRuns, left_out, measured
 from optbench.studies.planted_runs import planted_runs
 
 FLATNESS, FUNCTION = "sharpness", "input_jacobian_test"
@@ -49,12 +49,12 @@ class WhichProperty(GeneralizationRuns):
             "within": _within,
         }
         return [
-            self._finding(hypothesis, rules[hypothesis.name], rows)
+            self._finding(hypothesis, rules[hypothesis.name], rows, left_out(table, rows))
             for hypothesis in self.declaration.hypotheses
         ]
 
     def _finding(
-        self, hypothesis: Hypothesis, rule: Callable[[Table], float], rows: Table
+        self, hypothesis: Hypothesis, rule: Callable[[Table], float], rows: Table, missing: str
     ) -> Finding:
         if length(rows) == 0 or len(np.unique(rows["seed"])) < 2:
             unknown = Interval(math.nan, -math.inf, math.inf)
@@ -63,7 +63,7 @@ class WhichProperty(GeneralizationRuns):
         level = self.declaration.level
         estimate = cluster_bootstrap(rows, rule, draws=DRAWS, level=level, method="percentile")
         said = verdict(estimate, hypothesis.sesoi, hypothesis.sign)
-        return Finding(hypothesis.name, estimate, said, length(rows))
+        return Finding(hypothesis.name, estimate, said, length(rows), missing)
 
     def planted(self, world: str, seed: int) -> Table:
         """A simulated table of a world."""
