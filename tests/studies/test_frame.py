@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ import yaml
 from optbench.errors import UserError
 from optbench.intervals import Interval
 from optbench.launch.launcher import Finished
-from optbench.record.commits import committed
+from optbench.record.commits import committed, git
 from optbench.statistics import verdict
 from optbench.studies import conduct as conducting
 from optbench.studies import verdict_page
@@ -155,9 +156,18 @@ def test_a_declaration_that_was_committed_before_the_runs_of_another_study_is_to
 
 
 def test_when_files_were_committed_is_known_to_git(tmp_path: Path) -> None:
-    assert committed([Path(__file__).parents[2] / "LICENSE"]) is not None
-    (tmp_path / "new.yaml").write_text("")
-    assert committed([tmp_path / "new.yaml"]) is None
+    file = tmp_path / "new.yaml"
+    file.write_text("a: 1")
+    assert committed([file]) is None, "no repository"
+    git(tmp_path, "init", "-q")
+    assert committed([file]) is None, "not committed"
+    who = ("-c", "user.name=a", "-c", "user.email=a@b")
+    git(tmp_path, "add", "new.yaml")
+    git(tmp_path, *who, "commit", "-q", "-m", "a", "--date", "2026-01-01T00:00:00Z")
+    when = committed([file])
+    assert when is not None and datetime.fromisoformat(when) <= datetime.now(UTC)
+    file.write_text("a: 2")
+    assert committed([file]) is None, "changed since"
 
 
 def test_a_study_is_done_whole_where_every_run_failed(
