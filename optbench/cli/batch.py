@@ -67,13 +67,16 @@ def run_batch(members: Sequence[Member], present: PresentData, say: Say = print)
         else:
             _train_together(missing, one_step, engine, say)
     # finished before or by now, except where training together was not possible
-    return [_status(member, present, say) for member in members]
+    now = {member.name for member in missing}
+    return [_status(member, present, say, made_now=member.name in now) for member in members]
 
 
-def _status(member: Member, present: PresentData, say: Say) -> str:
+def _status(member: Member, present: PresentData, say: Say, made_now: bool) -> str:
     finished = read_finished(member.folder)
     if finished is not None and not member.config.overwrite:
-        present.check(member.folder, lambda: member.config, "overwrite=true runs it again; or ")
+        if not made_now:
+            way_out = "overwrite=true runs it again; or "
+            present.check(member.folder, lambda: member.config, way_out)
         say(str(member.folder))
         return str(finished["status"])
     return run_job(member.config, member.name, member.choices, present)

@@ -236,15 +236,13 @@ def sweep(
     """
     words = [*map(_word, _settings(until, list(keep), list(keep_steps), steps).items())]
     first = start(*overrides, *words, **settings)
-    runs = []
-    for seed in seeds:
-        config = first.config.copy()
-        config.seed = seed
-        runs.append(Run(config, dict(first.choices), first._overrides))
-    heard = io.StringIO()
+    runs, heard = [], io.StringIO()
     with _as_user_errors():
-        for run in runs:
-            prepare(run.config, run.choices, run._overrides)
+        prepare(first.config, first.choices, first._overrides)
+        for seed in seeds:
+            config = first.config.copy()
+            config.seed = seed
+            runs.append(Run(config, dict(first.choices), first._overrides))
         members = [Member(run.config.copy(), run.name, run.choices) for run in runs]
         try:
             with contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard):
