@@ -4,35 +4,45 @@
 folder, train in lockstep, close every folder. What cannot be updated together runs one by one.
 """
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from optbench.cli.job import Session, run_job
 from optbench.configuration.build import build
 from optbench.configuration.finished import PresentData
 from optbench.record.folder import RunFolder, read_finished
 from optbench.record.terminal import Terminal
+from optbench.run.loop import Experiment
 from optbench.run.memory import keep_freed_memory
 from optbench.run.stacked import NotTogetherError
-from optbench.run.together import run_together, way_together
+from optbench.run.together import Outcome, Way, run_together, way_together
 
 Say = Callable[[str], None]
+Ended = str | Exception
+"""How a run ended: its status, or the error that ended it."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """One run of a batch: a checked configuration, the name of its folder, the entries chosen."""
+    """One run of a batch.
+
+    Attributes:
+        config: A checked configuration.
+        name: Name of its folder.
+        choices: The entry chosen of each group.
+        words: What the command line said of it, for an error.
+    """
 
     config: DictConfig
     name: str
     choices: Mapping[str, str]
+    words: str = ""
 
     @property
     def folder(self) -> Path:
@@ -46,8 +56,10 @@ class Member:
         return repr({key: value for key, value in content.items() if key != "seed"})
 
 
-def run_batch(members: Sequence[Member], present: PresentData, say: Say = print) -> list[str]:
+def run_batch(members: Sequence[Member], present: PresentData, say: Say = print) -> list[Ended]:
     """Train members that differ in their seed; return how each ended, in their order.
+
+    An error in one leaves the others.
 
     Args:
         members: Members of one group.
@@ -55,79 +67,141 @@ def run_batch(members: Sequence[Member], present: PresentData, say: Say = print)
         say: Takes a line for the person who waits.
 
     Raises:
-        UserError: If something in the way can be mended by the user.
+        KeyboardInterrupt: On Ctrl-C, after a checkpoint of each.
     """
     missing = [m for m in members if m.config.overwrite or read_finished(m.folder) is None]
+    ended: dict[str, Ended] = {}
     if len(missing) > 1:
         keep_freed_memory()
         try:
-            one_step, engine = way_together(lambda i: build(missing[i].config.copy()))
+            way = way_together(lambda i: build(missing[i].config.copy()))
         except NotTogetherError as why:
             say(f"one by one, for these runs cannot be updated together: {why}")
+        except Exception as error:  # it cannot be built: so it is with all that differ in the seed
+            ended = {member.name: error for member in missing}
         else:
-            _train_together(missing, one_step, engine, say)
-    # finished before or by now, except where training together was not possible
-    now = {member.name for member in missing}
-    return [_status(member, present, say, made_now=member.name in now) for member in members]
+            ended = _train_together(missing, way, say)
+    return [
+        ended[member.name] if member.name in ended else _alone(member, present)
+        for member in members
+    ]
 
 
-def _status(member: Member, present: PresentData, say: Say, made_now: bool) -> str:
-    finished = read_finished(member.folder)
-    if finished is not None and not member.config.overwrite:
-        if not made_now:
-            way_out = "overwrite=true runs it again; or "
-            present.check(member.folder, lambda: member.config, way_out)
-        say(str(member.folder))
-        return str(finished["status"])
-    return run_job(member.config, member.name, member.choices, present)
+def _alone(member: Member, present: PresentData) -> Ended:
+    try:
+        status = run_job(member.config, member.name, member.choices, present)
+    except Exception as error:  # a sweep goes on
+        return error
+    if status == "interrupted":
+        raise KeyboardInterrupt
+    return status
 
 
-def _train_together(members: Sequence[Member], one_step: bool, engine: str, say: Say) -> None:
+class _MembersTerminal(Terminal):
+    """The batch's terminal, for one member: its lines begin with its name."""
+
+    def __init__(self, steps: int, whole: Terminal, name: str) -> None:
+        super().__init__(steps)
+        self._whole, self._name = whole, name
+
+    def say(self, line: str) -> None:
+        self._whole.say(f"{self._name}: {line}")
+
+    def update(self, step: int, values: Mapping[str, Any]) -> None:
+        self._whole.update(step, values)
+
+
+def _train_together(members: Sequence[Member], way: Way, say: Say) -> dict[str, Ended]:
+    """Train members in groups that stand at one step; return how each ended, by its name."""
+    ended: dict[str, Ended] = {}
     with ExitStack() as stack:
-        sessions = []
-        for number, member in enumerate(members):
-            experiment = build(member.config)
-            folder = stack.enter_context(RunFolder(member.folder))
-            if member.config.overwrite:
-                folder.clear()
-                member.config.overwrite = False  # done: what follows must not do it again
-            shown = None if number == 0 else Console(file=io.StringIO())
-            terminal = Terminal(experiment.settings.steps, shown)
-            config, choices = member.config, member.choices
-            sessions.append(Session.begin(experiment, folder, config, choices, terminal))
-        how = "stacked" if one_step else "own"
-        for step in sorted({session.runner.step for session in sessions}):
-            at_step = [session for session in sessions if session.runner.step == step]
-            about = {"with": len(at_step), "step": how, "forward": engine}
-            say(f"{len(at_step)} runs together: one forward pass ({engine}), {_HOW[how]}")
-            _train_at_one_step(at_step, one_step, about, say)
+        stack.enter_context(way.threads(len(members)))
+        sessions: list[Session] = []
+        whole: Terminal | None = None
+        try:
+            for member in members:
+                try:
+                    experiment = build(member.config)
+                    whole = whole or Terminal(experiment.settings.steps)
+                    sessions.append(_begun(member, experiment, whole, stack))
+                except Exception as error:  # its folder is in use, most likely
+                    ended[member.name] = error
+            steps = sorted({session.runner.step for session in sessions})
+            if len(steps) > 1:
+                say(
+                    f"these runs stand at steps {', '.join(map(str, steps))}: those at one step go "
+                    "on together, which agrees with one batch of all to rounding"
+                )
+            for step in steps:
+                at_step = [session for session in sessions if session.runner.step == step]
+                assert whole is not None
+                ended |= _train_at_one_step(at_step, way, whole, say)
+        except BaseException as error:
+            for session in sessions:
+                if not session.is_closed:
+                    _leave(session, error)
+            raise
+    return ended
+
+
+def _begun(member: Member, experiment: Experiment, whole: Terminal, stack: ExitStack) -> Session:
+    """Open a member's folder until the stack closes it, and resume or start its run."""
+    folder = stack.enter_context(RunFolder(member.folder))
+    if member.config.overwrite:
+        folder.clear()
+    terminal = _MembersTerminal(experiment.settings.steps, whole, member.name)
+    return Session.begin(experiment, folder, member.config, member.choices, terminal)
+
+
+def _leave(session: Session, error: BaseException) -> None:
+    """Close a session that something has ended which is not its own."""
+    if isinstance(error, KeyboardInterrupt):
+        session.close(session.runner.outcome("interrupted"))
+        return
+    session.crashed(error)
+    session.mirror.close(session.config.wandb.wait_seconds)
 
 
 _HOW = {"stacked": "one optimizer step for all", "own": "an optimizer step each"}
 
 
 def _train_at_one_step(
-    sessions: Sequence[Session], one_step: bool, about: Mapping[str, Any], say: Say
-) -> None:
+    sessions: Sequence[Session], way: Way, whole: Terminal, say: Say
+) -> dict[str, Ended]:
+    about = {"with": len(sessions), "step": way.step, "forward": way.forward}
+    threads = torch.get_num_threads()
+    say(
+        f"{len(sessions)} runs together: one forward pass ({way.forward}), {_HOW[way.step]}, "
+        f"{threads} thread{'s' * (threads > 1)}"
+    )
     runners = [session.runner for session in sessions]
     for runner in runners:
-        runner.about = {**runner.about, "batched": dict(about)}
-    try:
-        with runners[0].terminal:
-            outcomes = run_together(runners, one_step)
-        for runner, outcome in zip(runners, outcomes, strict=True):
-            if outcome["status"] == "done":
-                runner.save()
-    except BaseException as error:
-        for session in sessions:
-            session.crashed(error)
-            session.mirror.close(session.config.wandb.wait_seconds)
-        raise
+        runner.about = {**runner.about, "batched": about}
+    with whole:
+        outcomes = run_together(runners, way.one_step)
+    ended: dict[str, Ended] = {}
     for session, outcome in zip(sessions, outcomes, strict=True):
-        summary, _ = session.close(outcome)
-        say(_line(summary))
-    if any(outcome["status"] == "interrupted" for outcome in outcomes):
+        name = session.folder.path.name
+        try:
+            ended[name] = _closed(session, outcome, say)
+        except Exception as error:
+            _leave(session, error)
+            ended[name] = error
+    if "interrupted" in ended.values():
         raise KeyboardInterrupt
+    return ended
+
+
+def _closed(session: Session, outcome: Outcome, say: Say) -> str:
+    """Close a session, and return its status; raise the error that ended it."""
+    if isinstance(outcome, Exception):
+        raise outcome
+    if outcome["status"] == "done":
+        session.runner.save()
+    summary, _ = session.close(outcome)
+    say(_line(summary))
+    say(str(session.folder.path))
+    return str(outcome["status"])
 
 
 def _line(summary: Mapping[str, Any]) -> str:

@@ -87,13 +87,12 @@ class Job:
         for member in self.queued:
             groups.setdefault(member.group, []).append(member)
         for members in groups.values():
-            try:
-                run_batch(members, self.present)
-            except Exception as error:
-                which = f"failed: {len(members)} runs such as {members[0].name}: "
-                text, code = _explained(error, self.wants_tracebacks, which)
-                print(text, file=sys.stderr)
-                codes.append(code)
+            for member, ended in zip(members, run_batch(members, self.present), strict=True):
+                if isinstance(ended, Exception):
+                    which = f"failed: {member.words}: "
+                    text, code = _explained(ended, self.wants_tracebacks, which)
+                    print(text, file=sys.stderr)
+                    codes.append(code)
         return codes
 
     def __call__(self, config: DictConfig) -> str:
@@ -133,7 +132,8 @@ def _prepared(config: DictConfig) -> Member:
     prepare(config, choices, hydra_config.overrides.task)
     if hydra_config.mode == RunMode.MULTIRUN and config.wandb.group is None:
         config.wandb.group = "sweep-" + Path(hydra_config.sweep.dir).name
-    return Member(config, run_name(config, choices), choices)
+    words = " ".join(hydra_config.overrides.task)
+    return Member(config, run_name(config, choices), choices, words)
 
 
 def _run_one(member: Member, present: PresentData) -> str:

@@ -72,12 +72,14 @@ class Session:
     Attributes:
         runner: What trains it.
         mirror: Its W&B run.
+        is_closed: Whether its end has been written down.
     """
 
     config: DictConfig
     folder: RunFolder
     runner: Runner
     mirror: Mirror
+    is_closed: bool = False
 
     @classmethod
     def begin(
@@ -106,6 +108,7 @@ class Session:
 
     def close(self, outcome: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         """Sum up, draw, let the mirror finish; return the summary, and what the mirror said."""
+        self.is_closed = True
         try:
             whole = dict(outcome) | _memory(self.runner.experiment)
             records = record.read_lines(self.folder.path / record.METRICS)
@@ -119,6 +122,7 @@ class Session:
 
     def crashed(self, error: BaseException) -> None:
         """Write down that an error ended it."""
+        self.is_closed = True
         # a full disk, most likely; then the error itself says so
         with contextlib.suppress(OSError):
             self.folder.write_summary(

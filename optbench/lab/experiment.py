@@ -246,10 +246,13 @@ def sweep(
         members = [Member(run.config.copy(), run.name, run.choices) for run in runs]
         try:
             with contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard):
-                run_batch(members, PresentData())
+                ended = run_batch(members, PresentData())
         finally:
             for run in runs:
                 run.said = heard.getvalue()
+        for error in ended:
+            if isinstance(error, Exception):  # the others have come to their ends
+                raise error
     return runs
 
 

@@ -53,17 +53,26 @@ class Generalization:
 
     def __call__(self, state: State) -> dict[str, Value]:
         """Evaluate every split that the task has."""
-        values: dict[str, Value] = {}
-        with evaluating(state.model, state.optimizer, state.task):
-            for name, split in state.task.splits.items():
-                examples = split.first(self.train_examples) if name == "train" else split
-                means = self._means(state, name, examples)
-                values |= {metrics.of(name, quantity): mean for quantity, mean in means.items()}
+        evaluations = state.shared.evaluations or self._evaluate(state)
+        values: dict[str, Value] = {
+            metrics.of(name, quantity): mean
+            for name, means in evaluations.items()
+            for quantity, mean in means.items()
+        }
         for quantity in ("loss", "error"):
             train, test = (values.get(metrics.of(split, quantity)) for split in ("train", "test"))
             if isinstance(train, float) and isinstance(test, float):
                 values[metrics.of("gap", quantity)] = test - train
         return values
+
+    def _evaluate(self, state: State) -> dict[str, dict[str, float]]:
+        with evaluating(state.model, state.optimizer, state.task):
+            return {
+                name: self._means(
+                    state, name, split.first(self.train_examples) if name == "train" else split
+                )
+                for name, split in state.task.splits.items()
+            }
 
     def _means(self, state: State, name: str, split: Split) -> dict[str, float]:
         try:

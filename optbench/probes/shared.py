@@ -33,12 +33,15 @@ class Shared:
         top_vector: Unit eigenvector of λ₁(H) that the sharpness probe found at this step, flat,
             shape (P,), with the number of examples of H.
         notes: Conditions of the measurements, for the record: precision, modes of modules, layers.
+        evaluations: Loss and error of each split at this step, where a batch of runs has found
+            those of all its members at once; else empty.
     """
 
     def __init__(self, dtype: torch.dtype | None = None) -> None:
         self.dtype = dtype
         self.top_vector: tuple[Tensor, int | None] | None = None
         self.notes: dict[str, str] = {}
+        self.evaluations: dict[str, dict[str, float]] = {}
         self._hessians: dict[int | None, tuple[ref[nn.Module], str, Hessian]] = {}
         self._slopes: dict[int | None, tuple[float, Tensor]] = {}
         self._edge: tuple[ref[Optimizer], Edge] | None = None
@@ -132,3 +135,4 @@ class Shared:
         for _, _, hessian in self._hessians.values():
             hessian.refresh()
         self._slopes, self._edge, self.top_vector = {}, None, None
+        self.evaluations = {}

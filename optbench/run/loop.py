@@ -131,6 +131,10 @@ class Runner:
         if callable(set_mode := getattr(self.experiment.update.optimizer, "train", None)):
             set_mode()
 
+    def expect(self, evaluations: dict[str, dict[str, float]]) -> None:
+        """Take the loss and the error of each split that were found for this step already."""
+        self._shared.evaluations = evaluations
+
     def start_clock(self) -> None:
         """Count the time from now on."""
         self._segment = time.monotonic()
@@ -177,25 +181,33 @@ class Runner:
         """Whether anything but the update has to happen at a step, as far as is known by now."""
         settings = self.experiment.settings
         return (
-            self._stop
-            or step == settings.steps
+            step == settings.steps
             or step % settings.log_every == 0
             or step in settings.keep.steps
-            or time.monotonic() - self._last_save > settings.checkpoint_seconds
+            or self.wants_save
             or bool(
                 due(self.experiment.probes, step, settings.steps, self.experiment.batches.per_epoch)
             )
         )
 
-    def look(self) -> tuple[dict[str, Value], bool]:
+    @property
+    def wants_save(self) -> bool:
+        """Whether a checkpoint is to be written before the next update."""
+        age = time.monotonic() - self._last_save
+        return self._stop or age > self.experiment.settings.checkpoint_seconds
+
+    def look(self, save: bool | None = None) -> tuple[dict[str, Value], bool]:
         """Do what stands before the update of this step; return what was measured, and if it ends.
+
+        Args:
+            save: Whether to write a checkpoint; None for where it is time.
 
         Raises:
             KeyboardInterrupt: If it was asked to stop; a checkpoint is written.
             DivergenceError: If it has diverged.
         """
         settings, last = self.experiment.settings, self.step == self.experiment.settings.steps
-        if self._stop or time.monotonic() - self._last_save > settings.checkpoint_seconds:
+        if self._stop or (self.wants_save if save is None else save):
             self.save()
         if self._stop:
             raise KeyboardInterrupt
@@ -355,6 +367,8 @@ class Runner:
         self._losses, self._done = list(state["losses"]), state["done"]
         self._reached, self._stopped = list(state.get("reached", [])), state.get("stopped", False)
         self._shared.notes.update(state.get("measured", {}))
+        if "batched" in state:  # how its first part was made; who goes on in a batch says so anew
+            self.about = {**self.about, "batched": state["batched"]}
 
 
 @contextmanager

@@ -77,6 +77,11 @@ class Stack:
             update.gradients += 1
         return losses.detach()
 
+    @torch.no_grad()
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """Outputs (S, B, …) of inputs (S, B, …), in the modes that the first member is in."""
+        return self._forward(inputs)
+
     def _step_at_once(self, optimizer: Optimizer, gradients: Sequence[Tensor]) -> None:
         schedule = self.updates[0].schedule
         for weight, gradient in zip(self.weights, gradients, strict=True):
@@ -204,6 +209,9 @@ def _layers(module: nn.Module, name: str, weights: dict[str, Tensor]) -> Iterato
         yield _linear(weights[f"{name}weight"], weights.get(f"{name}bias"))
     elif type(module) is nn.Flatten and module.start_dim == 1 and module.end_dim == -1:
         yield lambda x: x.flatten(2)
+    elif type(module) is nn.LayerNorm:
+        affine = (weights.get(f"{name}weight"), weights.get(f"{name}bias"))
+        yield _layer_norm(module, *affine)
     elif isinstance(module, ELEMENTWISE):
         yield module
     elif not isinstance(module, (nn.Identity, nn.modules.dropout._DropoutNd)):
@@ -211,9 +219,29 @@ def _layers(module: nn.Module, name: str, weights: dict[str, Tensor]) -> Iterato
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> Forward:
-    if bias is None:
-        return lambda x: x @ weight.mT
-    return lambda x: torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+    def linear(x: Tensor) -> Tensor:
+        rows = x.flatten(1, -2)  # (S, B, d) as it is
+        if bias is None:
+            product = torch.bmm(rows, weight.mT)
+        else:
+            product = torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
+        return product.view(*x.shape[:-1], -1)
+
+    return linear
+
+
+def _layer_norm(module: nn.LayerNorm, weight: Tensor | None, bias: Tensor | None) -> Forward:
+    shape, eps = list(module.normalized_shape), module.eps
+
+    def norm(x: Tensor) -> Tensor:
+        between = x.ndim - 1 - len(shape)  # dimensions between the members' and the normalized
+        x = F.layer_norm(x, shape, eps=eps)
+        for p, act in ((weight, torch.mul), (bias, torch.add)):
+            if p is not None:
+                x = act(x, p.view(len(p), *between * [1], *shape))
+        return x
+
+    return norm
 
 
 def _mapped(updates: Sequence[Update], weights: dict[str, Tensor]) -> Forward:

@@ -9,6 +9,7 @@ a run by itself to a few units of float rounding; over many steps two runs then 
 do on two machines.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,33 +23,71 @@ from optbench.curvature.isolation import kept_rng
 from optbench.probes import SelfPaced, Value
 from optbench.run.loop import DivergenceError, Experiment, Runner, stop_signals
 from optbench.run.stacked import NotTogetherError, Stack
+from optbench.run.stacked_evaluation import StackedEvaluation
+from optbench.run.update import Update
 
+SMALL = 10**8
+"""Multiply-adds of a stacked forward pass below which one thread is quicker than several.
+
+Below it a step is hundreds of operations of some 10 µs: threads meet after each, which costs as
+much again, and many times as much where others use the cores."""
 TRIAL_STEPS = 5
 TOLERANCE = 1e-3
 """Largest difference of a trial's weights, relative to how far they have moved.
 
-Rounding alone gives 1e-6; where an entry of the gradient is nothing but rounding, its sign counts,
-for Adam and its kin, which gives up to 1e-4. Another formula gives 1e-2 and more."""
+The optimizer's state counts too, relative to its size. Rounding alone gives 1e-6. Where an entry of
+the gradient is nothing but rounding its sign counts, for Adam and its kin, which gives up to 1e-4.
+Another formula gives 1e-2 and more."""
 
 
-def way_together(build: Callable[[int], Experiment]) -> tuple[bool, str]:
+@dataclass(frozen=True)
+class Way:
+    """How members are updated together.
+
+    Attributes:
+        one_step: Whether one optimizer steps for all.
+        forward: How the forward pass is stacked: `bmm`, products of stacks, or `vmap`.
+        products: Multiply-adds of a member's forward pass, for layers without shared weights: B·P.
+    """
+
+    one_step: bool
+    forward: str
+    products: int
+
+    @property
+    def step(self) -> str:
+        """The step's name in a summary: `stacked`, or `own` for one each."""
+        return "stacked" if self.one_step else "own"
+
+    @contextmanager
+    def threads(self, count: int) -> Iterator[None]:
+        """Context of one thread where that pays for so many members, else of as many as before.
+
+        A function of the work alone, so that a resumed batch is computed as the first one was.
+        """
+        before = torch.get_num_threads()
+        torch.set_num_threads(1 if count * self.products < SMALL else before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def way_together(build: Callable[[int], Experiment]) -> Way:
     """Try whether members are updated together as they are alone: by one step, or by one each.
 
     Args:
         build: Builds the experiment of a member by its place, each time anew.
-
-    Returns:
-        (whether one optimizer steps for all, how the forward pass is stacked).
 
     Raises:
         NotTogetherError: If neither gives what the members do alone; the message says why.
     """
     reasons = []
     with kept_rng(torch.device("cpu")):
-        alone = [_moved_alone(build(i)) for i in range(2)]
+        alone = [_advanced_alone(build(i)) for i in range(2)]
         for one_step in (True, False):
             try:
-                engine, apart = _trial([build(i) for i in range(2)], one_step, alone)
+                way, apart = _trial([build(i) for i in range(2)], one_step, alone)
             except NotTogetherError as why:
                 reasons.append(str(why))
                 continue
@@ -56,35 +95,74 @@ def way_together(build: Callable[[int], Experiment]) -> tuple[bool, str]:
                 reasons.append(f"{type(why).__name__}: {' '.join(str(why).split())[:200]}")
                 continue
             if apart <= TOLERANCE:
-                return one_step, engine
-            reasons.append(f"the weights differ by {apart:.1g} of how far they move")
+                return way
+            reasons.append(f"weights or state differ by {apart:.1g} of how far the weights move")
     raise NotTogetherError("; ".join(dict.fromkeys(reasons)))
 
 
-def _moved_alone(experiment: Experiment) -> tuple[Tensor, Tensor]:
-    """Weights of a member before and after a few updates by itself."""
+@dataclass(frozen=True)
+class _Advanced:
+    """A member after a few updates by itself.
+
+    Attributes:
+        weights: Its weights θ_t, flat, shape (P,).
+        moved: How far they have come, ‖θ_t − θ_0‖.
+        state: Tensors of the optimizer's state.
+    """
+
+    weights: Tensor
+    moved: float
+    state: list[Tensor]
+
+    def apart(self, update: Update) -> float:
+        """Largest relative difference of another update's weights and state; ∞ for other shapes."""
+        state = _state(update)
+        if [x.shape for x in state] != [x.shape for x in self.state]:
+            return math.inf
+        parts = [float((_flat(update.parameters) - self.weights).norm()) / self.moved]
+        parts += [
+            float((a - b).norm() / b.norm().clamp(min=torch.finfo(torch.float32).tiny))
+            for a, b in zip(state, self.state, strict=True)
+        ]
+        return max(x if x == x else math.inf for x in parts)  # NaN is no agreement
+
+
+def _advanced_alone(experiment: Experiment) -> _Advanced:
     update = experiment.update
     update.model.train()
     before = _flat(update.parameters)
     for _ in range(TRIAL_STEPS):
         update(*experiment.batches.next())
-    return before, _flat(update.parameters)
+    after = _flat(update.parameters)
+    moved = float((after - before).norm())
+    return _Advanced(after, moved if moved else math.nan, _state(update))
+
+
+def _state(update: Update) -> list[Tensor]:
+    states = [update.optimizer.state.get(p, {}) for p in update.parameters]
+    return [
+        value.detach().double()
+        for state in states
+        for _, value in sorted(state.items(), key=lambda item: str(item[0]))
+        if isinstance(value, Tensor)
+    ]
 
 
 def _trial(
-    members: Sequence[Experiment], one_step: bool, alone: Sequence[tuple[Tensor, Tensor]]
-) -> tuple[str, float]:
+    members: Sequence[Experiment], one_step: bool, alone: Sequence[_Advanced]
+) -> tuple[Way, float]:
     for member in members:
         member.update.model.train()
     stack = Stack([member.update for member in members], one_step)
     feed = Feed(members)
     for _ in range(TRIAL_STEPS):
         stack(*feed.next())
-    apart = [
-        float((_flat(member.update.parameters) - after).norm() / (after - before).norm())
-        for member, (before, after) in zip(members, alone, strict=True)
-    ]
-    return stack.engine, max(x if x == x else float("inf") for x in apart)  # NaN is no agreement
+    stack.sync()
+    pairs = zip(members, alone, strict=True)
+    parameters = members[0].update.parameters
+    products = members[0].batches.size * sum(p.numel() for p in parameters)
+    way = Way(one_step, stack.engine, products)
+    return way, max(single.apart(member.update) for member, single in pairs)
 
 
 def _flat(parameters: Sequence[Tensor]) -> Tensor:
@@ -122,6 +200,9 @@ class Feed:
         return train.inputs[together], train.targets[together]
 
 
+Outcome = dict[str, Any] | Exception
+"""How a run ended, as `Runner.outcome` has it, or the error that ended it."""
+
 Seen = tuple[Runner, dict[str, Value], bool]
 """A runner, what it has measured at this step, and whether that was its last."""
 
@@ -135,12 +216,14 @@ class _Group:
         one_step: Whether one optimizer steps for all.
         losses: (step, losses (S,)) of updates that the members have not been told of.
         outcomes: How each runner ended, by its identity.
+        stopping: Whether all are to end before the next update.
     """
 
     runners: list[Runner]
     one_step: bool
     losses: list[tuple[int, Tensor]] = field(default_factory=list)
-    outcomes: dict[int, dict[str, Any]] = field(default_factory=dict)
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    stopping: bool = False
 
     def __post_init__(self) -> None:
         self.step = self.runners[0].step
@@ -153,6 +236,7 @@ class _Group:
             return
         self.stack = Stack([e.update for e in experiments], self.one_step)
         self.feed = Feed(experiments)
+        self.evaluation = StackedEvaluation(experiments, self.stack)
         self._paced = [
             probe
             for runner in self.runners
@@ -163,18 +247,26 @@ class _Group:
     def is_due(self) -> bool:
         """Whether any member has to measure, record or save at this step."""
         # cadences are the configuration's: one member answers for all, but for adaptive ones
-        return self.runners[0].is_due(self.step) or any(
-            probe.next_step <= self.step for probe in self._paced
+        return (
+            self.stopping
+            or self.runners[0].is_due(self.step)
+            or any(probe.next_step <= self.step for probe in self._paced)
         )
 
     def look(self) -> list[Seen]:
         """Let every member measure; return those that go on."""
         self._hand_out()
         seen, there = list[Seen](), len(self.runners)
+        if self.stopping:
+            for runner in self.runners:
+                runner.request_stop()
+        # one decision for all, so that their checkpoints are of one step, and they resume together
+        save = any(runner.wants_save for runner in self.runners)
+        self._evaluate()
         for runner in list(self.runners):
             runner.start_clock()
             with self._ending(runner):
-                seen.append((runner, *runner.look()))
+                seen.append((runner, *runner.look(save)))
         for runner, found, last in seen:
             if last:
                 with self._ending(runner):
@@ -184,6 +276,14 @@ class _Group:
             self._stack_again()
         self._clock = time.monotonic()
         return [row for row in seen if not row[2]]
+
+    def _evaluate(self) -> None:
+        """Find all members' losses and errors at once, where they are due; a share each."""
+        found = [] if self.stopping else self.evaluation(self.step)
+        seconds = (time.monotonic() - self._clock) / len(self.runners)
+        for runner, evaluations in zip(self.runners, found, strict=False):
+            runner.expect(evaluations)
+            runner.probe_seconds += seconds
 
     def update(self) -> None:
         """Update all members."""
@@ -211,37 +311,44 @@ class _Group:
             # a view through .data does not see that its base has changed, and operators ask
             torch.autograd.graph.increment_version(runner.experiment.update.parameters)
         self.losses.clear()
+        self._clock = time.monotonic()
 
     @contextmanager
     def _ending(self, runner: Runner) -> Iterator[None]:
-        """Context in which a divergence, or a request to stop, ends this member alone."""
+        """Context in which a divergence, an error or a request to stop ends this member alone."""
         try:
             yield
         except DivergenceError as divergence:
             runner.step = divergence.step
             self._end(runner, "diverged")
         except KeyboardInterrupt:
+            if not self.stopping:  # a second Ctrl-C, which acts at once
+                raise
             self._end(runner, "interrupted")
+        except Exception as error:  # a probe is anybody's: the others go on
+            self._leave(runner, error)
 
     def _end(self, runner: Runner, status: str) -> None:
-        self.outcomes[id(runner)] = runner.outcome(status)
+        self._leave(runner, runner.outcome(status))
+
+    def _leave(self, runner: Runner, outcome: Outcome) -> None:
+        self.outcomes[id(runner)] = outcome
         self.runners = [other for other in self.runners if other is not runner]
 
 
-def run_together(runners: Sequence[Runner], one_step: bool) -> list[dict[str, Any]]:
+def run_together(runners: Sequence[Runner], one_step: bool) -> list[Outcome]:
     """Train members that stand at one step to their ends; return how each ended.
 
     Args:
         runners: The members' runners, of one configuration but for the seed.
-        one_step: What `way_together` said.
+        one_step: Whether one optimizer steps for all, as `way_together` says.
     """
     for runner in runners:
         runner.begin()
     group = _Group(list(runners), one_step)
 
     def stop() -> None:
-        for runner in group.runners:
-            runner.request_stop()
+        group.stopping = True
 
     with stop_signals(stop):
         while group.runners:

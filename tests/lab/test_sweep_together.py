@@ -1,18 +1,26 @@
 """Seeds of one configuration, trained together: the runs that they are alone, to rounding."""
 
+import math
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from optbench import lab
+from optbench.errors import UserError
 from optbench.lab import Below, Run
+from optbench.probes import State
 from optbench.run import checkpoint
+from optbench.run.stacked_evaluation import StackedEvaluation
 
 WORDS = (
     "task=digits",
@@ -68,7 +76,7 @@ def _apart(a: Run, b: Run) -> float:
         (["optimizer=momentum", "schedule=cosine"], "stacked", "bmm"),
         (["optimizer=adam", "task.loss=mse"], "stacked", "bmm"),
         (["optimizer=adam", "batch_size=full"], "stacked", "bmm"),
-        (["optimizer=signum", "model.norm=layer"], "stacked", "vmap"),
+        (["optimizer=signum", "model.norm=layer"], "stacked", "bmm"),
         (["optimizer=muon"], "own", "bmm"),
         (["optimizer=lamb"], "own", "bmm"),
     ],
@@ -140,6 +148,7 @@ def test_one_that_diverges_leaves_the_others(
         (["model.norm=batch"], "batch norm"),
         (["clip_norm=1"], "clip_norm is set"),
         (["micro_batch_size=5"], "micro_batch_size is set"),
+        ([f"model._target_={__name__}.with_dropout"], "dropout draws its masks"),
     ],
 )
 def test_what_cannot_go_together_runs_one_by_one_and_says_why(
@@ -152,6 +161,121 @@ def test_what_cannot_go_together_runs_one_by_one_and_says_why(
         one = alone(*words, seed=run.config.seed, steps=6)
         assert "batched" not in run.summary and run.name == one.name
         assert torch.equal(_flat(run), _flat(one)), "one by one is bit-identical"
+
+
+@dataclass
+class Meddler:
+    """A probe that does something at step 10 of the run of seed 2."""
+
+    every: int = 5
+    deed: ClassVar[Callable[[], None]] = staticmethod(lambda: None)
+
+    def __call__(self, state: State) -> dict[str, float]:
+        if state.seed == 2 and state.step == 10:
+            type(self).deed()
+        return {}
+
+
+MEDDLER = f"+probes.meddler={{_target_: {__name__}.Meddler}}"
+
+
+def test_an_error_in_one_leaves_the_others(
+    together: Together, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def deed() -> None:
+        raise UserError("this one cannot be measured")
+
+    monkeypatch.setattr(Meddler, "deed", staticmethod(deed))
+    with pytest.raises(UserError, match="this one cannot be measured"):
+        together(MEDDLER)
+    ends = {
+        run.config.seed: run.status for run in map(lab.open, (tmp_path / "together/runs").iterdir())
+    }
+    assert ends == {1: "done", 2: "crashed", 3: "done"}
+
+
+def test_ctrl_c_leaves_all_at_one_step_and_the_same_call_goes_on(
+    together: Together, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    straight = [_flat(run) for run in together(MEDDLER, "optimizer=adam")]
+    elsewhere = {"results_dir": tmp_path / "interrupted"}
+    monkeypatch.setattr(Meddler, "deed", staticmethod(lambda: signal.raise_signal(signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt):
+        together(MEDDLER, "optimizer=adam", **elsewhere)
+    stopped = [lab.open(folder) for folder in (tmp_path / "interrupted/runs").iterdir()]
+    assert [run.status for run in stopped] == 3 * ["interrupted"]
+    assert [run.summary["step"] for run in stopped] == [11, 11, 11]
+    again = together(MEDDLER, "optimizer=adam", **elsewhere)
+    assert again[0].summary["batched"]["with"] == 3
+    assert all(map(torch.equal, [_flat(run) for run in again], straight))
+
+
+def test_runs_that_stand_at_different_steps_go_on_in_groups_and_say_so(
+    together: Together,
+) -> None:
+    straight = together("optimizer=adam", keep_steps=[12, 18])
+    weights = [_flat(run) for run in straight]
+    for run, step in zip(straight, (12, 12, 18), strict=True):
+        checkpoint.save(run.folder, checkpoint.read_kept(run.folder, step))
+        (run.folder / "checkpoint.previous.pt").unlink()
+        (run.folder / "summary.json").unlink()
+    again = together("optimizer=adam", keep_steps=[12, 18])
+    assert "stand at steps 12, 18" in again[0].said
+    assert [run.summary["batched"]["with"] for run in again] == [2, 2, 1]
+    for run, before in zip(again, weights, strict=True):
+        assert float((_flat(run) - before).norm() / before.norm()) < BOUND
+
+
+def test_a_run_that_goes_on_alone_says_that_it_began_in_a_batch(together: Together) -> None:
+    run = together("optimizer=adam", keep_steps=[12])[0]
+    checkpoint.save(run.folder, checkpoint.read_kept(run.folder, 12))
+    (run.folder / "checkpoint.previous.pt").unlink()
+    (run.folder / "summary.json").unlink()
+    assert run.train().summary["batched"]["with"] == 3
+
+
+class AsMany(torch.optim.Optimizer):
+    """Gradient descent whose state is one number a matrix, which no stack of them has."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["size"] = p.grad.norm()
+                p -= group["lr"] * p.grad
+        return loss
+
+
+def test_state_that_would_be_another_takes_a_step_each(together: Together) -> None:
+    name = f"optimizer._target_={__name__}.AsMany"
+    runs = together("optimizer=custom", name, "optimizer.lr=0.1", steps=6)
+    assert runs[0].summary["batched"]["step"] == "own"
+
+
+def with_dropout(input_shape: tuple[int, ...], output_width: int, **_: Any) -> nn.Module:
+    """A linear classifier of which half the inputs are dropped."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Dropout(0.5), nn.Linear(math.prod(input_shape), output_width)
+    )
+
+
+def test_loss_and_error_of_all_at_once_are_those_of_each(together: Together, alone: Alone) -> None:
+    words = ["optimizer=sgd", "task.loss=mse"]
+    one_by_one = StackedEvaluation._ordinary
+    with mock.patch.object(StackedEvaluation, "_ordinary", autospec=True) as ordinary:
+        ordinary.side_effect = one_by_one
+        runs = together(*words)
+    assert ordinary.call_count == 2, "held against two members, once"
+    for run in runs:
+        one = alone(*words, seed=run.config.seed)
+        for metric in ("train/loss", "test/loss", "test/error", "gap/loss"):
+            np.testing.assert_allclose(
+                run.series(metric)[1], one.series(metric)[1], rtol=1e-4, atol=1e-5, err_msg=metric
+            )
 
 
 def test_it_goes_on_after_a_kill_as_if_there_had_been_none(together: Together) -> None:
