@@ -2,7 +2,7 @@
 
     python -m perf.together
 
-Whole runs from a built experiment to the end of the training, probes counted, in one call: MLP
+Whole runs, from the configuration to the closed folder, probes counted, in one call: MLP
 64-64-64-10 on digits, Adam. Start-up of processes is not counted on either side. A ratio above 1
 says that training together is faster.
 """
