@@ -18,7 +18,6 @@ from optbench.record import folder as record
 from optbench.record.sources import changed_code, source, targets
 
 DATA = ("task", "seed", "dtype")  # keys of the configuration on which a run's data depend
-LARGEST_CONFIG = 2**24
 
 
 class PresentData:
@@ -106,7 +105,7 @@ def _compose(overrides: Iterable[str], config_dir: Path | None) -> DictConfig:
 def _recorded(path: Path) -> dict[str, Any]:
     """Return a run's recorded configuration."""
     try:
-        settings: Any = read_yaml(path / record.CONFIG, LARGEST_CONFIG)
+        settings: Any = read_yaml(path / record.CONFIG, record.LARGEST_CONFIG)
         return {**settings, **{key: settings[key] for key in DATA}}
     except (UnreadableError, TypeError, KeyError) as why:
         raise UserError(

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from optbench.curvature.errors import MeasurementError
@@ -63,8 +62,3 @@ def along(point: Point, step: Tensor) -> AlongStep:
         curvature=bend / float(d @ d),
         best_gain=slope**2 / (2 * bend) if bend > 0 else float("inf"),
     )
-
-
-def flat_parameters(point: Point) -> Tensor:
-    """All trained weights of a point, (P,)."""
-    return torch.cat([p.detach().flatten() for p in point.parameters])

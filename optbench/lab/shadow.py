@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from optbench.curvature.isolation import kept_rng
 from optbench.curvature.selection import trainable
 from optbench.lab.snapshot import Snapshot
+from optbench.probes.after_update import flat
 from optbench.run.update import Update
 from optbench.task import Loss
 
@@ -38,13 +39,9 @@ def direction(snapshot: Snapshot, inputs: Tensor | None = None, targets: Any = N
 
 
 def _taken(update: Update, inputs: Tensor, targets: Tensor) -> Tensor:
-    before = _flat(update.parameters)
+    before = flat(update.parameters)
     update(inputs, targets)
-    return _flat(update.parameters) - before
-
-
-def _flat(parameters: Sequence[Tensor]) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in parameters])
+    return flat(update.parameters) - before
 
 
 class Shadow:

@@ -53,7 +53,7 @@ RUN_FILES = (
 MIRROR_STATE, MIRROR_LOG = "wandb.json", "wandb.log"
 MIRROR_FILES = (MIRROR_STATE, MIRROR_LOG)
 CLOSED = (CONFIG, PROVENANCE, METRICS)  # what the digests of a finished run are of; see `_closed`
-LARGEST_JSON = 2**24
+LARGEST_JSON = LARGEST_CONFIG = 2**24
 FINISHED = ("done", "diverged")
 
 

@@ -30,10 +30,7 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
     Raises:
         UserError: If there is something in the state that could not be read back.
     """
-    # torch.save to a disk that is full raises something that no longer says so
-    content = io.BytesIO()
-    torch.save(_portable(state), content)
-    part = write_part(folder / NAME, content.getbuffer())
+    part = write_part(folder / NAME, _content(state))
     if (folder / NAME).exists():
         (folder / NAME).replace(folder / PREVIOUS)
     part.replace(folder / NAME)
@@ -44,10 +41,15 @@ def keep(folder: Path, step: int, state: Mapping[str, Any]) -> None:
     """Keep the state of a step for good, beside the checkpoints that come and go."""
     place = folder / KEPT
     place.mkdir(exist_ok=True)
+    write_part(place / kept_name(step), _content(state)).replace(place / kept_name(step))
+    sync_folder(place)
+
+
+def _content(state: Mapping[str, Any]) -> memoryview:
+    # torch.save to a disk that is full raises something that no longer says so
     content = io.BytesIO()
     torch.save(_portable(state), content)
-    write_part(place / kept_name(step), content.getbuffer()).replace(place / kept_name(step))
-    sync_folder(place)
+    return content.getbuffer()
 
 
 def kept_name(step: int) -> str:

@@ -17,13 +17,11 @@ from torch.optim import Optimizer
 from optbench.boundary import UnreadableError, read_yaml
 from optbench.errors import UserError
 from optbench.optimizers.nested import nested
-from optbench.record.folder import CONFIG
+from optbench.record.folder import CONFIG, LARGEST_CONFIG
 from optbench.run import checkpoint
 from optbench.run.loop import Parts
 from optbench.run.optimizer_state import load_optimizer
 from optbench.seeds import set_global_state
-
-LARGEST_CONFIG = 2**24
 
 
 @dataclass

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from optbench.curvature.isolation import kept_rng
 from optbench.probes import SelfPaced, Value
+from optbench.probes.after_update import flat
 from optbench.run.loop import DivergenceError, Experiment, Runner, stop_signals
 from optbench.run.stacked import NotTogetherError, Stack
 from optbench.run.stacked_evaluation import StackedEvaluation
@@ -120,7 +121,7 @@ class _Advanced:
         state = _state(update)
         if [x.shape for x in state] != [x.shape for x in self.state]:
             return math.inf
-        parts = [float((_flat(update.parameters) - self.weights).norm()) / self.moved]
+        parts = [float((flat(update.parameters).double() - self.weights).norm()) / self.moved]
         parts += [
             float((a - b).norm() / b.norm().clamp(min=torch.finfo(torch.float32).tiny))
             for a, b in zip(state, self.state, strict=True)
@@ -131,10 +132,10 @@ class _Advanced:
 def _advanced_alone(experiment: Experiment) -> _Advanced:
     update = experiment.update
     update.model.train()
-    before = _flat(update.parameters)
+    before = flat(update.parameters).double()
     for _ in range(TRIAL_STEPS):
         update(*experiment.batches.next())
-    after = _flat(update.parameters)
+    after = flat(update.parameters).double()
     moved = float((after - before).norm())
     return _Advanced(after, moved if moved else math.nan, _state(update))
 
@@ -164,10 +165,6 @@ def _trial(
     products = members[0].batches.size * sum(p.numel() for p in parameters)
     way = Way(one_step, stack.engine, products)
     return way, max(single.apart(member.update) for member, single in pairs)
-
-
-def _flat(parameters: Sequence[Tensor]) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in parameters]).double()
 
 
 class Feed:
