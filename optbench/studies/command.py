@@ -31,11 +31,9 @@ from optbench.studies.verdict_page import PAGE
 class Settings:
     """Make the runs of a study, those that are missing, and say what they show.
 
-    which_property: which measure of a solution goes along with its test error (8c).
-    one_slope: does a measure move the error by one slope, whatever moved it (8c).
     edge_atlas: measured/threshold of every optimizer whose edge of stability is known.
     phase: distance to the edge, error, gap and divergence over any two settings.
-    list: every study that a YAML declares, yours too, with its question.
+    list: every study that a YAML declares, yours too, with its question and its cost.
 
     A study is declared in conf/study/NAME.yaml before it runs: hypotheses, expected signs, smallest
     effects, statistics and rules. Its verdict is computed by them, and written with its table and

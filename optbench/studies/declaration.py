@@ -30,7 +30,8 @@ class Declared:
     Attributes:
         name: Name of its YAML.
         study: The study.
-        digest: SHA-256 of the YAML and of the code that judges.
+        digest: SHA-256 of the YAML, and of the code of a study of the user's own. The code of
+            optbench's own is held by tests: they judge the committed tables again.
         files: The YAMLs that declare it.
     """
 

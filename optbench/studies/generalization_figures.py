@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from optbench.studies.figures import LOOKS, new_figure, plain_log, save
+from optbench.studies.figures import LOOKS, draw_heat, new_figure, plain_log, save
 from optbench.studies.frame import Table, subset
 from optbench.studies.generalization_runs import ERROR
 
@@ -53,22 +53,9 @@ def _means(rows: Table, measure: str) -> list[tuple[float, float]]:
 
 
 def draw_correlations(values: Mapping[str, Mapping[str, float]], title: str, place: Path) -> str:
-    """Draw a heat map: a row a measure, a column a task; numbers are written into it."""
+    """Draw a heat map: a row a measure, the strongest first, a column a task."""
     names = sorted(values, key=lambda name: -float(np.nanmean(list(values[name].values()))))
-    tasks = list(next(iter(values.values())))
-    grid = np.array([[values[name][task] for task in tasks] for name in names])
-    figure = new_figure(1.3 * len(tasks) + 3.4, 0.34 * len(names) + 1.3)
-    axis = figure.subplots()
-    image = axis.imshow(grid, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto")
-    axis.set_xticks(range(len(tasks)), tasks)
-    axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
-    for (i, j), value in np.ndenumerate(grid):
-        color = "white" if abs(value) > 0.6 else "black"
-        text = "–" if np.isnan(value) else f"{value:+.2f}"
-        axis.text(j, i, text, ha="center", va="center", color=color, fontsize=9)
-    axis.set_title(title, fontsize=10, loc="left")
-    figure.colorbar(image, ax=axis, shrink=0.8)
-    return save(figure, place)
+    return draw_heat({name: values[name] for name in names}, title, place, limit=1.0)
 
 
 def draw_slopes(
