@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optbench.statistics import VERDICTS, Array, Table, Verdict, group_labels
+from optbench.statistics import Array, Table, group_labels
 
-Rule = Callable[[Table], Verdict]
 Moves = Mapping[str, float]
 
 SHARPNESS_MOVES: Moves = {"optimizer": 0.5, "lr": -1.0, "batch": 0.5, "decay": -0.4}
@@ -200,39 +199,3 @@ def plant(world: str, seed: int = 0, grid: Grid | None = None) -> Table:
     # A stream of its own for each world: the order of the worlds is part of the seed.
     rng = np.random.default_rng([seed, list(WORLDS).index(world)])
     return WORLDS[world](Runs(grid, grid.settings(), rng))
-
-
-def confusion(
-    rule: Rule,
-    worlds: Sequence[str] = tuple(WORLDS),
-    draws: int = 20,
-    seed: int = 0,
-    grid: Grid | None = None,
-) -> dict[str, dict[Verdict, int]]:
-    """Count the verdicts of a rule on several draws of each world.
-
-    Args:
-        rule: From a table to a verdict.
-        worlds: Names in `WORLDS`.
-        draws: Tables of each world.
-        seed: Seed of the first table; the next has the next.
-        grid: Settings and effects.
-
-    Returns:
-        Number of draws by world and by verdict, zeros included.
-    """
-    counts: dict[str, dict[Verdict, int]] = {}
-    for world in worlds:
-        given = [rule(plant(world, seed + draw, grid)) for draw in range(draws)]
-        counts[world] = {verdict: given.count(verdict) for verdict in VERDICTS}
-    return counts
-
-
-def confusion_text(counts: Mapping[str, Mapping[Verdict, int]]) -> str:
-    """Return a confusion matrix as text, a line a world and a column a verdict."""
-    width = max([len("world"), *map(len, counts)])
-    lines = [f"{'world':<{width}}" + "".join(f"  {verdict:>9}" for verdict in VERDICTS)]
-    for world, by_verdict in counts.items():
-        cells = "".join(f"  {by_verdict[verdict]:>9}" for verdict in VERDICTS)
-        lines.append(f"{world:<{width}}" + cells)
-    return "\n".join(lines)

@@ -16,7 +16,13 @@ from optbench.statistics import (
     verdict,
 )
 from optbench.studies import planted
-from optbench.studies.verdict_rules import AXES, naive_correlation, one_slope, strong_instruments
+from tests.studies.verdict_rules import (
+    AXES,
+    confusion,
+    naive_correlation,
+    one_slope,
+    strong_instruments,
+)
 
 DRAWS = 20
 
@@ -46,10 +52,10 @@ def test_only_two_settings_move_sharpness_where_one_has_a_direct_effect() -> Non
 
 
 def test_the_naive_correlation_is_fooled_by_a_confounder_and_the_instruments_are_not() -> None:
-    naive = planted.confusion(naive_correlation, draws=DRAWS)
+    naive = confusion(naive_correlation, draws=DRAWS)
     assert naive["confounded"]["supported"] == DRAWS == naive["proxy"]["supported"]
     assert naive["cause"]["supported"] == DRAWS == naive["unrelated"]["refuted"]
-    by_instruments = planted.confusion(one_slope, draws=DRAWS)
+    by_instruments = confusion(one_slope, draws=DRAWS)
     assert by_instruments["cause"]["supported"] >= 0.9 * DRAWS
     for world in set(planted.WORLDS) - {"cause"}:
         assert by_instruments[world]["supported"] == 0, world
@@ -76,7 +82,7 @@ def test_the_confounder_shows_along_its_axis_alone() -> None:
 
 def test_seeds_that_share_their_start_fool_a_count_of_runs_and_not_one_of_seeds() -> None:
     counts = {
-        rule.__name__: planted.confusion(rule, ["pseudo_replicates"], draws=30)
+        rule.__name__: confusion(rule, ["pseudo_replicates"], draws=30)
         for rule in (_within_by_run, _within_by_seed)
     }
     by_run, by_seed = (counts[name]["pseudo_replicates"] for name in counts)
@@ -89,17 +95,6 @@ def test_no_instrument_no_verdict() -> None:
     table = dict(planted.plant("unrelated"))
     table["log_sharpness"] = np.random.default_rng(0).normal(size=1440)
     assert one_slope(table) == "undecided"
-
-
-def test_the_confusion_matrix_counts_every_draw_and_prints() -> None:
-    grid = planted.Grid(tasks=1, seeds=2)
-    counts = planted.confusion(lambda table: "undecided", ["cause", "proxy"], 3, grid=grid)
-    assert counts["proxy"] == {"supported": 0, "refuted": 0, "undecided": 3}
-    assert planted.confusion_text(counts).splitlines() == [
-        "world  supported    refuted  undecided",
-        "cause          0          0          3",
-        "proxy          0          0          3",
-    ]
 
 
 def _deviations(table: Table) -> Table:

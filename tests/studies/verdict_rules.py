@@ -1,16 +1,14 @@
-"""Verdict rules on a table of runs: does log λ₁ move the test error?
-
-`confusion` of `optbench.studies.planted` says how often each is right where the truth is known.
-"""
+"""Rules to try the planted worlds with, one to be fooled and one that is not, and their counts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import special, stats
 
 from optbench.intervals import LEVEL, Interval
 from optbench.statistics import (
+    VERDICTS,
     Array,
     Instrument,
     Table,
@@ -20,7 +18,9 @@ from optbench.statistics import (
     sign_count,
     verdict,
 )
+from optbench.studies.planted import WORLDS, plant
 
+Rule = Callable[[Table], Verdict]
 AXES = ("optimizer", "lr", "batch", "decay")
 
 
@@ -94,7 +94,7 @@ def one_slope(
        mediator, with the expected sign +.
 
     A true cause is refuted by chance in up to a share `alpha` of the studies. Where runs are few,
-    a direct effect can pass for error: run `confusion` on a grid with the study's own noise.
+    a direct effect can pass for error: count verdicts on a grid with the study's own noise.
 
     Args:
         table: Columns (N,) by name, `task` and `seed` among them.
@@ -122,3 +122,14 @@ def _ranks_by_task(table: Table, column: str) -> Array:
         rows = table["task"] == task
         ranks[rows] = stats.rankdata(table[column][rows]) / rows.sum()
     return ranks
+
+
+def confusion(
+    rule: Rule, worlds: Sequence[str] = tuple(WORLDS), draws: int = 20
+) -> dict[str, dict[Verdict, int]]:
+    """Count the verdicts of a rule on several draws of each world, zeros included."""
+    counts: dict[str, dict[Verdict, int]] = {}
+    for world in worlds:
+        given = [rule(plant(world, draw)) for draw in range(draws)]
+        counts[world] = {verdict: given.count(verdict) for verdict in VERDICTS}
+    return counts
