@@ -1,9 +1,11 @@
 """Fixtures that many tests share. No test needs the network."""
 
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,3 +71,21 @@ def optbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: Call) -> C
         return called(main, Path.cwd(), *arguments, *off)
 
     return run
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, driven by Playwright."""
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip(f"no browser here ({', '.join(BROWSERS)}): the page was not tested")
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="no playwright here: the page was not tested"
+    )
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

@@ -3,7 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +18,7 @@ from optbench.launch.launcher import RUN_SECONDS
 from optbench.launch.local import LocalLauncher, cores
 from optbench.launch.runs import Runs
 from optbench.studies import atlas_picture as picture
-from optbench.studies import edge_atlas, phase
+from optbench.studies import edge_atlas, overview, phase
 from optbench.studies import lr_choice as choice
 from optbench.studies.atlas_entries import ATLAS, CHOICE_SEED, SEEDS, Entry
 from optbench.studies.conduct import TABLE, conduct, write_table
@@ -33,6 +33,8 @@ class Settings:
 
     edge_atlas: measured/threshold of every optimizer whose edge of stability is known.
     phase: distance to the edge, error, gap and divergence over any two settings.
+    all: every study that a YAML declares, one after the other, and the overview.
+    overview: all verdicts on one page, RESULTS/studies/README.md and index.html.
     list: every study that a YAML declares, yours too, with its question and its cost.
 
     A study is declared in conf/study/NAME.yaml before it runs: hypotheses, expected signs, smallest
@@ -109,6 +111,10 @@ def study(settings: Settings) -> int:
         failures = _list(settings.config_dir)
     elif settings.study == "phase":
         failures = do_phase(settings)
+    elif settings.study == "overview":
+        failures = _overview(settings)
+    elif settings.study == "all":
+        failures = _all(settings)
     else:
         failures = _declared(settings)
     for line in failures:
@@ -146,6 +152,24 @@ def _list(config_dir: Path | None) -> list[str]:
         print(f"    {' '.join(declaration.question.split())}")
         print(f"    size=small: {cost}" if cost else "")
     return []
+
+
+def _overview(settings: Settings) -> list[str]:
+    for path in overview.write(settings.results_dir / "studies", settings.config_dir):
+        print(path)
+    return []
+
+
+def _all(settings: Settings) -> list[str]:
+    """Do every declared study; one that cannot be done does not stop the others."""
+    failures, names = [], known_studies(settings.config_dir)
+    for i, name in enumerate(names, 1):
+        print(f"study {i} of {len(names)}: {name}")
+        try:
+            failures += _declared(replace(settings, study=name))
+        except UserError as why:
+            failures.append(f"{name}: {why}")
+    return failures + _overview(settings)
 
 
 def _declared(settings: Settings) -> list[str]:

@@ -1,8 +1,6 @@
 """The page in a real browser, headless; without one these tests skip and say so."""
 
-import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,10 @@ from optbench.leaderboard.run_report import main as report
 from optbench.leaderboard.words import words
 from tests.conftest import Command
 from tests.leaderboard.fields import entrant, suite
+from tests.visit import Visit
 
 SUITE = suite()
 HOSTILE = "</script><img src=x onerror=alert(1)>"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 def _board(hostile: str = HOSTILE) -> Board:
@@ -34,48 +32,6 @@ def _board(hostile: str = HOSTILE) -> Board:
     runs += entrant(SUITE, "unfinished", 0.1)[:3]
     board = make_board(SUITE, admit(SUITE, [replace(run, local=True) for run in runs]))
     return replace(board, words=words(board))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A headless Chromium, driven by Playwright."""
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip(f"no browser here ({', '.join(BROWSERS)}): the page was not tested")
-    sync_api = pytest.importorskip(
-        "playwright.sync_api", reason="no playwright here: the page was not tested"
-    )
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-class Visit:
-    """One page in one window, with everything that it complained of or asked for."""
-
-    def __init__(self, browser: Any, file: Path, width: int = 1200) -> None:
-        self.page = browser.new_page(viewport={"width": width, "height": 800})
-        self.trouble: list[str] = []
-        self.requests: list[str] = []
-        self.page.on(
-            "console",
-            lambda m: self.trouble.append(m.text) if m.type in ("error", "warning") else None,
-        )
-        self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
-        self.page.on("dialog", self._dismiss)
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(file.as_uri())
-
-    def _dismiss(self, dialog: Any) -> None:
-        self.trouble.append("a dialog was opened")
-        dialog.dismiss()
-
-    def column(self, table: str, index: int) -> list[str]:
-        cells: list[str] = self.page.locator(
-            f"#{table} tbody tr td:nth-child({index})"
-        ).all_text_contents()
-        return cells
 
 
 @pytest.fixture(scope="module")
