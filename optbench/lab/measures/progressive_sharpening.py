@@ -1,6 +1,7 @@
 """How fast sharpness rises as the loss falls."""
 
 import copy
+import math
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def progressive_sharpening(point: Point) -> float:
     squared = float(g @ g)
     if not (value > 0 and squared > 0 and sharpness > 0):
         raise MeasurementError("loss, gradient and sharpness must be positive")
-    step = DISPLACEMENT * float(point.weights.double().norm()) / squared**0.5
+    step = DISPLACEMENT * float(point.weights.double().norm()) / math.sqrt(squared)
     ahead, behind = (_quadratic(point, sign * step * g, u) for sign in (1, -1))
     rise = (ahead - behind) / (2 * step)
     return -rise / sharpness * value / squared
@@ -50,7 +51,7 @@ def _quadratic(point: Point, shift: Tensor, u: Tensor) -> float:
         start = 0
         for parameter in trainable(model):
             end = start + parameter.numel()
-            parameter += shift[start:end].view_as(parameter)
+            parameter.add_(shift[start:end].view_as(parameter))
             start = end
     data = tuple(
         x.double() if x.is_floating_point() else x
