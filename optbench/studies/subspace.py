@@ -168,6 +168,8 @@ class Subspace:
 
         def statistic(t: Table) -> float:
             old = t["every"] == 2
+            if old.all() or not old.any():
+                return math.nan
             return float(t["ratio"][old].mean() - t["ratio"][~old].mean())
 
         return statistic, chosen
@@ -184,10 +186,10 @@ class Subspace:
         main = _where(rows, main=1)
         yield draw_forest(
             {
-                f"{arm} steps": _intervals(_where(main, arm=arm), arm, self.declaration.level)
+                f"{arm} steps": _intervals(_where(main, arm=arm), self.k, self.declaration.level)
                 for arm in ("full", "top", "bulk")
             },
-            "loss after over loss before, less 1",
+            "log(loss after/loss before)",
             folder / "loss_ratio",
         )
         aged = _where(table, optimizer="gd", k=self.k)
@@ -408,17 +410,17 @@ def _told(rows: Table, hypothesis: str, k: int) -> str:
     return ("Loss ratios: " if column == "ratio" else "Distances: ") + "; ".join(told) + "."
 
 
-def _intervals(rows: Table, arm: str, level: float) -> list[tuple[str, Interval]]:
-    """Mean loss ratio less 1, by optimizer and k."""
+def _intervals(rows: Table, usual: int, level: float) -> list[tuple[str, Interval]]:
+    """Mean log loss ratio by optimizer, and by k where it is not the usual one."""
     found = []
     for optimizer in dict.fromkeys(rows["optimizer"].tolist()):
         for k in np.unique(rows["k"]):
             of = _where(rows, optimizer=optimizer, k=k)
             if length(of) and len(np.unique(of["seed"])) > 1:
                 interval = cluster_bootstrap(
-                    of, lambda t: float(t["ratio"].mean() - 1), "seed", 200, level, "percentile"
+                    of, lambda t: float(np.log(t["ratio"]).mean()), "seed", 200, level, "percentile"
                 )
-                label = optimizer if arm == "full" else f"{optimizer}, k={k:g}"
+                label = optimizer if k in (0, usual) else f"{optimizer}, k={k:g}"
                 found.append((label, interval))
     return found
 
