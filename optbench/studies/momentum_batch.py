@@ -262,7 +262,7 @@ def curvature_along_gradient(
     squared = torch.stack([part.square().sum() for part in g]).sum()
     products = torch.autograd.grad(squared / 2, weights)
     bend = sum(float((a.detach() * b).double().sum()) for a, b in zip(g, products, strict=True))
-    return bend / float(squared)
+    return bend / float(squared.detach())
 
 
 def _six(value: float) -> float | None:

@@ -108,7 +108,11 @@ def test_the_share_is_that_of_the_part_which_tells_probes_apart() -> None:
 
 
 def test_a_best_rate_at_the_grids_end_is_left_out() -> None:
-    steps = {"sgd": [90, 50, 20], "adam": [30, 10, None], "muon": [None, None, None]}
+    steps: dict[str, list[int | None]] = {
+        "sgd": [90, 50, 20],
+        "adam": [30, 10, None],
+        "muon": [None, None, None],
+    }
     rows = [
         {"kind": "timed", "task": "t", "probe": p, "seed": s, "scale": scale, "steps": n}
         for p, own in steps.items()

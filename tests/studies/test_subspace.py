@@ -93,7 +93,13 @@ def rows(**changes: Any) -> Table:
     for optimizer in ("gd", "sgd", "adam", "sam"):
         for seed in range(1, 6):
             wiggle = 0.002 * seed
-            base = {"optimizer": optimizer, "seed": seed, "k": 10, "every": 1, "main": 1}
+            base: dict[str, Any] = {
+                "optimizer": optimizer,
+                "seed": seed,
+                "k": 10,
+                "every": 1,
+                "main": 1,
+            }
             base |= {"start_distance": 1.0, "diverged": 0.0, "fresh": 0.97, "held": 0.9}
             base |= {"full_ratio": 0.86, "distance": 3 + wiggle} | changes
             made.append(base | {"arm": "top", "ratio": 0.99 + wiggle})
