@@ -111,14 +111,11 @@ class Subspace:
 
     def read(self, cell: Cell, folder: Path) -> list[dict[str, Any]]:
         """A row for each arm; a run that diverged is one row without arms."""
-        content = json.dumps([dict(cell.factors), "2"])
-        place = folder / f"arms-{hashlib.sha256(content.encode()).hexdigest()[:8]}.json"
-        found = read_json(place)
-        if found is None:
-            found = {"rows": _arms(cell, folder)}
-            write_whole(place, json.dumps(found) + "\n")
         factors = {name: cell.factors[name] for name in ("optimizer", "seed")}
-        return [factors | row for row in found["rows"]]
+        arms = _kept(folder, "arms", [dict(cell.factors), "2"], lambda: _arms(cell, folder))
+        k = cell.factors["k"]
+        floor = _kept(folder, "floor", [k, "1"], lambda: _floor(lab.open(folder), k))
+        return [factors | row | {"floor": floor} for row in arms]
 
     def judge(self, table: Table) -> list[Finding]:
         """Apply the rules to the arms whose eigenvectors were fresh."""
@@ -204,6 +201,23 @@ class Subspace:
             )
 
 
+def _kept(folder: Path, name: str, settings: Any, make: Callable[[], Any]) -> Any:
+    """What `make` returned for these settings, kept in the run's folder."""
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
+    place = folder / f"{name}-{digest}.json"
+    found = read_json(place)
+    if found is None:
+        found = {"rows": make()}
+        write_whole(place, json.dumps(found) + "\n")
+    return found["rows"]
+
+
+def _floor(run: lab.Run, k: int) -> float | None:
+    if run.status != "done":
+        return None
+    return _six(valley_floor(run.at(), k, float(run.series(metrics.TRAIN_LOSS)[1][-LAST:].mean())))
+
+
 def _arms(cell: Cell, folder: Path) -> list[dict[str, Any]]:
     run, wanted = lab.open(folder), cell.factors
     if run.status != "done":
@@ -228,6 +242,25 @@ def _ages(optimizer: str, grid: Mapping[str, Any]) -> list[tuple[int, int, int]]
         ages += [(wider, every, 1) for wider in grid["wider"]]
         ages += [(k, age, 0) for age in grid["stale"]]
     return ages
+
+
+def valley_floor(snapshot: Snapshot, k: int, first: float, steps: int = 3) -> float:
+    """Return the loss without oscillation over the loss `first`, by Newton's steps in the top.
+
+        w ← w − V diag(λ)⁻¹ Vᵀ∇L(w)
+
+    At the edge a run swings across a valley along its sharpest directions. What top steps gain
+    down to this floor is the end of the swing, and no progress along the valley. The snapshot's
+    model is moved.
+    """
+    model, task, weights = snapshot.model, snapshot.task, snapshot.parts.update.parameters
+    hessian = Hessian(model, task.loss, (task.train.inputs, task.train.targets))
+    for _ in range(steps):
+        pairs = top_eigenpairs(hessian, k)
+        along = pairs.vectors.T @ hessian.loss.gradient()
+        w = parameters_to_vector(weights).detach()
+        vector_to_parameters(w - pairs.vectors @ (along / pairs.values), weights)
+    return _loss(model, task) / first
 
 
 @dataclass
@@ -398,6 +431,9 @@ def _told(rows: Table, hypothesis: str, k: int) -> str:
         "bulk_edge": ("bulk", "distance"),
     }[hypothesis]
     told = []
+    floors = ""
+    if hypothesis == "top_stalls" and "floor" in rows:
+        floors = _floors(_where(rows, arm="top", main=1, k=k))
     for optimizer in np.unique(rows["optimizer"]) if length(rows) else ():
         for each in np.unique(rows["k"][rows["arm"] == arm]):
             of = _where(rows, arm=arm, k=each, main=1, optimizer=optimizer)
@@ -407,7 +443,23 @@ def _told(rows: Table, hypothesis: str, k: int) -> str:
                     f"{of['full_ratio'].mean():.3f}, step in the top {np.nanmean(of['held']):.2f}, "
                     f"start {np.nanmean(of['start_distance']):.2f} of its edge)"
                 )
-    return ("Loss ratios: " if column == "ratio" else "Distances: ") + "; ".join(told) + "."
+    word = "Loss ratios: " if column == "ratio" else "Distances: "
+    return word + "; ".join(told) + "." + floors
+
+
+def _floors(rows: Table) -> str:
+    """Top steps against the floor of the valley at their start."""
+    told = []
+    for optimizer in np.unique(rows["optimizer"]):
+        of = _where(rows, optimizer=optimizer)
+        above = of["ratio"] / of["floor"]
+        told.append(
+            f"{optimizer} {of['floor'].mean():.3f} (top steps end at {above.mean():.3f} times it)"
+        )
+    return (
+        " Added after this verdict was seen, and no part of it: without the oscillation along "
+        f"these directions, the ratio at the start is {'; '.join(told)}."
+    )
 
 
 def _intervals(rows: Table, usual: int, level: float) -> list[tuple[str, Interval]]:

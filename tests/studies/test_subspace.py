@@ -15,7 +15,7 @@ from optbench.curvature import Hessian
 from optbench.run.update import Update
 from optbench.studies.declaration import read_study
 from optbench.studies.frame import Cell, Table, columns
-from optbench.studies.subspace import FRESH, Subspace, Top, advance, usable
+from optbench.studies.subspace import FRESH, Subspace, Top, advance, usable, valley_floor
 from optbench.task import Split, Task
 
 CURVATURES = torch.tensor([10.0, 4.0, 1.0], dtype=torch.float64)
@@ -67,6 +67,12 @@ def test_an_arm_moves_its_own_directions_and_no_other(arm: Any, moving: tuple[in
     assert row["distance"] == pytest.approx(10 * LR / 2, rel=1e-3)
     if arm == "bulk":  # in the first step; the top's gradient stays, the other's fades
         assert row["held"] > (10 * 0.3) ** 2 / float(((CURVATURES * START) ** 2).sum())
+
+
+def test_the_floor_of_a_quadratic_valley_is_what_is_left_beside_the_top() -> None:
+    first = float((CURVATURES * START**2).sum() / 2)
+    left = float((CURVATURES * START**2)[1:].sum() / 2)
+    assert valley_floor(quadratic(), 1, first) == pytest.approx(left / first, rel=1e-5)
 
 
 def test_an_arm_that_diverges_is_a_row() -> None:
