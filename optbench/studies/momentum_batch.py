@@ -203,9 +203,12 @@ class MomentumBatch:
                 )
                 for beta in np.unique(rows["momentum"])
             }
-            for title, column in (("batch sharpness", "last"), ("λ₁", "sharpness"))
+            for title, column in (
+                ("batch sharpness; full batch: λ₁", "last"),
+                ("λ₁", "sharpness"),
+            )
         }
-        yield draw_curves(panels, "batch size", "plateau over 2(1−β)/η", folder / "plateaus", "xy")
+        yield draw_curves(panels, "batch size", "plateau over 2(1−β)/η", folder / "plateaus", "x")
 
 
 def plateau(run: lab.Run, size: int, drawn: int) -> dict[str, Any]:
