@@ -110,7 +110,8 @@ def test_the_studies_that_come_with_it_are_known_and_can_be_planned() -> None:
         rules = {h.name for h in study.declaration.hypotheses}
         assert all(set(right) <= rules for right in study.worlds.values())
         seeds = {cell.factors["seed"] for cell in study.plan("small")}
-        assert len(seeds) >= 10
+        # claims about generalization take ten seeds, those about dynamics five
+        assert len(seeds) >= (10 if "8c" in study.declaration.direction else 5)
 
 
 def test_a_study_of_ones_own_is_one_file_and_one_yaml(tmp_path: Path) -> None:
