@@ -70,8 +70,9 @@ def conduct(
     folder.mkdir(parents=True, exist_ok=True)
     cells = list(study.plan(size))
     index = results / "studies" / INDEX  # of all studies: some share their runs
-    with Runs(launcher, results, index, len(cells), config_dir) as runs:
-        commands = [list(cell.command) for cell in cells]
+    with Runs(launcher, results, index, len({c.command for c in cells}), config_dir) as runs:
+        # a run may be a cell of several comparisons
+        commands = [list(c) for c in dict.fromkeys(tuple(cell.command) for cell in cells)]
         seen = sum(runs.folder(command) is not None for command in commands)
         history = remember(folder, declared, seen)
         runs.make(declared.name, commands)
