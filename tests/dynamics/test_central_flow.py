@@ -166,6 +166,25 @@ def test_two_eigenvalues_are_held_at_once() -> None:
     assert float(np.linalg.eigvalsh(last.covariance).min()) > -1e-9
 
 
+def test_a_drift_off_the_diagonal_is_held_by_a_covariance_off_the_diagonal() -> None:
+    """H = [[w₂, w₄], [w₄, w₃]] of (x, y), driven by (.3, .2, .1): at rest at H = 2/η.
+
+    dw₂/dt ∝ .3 − ½ Σ₁₁, dw₃/dt ∝ .2 − ½ Σ₂₂, dw₄/dt ∝ .1 − Σ₁₂, hence Σ = [[.6, .1], [.1, .4]].
+    """
+    lr, drive = 0.5, torch.tensor([0.3, 0.2, 0.1], dtype=F64)
+
+    def function(w: Tensor) -> Tensor:
+        x, y = w[0], w[1]
+        return 0.5 * (w[2] * x.square() + w[3] * y.square()) + w[4] * x * y - w[2:] @ drive
+
+    start = _at(0.0, 0.0, 3.9, 3.95, 0.02)
+    *_, last = islice(central_flow(FlatLoss(function), GradientDescent(lr), start), 20)
+    expected = np.linalg.eigvalsh(np.array([[0.6, 0.1], [0.1, 0.4]]))
+    np.testing.assert_allclose(np.linalg.eigvalsh(lr * last.covariance), expected, rtol=1e-5)
+    held = torch.tensor([2 / lr, 2 / lr, 0.0], dtype=F64)
+    torch.testing.assert_close(last.state.weights[2:], held, rtol=0, atol=1e-5)
+
+
 def test_the_average_of_gradient_descent_is_where_the_flow_says() -> None:
     """L = ½ (1 + v) u² + ½ c (v − 3.2)²: descent settles on u ↦ −u with v = 2/η − 1, u² = Σ.
 
