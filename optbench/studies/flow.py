@@ -1,0 +1,429 @@
+"""Does the central flow foretell the time average of a run at its edge?"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, product
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optbench import lab
+from optbench.curvature import Loss, Preconditioned, top_eigenpairs
+from optbench.dynamics.central_flow import (
+    EDGE,
+    Center,
+    GradientDescent,
+    RMSprop,
+    Rule,
+    State,
+    central_flow,
+    discrete,
+    stable_flow,
+)
+from optbench.dynamics.flat_loss import FlatLoss
+from optbench.errors import UserError
+from optbench.intervals import Interval
+from optbench.lab import Snapshot
+from optbench.record.durable import write_whole
+from optbench.record.folder import read_json
+from optbench.statistics import cluster_bootstrap, verdict
+from optbench.studies.figures import draw_curves, draw_forest
+from optbench.studies.frame import (
+    REFUTED,
+    SUPPORTED,
+    UNDECIDED,
+    Cell,
+    Declaration,
+    Finding,
+    Hypothesis,
+    Size,
+    Table,
+    columns,
+    length,
+    subset,
+)
+
+SGD, RMSPROP = "sgd", "rmsprop"
+DRAWS = 2000
+HALVES = math.log(2)
+ACCURACY = 1e-3
+
+OUTCOMES = {
+    "sgd_weights": (SGD, "weights"),
+    "rmsprop_weights": (RMSPROP, "weights"),
+    "sgd_loss": (SGD, "loss"),
+    "rmsprop_loss": (RMSPROP, "loss"),
+}
+
+
+@dataclass(frozen=True)
+class Guards:
+    """When a run says something about a flow at the edge.
+
+    Attributes:
+        swing: Least excess of the average loss over the loss of the average weights, relative:
+            below it the run did not oscillate.
+        beyond: Most by which the flow's eigenvalues may pass the edge: above it the flow was not
+            solved, as with a wrong third derivative.
+    """
+
+    swing: float
+    beyond: float
+
+
+class Flow:
+    """Runs taken up below the edge, and followed by the optimizer, its stable and central flows.
+
+    Args:
+        declaration: What is declared; `sizes` has activations, optimizers, seeds, first_seed.
+        settings: {activation: {optimizer: {lr, start, length}}}: learning rate, steps before the
+            flows begin, and steps that they are followed.
+        common: Overrides of all runs.
+        substeps: Euler steps of the central flow a step of the optimizer.
+        stable_substeps: Runge-Kutta steps of the stable flow a step of the optimizer.
+        half_width: Steps on either side over which the run, and each flow, is averaged.
+        times: Number of times at which they are compared.
+        guards: When a run counts.
+    """
+
+    worlds: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "central": dict.fromkeys(OUTCOMES, SUPPORTED),
+        # the oscillation does not move the average
+        "no_better": dict.fromkeys(OUTCOMES, REFUTED),
+        # the central flow is right, but the third derivative that it was given is not
+        "wrong_third_derivative": dict.fromkeys(OUTCOMES, SUPPORTED),
+        # the same, but the runs have not come to the edge
+        "below_the_edge": dict.fromkeys(OUTCOMES, SUPPORTED),
+    }
+
+    def __init__(
+        self,
+        declaration: Declaration,
+        settings: Mapping[str, Mapping[str, Mapping[str, Any]]],
+        common: Sequence[str],
+        substeps: int,
+        stable_substeps: int,
+        half_width: int,
+        times: int,
+        guards: Mapping[str, float],
+    ) -> None:
+        self.declaration, self.settings, self.common = declaration, settings, common
+        self.substeps, self.stable_substeps = substeps, stable_substeps
+        self.half_width, self.times = half_width, times
+        self.guards = Guards(**guards)
+
+    def plan(self, size: Size) -> list[Cell]:
+        """The runs of a size, each up to where the flows begin."""
+        grid = self.declaration.sizes[size]
+        seeds = range(grid["first_seed"], grid["first_seed"] + grid["seeds"])
+        return [
+            self._cell(activation, optimizer, seed)
+            for activation, optimizer, seed in product(
+                grid["activations"], grid["optimizers"], seeds
+            )
+        ]
+
+    def _cell(self, activation: str, optimizer: str, seed: int) -> Cell:
+        chosen = self.settings[activation][optimizer]
+        command = (
+            *self.common,
+            f"model.activation={activation}",
+            f"optimizer={optimizer}",
+            f"optimizer.lr={chosen['lr']}",
+            f"steps={chosen['start']}",
+            f"seed={seed}",
+        )
+        return Cell({"activation": activation, "optimizer": optimizer, "seed": seed}, command)
+
+    def read(self, cell: Cell, folder: Path) -> list[dict[str, Any]]:
+        """A row for each time: how far each flow is from the run's time average."""
+        steps = int(self.settings[cell.factors["activation"]][cell.factors["optimizer"]]["length"])
+        follow = [steps, self.substeps, self.stable_substeps, self.half_width, self.times, ACCURACY]
+        digest = hashlib.sha256(json.dumps(follow).encode()).hexdigest()[:8]
+        place = folder / f"flows-{digest}.json"
+        found = read_json(place)
+        if found is None:
+            found = {"rows": self._rows(folder, steps)}
+            write_whole(place, json.dumps(found) + "\n")
+        return [dict(cell.factors) | row for row in found["rows"]]
+
+    def _rows(self, folder: Path, steps: int) -> list[dict[str, Any]]:
+        run = lab.open(folder)
+        if run.status != "done":
+            return [{"solved": 0.0}]
+        loss, rule, state = begin(run.end)
+        try:
+            return self._compare(loss, rule, state, steps)
+        except (UserError, FloatingPointError):  # a flow without solution is a result
+            return [{"solved": 0.0}]
+
+    def _compare(
+        self, loss: FlatLoss, rule: Rule, state: State, steps: int
+    ) -> list[dict[str, Any]]:
+        """Follow the optimizer and both flows, and compare them under one moving average."""
+        run = list(islice(discrete(loss, rule, state), steps))
+        stable = list(islice(stable_flow(loss, rule, state, self.stable_substeps), steps))
+        central = list(islice(central_flow(loss, rule, state, self.substeps), steps))
+        losses = np.array([loss.value(s.weights) for s in run])
+        of_stable = np.array([loss.value(s.weights) for s in stable])
+        predicted = np.array([c.predicted_loss for c in central])
+        start = _top(loss, rule, state)
+        rows = []
+        for time in np.linspace(self.half_width, steps - self.half_width, self.times).astype(int):
+            window = slice(time - self.half_width, time + self.half_width)
+            average = _average(run[window])
+            row = {
+                "time": time / steps,
+                "solved": 1.0,
+                "start": start,
+                "weights_central": _distance(_average([c.state for c in central[window]]), average),
+                "weights_stable": _distance(_average(stable[window]), average),
+                "moved": _distance(state, average),
+                "loss_run": losses[window].mean(),
+                "loss_center": loss.value(average.weights),
+                "loss_central": predicted[window].mean(),
+                "loss_stable": of_stable[window].mean(),
+                "top_run": _top(loss, rule, average),
+                "top_central": _largest(central[window]),
+                "top_stable": _top(loss, rule, stable[time]),
+                "near": float((central[time].covariance.diagonal() > 0).sum()),
+            }
+            rows.append({name: float(f"{value:.6g}") for name, value in row.items()})
+        return rows
+
+    def judge(self, table: Table) -> list[Finding]:
+        """Apply the rules to the runs that came to the edge, in the second half of each."""
+        cells = [cell_of(rows) for rows in _by_run(table)]
+        kept = [cell for cell in cells if self._counts(cell)]
+        return [self._finding(h, kept, cells) for h in self.declaration.hypotheses]
+
+    def _counts(self, cell: Mapping[str, Any]) -> bool:
+        return bool(
+            cell["solved"]
+            and cell["start"] <= EDGE
+            and cell["swing"] >= self.guards.swing
+            and cell["beyond"] <= self.guards.beyond
+        )
+
+    def _finding(
+        self,
+        hypothesis: Hypothesis,
+        kept: Sequence[Mapping[str, Any]],
+        cells: Sequence[Mapping[str, Any]],
+    ) -> Finding:
+        optimizer, outcome = OUTCOMES[hypothesis.name]
+        rows = columns([cell for cell in kept if cell["optimizer"] == optimizer])
+        total = sum(cell["optimizer"] == optimizer for cell in cells)
+        why = f"{length(rows)} of {total} runs count: the flows were solved and the run oscillated."
+        if len(np.unique(rows.get("seed", np.zeros(0)))) < 2:
+            unknown = Interval(math.nan, -math.inf, math.inf)
+            return Finding(hypothesis.name, unknown, UNDECIDED, length(rows), why)
+
+        def statistic(table: Table) -> float:
+            return float(table[outcome].mean()) - HALVES
+
+        estimate = cluster_bootstrap(
+            rows, statistic, draws=DRAWS, level=self.declaration.level, method="percentile"
+        )
+        said = verdict(estimate, hypothesis.sesoi, hypothesis.sign)
+        return Finding(
+            hypothesis.name, estimate, said, length(rows), f"{why} {_told(rows, outcome)}"
+        )
+
+    def planted(self, world: str, seed: int) -> Table:
+        """A simulated table of a world."""
+        return planted(world, seed, self.declaration.sizes["small"], self.times)
+
+    def draw(self, table: Table, findings: Sequence[Finding], folder: Path) -> Iterator[str]:
+        """Draw distances, losses and eigenvalues over time, and the ratio of each run."""
+        if "time" not in table:
+            return
+        rows = subset(table, table["solved"] == 1)
+        panels = _panels(rows)
+        if not panels:
+            return
+        yield _draw_over_time(
+            panels, ("weights_stable", "weights_central"), "distance of weights", folder / "weights"
+        )
+        yield _draw_over_time(
+            panels, ("loss_run", "loss_stable", "loss_central"), "loss", folder / "loss"
+        )
+        yield _draw_over_time(
+            panels, ("top_run", "top_stable", "top_central"), "top of P⁻¹H", folder / "top"
+        )
+        ratios = {
+            name: [
+                (f"{cell['activation']}, {cell['optimizer']}, {cell['seed']:g}", _point(cell[name]))
+                for cell in map(cell_of, _by_run(table))
+                if self._counts(cell)
+            ]
+            for name in ("weights", "loss")
+        }
+        if any(ratios.values()):
+            yield draw_forest(
+                ratios, "log(error of stable / of central flow)", folder / "ratios", HALVES
+            )
+
+
+def begin(end: Snapshot) -> tuple[FlatLoss, Rule, State]:
+    """The loss, optimizer and state of a finished run, in double precision."""
+    data = (end.task.train.inputs, end.task.train.targets)
+    loss = Loss(end.model, end.task.loss, data, dtype=torch.float64)
+    parameters = dict(end.model.named_parameters())
+    chosen = [parameters[name] for name in loss.objective.names]
+    weights = torch.cat([p.detach().double().flatten() for p in chosen])
+    group = end.optimizer.param_groups[0]
+    if isinstance(end.optimizer, torch.optim.RMSprop):
+        squares = torch.cat(
+            [end.optimizer.state[p]["square_avg"].double().flatten() for p in chosen]
+        )
+        rule: Rule = RMSprop(float(group["lr"]), float(group["alpha"]), float(group["eps"]))
+    else:
+        squares, rule = torch.zeros_like(weights), GradientDescent(float(group["lr"]))
+    return FlatLoss.of_model(loss), rule, State(weights, squares)
+
+
+def _average(states: Sequence[State]) -> State:
+    return State(
+        torch.stack([s.weights for s in states]).mean(0),
+        torch.stack([s.squares for s in states]).mean(0),
+    )
+
+
+def _distance(first: State, second: State) -> float:
+    return float(torch.linalg.vector_norm(first.weights - second.weights))
+
+
+def _top(loss: FlatLoss, rule: Rule, state: State) -> float:
+    """Largest eigenvalue of P⁻¹H."""
+    preconditioner: Tensor = rule.preconditioner(state.squares)
+    operator = Preconditioned(loss.at(state.weights).hessian, preconditioner)
+    return float(top_eigenpairs(operator, 1, accuracy=ACCURACY).values[0])
+
+
+def _largest(centers: Sequence[Center]) -> float:
+    return max(float(center.top[0]) for center in centers)
+
+
+def _by_run(table: Table) -> list[Table]:
+    """The rows of each run."""
+    if not length(table):
+        return []
+    names = zip(table["activation"], table["optimizer"], table["seed"], strict=True)
+    labels = np.asarray(["|".join(map(str, name)) for name in names])
+    return [subset(table, labels == label) for label in dict.fromkeys(labels.tolist())]
+
+
+def cell_of(rows: Table) -> dict[str, Any]:
+    """What a run says: log of the stable flow's error over the central flow's, and its guards.
+
+    Errors are root mean squares over the second half of the time: of the distance of weights, and
+    of the difference of loss.
+    """
+    named = {name: rows[name][0] for name in ("activation", "optimizer", "seed")}
+    if not (rows["solved"] == 1).all() or "time" not in rows:
+        return {**named, "solved": 0.0}
+    late = subset(rows, rows["time"] >= 0.5)
+    excess = (rows["loss_run"] - rows["loss_center"]) / rows["loss_center"]
+    return {
+        **named,
+        "solved": 1.0,
+        "start": float(rows["start"][0]),
+        "swing": float(excess.max()),
+        "beyond": float(rows["top_central"].max()) - EDGE,
+        "weights": math.log(_rms(late["weights_stable"]) / _rms(late["weights_central"])),
+        "loss": math.log(
+            _rms(late["loss_stable"] - late["loss_run"])
+            / _rms(late["loss_central"] - late["loss_run"])
+        ),
+    }
+
+
+def _rms(values: Any) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def _told(rows: Table, outcome: str) -> str:
+    by = {
+        str(name): math.exp(float(rows[outcome][rows["activation"] == name].mean()))
+        for name in np.unique(rows["activation"])
+    }
+    return "The stable flow's error over the central flow's: " + ", ".join(
+        f"{name} {ratio:.3g}" for name, ratio in by.items()
+    )
+
+
+def _point(value: float) -> Interval:
+    return Interval(value, value, value)
+
+
+def _panels(rows: Table) -> dict[str, Table]:
+    """The runs of the first seed, a panel for each activation and optimizer."""
+    found: dict[str, Table] = {}
+    for of_run in _by_run(rows):
+        found.setdefault(f"{of_run['activation'][0]}, {of_run['optimizer'][0]}", of_run)
+    return found
+
+
+LABELS = {"run": "run, averaged", "stable": "stable flow", "central": "central flow"}
+
+
+def _draw_over_time(panels: Mapping[str, Table], names: Sequence[str], y: str, place: Path) -> str:
+    curves = {
+        title: {
+            LABELS[name.split("_")[1]]: (rows["time"], rows[name]) for name in names if name in rows
+        }
+        for title, rows in panels.items()
+    }
+    return draw_curves(curves, "share of the time followed", y, place)
+
+
+def planted(world: str, seed: int, grid: Mapping[str, Any], times: int) -> Table:
+    """Simulate the table of a world.
+
+    The stable flow drifts from the average in proportion to the time at the edge; the central flow
+    keeps a fifth of that distance, where it is right and solved.
+
+    Args:
+        world: One of `Flow.worlds`.
+        seed: Seed of the draw.
+        grid: Size of the study.
+        times: Rows of a run.
+    """
+    rng = np.random.default_rng(seed)
+    share = {"central": 0.2, "no_better": 0.9, "wrong_third_derivative": 1.1, "below_the_edge": 1.0}
+    solved = world != "wrong_third_derivative"
+    at_edge = world != "below_the_edge"
+    rows = []
+    for activation, optimizer, of_seed in product(
+        grid["activations"], grid["optimizers"], range(grid["seeds"])
+    ):
+        luck = math.exp(rng.normal(scale=0.2))
+        for time in np.linspace(0.05, 0.95, times):
+            drift = (time if at_edge else 0.01) * math.exp(rng.normal(scale=0.1))
+            error = 0.1 * drift
+            ratio = share[world] * luck * math.exp(rng.normal(scale=0.1))
+            rows.append(
+                {
+                    "activation": activation,
+                    "optimizer": optimizer,
+                    "seed": float(of_seed),
+                    "time": time,
+                    "solved": 1.0,
+                    "start": 1.7,
+                    "weights_stable": drift,
+                    "weights_central": drift * ratio,
+                    "loss_run": 1.0,
+                    "loss_center": 0.95 if at_edge else 0.9999,
+                    "loss_stable": 1 - error,
+                    "loss_central": 1 + error * ratio,
+                    "top_central": EDGE + (0.01 if solved else 0.5 * time),
+                }
+            )
+    return columns(rows)
