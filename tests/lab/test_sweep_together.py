@@ -1,6 +1,7 @@
 """Seeds of one configuration, trained together: the runs that they are alone, to rounding."""
 
 import copy
+import json
 import math
 import os
 import signal
@@ -410,3 +411,12 @@ def test_a_process_that_dies_takes_its_share_alone(together: Together, tmp_path:
 def test_processes_are_counted(together: Together) -> None:
     with pytest.raises(UserError, match="processes must be 1 or more, got 0"):
         together(processes=0)
+
+
+def test_git_is_asked_once_for_all_and_each_says_what_it_said(together: Together) -> None:
+    with mock.patch("optbench.record.provenance._git_commit", return_value="abc") as asked:
+        runs = together("optimizer=sgd", steps=2)
+    assert asked.call_count == 1
+    for run in runs:
+        origin = json.loads((run.folder / "provenance.json").read_text())
+        assert origin["git_commit"] == "abc" and origin["versions"]["torch"]
