@@ -5,9 +5,13 @@
 Whole runs, from the configuration to the closed folder, probes counted, in one call: MLP
 64-64-64-10 on digits, Adam. Start-up of processes is not counted on either side. A ratio above 1
 says that training together is faster.
+
+Two ratios: of seconds, and of what the CPU spent, summed over processes. On a machine that others
+use too the first is noise, and the second, of as many processes, is what an idle one would show.
 """
 
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -48,15 +52,25 @@ def words(batch: str, probes: str) -> Words:
     ]
 
 
-def _alone(given: tuple[Words, list[int], int, str]) -> None:
+def _cpu() -> float:
+    """Seconds of the CPU so far, of this process and of those that it has waited for."""
+    return sum(os.times()[:4])
+
+
+def _alone(given: tuple[Words, list[int], int, str]) -> float:
+    """Train one by one; return the seconds of the CPU, as `_together` does."""
     said, seeds, steps, folder = given
+    before = _cpu()
     for seed in seeds:
         lab.start(*said, seed=seed, results_dir=folder).train(steps=steps)
+    return _cpu() - before
 
 
-def _together(given: tuple[Words, list[int], int, str]) -> None:
+def _together(given: tuple[Words, list[int], int, str]) -> float:
     said, seeds, steps, folder = given
+    before = _cpu()
     lab.sweep(*said, seeds=seeds, steps=steps, results_dir=folder)
+    return _cpu() - before
 
 
 def _one_thread() -> None:
@@ -73,40 +87,48 @@ def _pool() -> Iterator["multiprocessing.pool.Pool"]:
         yield pool
 
 
-def seconds(way: Callable[[str], None]) -> float:
-    """Time of one way, in a folder of its own."""
+Way = Callable[[str], float]
+"""Trains all seeds into a folder, and returns the seconds of the CPU."""
+
+
+def seconds(way: Way) -> tuple[float, float]:
+    """Seconds that one way takes in a folder of its own, and seconds of the CPU."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        way(folder)
-        return time.perf_counter() - start
+        spent = way(folder)
+        return time.perf_counter() - start, spent
+
+
+def _ways(pool: "multiprocessing.pool.Pool", said: Words, steps: int) -> tuple[Way, Way, Way]:
+    """Alone in the pool, together in this process, and together in each process of the pool."""
+    seeds = list(range(SEEDS))
+    halves = [seeds[k::PROCESSES] for k in range(PROCESSES)]
+
+    def parts(folder: str) -> list[tuple[Words, list[int], int, str]]:
+        return [(said, half, steps, f"{folder}/{k}") for k, half in enumerate(halves)]
+
+    return (
+        lambda folder: sum(pool.map(_alone, parts(folder), chunksize=1)),
+        lambda folder: _together((said, seeds, steps, folder)),
+        lambda folder: sum(pool.map(_together, parts(folder), chunksize=1)),
+    )
 
 
 def main() -> None:
     """Print the table."""
-    seeds = list(range(SEEDS))
-    halves = [seeds[k::PROCESSES] for k in range(PROCESSES)]
-    print("batch  probes    pool of 2   together, 1 process   together, 2 processes   (s; ratio)")
+    print(
+        "batch  probes   pool of 2 (s, CPU s)   together, in 1 and in 2 processes (ratios of both)"
+    )
     with _pool() as pool:
         for batch, steps in BATCHES.items():
             for probes in ("none", "default"):
-                said = words(batch, probes)
-
-                def alone(folder: str, said: Words = said, steps: int = steps) -> None:
-                    parts = [(said, half, steps, f"{folder}/{k}") for k, half in enumerate(halves)]
-                    pool.map(_alone, parts, chunksize=1)
-
-                def once(folder: str, said: Words = said, steps: int = steps) -> None:
-                    _together((said, seeds, steps, folder))
-
-                def twice(folder: str, said: Words = said, steps: int = steps) -> None:
-                    parts = [(said, half, steps, f"{folder}/{k}") for k, half in enumerate(halves)]
-                    pool.map(_together, parts, chunksize=1)
-
-                pooled, one, two = (seconds(way) for way in (alone, once, twice))
+                ways = _ways(pool, words(batch, probes), steps)
+                (pooled, pooled_cpu), *others = (seconds(way) for way in ways)
+                ratios = "   ".join(
+                    f"{pooled / taken:.2f} {pooled_cpu / spent:.2f}" for taken, spent in others
+                )
                 print(
-                    f"{batch:>5}  {probes:8} {pooled:9.2f} {one:12.2f} ({pooled / one:.2f})"
-                    f" {two:16.2f} ({pooled / two:.2f})",
-                    flush=True,
+                    f"{batch:>5}  {probes:8} {pooled:9.2f} {pooled_cpu:9.2f}   {ratios}", flush=True
                 )
 
 

@@ -17,6 +17,7 @@ from optbench.cli.job import Session, run_job
 from optbench.configuration.build import build
 from optbench.configuration.finished import PresentData
 from optbench.record.folder import RunFolder, read_finished
+from optbench.record.provenance import looking_once
 from optbench.record.terminal import Terminal
 from optbench.run.loop import Experiment
 from optbench.run.memory import keep_freed_memory
@@ -119,13 +120,14 @@ def _train_together(members: Sequence[Member], way: Way, say: Say) -> dict[str, 
         sessions: list[Session] = []
         whole: Terminal | None = None
         try:
-            for member in members:
-                try:
-                    experiment = build(member.config)
-                    whole = whole or Terminal(experiment.settings.steps)
-                    sessions.append(_begun(member, experiment, whole, stack))
-                except Exception as error:  # its folder is in use, most likely
-                    ended[member.name] = error
+            with looking_once():
+                for member in members:
+                    try:
+                        experiment = build(member.config)
+                        whole = whole or Terminal(experiment.settings.steps)
+                        sessions.append(_begun(member, experiment, whole, stack))
+                    except Exception as error:  # its folder is in use, most likely
+                        ended[member.name] = error
             steps = sorted({session.runner.step for session in sessions})
             if len(steps) > 1:
                 say(

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from optbench import metrics
-from optbench.cli.batch import Member, run_batch
+from optbench.cli.batch import Member
+from optbench.cli.batch_processes import run_batch_in_processes
 from optbench.cli.command_job import prepare
 from optbench.cli.job import run_job
 from optbench.configuration.compose import compose_with_choices, find_plugins
@@ -215,9 +216,10 @@ def sweep(
     keep: Iterable[float] = (),
     keep_steps: Iterable[int] = (),
     steps: int | None = None,
+    processes: int = 1,
     **settings: Any,
 ) -> list[Run]:
-    """Train runs of one configuration, a seed each, together in this process; return them.
+    """Train runs of one configuration, a seed each, together; return them.
 
     Each is the run that `start(…, seed=…).train(…)` makes, in the same folder, to rounding; its
     summary says `batched`. What cannot be updated together runs one by one.
@@ -229,11 +231,15 @@ def sweep(
         keep: Training losses at which to keep a checkpoint.
         keep_steps: Steps at which to keep one.
         steps: Largest number of updates.
+        processes: Processes of one thread that the seeds are split over; 1 for none but this one.
+            As many as there are cores is fastest. A script then needs `if __name__ == "__main__"`.
         settings: More words, for keys without a dot.
 
     Raises:
         UserError: If the command line would not take them.
     """
+    if not (isinstance(processes, int) and processes >= 1):
+        raise UserError(f"processes must be 1 or more, got {processes}")
     words = [*map(_word, _settings(until, list(keep), list(keep_steps), steps).items())]
     first = start(*overrides, *words, **settings)
     runs, heard = [], io.StringIO()
@@ -246,7 +252,7 @@ def sweep(
         members = [Member(run.config.copy(), run.name, run.choices) for run in runs]
         try:
             with contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard):
-                ended = run_batch(members, PresentData())
+                ended = run_batch_in_processes(members, PresentData(), processes)
         finally:
             for run in runs:
                 run.said = heard.getvalue()

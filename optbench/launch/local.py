@@ -85,7 +85,7 @@ class LocalLauncher:
                     queue.start()
                     yield from queue.ended()
             finally:
-                _end([run.process for run in queue.running])
+                end_processes([run.process for run in queue.running])
 
 
 @dataclass
@@ -200,7 +200,7 @@ def _results_dir(results: Path | None) -> list[str]:
 
 
 def _start_process(overrides: Sequence[str], said: Path, threads: int, claim: Path) -> BaseProcess:
-    context = _context(threads)
+    context = fork_server(threads)
     for _ in range(MOST_LOSSES):
         process: BaseProcess = context.Process(
             target=_main_job, args=(overrides, said, threads, claim), daemon=False
@@ -217,7 +217,7 @@ def _start_process(overrides: Sequence[str], said: Path, threads: int, claim: Pa
     )
 
 
-def _context(threads: int) -> Any:
+def fork_server(threads: int) -> Any:
     """Return the way to start processes: a fork server.
 
     It is told the number of threads before it imports torch.
@@ -256,7 +256,7 @@ def _main_job(
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     secure_terminal(encoding=sys.getfilesystemencoding())
-    threading.Thread(target=_stop_with_the_launcher, daemon=True).start()
+    threading.Thread(target=stop_with_the_launcher, daemon=True).start()
     if claim is not None:
         lock = FileLock(claim, timeout=0)
         try:
@@ -272,7 +272,7 @@ def _main_job(
     main()
 
 
-def _stop_with_the_launcher() -> None:
+def stop_with_the_launcher() -> None:
     """Ask this process to stop once the one that launched it is gone, however it went."""
     launcher = parent_process()
     assert launcher is not None
@@ -292,7 +292,7 @@ def _kill_unseen(process: BaseProcess) -> None:
             os.kill(process.pid, signal.SIGKILL)
 
 
-def _end(processes: Sequence[BaseProcess]) -> None:
+def end_processes(processes: Sequence[BaseProcess]) -> None:
     """Ask processes to stop, and kill those that do not in time."""
     for process in processes:
         process.terminate()

@@ -166,7 +166,8 @@ def _falls(probe: Probe, step: int, steps: int, steps_per_epoch: int) -> bool:
             return False
         case _ if step in (0, steps):
             return True
-        case _ if isinstance(probe, SelfPaced) and _paces_itself(probe):
+        # the slow check last: it looks at a probe's whole protocol, at every step
+        case _ if _paces_itself(probe) and isinstance(probe, SelfPaced):
             return step >= probe.next_step
         case "epoch":
             return step % steps_per_epoch == 0
@@ -178,7 +179,7 @@ def _falls(probe: Probe, step: int, steps: int, steps_per_epoch: int) -> bool:
             return False
 
 
-def _paces_itself(probe: SelfPaced) -> bool:
+def _paces_itself(probe: Probe) -> bool:
     return probe.every == "adaptive" or bool(getattr(probe, "paces_itself", False))
 
 

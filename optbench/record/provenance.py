@@ -6,11 +6,13 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -32,8 +34,36 @@ def init_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+T = TypeVar("T")
+_looked: ContextVar[dict[str, Any] | None] = ContextVar("_looked", default=None)
+
+
+@contextmanager
+def looking_once() -> Iterator[None]:
+    """Context in which versions and git are asked once: for runs that begin at one moment."""
+    token = _looked.set({})
+    try:
+        yield
+    finally:
+        _looked.reset(token)
+
+
+def _once(name: str, look: Callable[[], T]) -> T:
+    looked = _looked.get()
+    if looked is None:
+        return look()
+    if name not in looked:
+        looked[name] = look()
+    found: T = looked[name]
+    return found
+
+
 def versions() -> dict[str, str]:
     """Return the versions that a result can depend on."""
+    return dict(_once("versions", _versions))
+
+
+def _versions() -> dict[str, str]:
     known = {"optbench": optbench.__version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -58,6 +88,10 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 def git_commit() -> str | None:
     """Return the commit of the checkout that optbench runs from, with `+` if it was changed."""
+    return _once("git_commit", _git_commit)
+
+
+def _git_commit() -> str | None:
     checkout = Path(optbench.__file__).resolve().parent.parent
     if not (checkout / ".git").exists():
         return None

@@ -23,6 +23,11 @@ from optbench.task import Loss, cross_entropy, half_mse
 ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.ELU, nn.LeakyReLU, nn.Softplus)
 """Layers that see no dimension: they take stacked activations as they are."""
 
+FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+"""Optimizers with a fused step on the CPU. Subclasses may step otherwise, and are not meant."""
+OWN_SETTINGS = ("params", "fused")
+"""Settings in which the stack's optimizer differs from its members'."""
+
 Forward = Callable[[Tensor], Tensor]
 
 
@@ -85,7 +90,7 @@ class Stack:
     def _step_at_once(self, optimizer: Optimizer, gradients: Sequence[Tensor]) -> None:
         schedule = self.updates[0].schedule
         for weight, gradient in zip(self.weights, gradients, strict=True):
-            weight.grad = gradient
+            weight.grad = gradient.contiguous()  # a fused step reads it as it lies in memory
         optimizer.step()
         if schedule is not None:  # all members have the same; the others follow in `sync`
             schedule.step()
@@ -218,13 +223,37 @@ def _layers(module: nn.Module, name: str, weights: dict[str, Tensor]) -> Iterato
         raise NotTogetherError(f"{type(module).__name__} has no stacked form")
 
 
+class _StackedLinear(torch.autograd.Function):
+    """y_s = x_s W_sᵀ + b_s for each member s, whose ∂L/∂W lies in memory as W does.
+
+    torch differentiates with respect to Wᵀ, and so returns a transposed view. An optimizer that
+    reads it beside W is up to twice as slow, and fused ones take none.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Outputs (S, B, m) of inputs (S, B, n), weights (S, m, n) and biases (S, m)."""
+        ctx.save_for_backward(x, weight)
+        if bias is None:
+            return torch.bmm(x, weight.mT)
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        """∂L/∂x = g W, ∂L/∂W = gᵀ x, ∂L/∂b = Σ g, for the slope g = ∂L/∂y, (S, B, m)."""
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            torch.bmm(slope, weight) if needs_x else None,
+            torch.bmm(slope.mT, x) if needs_weight else None,
+            slope.sum(1) if needs_bias else None,
+        )
+
+
 def _linear(weight: Tensor, bias: Tensor | None) -> Forward:
     def linear(x: Tensor) -> Tensor:
         rows = x.flatten(1, -2)  # (S, B, d) as it is
-        if bias is None:
-            product = torch.bmm(rows, weight.mT)
-        else:
-            product = torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
+        product: Tensor = _StackedLinear.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
         return product.view(*x.shape[:-1], -1)
 
     return linear
@@ -273,6 +302,7 @@ def _stacked_optimizer(updates: Sequence[Update], weights: Sequence[Tensor]) -> 
         {**group, "params": [weights[place[id(p)]] for p in group["params"]]}
         for group in first.param_groups
     ]
+    _fuse(stacked)
     stacked.state = type(first.state)(dict)
     for k, weight in enumerate(weights):
         states = [u.optimizer.state.get(u.parameters[k], {}) for u in updates]
@@ -281,6 +311,20 @@ def _stacked_optimizer(updates: Sequence[Update], weights: Sequence[Tensor]) -> 
                 name: _state_of([s[name] for s in states], weight, name) for name in states[0]
             }
     return stacked
+
+
+def _fuse(optimizer: Optimizer) -> None:
+    """Let an optimizer of torch's step by one pass over memory, to rounding as by its operations.
+
+    On one thread, 16 MLPs of 13,130 weights take .15 ms for a step of Adam instead of .43.
+    """
+    if type(optimizer) not in FUSED:
+        return
+    refusing = ("fused", "foreach", "differentiable", "capturable")
+    for group in optimizer.param_groups:
+        on_cpu = all(p.is_cpu and p.is_contiguous() for p in group["params"])
+        if on_cpu and not any(group.get(name) for name in refusing):
+            group["fused"] = True
 
 
 def _state_of(values: Sequence[Any], weight: Tensor, name: str) -> Any:
@@ -295,4 +339,4 @@ def _state_of(values: Sequence[Any], weight: Tensor, name: str) -> Any:
 
 def _copy_settings(source: Optimizer, target: Optimizer) -> None:
     for ours, theirs in zip(target.param_groups, source.param_groups, strict=True):
-        ours.update({key: value for key, value in theirs.items() if key != "params"})
+        ours.update({key: value for key, value in theirs.items() if key not in OWN_SETTINGS})

@@ -1,6 +1,9 @@
 """Seeds of one configuration, trained together: the runs that they are alone, to rounding."""
 
+import copy
+import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -16,11 +19,14 @@ import torch
 from torch import nn
 
 from optbench import lab
-from optbench.errors import UserError
+from optbench.errors import MachineError, UserError
 from optbench.lab import Below, Run
 from optbench.probes import State
 from optbench.run import checkpoint
+from optbench.run.stacked import Stack, _linear
 from optbench.run.stacked_evaluation import StackedEvaluation
+from optbench.run.update import Update
+from optbench.task import half_mse
 
 WORDS = (
     "task=digits",
@@ -310,3 +316,107 @@ def test_the_command_line_does_the_same(tmp_path: Path) -> None:
     folders = sorted((tmp_path / "runs").iterdir())
     assert len(folders) == 3 and all(str(folder) in done.stdout for folder in folders)
     assert {lab.open(folder).summary["batched"]["with"] for folder in folders} == {3}
+
+
+MLP = [(1, 8, 5), (3, 5, 4)]
+"""Examples B, inputs n and outputs m of a stacked layer."""
+
+
+@pytest.mark.parametrize(("count", "inputs", "outputs"), MLP)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_the_gradient_of_a_stacked_layer_is_that_of_each_and_lies_as_its_weights(
+    count: int, inputs: int, outputs: int, with_bias: bool
+) -> None:
+    draws = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        made = torch.randn(3, *shape, dtype=torch.float64, generator=draws)
+        return made.requires_grad_()
+
+    x, weight = drawn(count, inputs), drawn(outputs, inputs)
+    bias = drawn(outputs) if with_bias else None
+    over = [x, weight, *([bias] if bias is not None else [])]
+    slope = drawn(count, outputs).detach()
+    ours = torch.autograd.grad(_linear(weight, bias)(x), over, slope)
+    for i in range(3):
+        own = [p[i].detach().requires_grad_() for p in over]
+        theirs = torch.autograd.grad(nn.functional.linear(*own), own, slope[i])
+        for a, b in zip(ours, theirs, strict=True):
+            # float64: a sum of at most 8 products of numbers of size 1
+            torch.testing.assert_close(a[i], b, rtol=0, atol=1e-13)
+    assert ours[1].is_contiguous()
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_a_fused_step_is_that_of_each_member_and_stays_the_stacks_own(name: str) -> None:
+    """Of 20 steps on noise; a member's settings do not say `fused`, else its checkpoints would."""
+    make = getattr(torch.optim, name)
+    settings = {"momentum": 0.9} if name == "SGD" else {}
+    torch.manual_seed(0)
+    models = [nn.Linear(6, 4).double() for _ in range(2)]
+    copies = [copy.deepcopy(model) for model in models]
+    updates = [
+        Update(model, half_mse, make(model.parameters(), lr=0.01, **settings)) for model in models
+    ]
+    stack = Stack(updates, one_step=True)
+    assert stack.optimizer is not None and stack.optimizer.param_groups[0]["fused"] is True
+    singles = [
+        Update(model, half_mse, make(model.parameters(), lr=0.01, **settings)) for model in copies
+    ]
+    for _ in range(20):
+        x, y = torch.randn(2, 5, 6).double(), torch.randn(2, 5, 4).double()
+        stack(x, y)
+        for i, single in enumerate(singles):
+            single(x[i], y[i])
+    stack.sync()
+    for one, update, single in zip(models, updates, singles, strict=True):
+        for a, b in zip(one.parameters(), single.model.parameters(), strict=True):
+            # float64; Adam divides by √v, which turns rounding of 1e-16 into some 1e-14 at most
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        assert not update.optimizer.param_groups[0]["fused"]
+        assert update.optimizer.state_dict().keys() == single.optimizer.state_dict().keys()
+
+
+@dataclass
+class Leaver:
+    """A probe that ends the process of seed 2 at once, as the system does that wants memory."""
+
+    every: int = 5
+
+    def __call__(self, state: State) -> dict[str, float]:
+        if state.seed == 2 and state.step == 10:
+            os._exit(3)
+        return {}
+
+
+def test_processes_share_the_seeds(together: Together, alone: Alone) -> None:
+    runs = together("optimizer=adam", seeds=(1, 2, 3), processes=2)
+    assert [run.summary["batched"]["with"] for run in runs[::2]] == [2, 2]
+    assert "batched" not in runs[1].summary, "one of its kind in its process"
+    assert "2 runs together" in runs[0].said
+    for run in runs:
+        one = alone("optimizer=adam", seed=run.config.seed)
+        assert run.status == "done" and _apart(run, one) < BOUND
+
+
+def test_a_process_that_dies_takes_its_share_alone(together: Together, tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match=r"died \(exit code 3\)"):
+        together(f"+probes.leaver={{_target_: {__name__}.Leaver}}", processes=2)
+    ends = {
+        run.config.seed: run.status for run in map(lab.open, (tmp_path / "together/runs").iterdir())
+    }
+    assert ends[1] == ends[3] == "done" and ends[2] != "done"
+
+
+def test_processes_are_counted(together: Together) -> None:
+    with pytest.raises(UserError, match="processes must be 1 or more, got 0"):
+        together(processes=0)
+
+
+def test_git_is_asked_once_for_all_and_each_says_what_it_said(together: Together) -> None:
+    with mock.patch("optbench.record.provenance._git_commit", return_value="abc") as asked:
+        runs = together("optimizer=sgd", steps=2)
+    assert asked.call_count == 1
+    for run in runs:
+        origin = json.loads((run.folder / "provenance.json").read_text())
+        assert origin["git_commit"] == "abc" and origin["versions"]["torch"]
