@@ -234,7 +234,7 @@ def path_norm(network: Network, w: Tensor) -> Tensor:
 
 
 def effective_rank(network: Network, w: Tensor) -> Tensor:
-    """The effective rank exp H(p), p = σ²/Σσ² of the inputs of the last linear layer, (N, H), not centred."""
+    """The effective rank exp H(p), p = σ²/Σσ² of the last hidden features, (N, H), not centred."""
     phi = network.features(w)
     squares = torch.linalg.eigvalsh(phi.T @ phi).clamp(min=0)
     p = (squares / squares.sum()).clamp(min=1e-12)  # the slope of p log p at 0 is infinite

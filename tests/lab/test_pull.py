@@ -58,7 +58,7 @@ def test_a_projection_is_the_dense_one() -> None:
 
 def test_the_smallest_weights_with_these_outputs_are_the_minimum_norm_interpolant() -> None:
     point = _point(_linear(), 4, 2)
-    X, W = point.train.inputs, point.model.weight.detach()  # type: ignore[union-attr,operator]
+    X, W = point.train.inputs, point.model.weight.detach()
     least = torch.linalg.pinv(X) @ (X @ W.T)
     *_, last = lab.pull(point, "weight_norm", -1, steps=200)
     assert last.deviation < 1e-3
@@ -131,7 +131,7 @@ def test_states_load_into_a_model() -> None:
     point = _point(_linear(), 4, 2)
     state = next(lab.pull(point, "weight_norm", 1))
     twin = state.load(nn.Linear(6, 2, bias=False))
-    torch.testing.assert_close(twin.weight.double(), point.model.weight, rtol=0, atol=1e-7)  # type: ignore[arg-type]
+    torch.testing.assert_close(twin.weight.double(), point.model.weight, rtol=0, atol=1e-7)
 
 
 def test_what_cannot_be_held_is_refused_by_name() -> None:
