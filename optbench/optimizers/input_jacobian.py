@@ -111,16 +111,48 @@ class SAMWithoutJacobian(LooksAtInputs):
 
         e' = e − max(0, ⟨e, r⟩) r/‖r‖², at the length ‖e‖;   step with g + e', at the length ‖g + e‖
 
-    A probe of what makes SAM generalize, and no optimizer to prefer.
+    A probe of what makes SAM generalize, and no optimizer to prefer. Its control is the sham: what
+    is taken out lies along a direction drawn anew at each step, at the angle that r has to e.
 
     Args:
         params: Parameters of one model.
         base: Makes the optimizer that takes the step.
         rho: Radius ρ of the ascent, not negative.
+        sham: Whether r is replaced by a random direction at its angle to e.
 
     References:
         Foret et al. (2021), arXiv:2010.01412, for SAM; the projection is ours.
     """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        base: Factory,
+        rho: NotNegative = 0.05,
+        sham: bool = False,
+    ) -> None:
+        super().__init__(params, base, rho)
+        self.sham = bool(sham)
+        if self.sham:  # how many directions have been drawn, with the first parameter's state
+            first = self.param_groups[0]["params"][0]
+            self.state[first] = {"drawn": torch.zeros((), dtype=first.dtype, device=first.device)}
+
+    def _turned(self, r: Sequence[Tensor], e: Sequence[Tensor]) -> Parts:
+        """A random direction of length 1 at the angle that r has to e; 0 where either is 0."""
+        (count,) = (own["drawn"] for own in self.state.values() if "drawn" in own)
+        rng = torch.Generator().manual_seed(int(count))
+        count += 1
+        noise = [torch.randn(p.shape, generator=rng, dtype=p.dtype).to(p) for p in e]
+        square = _inner(e, e)
+        along = _inner(noise, e) / square
+        across = [a - along * b for a, b in zip(noise, e, strict=True)]
+        cosine = _inner(e, r) / (square * _inner(r, r)).sqrt()
+        sine = (1 - cosine.square()).clamp(min=0).sqrt()
+        size = _inner(across, across).sqrt()
+        turned = [
+            cosine / square.sqrt() * a + sine / size * b for a, b in zip(e, across, strict=True)
+        ]
+        return [torch.nan_to_num(each) for each in turned]
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
@@ -129,7 +161,7 @@ class SAMWithoutJacobian(LooksAtInputs):
         loss, held, g = self.begin(closure)
         r = self.jacobian_slope(held)
         e = self.extra(closure, held, g)
-        whole = _sum(g, without(e, r))
+        whole = _sum(g, without(e, self._turned(r, e) if self.sham else r))
         self.take(held, _as_long_as(whole, _sum(g, e)))
         return loss
 

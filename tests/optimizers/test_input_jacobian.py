@@ -63,6 +63,37 @@ def test_sam_without_jacobian_is_the_projected_step_at_sams_length() -> None:
     assert float((found - sam).norm()) > 1e-3 * float(sam.norm())
 
 
+def test_the_sham_turns_the_extra_by_the_same_angle_another_way() -> None:
+    g, e, _ = _closed_forms()
+    sham = _step(lambda p: SAMWithoutJacobian(p, _base, RHO, sham=True))
+    own = _step(lambda p: SAMWithoutJacobian(p, _base, RHO))
+    sam = _step(lambda p: SAM(p, _base, RHO))
+    assert float(sham.norm()) == pytest.approx(float(sam.norm()), rel=1e-13)
+    cosines = [_extra(step, g, e) @ e / (e @ e) for step in (sham, own)]
+    assert float(cosines[0]) == pytest.approx(float(cosines[1]), rel=1e-9)
+    assert float((sham - own).norm()) > 1e-3 * float(sam.norm())
+
+
+def _extra(step: Tensor, g: Tensor, e: Tensor) -> Tensor:
+    """The e' of a step -LR s (g + e') with ‖e'‖ = ‖e‖ and s = ‖g + e‖/‖g + e'‖."""
+    way = -step / step.norm()
+    # g + e' = t way with ‖t way − g‖ = ‖e‖; the larger root, since e turns g by less than a half
+    b = float(way @ g)
+    t = b + (b**2 - float(g @ g - e @ e)) ** 0.5
+    extra: Tensor = t * way - g
+    return extra
+
+
+def test_the_sham_draws_another_direction_at_each_step_and_remembers_how_many() -> None:
+    model, x, y = _problem()
+    optimizer = SAMWithoutJacobian(model.parameters(), _base, RHO, sham=True)
+    update = Update(model, half_mse, optimizer)
+    update(x, y)
+    update(x, y)
+    (own,) = optimizer.state_dict()["own"].values()
+    assert int(own["drawn"]) == 2
+
+
 def test_the_reducer_is_the_gradient_of_loss_and_penalty() -> None:
     g, _, r = _closed_forms()
     found = _step(lambda p: JacobianReducer(p, _base, MU))
