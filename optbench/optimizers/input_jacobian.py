@@ -142,7 +142,7 @@ class SAMWithoutJacobian(LooksAtInputs):
         (count,) = (own["drawn"] for own in self.state.values() if "drawn" in own)
         rng = torch.Generator().manual_seed(int(count))
         count += 1
-        noise = [torch.randn(p.shape, generator=rng, dtype=p.dtype).to(p) for p in e]
+        noise = [torch.randn(p.shape, generator=rng, dtype=torch.float64).to(p) for p in e]
         square = _inner(e, e)
         along = _inner(noise, e) / square
         across = [a - along * b for a, b in zip(noise, e, strict=True)]
