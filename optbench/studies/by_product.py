@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from omegaconf import OmegaConf
 from torch import nn
 
 from optbench import lab, metrics
@@ -192,6 +193,7 @@ def step_beside_its_parent(run: lab.Run) -> dict[str, float]:
     """
     end = run.end
     settings, target = copy.deepcopy(run.config.optimizer), str(run.config.optimizer._target_)
+    OmegaConf.set_struct(settings, False)
     if target.endswith("SAMWithoutJacobian"):
         settings._target_ = target.replace("input_jacobian.SAMWithoutJacobian", "sam.SAM")
         settings.pop("sham", None)
