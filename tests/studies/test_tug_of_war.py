@@ -41,7 +41,7 @@ def _path(lever: str, way: str, looks: list[tuple[float, float, float]]) -> list
 def test_paths_are_read_off_at_the_displacement_that_all_three_come_to() -> None:
     rows = columns(
         [
-            *_path("sharpness", "up", [(0.1, 1.0, 0.5), (0.3, 3.0, 1.5)]),
+            *_path("sharpness", "up", [(0.1, 1.0, 0.5), (0.3, 3.0, 1.5), (0.5, -7.0, -7.0)]),
             *_path("sharpness", "down", [(0.2, -1.0, -0.4), (0.15, -9.0, -9.0)]),
             *_path("random", "up", [(0.4, 2.0, 0.1)]),
         ]
