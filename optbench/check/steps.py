@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from optbench.check import Check, Finding, passed
 from optbench.check.subject import Subject, Training, batch, moved, net, same
 from optbench.probes.generalization import evaluating
+from optbench.run.update import look
 from optbench.task import half_mse
 
 
@@ -77,6 +78,7 @@ def no_leak_between_instances(subject: Subject) -> Finding:
 
 def _counting(training: Training) -> tuple[Callable[[], Tensor], list[Tensor]]:
     losses: list[Tensor] = []
+    look(training.optimizer, training.model, batch()[0])
 
     def closure() -> Tensor:
         training.optimizer.zero_grad()

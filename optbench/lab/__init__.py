@@ -15,6 +15,7 @@ from optbench.lab.experiment import QUIET, Below, Run, open, start, sweep
 from optbench.lab.matching import Matched, all_at_loss
 from optbench.lab.measures import Measure, Reading, measure_point
 from optbench.lab.point import Point
+from optbench.lab.pull import LEVERS, Pulled, pull, random_direction, towards
 from optbench.lab.shadow import Shadow, direction
 from optbench.lab.snapshot import Snapshot
 from optbench.metrics import TRAIN_LOSS
@@ -66,11 +67,13 @@ def match(run: Run, loss: float, names: "str | Iterable[str]" = "all") -> dict[s
 
 
 __all__ = [
+    "LEVERS",
     "QUIET",
     "Below",
     "Matched",
     "Measure",
     "Point",
+    "Pulled",
     "Reading",
     "Run",
     "Shadow",
@@ -79,6 +82,9 @@ __all__ = [
     "match",
     "measure",
     "open",
+    "pull",
+    "random_direction",
     "start",
     "sweep",
+    "towards",
 ]

@@ -21,6 +21,7 @@ class Update:
 
     An optimizer that differentiates the gradient says so by a true attribute `create_graph`; then
     the closure leaves gradients with their graph in `.grad`. After the step they are there without.
+    One that looks at the model and the inputs of the batch has a method `look_at(model, inputs)`.
 
     Attributes:
         micro_batch_size: Examples a forward and backward pass; bounds memory, the mathematics
@@ -58,6 +59,7 @@ class Update:
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Update on one batch; return its mean loss before the update, detached, on the device."""
         first: Tensor | None = None
+        look(self.optimizer, self.model, inputs)
 
         def closure() -> Tensor:
             nonlocal first
@@ -141,3 +143,9 @@ class Update:
         with torch.autocast(inputs.device.type, torch.bfloat16):
             outputs = self.model(inputs)
         return self.loss(outputs.float(), targets)
+
+
+def look(optimizer: Optimizer, model: nn.Module, inputs: Tensor) -> None:
+    """Show an optimizer that has a method `look_at` the model and the inputs of the coming step."""
+    if callable(look_at := getattr(optimizer, "look_at", None)):
+        look_at(model, inputs)

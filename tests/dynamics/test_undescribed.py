@@ -16,6 +16,8 @@ UNKNOWN = [
     "lamb",
     "normuon",
     "adamuon",
+    "sam_without_jacobian",
+    "jacobian_reducer",
 ]
 
 

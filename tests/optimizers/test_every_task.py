@@ -29,6 +29,9 @@ PROBLEMS = {
 }
 
 
+# Those that differentiate the outputs in the inputs refuse tokens, which have no derivative.
+INPUT_JACOBIAN = ("jacobian_reducer", "sam_without_jacobian")
+
 PAIRS = [
     # each optimizer on one kind of problem, in turn; on the others with `-m slow`
     pytest.param(optimizer, problem, marks=[] if i % len(PROBLEMS) == j else [pytest.mark.slow])
@@ -40,6 +43,9 @@ PAIRS = [
 @pytest.mark.parametrize(("optimizer", "problem"), PAIRS)
 def test_it_runs(optbench: Command, optimizer: str, problem: str) -> None:
     outcome = optbench(*PROBLEMS[problem], f"optimizer={optimizer}", "steps=5")
+    if optimizer in INPUT_JACOBIAN and problem == "char_lm":
+        assert outcome.code == 2 and "inputs that are tokens have none" in outcome.err
+        return
     assert outcome.code == 0, outcome.err
     summary = json.loads((outcome.folder / "summary.json").read_text())
     assert summary["status"] == "done" and summary["step"] == 5

@@ -14,6 +14,7 @@ from optbench.dynamics.dispatch import by_name, closed_form, edge, trainable
 from optbench.dynamics.edges import Edge, UnknownEdge
 from optbench.dynamics.update_rule import unknown
 from optbench.optimizers.grokfast import GrokFast
+from optbench.optimizers.input_jacobian import LooksAtInputs
 from optbench.optimizers.lookahead import Lookahead
 from optbench.optimizers.sam import ASAM
 from optbench.optimizers.with_graph import WithGraph
@@ -27,10 +28,12 @@ REASONS: dict[type[Wrapper], str] = {
     GrokFast: (
         "Grokfast adds a slow average of gradients to what its base divides by: no edge is known"
     ),
+    LooksAtInputs: "its step follows the slope of the input Jacobian too: no edge is known",
 }
 
 
 @edge.register(ASAM)
+@edge.register(LooksAtInputs)
 @edge.register(Lookahead)
 @edge.register(GrokFast)
 def _wrapped(optimizer: Wrapper) -> Edge:
