@@ -140,6 +140,17 @@ class TrainingMap:
         ahead, behind = (self._run(self._origin + sign * change, updates)[1] for sign in (1, -1))
         return (ahead - behind)[self._moving] / (2 * h * self.scale)
 
+    @property
+    def origin(self) -> Tensor:
+        """The present state (w, s), shape (size,), unscaled."""
+        return self._origin[self._moving]
+
+    def image(self, x: Tensor, updates: int = 1) -> Tensor:
+        """F(x), or F applied several times: the state after so many updates from (w, s) = x."""
+        start = self._origin.clone()
+        start[self._moving] = x
+        return self._run(start, updates)[1][self._moving]
+
     def names(self) -> list[str]:
         """What each number is called in the optimizer's state, or "weight"."""
         every = [slot.name for slot in self.slots for _ in range(slot.size)]
