@@ -121,6 +121,11 @@ MULTIPLIER_RESIDUAL = _metric(
 MULTIPLIER_ORBIT = _metric(
     "edge/multiplier_orbit", "1", "|μ| per step of the same mode over a period of the orbit"
 )
+MULTIPLIER_DISTANCE = _metric(
+    "edge/multiplier_distance",
+    "1",
+    "1/c, where at c times the learning rate |μ| is 1; 1 at the edge",
+)
 MULTIPLIER_PRODUCTS = _metric(
     "edge/multiplier_products", "products", "Jacobian products that it took, two updates each"
 )

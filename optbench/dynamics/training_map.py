@@ -107,6 +107,7 @@ class TrainingMap:
         self._criterion = criterion
         self._device = next(model.parameters()).device
         self._parts = list(nested(self._optimizer))
+        self._rate = 1.0
         self.gradients = 0
         roots: list[Any] = [vars(part) for part in self._parts]
         roots += [module._buffers for module in self._model.modules()]
@@ -151,6 +152,15 @@ class TrainingMap:
         start[self._moving] = x
         return self._run(start, updates)[1][self._moving]
 
+    @contextlib.contextmanager
+    def at_rate(self, factor: float) -> Iterator[None]:
+        """Context in which every group's learning rate is this many times the present one."""
+        before, self._rate = self._rate, factor
+        try:
+            yield
+        finally:
+            self._rate = before
+
     def names(self) -> list[str]:
         """What each number is called in the optimizer's state, or "weight"."""
         every = [slot.name for slot in self.slots for _ in range(slot.size)]
@@ -159,6 +169,9 @@ class TrainingMap:
     def _run(self, x: Tensor | None, updates: int = 1) -> tuple[Tensor, Tensor]:
         """Start and end of the map, from numbers x in the slots or from what is there."""
         self._restore()
+        if self._rate != 1:
+            for group in _groups(self._parts):
+                group["lr"] = group["lr"] * self._rate
         if x is not None:
             for slot, piece in zip(self.slots, self._split(x), strict=True):
                 slot.write(piece)
@@ -297,6 +310,12 @@ def _rms(x: Tensor) -> float:
 
 def _read(slots: Sequence[Slot]) -> Tensor:
     return torch.cat([slot.read() for slot in slots])
+
+
+def _groups(parts: Sequence[Optimizer]) -> list[dict[str, Any]]:
+    """Groups with a learning rate, each once: a wrapper's are its base's."""
+    every = {id(group): group for part in parts for group in part.param_groups if "lr" in group}
+    return list(every.values())
 
 
 def _params(part: Optimizer) -> Iterator[Tensor]:

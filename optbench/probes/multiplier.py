@@ -13,6 +13,7 @@ from optbench import metrics
 from optbench.boundary.kinds import Count, Positive
 from optbench.boundary.signature import check_fields
 from optbench.dynamics import oscillating_eigenvalue as search
+from optbench.dynamics.critical_rate import critical_rate
 from optbench.dynamics.training_map import RELATIVE_STEP, TrainingMap
 from optbench.probes import State, Value
 from optbench.seeds import derive
@@ -32,6 +33,10 @@ class Multiplier:
     is |μ|, `edge/multiplier_angle` |arg μ|/π, 1 for an alternation. `dynamics.training_map` says
     what is held, `dynamics.oscillating_eigenvalue` how μ is found.
 
+    `distance: true` adds `edge/multiplier_distance` = 1/c, where at c times the learning rate |μ|
+    would be 1: what `edge/distance` is for optimizers whose threshold is known, for all. Cost: 5 to
+    10 more searches. (|μ| does not tell how near the edge is: below it is √β with momentum β.)
+
     An oscillation that has grown to a finite size bends the loss, so that at one of its two sides
     |μ| > 1 and at the other |μ| < 1. `orbit: 2` also takes the map of two steps from here:
     `edge/multiplier_orbit` = √|μ₂| of the same mode, below 1 where the oscillation is stable.
@@ -49,6 +54,7 @@ class Multiplier:
         examples: Number of training examples of the loss, always the first ones; None for all.
         accuracy: Residual at which the search stops, relative to |μ|.
         max_products: Most products of a search.
+        distance: Whether to search for the learning rate at the edge as well.
         orbit: Steps of the orbit's period; 1 leaves `edge/multiplier_orbit` out.
     """
 
@@ -56,6 +62,7 @@ class Multiplier:
     examples: Count | None = None
     accuracy: Positive = 1e-3
     max_products: Annotated[int, Field(ge=10, le=500)] = 60
+    distance: bool = False
     orbit: Annotated[int, Field(ge=1, le=100)] = 1
     # Vector of the last multiplier, as a warm start, and the signature of its parameters.
     _vector: Tensor | None = field(default=None, init=False)
@@ -90,6 +97,8 @@ class Multiplier:
             metrics.MULTIPLIER_RESIDUAL: max(found.residual, found.disagreement),
             metrics.MULTIPLIER_PRODUCTS: found.products,
         }
+        if self.distance:
+            values[metrics.MULTIPLIER_DISTANCE] = critical_rate(step, found).distance
         if self.orbit > 1:
             along = partial(step.product, updates=self.orbit)
             orbit = search.orbit_multiplier(along, step.size, found.vector.real)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from optbench.curvature.errors import MeasurementError
+from optbench.dynamics.critical_rate import critical_rate
 from optbench.dynamics.oscillating_eigenvalue import Multiplier, multiplier, orbit_multiplier
 from optbench.dynamics.training_map import TrainingMap
 from optbench.optimizers.by_shape import ByShape
@@ -318,3 +319,19 @@ def test_an_oscillation_of_period_two_is_judged_over_both_of_its_steps() -> None
     axis = torch.tensor([1.0, 0, 0, 0], dtype=torch.float64)
     two = orbit_multiplier(partial(map_.product, updates=2), map_.size, axis)
     assert two.value.real == pytest.approx(rates[0] * rates[1], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "threshold"),
+    [
+        (lambda p, lr: torch.optim.SGD(p, lr), 2.0),
+        (lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9), 3.8),
+        (lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9, nesterov=True), 3.8 / 2.8),
+    ],
+)
+@pytest.mark.parametrize("share", [0.3, 0.95, 1.2])
+def test_the_distance_is_eta_lambda_over_the_threshold(
+    make: Callable[..., Optimizer], threshold: float, share: float
+) -> None:
+    found, map_ = _found(lambda p: make(p, share * threshold), 4)
+    assert critical_rate(map_, found).distance == pytest.approx(share, rel=6e-3)
