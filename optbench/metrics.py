@@ -138,6 +138,7 @@ ANGLE = _metric("layers/NAME/angle", "radian", "angle between a layer's w before
 
 UPDATE_SHARPNESS = _metric("update/sharpness", CURVATURE, "dᵀHd/‖d‖²")
 GRADIENT_SHARPNESS = _metric("update/gradient_sharpness", CURVATURE, "gᵀHg/‖g‖²")
+UPDATE_SLOPE = _metric("update/slope", "loss", "g·d")
 LOSS_CHANGE = _metric("update/loss_change", "loss", "L(w + d) − L(w)")
 PREDICTED_CHANGE = _metric("update/predicted_change", "loss", "g·d + ½dᵀHd")
 CRITICAL_STEP = _metric("update/critical_step", "1", "least κ with L(w + κd) > L(w)")
