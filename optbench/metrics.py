@@ -121,6 +121,9 @@ MULTIPLIER_RESIDUAL = _metric(
 MULTIPLIER_ORBIT = _metric(
     "edge/multiplier_orbit", "1", "|μ| per step of the same mode over a period of the orbit"
 )
+MULTIPLIER_GROWTH = _metric(
+    "edge/multiplier_growth", "1", "‖J_k y‖^(1/k): growth per step of its vector along k steps"
+)
 MULTIPLIER_DISTANCE = _metric(
     "edge/multiplier_distance",
     "1",

@@ -41,6 +41,11 @@ class Multiplier:
     |μ| > 1 and at the other |μ| < 1. `orbit: 2` also takes the map of two steps from here:
     `edge/multiplier_orbit` = √|μ₂| of the same mode, below 1 where the oscillation is stable.
 
+    Where several modes are at the edge they turn into each other from step to step, and each
+    Jacobian stretches another one. `along: k` pushes y, the vector of μ, through the next k steps
+    of a copy: `edge/multiplier_growth` = ‖J_k y‖^{1/k} is near 1 where the oscillation as a whole
+    neither grows nor dies. Cost: 2k updates.
+
     Steps of fixed size (signs, Muon) answer a small change not in proportion: for sign descent the
     Jacobian is the identity, and μ = 1. Their edge is a matter of amplitude, see
     `dynamics.describing_function`. Where the step has jumps or kinks that two step sizes of the
@@ -56,6 +61,7 @@ class Multiplier:
         max_products: Most products of a search.
         distance: Whether to search for the learning rate at the edge as well.
         orbit: Steps of the orbit's period; 1 leaves `edge/multiplier_orbit` out.
+        along: Steps k that y is pushed through; 1 leaves `edge/multiplier_growth` out.
     """
 
     every: int | str = 100
@@ -64,6 +70,7 @@ class Multiplier:
     max_products: Annotated[int, Field(ge=10, le=500)] = 60
     distance: bool = False
     orbit: Annotated[int, Field(ge=1, le=100)] = 1
+    along: Annotated[int, Field(ge=1, le=1000)] = 1
     # Vector of the last multiplier, as a warm start, and the signature of its parameters.
     _vector: Tensor | None = field(default=None, init=False)
     _of: str | None = field(default=None, init=False)
@@ -97,6 +104,10 @@ class Multiplier:
             metrics.MULTIPLIER_RESIDUAL: max(found.residual, found.disagreement),
             metrics.MULTIPLIER_PRODUCTS: found.products,
         }
+        if self.along > 1:
+            y = found.vector.real
+            pushed = step.product(y, updates=self.along).norm() / y.norm()
+            values[metrics.MULTIPLIER_GROWTH] = float(pushed) ** (1 / self.along)
         if self.distance:
             values[metrics.MULTIPLIER_DISTANCE] = critical_rate(step, found).distance
         if self.orbit > 1:

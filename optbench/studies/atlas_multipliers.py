@@ -82,7 +82,7 @@ class Reading:
         formula: Distance to the edge by the optimizer's formula; a median, or a ratio of means
             where the series swings beyond both sides of 1.
         multiplier: Distance by the multiplier, a median: the learning rate over that at |μ| = 1.
-        orbit: √|μ₂| of the map of two steps, a median.
+        growth: Growth per step of the mode, along 40 steps, a median.
         angle: |arg μ|/π, a median.
         balance: ½⟨dᵀHd⟩ over −⟨g·d⟩ along the updates.
         loss: Training loss at the end.
@@ -92,7 +92,7 @@ class Reading:
 
     formula: float
     multiplier: float
-    orbit: float
+    growth: float
     angle: float
     balance: float
     loss: float
@@ -110,7 +110,7 @@ def read_run(folder: Path) -> Reading:
     return Reading(
         formula=_formula(records),
         multiplier=_median(late, metrics.MULTIPLIER_DISTANCE),
-        orbit=_median(late, metrics.MULTIPLIER_ORBIT),
+        growth=_median(late, metrics.MULTIPLIER_GROWTH),
         angle=_median(late, metrics.MULTIPLIER_ANGLE),
         balance=plateau.balance(
             [r[metrics.UPDATE_SLOPE] for r in slopes], [r[metrics.PREDICTED_CHANGE] for r in slopes]
@@ -186,7 +186,7 @@ class Row:
         return verdicts[at]
 
 
-NUMBERS = ("formula", "multiplier", "orbit", "angle", "balance", "loss")
+NUMBERS = ("formula", "multiplier", "growth", "angle", "balance", "loss")
 COLUMNS = ("optimizer", *NUMBERS, "obeyed")
 
 

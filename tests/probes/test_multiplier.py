@@ -68,12 +68,13 @@ def test_gradient_descent_is_at_minus_one_where_its_sharpness_is_two_over_eta() 
 
 
 def test_two_steps_of_an_orbit_are_the_square_where_one_step_is_constant() -> None:
-    state, probe = _state(torch.optim.SGD, lr=1e-3), Multiplier(orbit=2)
+    state, probe = _state(torch.optim.SGD, lr=1e-3), Multiplier(orbit=2, along=5)
     _train(state, 1)
     state.optimizer.param_groups[0]["lr"] = 1e-3
     found = probe(state)
     # at a small rate F changes by the rate times the change of H: 1e-3 of 1e-3
     assert found["edge/multiplier_orbit"] == pytest.approx(found["edge/multiplier"], abs=2e-3)
+    assert found["edge/multiplier_growth"] == pytest.approx(found["edge/multiplier"], abs=2e-3)
 
 
 def test_absent_for_mini_batches_and_where_a_step_has_jumps() -> None:

@@ -54,7 +54,7 @@ def test_a_run_is_read_in_its_second_half(tmp_path: Path) -> None:
     late = {
         "edge/threshold": 2.0,
         "edge/multiplier_distance": 0.98,
-        "edge/multiplier_orbit": 1.01,
+        "edge/multiplier_growth": 1.01,
         "edge/multiplier": -0.97,
         "edge/multiplier_angle": 1.0,
         "update/slope": -2.0,
@@ -66,7 +66,7 @@ def test_a_run_is_read_in_its_second_half(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "summary.json").write_text('{"status": "done"}')
     found = read_run(tmp_path)
-    assert found.multiplier == 0.98 and found.orbit == 1.01 and found.measured == 11
+    assert found.multiplier == 0.98 and found.growth == 1.01 and found.measured == 11
     assert found.balance == pytest.approx(0.75) and found.loss == 0.25
     assert found.formula == pytest.approx((6 * 1.2 + 5 * 3.0) / 22)
     write([Row("x", [found])], tmp_path, 0.05)
