@@ -129,6 +129,12 @@ MULTIPLIER_DISTANCE = _metric(
     "1",
     "1/c, where at c times the learning rate |μ| is 1; 1 at the edge",
 )
+ALTERNATION = _metric(
+    "edge/alternation", "parameter", "‖z‖ of the weights: ±z is what alternates from step to step"
+)
+ALTERNATION_PREDICTED = _metric(
+    "edge/alternation_predicted", "parameter", "‖z‖ at which gain times curvature is one"
+)
 MULTIPLIER_PRODUCTS = _metric(
     "edge/multiplier_products", "products", "Jacobian products that it took, two updates each"
 )

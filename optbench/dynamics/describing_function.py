@@ -48,6 +48,10 @@ def alternation(
     - g/‖g‖ (also Muon's polar factor, turned): curvature a across ḡ ≠ 0 has the gain η/√(ḡ² + a²z²)
       and a z = √((ηa/2)² − ḡ²), from ηa = 2ḡ on, where the linear multiplier 1 − ηa/ḡ is −1.
 
+    The solution need not be unique: z = 0 stands wherever the mean gradient holds every sign, and
+    signs that hold each other have several corners. What is found is one that an alternation of
+    the size of the step falls to.
+
     With momentum the alternating gradient reaches the step times T(−1), so that the same mean
     gradient silences it sooner: (1−β)/(1+β) for Signum. Solved by z ← ½z − ¼(F(x̄+z) − F(x̄−z)),
     which settles a sign in one iteration. For linear steps there is no amplitude: z goes to 0 below

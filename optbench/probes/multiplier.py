@@ -14,6 +14,7 @@ from optbench.boundary.kinds import Count, Positive
 from optbench.boundary.signature import check_fields
 from optbench.dynamics import oscillating_eigenvalue as search
 from optbench.dynamics.critical_rate import critical_rate
+from optbench.dynamics.describing_function import alternation
 from optbench.dynamics.training_map import RELATIVE_STEP, TrainingMap
 from optbench.probes import State, Value
 from optbench.seeds import derive
@@ -47,9 +48,11 @@ class Multiplier:
     neither grows nor dies. Cost: 2k updates.
 
     Steps of fixed size (signs, Muon) answer a small change not in proportion: for sign descent the
-    Jacobian is the identity, and μ = 1. Their edge is a matter of amplitude, see
-    `dynamics.describing_function`. Where the step has jumps or kinks that two step sizes of the
-    differences see differently, all are absent.
+    Jacobian is the identity, and μ = 1. Their edge is an amplitude: `amplitude: true` adds
+    `edge/alternation`, ‖z‖ of the weights' part that alternates, and
+    `edge/alternation_predicted`, the ‖z‖ at which gain times curvature is one, see
+    `dynamics.describing_function`. Cost: up to 200 updates. Where the step has jumps or kinks that
+    two step sizes of the differences see differently, all are absent.
 
     Only for the full batch. Cost: 10 to 40 products, each two updates of a float64 copy (four
     gradients for SAM); memory: that copy, and a vector of the size of weights and state a product.
@@ -60,6 +63,7 @@ class Multiplier:
         accuracy: Residual at which the search stops, relative to |μ|.
         max_products: Most products of a search.
         distance: Whether to search for the learning rate at the edge as well.
+        amplitude: Whether to predict the amplitude of an alternation, for steps of fixed size.
         orbit: Steps of the orbit's period; 1 leaves `edge/multiplier_orbit` out.
         along: Steps k that y is pushed through; 1 leaves `edge/multiplier_growth` out.
     """
@@ -69,6 +73,7 @@ class Multiplier:
     accuracy: Positive = 1e-3
     max_products: Annotated[int, Field(ge=10, le=500)] = 60
     distance: bool = False
+    amplitude: bool = False
     orbit: Annotated[int, Field(ge=1, le=100)] = 1
     along: Annotated[int, Field(ge=1, le=1000)] = 1
     # Vector of the last multiplier, as a warm start, and the signature of its parameters.
@@ -114,6 +119,8 @@ class Multiplier:
             along = partial(step.product, updates=self.orbit)
             orbit = search.orbit_multiplier(along, step.size, found.vector.real)
             values[metrics.MULTIPLIER_ORBIT] = orbit.growth ** (1 / self.orbit)
+        if self.amplitude:
+            values |= _amplitude(step)
         return values | {metrics.MULTIPLIER_SECONDS: time.perf_counter() - start}
 
     def _search(self, step: TrainingMap, state: State) -> search.Multiplier:
@@ -138,3 +145,13 @@ class Multiplier:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the warm start."""
         self._vector, self._of = state["vector"], state["of"]
+
+
+def _amplitude(step: TrainingMap) -> dict[str, Value]:
+    """‖z‖ of the weights' alternation, measured and predicted."""
+    found = alternation(step)
+    weights = torch.tensor([name == "weight" for name in step.names()])
+    return {
+        metrics.ALTERNATION: float(found.measured[weights].norm()),
+        metrics.ALTERNATION_PREDICTED: float(found.predicted[weights].norm()),
+    }

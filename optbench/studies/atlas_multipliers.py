@@ -41,6 +41,7 @@ class Plan:
         seeds: Seeds of the runs.
         tolerance: Largest |distance − 1| that counts as at the edge.
         overrides: Overrides of every run, beside the atlas's common ones.
+        fixed_size: Names of the rows whose steps have a fixed size: their edge is an amplitude.
         others: Optimizers without an entry in the atlas, at the learning rate of their YAML.
     """
 
@@ -50,6 +51,7 @@ class Plan:
     seeds: tuple[Whole, ...]
     tolerance: Positive
     overrides: tuple[Text, ...]
+    fixed_size: tuple[Text, ...]
     others: tuple[Text, ...]
 
     def command(self, own: Sequence[str], seed: int) -> list[str]:
@@ -63,9 +65,12 @@ class Plan:
         for entry in ATLAS:
             own = entry.command(entry.lr, self.seeds[0])
             if entry.available and not any(o.startswith(FULL_BATCH_ONLY) for o in own):
-                yield entry.name, own
+                yield entry.name, own + self._amplitude(entry.name)
         for name in self.others:
-            yield name, [f"optimizer={name}", *COMMON]
+            yield name, [f"optimizer={name}", *COMMON, *self._amplitude(name)]
+
+    def _amplitude(self, name: str) -> list[str]:
+        return ["++probes.multiplier.amplitude=true"] if name in self.fixed_size else []
 
 
 def read_plan() -> Plan:
@@ -84,6 +89,7 @@ class Reading:
         multiplier: Distance by the multiplier, a median: the learning rate over that at |μ| = 1.
         growth: Growth per step of the mode, along 40 steps, a median.
         angle: |arg μ|/π, a median.
+        amplitude: Predicted over measured amplitude of the alternation, a median.
         balance: ½⟨dᵀHd⟩ over −⟨g·d⟩ along the updates.
         loss: Training loss at the end.
         status: How the run ended.
@@ -94,6 +100,7 @@ class Reading:
     multiplier: float
     growth: float
     angle: float
+    amplitude: float
     balance: float
     loss: float
     status: str
@@ -112,6 +119,14 @@ def read_run(folder: Path) -> Reading:
         multiplier=_median(late, metrics.MULTIPLIER_DISTANCE),
         growth=_median(late, metrics.MULTIPLIER_GROWTH),
         angle=_median(late, metrics.MULTIPLIER_ANGLE),
+        amplitude=_median(
+            [
+                {"": r[metrics.ALTERNATION_PREDICTED] / r[metrics.ALTERNATION]}
+                for r in late
+                if r.get(metrics.ALTERNATION)
+            ],
+            "",
+        ),
         balance=plateau.balance(
             [r[metrics.UPDATE_SLOPE] for r in slopes], [r[metrics.PREDICTED_CHANGE] for r in slopes]
         )
@@ -186,7 +201,7 @@ class Row:
         return verdicts[at]
 
 
-NUMBERS = ("formula", "multiplier", "growth", "angle", "balance", "loss")
+NUMBERS = ("formula", "multiplier", "growth", "angle", "amplitude", "balance", "loss")
 COLUMNS = ("optimizer", *NUMBERS, "obeyed")
 
 
