@@ -86,6 +86,8 @@ class Reading:
     Attributes:
         formula: Distance to the edge by the optimizer's formula; a median, or a ratio of means
             where the series swings beyond both sides of 1.
+        drift: Relative change of it from the third to the fourth quarter of the run; a plateau
+            has at most 2.5 %.
         multiplier: Distance by the multiplier, a median: the learning rate over that at |μ| = 1.
         growth: Growth per step of the mode, along 40 steps, a median.
         angle: |arg μ|/π, a median.
@@ -97,6 +99,7 @@ class Reading:
     """
 
     formula: float
+    drift: float
     multiplier: float
     growth: float
     angle: float
@@ -114,8 +117,10 @@ def read_run(folder: Path) -> Reading:
     last = records[-1]["step"] if records else 0
     late = [r for r in records if r["step"] >= last / 2]
     slopes = [r for r in late if metrics.UPDATE_SLOPE in r]
+    formula, drift = _formula(records)
     return Reading(
-        formula=_formula(records),
+        formula=formula,
+        drift=drift,
         multiplier=_median(late, metrics.MULTIPLIER_DISTANCE),
         growth=_median(late, metrics.MULTIPLIER_GROWTH),
         angle=_median(late, metrics.MULTIPLIER_ANGLE),
@@ -140,24 +145,27 @@ def read_run(folder: Path) -> Reading:
     )
 
 
-def _formula(records: Sequence[Mapping[str, Any]]) -> float:
-    """Where measured/threshold stands; of means if a tenth of the ratios are beyond either side."""
+def _formula(records: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Where measured/threshold stands, and its drift.
+
+    Of means if a tenth of the ratios are beyond either side of 1 by a fifth, else a median.
+    """
     on = metrics.threshold_is_on(records)
     rows = [r for r in records if on in r and r.get(metrics.EDGE_THRESHOLD, 0.0) != 0]
     steps, measured, threshold = (
         [r[key] for r in rows] for key in ("step", on, metrics.EDGE_THRESHOLD)
     )
+    whole = plateau.plateau(steps, measured, threshold)
     late = [
         m / t if t > 0 else math.inf
         for s, m, t in zip(steps, measured, threshold, strict=True)
         if s >= steps[-1] / 2
     ]
     if not late:
-        return math.nan
+        return math.nan, math.nan
     far = [sum(x > 1.2 for x in late), sum(x < 0.8 for x in late)]
-    if min(far) >= 0.1 * len(late):
-        return plateau.plateau(steps, measured, threshold).value
-    return statistics.median(late)
+    swings = min(far) >= 0.1 * len(late)
+    return whole.value if swings else statistics.median(late), whole.change
 
 
 def _median(records: Sequence[Mapping[str, Any]], name: str) -> float:
@@ -201,7 +209,7 @@ class Row:
         return verdicts[at]
 
 
-NUMBERS = ("formula", "multiplier", "growth", "angle", "amplitude", "balance", "loss")
+NUMBERS = ("formula", "drift", "multiplier", "growth", "angle", "amplitude", "balance", "loss")
 COLUMNS = ("optimizer", *NUMBERS, "obeyed")
 
 

@@ -20,7 +20,7 @@ NAN = math.nan
 
 
 def _reading(formula: float, multiplier: float, status: str = "done") -> Reading:
-    return Reading(formula, multiplier, 1.0, 1.0, 1.0, 1.0, 0.01, status, 10)
+    return Reading(formula, 0.0, multiplier, 1.0, 1.0, 1.0, 1.0, 0.01, status, 10)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_run_is_read_in_its_second_half(tmp_path: Path) -> None:
     assert found.formula == pytest.approx((6 * 1.2 + 5 * 3.0) / 22)
     write([Row("x", [found])], tmp_path, 0.05)
     assert (
-        "| x | 1.009 | 0.980 | 1.010 | 1.000 | 0.950 | 0.750 | 0.250 | both |"
+        "| x | 1.009 | 0.094 | 0.980 | 1.010 | 1.000 | 0.950 | 0.750 | 0.250 | both |"
         in (tmp_path / PAGE).read_text()
     )
 
