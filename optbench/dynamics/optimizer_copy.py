@@ -32,20 +32,28 @@ def copied(
     """
     _refuse_ways_back(optimizer)
     memo: Memo = {}
-    twin_model = copy.deepcopy(model, memo)
     parts = list(nested(optimizer))
+    try:
+        twin_model, twins = copy.deepcopy(model, memo), _copied_parts(parts, memo)
+        twin_model.to(dtype)
+        for t in [t for twin in twins for t in tensors(vars(twin))]:
+            if t.is_floating_point() and t.dtype != dtype:
+                t.data = t.data.to(dtype)
+    except (RuntimeError, TypeError) as why:  # no float64 on MPS; tensors with a graph
+        raise MeasurementError(f"model or optimizer cannot be copied in {dtype}: {why}") from why
+    _restore_views(model, parts, memo)
+    return twin_model, twins[0]
+
+
+def _copied_parts(parts: list[Optimizer], memo: Memo) -> list[Optimizer]:
+    """Copies of an optimizer and of those that it holds, which hold each other."""
     twins = [part.__class__.__new__(part.__class__) for part in parts]
     # empty shells first, so that parts that hold each other find each other's copies
     memo |= {id(part): twin for part, twin in zip(parts, twins, strict=True)}
     for part, twin in zip(parts, twins, strict=True):
         own = {k: v for k, v in vars(part).items() if not _replaces_a_method(part, k)}
         vars(twin).update(copy.deepcopy(own, memo))
-    twin_model.to(dtype)
-    for t in [t for twin in twins for t in tensors(vars(twin))]:
-        if t.is_floating_point() and t.dtype != dtype:
-            t.data = t.data.to(dtype)
-    _restore_views(model, parts, memo)
-    return twin_model, twins[0]
+    return twins
 
 
 def _replaces_a_method(part: Optimizer, name: str) -> bool:

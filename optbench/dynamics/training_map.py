@@ -108,17 +108,14 @@ class TrainingMap:
         self._device = next(model.parameters()).device
         self._parts = list(nested(self._optimizer))
         self._rate = 1.0
-        self.gradients = 0
         roots: list[Any] = [vars(part) for part in self._parts]
         roots += [module._buffers for module in self._model.modules()]
         self._restore = _remembered(roots, list(self._model.parameters()))
         self.slots = self._candidates()
-        live = self._reached()
-        alive = [bool(piece.any()) for piece in self._split(live)]
-        self._live = torch.cat([p for p, on in zip(self._split(live), alive, strict=True) if on])
-        self.slots = [slot for slot, on in zip(self.slots, alive, strict=True) if on]
+        reached = list(zip(self.slots, self._split(self._reached()), strict=True))
+        self.slots = [slot for slot, live in reached if bool(live.any())]
         self._origin, self._image = self._run(None)
-        scales = self._scales() * self._live
+        scales = self._scales() * torch.cat([live for _, live in reached if bool(live.any())])
         self._moving = scales.nonzero()[:, 0]
         self.scale = scales[self._moving]
 
@@ -183,8 +180,11 @@ class TrainingMap:
             _in_double_precision(),
         ):
             seed_globals(self._device, 0)
-            for _ in range(updates):
-                self._step()
+            try:
+                for _ in range(updates):
+                    self._step()
+            except (RuntimeError, TypeError, ValueError) as why:
+                raise MeasurementError(f"a step of the copy in float64 fails: {why}") from why
         try:
             end = _read(self.slots)
         except (KeyError, IndexError) as why:
@@ -203,7 +203,6 @@ class TrainingMap:
             with torch.enable_grad():
                 loss = self._criterion(self._model(inputs), targets)
                 self._differentiate(loss)
-            self.gradients += 1
             return loss
 
         self._optimizer.step(closure)  # type: ignore[arg-type]

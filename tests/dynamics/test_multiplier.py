@@ -274,6 +274,21 @@ def test_an_optimizer_that_reaches_out_of_its_copy_is_refused() -> None:
         TrainingMap(point, _quadratic, NOTHING, optimizer)
 
 
+class Refuses(torch.optim.SGD):
+    """Takes no float64, as MPS does not."""
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        closure()
+        if self.param_groups[0]["params"][0].dtype == torch.float64:
+            raise TypeError("no float64 here")
+
+
+def test_a_step_that_fails_in_float64_says_so() -> None:
+    net = nn.Linear(2, 1)
+    with pytest.raises(MeasurementError, match="no float64 here"):
+        TrainingMap(net, half_mse, (torch.ones(1, 2), torch.ones(1, 1)), Refuses(net.parameters()))
+
+
 def test_arnoldi_finds_what_oscillates_most_among_drifts_and_slow_modes() -> None:
     g = torch.Generator().manual_seed(0)
     n = 200
