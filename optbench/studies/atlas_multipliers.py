@@ -29,7 +29,17 @@ from optbench.studies.command import make_runs
 TABLE, PAGE = "edge_multipliers.csv", "edge_multipliers.md"
 FULL_BATCH_ONLY = "batch_size="
 
-Obeyed = Literal["both", "formula", "multiplier", "neither", "inside", "no derivative", "diverged"]
+Obeyed = Literal[
+    "both",
+    "formula",
+    "multiplier",
+    "neither",
+    "inside",
+    "amplitude",
+    "open",
+    "no derivative",
+    "diverged",
+]
 
 
 @dataclass(frozen=True)
@@ -189,10 +199,13 @@ class Row:
     def obeyed(self, tolerance: float) -> Obeyed:
         """Which distance stands at 1: the formula's, the multiplier's, both, or neither.
 
-        "inside" where all that there are lie below 1 − tolerance: the run is not at an edge.
+        "inside" where all that there are lie below 1 − tolerance: the run is not at an edge. For
+        steps of fixed size it is the amplitude that is met or not ("open").
         """
         if any(r.status == "diverged" for r in self.readings):
             return "diverged"
+        if not math.isnan(amplitude := self.median("amplitude")):
+            return "amplitude" if abs(amplitude - 1) <= tolerance else "open"
         formula, by_multiplier = self.median("formula"), self.median("multiplier")
         if math.isnan(by_multiplier):
             return "no derivative"

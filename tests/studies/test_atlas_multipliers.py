@@ -19,8 +19,10 @@ from optbench.studies.atlas_multipliers import (
 NAN = math.nan
 
 
-def _reading(formula: float, multiplier: float, status: str = "done") -> Reading:
-    return Reading(formula, 0.0, multiplier, 1.0, 1.0, 1.0, 1.0, 0.01, status, 10)
+def _reading(
+    formula: float, multiplier: float, status: str = "done", amplitude: float = NAN
+) -> Reading:
+    return Reading(formula, 0.0, multiplier, 1.0, 1.0, amplitude, 1.0, 0.01, status, 10)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,11 @@ def _reading(formula: float, multiplier: float, status: str = "done") -> Reading
 )
 def test_what_a_run_obeys(formula: float, multiplier: float, status: str, expected: str) -> None:
     assert Row("x", [_reading(formula, multiplier, status)]).obeyed(0.05) == expected
+
+
+def test_steps_of_fixed_size_obey_an_amplitude_or_nothing_known() -> None:
+    assert Row("x", [_reading(1.4, 0.0, amplitude=0.98)]).obeyed(0.05) == "amplitude"
+    assert Row("x", [_reading(1.0, 1.0, amplitude=1.30)]).obeyed(0.05) == "open"
 
 
 def test_medians_are_over_the_seeds_that_have_a_number() -> None:
@@ -73,7 +80,7 @@ def test_a_run_is_read_in_its_second_half(tmp_path: Path) -> None:
     assert found.formula == pytest.approx((6 * 1.2 + 5 * 3.0) / 22)
     write([Row("x", [found])], tmp_path, 0.05)
     assert (
-        "| x | 1.009 | 0.094 | 0.980 | 1.010 | 1.000 | 0.950 | 0.750 | 0.250 | both |"
+        "| x | 1.009 | 0.094 | 0.980 | 1.010 | 1.000 | 0.950 | 0.750 | 0.250 | amplitude |"
         in (tmp_path / PAGE).read_text()
     )
 
