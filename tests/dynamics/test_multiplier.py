@@ -274,6 +274,23 @@ def test_an_optimizer_that_reaches_out_of_its_copy_is_refused() -> None:
         TrainingMap(point, _quadratic, NOTHING, optimizer)
 
 
+@pytest.mark.parametrize("of", ["dropout", "muon"])
+def test_differences_survive_random_masks_and_a_step_in_bfloat16(of: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 2))
+    x, y = torch.randn(9, 3), torch.randn(9, 2)
+    sgd = torch.optim.SGD(net.parameters(), 0.1)
+    optimizer = sgd if of == "dropout" else MAKES["muon"](net.parameters())
+    for _ in range(3):
+        optimizer.zero_grad()
+        half_mse(net(x), y).backward()
+        optimizer.step()
+    map_ = TrainingMap(net, half_mse, (x, y), optimizer)
+    v = torch.randn(map_.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    one, two = (map_.product(v, step=h) for h in (1e-4, 2e-4))
+    assert float((one - two).norm()) < 1e-5 * float(one.norm())
+
+
 class Refuses(torch.optim.SGD):
     """Takes no float64, as MPS does not."""
 
