@@ -106,6 +106,40 @@ EDGE_CONVERGED = _metric("edge/converged", "0", "as sharpness/converged, of P^-�
 EDGE_HVPS = _metric("edge/hvps", "products", "Hessian-vector products that it took")
 EDGE_SECONDS = _metric("edge/seconds", "s", "time that it took", clock=True)
 
+MULTIPLIER = _metric(
+    "edge/multiplier",
+    "1",
+    "Re μ of the training map's oscillating eigenvalue: −1 at any optimizer's edge",
+)
+MULTIPLIER_MODULUS = _metric(
+    "edge/multiplier_modulus", "1", "|μ|: growth of a small oscillation per step, 1 at the edge"
+)
+MULTIPLIER_ANGLE = _metric("edge/multiplier_angle", "1", "|arg μ|/π: 1 for period two")
+MULTIPLIER_RESIDUAL = _metric(
+    "edge/multiplier_residual", "1", "‖Jy − μy‖ for its unit vector y in scaled coordinates"
+)
+MULTIPLIER_ORBIT = _metric(
+    "edge/multiplier_orbit", "1", "|μ| per step of the same mode over a period of the orbit"
+)
+MULTIPLIER_GROWTH = _metric(
+    "edge/multiplier_growth", "1", "‖J_k y‖^(1/k): growth per step of its vector along k steps"
+)
+MULTIPLIER_DISTANCE = _metric(
+    "edge/multiplier_distance",
+    "1",
+    "1/c, where at c times the learning rate |μ| is 1; 1 at the edge",
+)
+ALTERNATION = _metric(
+    "edge/alternation", "parameter", "‖z‖ of the weights: ±z is what alternates from step to step"
+)
+ALTERNATION_PREDICTED = _metric(
+    "edge/alternation_predicted", "parameter", "‖z‖ at which gain times curvature is one"
+)
+MULTIPLIER_PRODUCTS = _metric(
+    "edge/multiplier_products", "products", "Jacobian products that it took, two updates each"
+)
+MULTIPLIER_SECONDS = _metric("edge/multiplier_seconds", "s", "time that it took", clock=True)
+
 WEIGHT_NORM = _metric("layers/NAME/weight_norm", "parameter", "‖w‖ of a layer")
 GRADIENT_NORM = _metric("layers/NAME/gradient_norm", "loss/parameter", "‖g‖ of a layer")
 UPDATE_NORM = _metric("layers/NAME/update_norm", "parameter", "‖d‖ of a layer")
@@ -113,6 +147,7 @@ ANGLE = _metric("layers/NAME/angle", "radian", "angle between a layer's w before
 
 UPDATE_SHARPNESS = _metric("update/sharpness", CURVATURE, "dᵀHd/‖d‖²")
 GRADIENT_SHARPNESS = _metric("update/gradient_sharpness", CURVATURE, "gᵀHg/‖g‖²")
+UPDATE_SLOPE = _metric("update/slope", "loss", "g·d")
 LOSS_CHANGE = _metric("update/loss_change", "loss", "L(w + d) − L(w)")
 PREDICTED_CHANGE = _metric("update/predicted_change", "loss", "g·d + ½dᵀHd")
 CRITICAL_STEP = _metric("update/critical_step", "1", "least κ with L(w + κd) > L(w)")

@@ -25,6 +25,7 @@ from optbench.leaderboard import __main__ as leaderboard
 from optbench.leaderboard import run_report
 from optbench.protocol import tuner
 from optbench.record import wandb
+from optbench.studies import atlas_multipliers
 from optbench.studies import command as study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,6 +123,7 @@ COMMANDS: list[Command[Any]] = [
     leaderboard.COMMAND,
     run_report.COMMAND,
     study.COMMAND,
+    atlas_multipliers.COMMAND,
     measure_command.COMMAND,
     check_command.COMMAND,
     scaffold.COMMAND,

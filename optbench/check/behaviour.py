@@ -1,6 +1,7 @@
 """Behaviour: schedules, rescaling, the edge on a quadratic, and a first real problem."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,10 @@ from optbench.check import Check, Finding, passed
 from optbench.check.subject import Subject, Training, batch, moved
 from optbench.configuration.compose import compose_config
 from optbench.configuration.construct import build_model, build_task
+from optbench.curvature.errors import MeasurementError
 from optbench.dynamics import EigenvalueEdge, described, edge
+from optbench.dynamics.oscillating_eigenvalue import Multiplier, multiplier
+from optbench.dynamics.training_map import TrainingMap
 from optbench.run.batches import Batches
 from optbench.run.update import Update
 from optbench.task import half_mse
@@ -84,6 +88,60 @@ def converges_inside_its_edge_and_diverges_outside(subject: Subject) -> Finding:
     return passed(ends[0] < 0.5 and ends[1] > 2, detail)
 
 
+def multiplier_is_minus_one_at_its_edge(subject: Subject) -> Finding:
+    """Of ½wᵀHw with λ₁ on the threshold; where no threshold is known, of a small network's step."""
+    training = Training(subject)
+    training.steps(30)
+    known = edge(training.optimizer)
+    if isinstance(known, EigenvalueEdge) and known.plain and known.source != "conjecture":
+        found = _multiplier_on_quadratic(subject, known.threshold)
+        detail = f"{_said(found)} at λ₁ = {known.threshold:.4g}"
+        return passed(abs(found.value + 1) < 1e-3, detail)
+    try:
+        step = TrainingMap(training.model, half_mse, batch(), training.optimizer)
+        found = multiplier(step.product, step.size, check=partial(step.product, step=1e-3))
+    except MeasurementError as why:
+        return Finding("not tried", str(why)[:200])
+    if found.disagreement > 0.1 * max(1.0, found.growth):
+        return Finding("reported", f"the step is not smooth (by {found.disagreement:.2g})")
+    return Finding("reported", f"{_said(found)} on a small network")
+
+
+def _said(found: Multiplier) -> str:
+    z = found.value
+    number = f"{z.real:.4f}" if z.imag == 0 else f"{z.real:.4f} ± {z.imag:.4f}i"
+    return f"{number}, {found.products} products, residual {found.residual:.1g}"
+
+
+def _multiplier_on_quadratic(subject: Subject, largest: float) -> Multiplier:
+    """Multiplier of the map on ½ Σ λ_i w_i², λ = largest · (1, ½, ⅕), after a few steps."""
+    model = _Weights()
+    curvature = largest * torch.tensor([1.0, 0.5, 0.2], dtype=torch.float64)
+    optimizer = subject.factory(list(model.parameters()))
+
+    def loss(outputs: Tensor, _: Tensor) -> Tensor:
+        return 0.5 * (curvature * outputs * outputs).sum()
+
+    update = Update(model, loss, optimizer)
+    nothing = torch.zeros(1, dtype=torch.float64)
+    for _ in range(3):
+        update(nothing, nothing)
+    step = TrainingMap(model, loss, (nothing, nothing), optimizer)
+    return multiplier(step.product, step.size, check=partial(step.product, step=1e-3))
+
+
+class _Weights(nn.Module):
+    """A model whose output is its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(3, dtype=torch.float64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the weights, whatever the inputs."""
+        return self.w
+
+
 def _on_quadratic(subject: Subject, largest: float, steps: int = 300) -> float:
     """Final over initial loss of ½ Σ λ_i w_i² with λ = largest · (1, ½, ⅕)."""
     w = nn.Parameter(torch.ones(3, dtype=torch.float64))
@@ -134,5 +192,6 @@ CHECKS: list[Check] = [
     loss_times_ten,
     layers_rescaled,
     converges_inside_its_edge_and_diverges_outside,
+    multiplier_is_minus_one_at_its_edge,
     descends_on_digits,
 ]

@@ -18,6 +18,7 @@ class Direction(AfterUpdate):
 
     - `update/sharpness` = dᵀHd/‖d‖²;
     - `update/gradient_sharpness` = gᵀHg/‖g‖²;
+    - `update/slope` = g·d;
     - `update/loss_change` = L(w + d) − L(w);
     - `update/predicted_change` = g·d + ½dᵀHd.
 
@@ -45,9 +46,11 @@ class Direction(AfterUpdate):
             loss, gradient = hessian.loss.value_and_gradient()
             H_update, H_gradient = hessian @ update, hessian @ gradient
         curvature = float(update @ H_update)  # dᵀHd
+        slope = float(gradient @ update)
         values: dict[str, Value] = {
+            metrics.UPDATE_SLOPE: slope,
             metrics.LOSS_CHANGE: after - loss,
-            metrics.PREDICTED_CHANGE: float(gradient @ update) + curvature / 2,
+            metrics.PREDICTED_CHANGE: slope + curvature / 2,
         }
         if squared := float(update @ update):
             values[metrics.UPDATE_SHARPNESS] = curvature / squared

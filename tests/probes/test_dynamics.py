@@ -46,6 +46,7 @@ def test_on_a_quadratic_the_prediction_is_exact_and_the_curvature_that_of_the_ax
     found = probe(state)
     assert found["update/sharpness"] == pytest.approx(a, rel=1e-10)
     assert found["update/gradient_sharpness"] == pytest.approx(a, rel=1e-10)
+    assert found["update/slope"] == pytest.approx(-0.5 * a * a, rel=1e-10)  # g = a, d = −½a
     true = a / 2 * ((1 - 0.5 * a) ** 2 - 1)
     assert found["update/loss_change"] == pytest.approx(true, rel=1e-10)
     assert found["update/predicted_change"] == pytest.approx(true, rel=1e-10)
