@@ -83,7 +83,7 @@ class EdgeThermostat(Wrapper):
             raise UserError("EdgeThermostat measures curvature, so it needs step(closure)")
         if self.dial is not None and self.updates % self.every == 0:
             self._regulate(closure)
-        loss: Tensor | None = self.base.step(closure)  # type: ignore[arg-type]
+        loss: Tensor | None = self.base.step(closure)  # type: ignore[arg-type, assignment]
         self.updates += 1
         return loss
 

@@ -214,7 +214,7 @@ def comparable(table: Table) -> tuple[Table, str]:
         if mode == USUAL:
             mask |= good & (table["task"] == task) & (table["mode"] == USUAL)
             continue
-        there, missing = [], []
+        there, missing = list[str](), list[str]()
         for optimizer in np.unique(table["optimizer"]):
             here, usual = (good & _where(table, task, m, optimizer) for m in (mode, USUAL))
             enough = 2 * min(here.sum(), usual.sum()) >= seeds
