@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
@@ -121,7 +122,7 @@ class FlatnessCausal:
             SHAM: lambda layers: permute(layers, generator),
         }
         for alpha in self.alphas:
-            changes[f"alpha {alpha:g}"] = lambda layers, alpha=alpha: rescale(layers, alpha)
+            changes[f"alpha {alpha:g}"] = partial(rescale, alpha=alpha)
         rows = []
         for arm, change in changes.items():
             start = FlatModel(point.model, point.task.loss, point.train)
