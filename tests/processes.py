@@ -5,7 +5,7 @@ import signal
 import tempfile
 from pathlib import Path
 
-from optbench.launch.local import _context, _main_job
+from optbench.launch.local import _main_job, fork_server
 
 
 class Forked:
@@ -17,7 +17,7 @@ class Forked:
     def __init__(self, folder: Path, *arguments: str) -> None:
         self._said = Path(tempfile.mkdtemp(dir=folder, prefix="said-"))
         overrides = (f"results_dir={folder}", "wandb.mode=disabled", *arguments)
-        self._process = _context(1).Process(
+        self._process = fork_server(1).Process(
             target=_main_job, args=(overrides, self._said, 1), daemon=False
         )
         self._process.start()

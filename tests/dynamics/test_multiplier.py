@@ -165,7 +165,8 @@ def test_sam_differentiates_its_ascent() -> None:
 
     def step(w: Tensor) -> Tensor:
         g = CURVATURES * w
-        return w - lr * CURVATURES * (w + rho * g / g.norm())
+        after: Tensor = w - lr * CURVATURES * (w + rho * g / g.norm())
+        return after
 
     jacobian = torch.autograd.functional.jacobian(step, point.w.detach())
     _same_spectrum(TrainingMap(point, _quadratic, NOTHING, optimizer), [jacobian.numpy()])
@@ -294,7 +295,7 @@ def test_differences_survive_random_masks_and_a_step_in_bfloat16(of: str) -> Non
 class Refuses(torch.optim.SGD):
     """Takes no float64, as MPS does not."""
 
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         closure()
         if self.param_groups[0]["params"][0].dtype == torch.float64:
             raise TypeError("no float64 here")

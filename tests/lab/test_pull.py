@@ -58,7 +58,7 @@ def test_a_projection_is_the_dense_one() -> None:
 
 def test_the_smallest_weights_with_these_outputs_are_the_minimum_norm_interpolant() -> None:
     point = _point(_linear(), 4, 2)
-    X, W = point.train.inputs, point.model.weight.detach()
+    X, W = point.train.inputs, point.parameters[0].detach()
     least = torch.linalg.pinv(X) @ (X @ W.T)
     *_, last = lab.pull(point, "weight_norm", -1, steps=200)
     assert last.deviation < 1e-3

@@ -1,5 +1,6 @@
 """The multiplier probe: its value, what it costs, where it is absent, and that it only reads."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ class Staircase(torch.optim.SGD):
     """Gradient descent that counts gradients in billionths."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """Step on the gradient, rounded in a way that no small change survives."""
         with torch.enable_grad():
             loss = closure()
@@ -36,8 +37,12 @@ def _state(make: type[torch.optim.Optimizer], full_batch: bool = True, **options
         torch.manual_seed(0)
         model = mlp((3,), 2, widths=[8])
     task = Task(Split(x, y), None, None, 2, half_mse)
-    optimizer = make(model.parameters(), **options)  # type: ignore[call-arg, arg-type]
+    optimizer = make(model.parameters(), **options)  # type: ignore[arg-type]
     return State(0, 100, task, model, optimizer, full_batch, 1, 0, say=lambda _: None)
+
+
+def _numbers(found: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in found.items()}
 
 
 def _train(state: State, steps: int) -> None:
@@ -56,7 +61,7 @@ def test_gradient_descent_is_at_minus_one_where_its_sharpness_is_two_over_eta() 
     top = float(torch.linalg.eigvalsh(hessian @ torch.eye(hessian.size)).max())
     for group in state.optimizer.param_groups:
         group["lr"] = 2 / top
-    found = probe(state)
+    found = _numbers(probe(state))
     assert found["edge/multiplier"] == pytest.approx(-1, abs=2e-3)  # H in float32, tolerance 1e-3
     assert found["edge/multiplier_angle"] == 1
     assert found["edge/multiplier_modulus"] == pytest.approx(-found["edge/multiplier"])
@@ -65,14 +70,14 @@ def test_gradient_descent_is_at_minus_one_where_its_sharpness_is_two_over_eta() 
     assert 5 < cold < 20
     resumed = Multiplier()
     resumed.load_state_dict(probe.state_dict())
-    assert resumed(state)["edge/multiplier_products"] <= cold
+    assert _numbers(resumed(state))["edge/multiplier_products"] <= cold
 
 
 def test_two_steps_of_an_orbit_are_the_square_where_one_step_is_constant() -> None:
     state, probe = _state(torch.optim.SGD, lr=1e-3), Multiplier(orbit=2, along=5)
     _train(state, 1)
     state.optimizer.param_groups[0]["lr"] = 1e-3
-    found = probe(state)
+    found = _numbers(probe(state))
     # at a small rate F changes by the rate times the change of H: 1e-3 of 1e-3
     assert found["edge/multiplier_orbit"] == pytest.approx(found["edge/multiplier"], abs=2e-3)
     assert found["edge/multiplier_growth"] == pytest.approx(found["edge/multiplier"], abs=2e-3)
@@ -81,7 +86,7 @@ def test_two_steps_of_an_orbit_are_the_square_where_one_step_is_constant() -> No
 def test_sign_descent_alternates_as_predicted() -> None:
     state, probe = _state(Signum, lr=0.01, momentum=0.0), Multiplier(amplitude=True)
     _train(state, 300)
-    found = probe(state)
+    found = _numbers(probe(state))
     assert found["edge/multiplier"] == pytest.approx(1)
     weights = sum(p.numel() for p in state.model.parameters())
     assert 0 < found["edge/alternation"] <= 0.005 * weights**0.5 * 1.0001
@@ -122,4 +127,4 @@ def test_a_frozen_layer_is_left_out() -> None:
     first = next(m for m in state.model.modules() if isinstance(m, nn.Linear))
     first.weight.requires_grad_(False)
     _train(state, 3)
-    assert probe(state)["edge/multiplier_residual"] < 1e-3
+    assert _numbers(probe(state))["edge/multiplier_residual"] < 1e-3

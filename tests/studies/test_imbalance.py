@@ -98,7 +98,8 @@ def _flow(shares: NDArray[np.float64], time: float) -> NDArray[np.float64]:
         brentq(lambda m, share=share: math.expm1(m) + (C - 1) * m - C * share * time, 0, 50)
         for share in shares
     ]
-    return np.log1p((C - 1) * np.exp(-np.asarray(margins)))
+    losses: NDArray[np.float64] = np.log1p((C - 1) * np.exp(-np.asarray(margins)))
+    return losses
 
 
 def test_gd_follows_the_closed_form_and_sign_descent_treats_all_alike() -> None:

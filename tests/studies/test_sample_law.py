@@ -93,7 +93,7 @@ def test_a_best_rate_at_the_end_is_undecided(study: SampleLaw) -> None:
 
 
 def test_the_rate_is_chosen_on_validation_and_read_on_test() -> None:
-    table = _table({"sgd": 1.0})
+    table = dict(_table({"sgd": 1.0}))
     table["test"] = np.where(table["rate"] == 2, 1.0, table["test"])  # tempting, and not looked at
     rows, _ = best(table, ["he2"])
     assert (rows["rate"] == 1).all()
