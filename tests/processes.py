@@ -5,7 +5,8 @@ import signal
 import tempfile
 from pathlib import Path
 
-from optbench.launch.local import _main_job, fork_server
+from optbench.cli.processes import fork_server
+from optbench.launch.local import _main_job
 
 
 class Forked:

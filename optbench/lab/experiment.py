@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from optbench import metrics
 from optbench.cli.batch import Member
-from optbench.cli.batch_processes import run_batch_in_processes
 from optbench.cli.command_job import prepare
 from optbench.cli.job import run_job
 from optbench.configuration.compose import compose_with_choices, find_plugins
@@ -24,6 +23,7 @@ from optbench.configuration.finished import PresentData
 from optbench.configuration.naming import run_name
 from optbench.errors import UserError
 from optbench.lab.snapshot import Snapshot
+from optbench.lab.sweep_processes import run_batch_in_processes
 from optbench.record import folder as record
 from optbench.record.later_keys import LATER
 from optbench.run import checkpoint

@@ -7,7 +7,6 @@
   first, and then look again.
 """
 
-import contextlib
 import hashlib
 import math
 import os
@@ -18,26 +17,30 @@ import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from optbench.boundary.overrides import quoted
+from optbench.cli.processes import (
+    GRACE,
+    end_processes,
+    fork_server,
+    kill_unseen,
+    stop_with_the_launcher,
+)
 from optbench.launch.launcher import Finished, Say
 from optbench.record.folder import read_finished
 from optbench.startup import begun, secure_terminal
 
 # by every run, before its first step
-PRELOADED = ["optbench.cli.command_job", "torch._dynamo", "torch.nn.functional"]
 CLAIMED = 75  # exit code of a process whose run another one is at work on
 LOST = 255  # what Python gives for the exit code of a process whose fork server has died
 MOST_LOSSES = 3  # of one run, which then is taken to be their cause
 LOOK_AGAIN = 1.0  # seconds until a claimed run is tried again
 LONGEST_WAIT = 3600.0  # seconds of one wait; the system call takes no more than 24 days
-GRACE = 30.0  # seconds to write a checkpoint in, for a run that is asked to stop
 
 
 def cores() -> int:
@@ -167,7 +170,7 @@ class _Queue:
             self._say_once(
                 "the server that starts the runs was killed: they go on from their checkpoints"
             )
-            _kill_unseen(run.process)
+            kill_unseen(run.process)
             run.about.losses += 1
         else:
             return False
@@ -217,37 +220,6 @@ def _start_process(overrides: Sequence[str], said: Path, threads: int, claim: Pa
     )
 
 
-def fork_server(threads: int) -> Any:
-    """Return the way to start processes: a fork server.
-
-    It is told the number of threads before it imports torch.
-    """
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(threads)
-    if sys.platform == "win32":
-        return get_context("spawn")
-    from multiprocessing import forkserver
-
-    context = get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    with _without_ctrl_c():
-        forkserver.ensure_running()
-    return context
-
-
-@contextlib.contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """Ignore Ctrl-C for a moment: what is started then will ignore it too, and leave it to us."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _main_job(
     overrides: Sequence[str], said: Path, threads: int, claim: Path | None = None
 ) -> None:
@@ -270,37 +242,6 @@ def _main_job(
     torch.set_num_threads(threads)
     sys.argv = ["optbench", *overrides]
     main()
-
-
-def stop_with_the_launcher() -> None:
-    """Ask this process to stop once the one that launched it is gone, however it went."""
-    launcher = parent_process()
-    assert launcher is not None
-    connection.wait([launcher.sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE)
-    os._exit(1)  # a run that hangs would never end
-
-
-def _kill_unseen(process: BaseProcess) -> None:
-    """Kill a process whose fork server has died.
-
-    It lives, and would keep its claim, but nobody would see it end.
-    """
-    if process.pid is not None and sys.platform != "win32":
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
-
-
-def end_processes(processes: Sequence[BaseProcess]) -> None:
-    """Ask processes to stop, and kill those that do not in time."""
-    for process in processes:
-        process.terminate()
-    deadline = time.monotonic() + GRACE
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-        if process.exitcode is None:
-            process.kill()
 
 
 def _lines(file: Path) -> list[str]:

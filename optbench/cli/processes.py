@@ -1,0 +1,77 @@
+"""Processes that train: a fork server that has imported torch, and how they end."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing import connection, get_context, parent_process
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+PRELOADED = ["optbench.cli.command_job", "torch._dynamo", "torch.nn.functional"]
+GRACE = 30.0  # seconds to write a checkpoint in, for a run that is asked to stop
+
+
+def fork_server(threads: int) -> Any:
+    """Return the way to start processes: a fork server.
+
+    It is told the number of threads before it imports torch.
+    """
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    if sys.platform == "win32":
+        return get_context("spawn")
+    from multiprocessing import forkserver
+
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with _without_ctrl_c():
+        forkserver.ensure_running()
+    return context
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Ignore Ctrl-C for a moment: what is started then will ignore it too, and leave it to us."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def stop_with_the_launcher() -> None:
+    """Ask this process to stop once the one that launched it is gone, however it went."""
+    launcher = parent_process()
+    assert launcher is not None
+    connection.wait([launcher.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(1)  # a run that hangs would never end
+
+
+def kill_unseen(process: BaseProcess) -> None:
+    """Kill a process whose fork server has died.
+
+    It lives, and would keep its claim, but nobody would see it end.
+    """
+    if process.pid is not None and sys.platform != "win32":
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def end_processes(processes: Sequence[BaseProcess]) -> None:
+    """Ask processes to stop, and kill those that do not in time."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + GRACE
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.exitcode is None:
+            process.kill()
