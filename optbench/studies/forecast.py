@@ -149,7 +149,7 @@ class Forecast:
         select = read_suite(self.suite).tasks[cell.factors["task"]].select
         rows: list[dict[str, Any]] = []
         for seed in cell.factors["seeds"]:
-            parts = _parts((*cell.command, f"seed={seed}"))
+            parts = initial((*cell.command, f"seed={seed}"))
             batches = [parts.batches.next() for _ in range(parts.settings.steps)]
             for name, u in product(names, self.rates):
                 value = after(parts, batches, factory(name, u), select)
@@ -227,8 +227,8 @@ def budget(words: Sequence[str], share: float) -> int:
     return max(1, round(share * said[0]))
 
 
-def _parts(words: Sequence[str]) -> Parts:
-    """Task, batches and a model with a seed's initial weights; the last word of a key holds."""
+def initial(words: Sequence[str]) -> Parts:
+    """Return task, batches and initial weights of a run; the last word of a key holds."""
     last = {word.partition("=")[0]: word for word in words}
     before = global_state()
     try:
