@@ -201,7 +201,7 @@ class Forecast:
             + ("" if row["counts"] else ", all tie: not counted"): {
                 "shadow steps": row["shadow"],
                 "short loss": row["loss"],
-                "other tasks' order": row["others"],
+                "other tasks": row["others"],
             }
             for row in scored
         }
