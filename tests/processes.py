@@ -5,8 +5,8 @@ import signal
 import tempfile
 from pathlib import Path
 
-from optbench.cli.processes import fork_server
 from optbench.launch.local import _main_job
+from optbench.processes import fork_server
 
 
 class Forked:

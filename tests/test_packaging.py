@@ -22,8 +22,8 @@ ORDER = [
     "optbench.report",
     "optbench.measure",
     "optbench.new",
-    "optbench.leaderboard",
     "optbench.studies",
+    "optbench.leaderboard",
     "optbench.protocol",
     "optbench.launch",
     "optbench.lab",
@@ -53,6 +53,7 @@ ORDER = [
     "optbench.paths",
     "optbench.errors",
     "optbench.startup",
+    "optbench.processes",
     "optbench.moved",
     "optbench",
 ]

@@ -17,10 +17,10 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any, cast
 
 from optbench.cli.batch import Ended, Member, Say, run_batch
-from optbench.cli.processes import end_processes, fork_server, stop_with_the_launcher
 from optbench.configuration.compose import find_plugins
 from optbench.configuration.finished import PresentData
 from optbench.errors import MachineError
+from optbench.processes import end_processes, fork_server, stop_with_the_launcher
 
 
 @dataclass

@@ -24,14 +24,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from optbench.boundary.overrides import quoted
-from optbench.cli.processes import (
+from optbench.launch.launcher import Finished, Say
+from optbench.processes import (
     GRACE,
     end_processes,
     fork_server,
     kill_unseen,
     stop_with_the_launcher,
 )
-from optbench.launch.launcher import Finished, Say
 from optbench.record.folder import read_finished
 from optbench.startup import begun, secure_terminal
 

@@ -30,14 +30,15 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def plain_log(axis: Any) -> None:
-    """Make the x axis logarithmic, with a few plain numbers however narrow it is."""
+def plain_log(axis: Any, which: str = "x") -> None:
+    """Make the x or the y axis logarithmic, with a few plain numbers however narrow it is."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    getattr(axis, f"set_{which}scale")("log")
+    of = getattr(axis, f"{which}axis")
+    of.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+    of.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    of.set_minor_formatter(NullFormatter())
 
 
 def save(figure: "Figure", place: Path) -> str:
@@ -141,7 +142,7 @@ def draw_curves(
         if "x" in log:
             plain_log(axis)
         if "y" in log:
-            axis.set_yscale("log")
+            plain_log(axis, "y")
         axis.set_xlabel(x)
         axis.set_ylabel(y if axis is axes[0] else "")
         axis.set_title(title, fontsize=10, loc="left")
