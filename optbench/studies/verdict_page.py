@@ -82,7 +82,7 @@ def render(verdict: Mapping[str, Any]) -> str:
         "",
         f"What it does not show: {verdict['not_shown']}",
         "",
-        f"{verdict['declared']} {verdict['rows']} runs. Again: `{verdict['command']}`",
+        f"{verdict['declared']} {verdict['rows']} rows in table.csv. Again: `{verdict['command']}`",
         "",
     ]
     return "\n".join(lines)
