@@ -11,12 +11,14 @@ from optbench.studies.atlas_multipliers import (
     PAGE,
     Reading,
     Row,
+    markdown,
     read_plan,
     read_run,
     write,
 )
 
 NAN = math.nan
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs/edge_multipliers.md").read_text()
 
 
 def _reading(
@@ -83,6 +85,14 @@ def test_a_run_is_read_in_its_second_half(tmp_path: Path) -> None:
         "| x | 1.009 | 0.094 | 0.980 | 1.010 | 1.000 | 0.960 | 0.750 | 0.250 | amplitude |"
         in (tmp_path / PAGE).read_text()
     )
+
+
+def test_the_page_has_every_row_under_the_columns_that_are_written() -> None:
+    """Its numbers are of runs that are not here."""
+    lines = [line for line in DOCUMENT.splitlines() if line.startswith("|")]
+    assert lines[0] + "\n" == next(markdown([], 0.05))
+    named = [line.split("|")[1].strip() for line in lines[2:]]
+    assert named == [name for name, _ in read_plan().runs()]
 
 
 def test_every_optimizer_has_a_row() -> None:
