@@ -145,7 +145,7 @@ class MatchedEdge:
         if not length(rows):
             return
         names = sorted(set(map(str, rows["task"])))
-        figure = new_figure(4.6 * len(names), 3.6)
+        figure = new_figure(4.6 * len(names), 3.8)
         axes = figure.subplots(1, len(names), squeeze=False)[0]
         modes = [m for m in dict.fromkeys(map(str, table["mode"])) if m in set(rows["mode"])]
         for axis, task in zip(axes, names, strict=True):
@@ -167,7 +167,7 @@ class MatchedEdge:
             axis.grid(alpha=0.25, axis="y")
         axes[0].set_ylabel("test error at equal training loss, %")
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
         yield save(figure, folder / "errors")
 
 
