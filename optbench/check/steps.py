@@ -9,8 +9,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from optbench.check import Check, Finding, passed
 from optbench.check.subject import Subject, Training, batch, moved, net, same
+from optbench.optimizers.looking import look
 from optbench.probes.generalization import evaluating
-from optbench.run.update import look
 from optbench.task import half_mse
 
 

@@ -18,6 +18,7 @@ from optbench.curvature.isolation import differentiable, kept_rng, seed_globals
 from optbench.curvature.loss_state import kept_state
 from optbench.dynamics.optimizer_copy import copied, tensors
 from optbench.dynamics.optimizer_options import TORCHS
+from optbench.optimizers.looking import look
 from optbench.optimizers.nested import nested
 
 RELATIVE_STEP = 1e-4
@@ -205,6 +206,7 @@ class TrainingMap:
                 self._differentiate(loss)
             return loss
 
+        look(self._optimizer, self._model, self._data[0])
         self._optimizer.step(closure)  # type: ignore[arg-type]
 
     def _differentiate(self, loss: Tensor) -> None:

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from optbench.curvature.selection import trainable
 from optbench.errors import UserError
+from optbench.optimizers.looking import look
 from optbench.task import Loss
 
 
@@ -143,9 +144,3 @@ class Update:
         with torch.autocast(inputs.device.type, torch.bfloat16):
             outputs = self.model(inputs)
         return self.loss(outputs.float(), targets)
-
-
-def look(optimizer: Optimizer, model: nn.Module, inputs: Tensor) -> None:
-    """Show an optimizer that has a method `look_at` the model and the inputs of the coming step."""
-    if callable(look_at := getattr(optimizer, "look_at", None)):
-        look_at(model, inputs)
