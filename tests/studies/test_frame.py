@@ -110,7 +110,10 @@ def test_the_studies_that_come_with_it_are_known_and_can_be_planned() -> None:
             assert len(set(cells)) == len(cells) > 0
         rules = {h.name for h in study.declaration.hypotheses}
         assert all(set(right) <= rules for right in study.worlds.values())
-        seeds = {cell.factors["seed"] for cell in study.plan("small")}
+        seeds = {cell.factors.get("seed") for cell in study.plan("small")}
+        if seeds == {None}:  # a cell is a task, with seeds of its own: tasks are what is drawn
+            assert name == "forecast" and len(study.plan("small")) == 7
+            continue
         # claims about generalization take ten seeds, those about dynamics five
         assert len(seeds) >= (10 if "8c" in study.declaration.direction else 5)
 
