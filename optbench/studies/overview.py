@@ -144,7 +144,7 @@ class Overview:
         outline: What is declared.
         sections: Studies by sub-question; one of several stands at its first.
         elsewhere: Names of the studies that are about a sub-question and stand at another.
-        answers: Sentences of the first paragraph.
+        answers: Sentences of the first paragraph, of the studies that were run here.
         missing: Studies that are declared and have no verdict here.
         counts: Number of claims by verdict.
     """
@@ -192,7 +192,7 @@ def collect(folder: Path, config_dir: Path | None = None) -> Overview:
         outline,
         sections,
         elsewhere,
-        [_answer(answer, chapters) for answer in outline.answers],
+        [_answer(a, chapters[a.study]) for a in outline.answers if a.study in chapters],
         [name for name in names if name not in chapters],
         {verdict: said.count(verdict) for verdict in SIGNS},
     )
@@ -215,10 +215,7 @@ def _claim(facts: Mapping[str, Any], worlds: Mapping[str, Mapping[str, str]]) ->
     return Claim(facts, right, wrong, draws)
 
 
-def _answer(answer: Answer, chapters: Mapping[str, Chapter]) -> str:
-    chapter = chapters.get(answer.study)
-    if chapter is None:
-        return f"{answer.study} has not been run here."
+def _answer(answer: Answer, chapter: Chapter) -> str:
     found = [c.facts["verdict"] for c in chapter.claims if c.facts["name"] == answer.hypothesis]
     if not found:
         return f"{answer.study} has judged nothing called {answer.hypothesis}."
