@@ -4,8 +4,6 @@ Exponents are slopes of log λ₁ on the log of the setting, by least squares wi
 task. All comparisons are at one loss, on paths far below the edge.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,15 +12,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from optbench import lab, metrics
-from optbench.intervals import Interval
-from optbench.record.durable import write_whole
-from optbench.record.folder import read_json
-from optbench.statistics import cluster_bootstrap, verdict
 from optbench.studies.figures import draw_curves
 from optbench.studies.frame import (
     REFUTED,
     SUPPORTED,
-    UNDECIDED,
     Cell,
     Declaration,
     Finding,
@@ -30,8 +23,11 @@ from optbench.studies.frame import (
     Table,
     columns,
     length,
+    six_digits,
     subset,
 )
+from optbench.studies.judging import interval_of, judged
+from optbench.studies.measured_once import measured_once
 
 MEASURES = ("sharpness", "lr_preconditioned_sharpness")
 RATE = "progressive_sharpening"
@@ -132,13 +128,9 @@ class Architecture:
 
     def read(self, cell: Cell, folder: Path) -> list[dict[str, Any]]:
         """One row: λ₁ at the matched loss, raw and preconditioned, and the sharpening rate."""
-        content = json.dumps([self.loss, list(self.above), "1"])
-        place = folder / f"architecture-{hashlib.sha256(content.encode()).hexdigest()[:8]}.json"
-        found = read_json(place)
-        if found is None:
-            found = self._matched(folder)
-            write_whole(place, json.dumps(found) + "\n")
-        return [dict(cell.factors) | found]
+        settings = [self.loss, list(self.above), "1"]
+        row = measured_once(folder, "architecture", settings, lambda: self._matched(folder))
+        return [dict(cell.factors) | row]
 
     def _matched(self, folder: Path) -> dict[str, Any]:
         run = lab.open(folder)
@@ -149,15 +141,15 @@ class Architecture:
         edge = 2 * (1 + optimizer.momentum) / optimizer.lr
         matched = lab.match(run, self.loss, MEASURES)
         rate = lab.measure(run, [RATE])[RATE]
-        row = {name: _rounded(matched[name].value) for name in MEASURES}
+        row = {name: six_digits(matched[name].value) for name in MEASURES}
         start = float(run.series(metrics.SHARPNESS)[1][0])
         return {
             "reached": 1.0,
             "diverged": 0.0,
             "steps": run.summary["step"],
-            "start_distance": _rounded(start / edge),
+            "start_distance": six_digits(start / edge),
             **row,
-            RATE: _rounded(rate.value),
+            RATE: six_digits(rate.value),
         }
 
     def judge(self, table: Table) -> list[Finding]:
@@ -177,14 +169,8 @@ class Architecture:
         for hypothesis in self.declaration.hypotheses:
             arm, rule = rules[hypothesis.name]
             of_arm = subset(rows, rows["arm"] == arm) if length(rows) else rows
-            if length(of_arm) == 0 or len(np.unique(of_arm["seed"])) < 2:
-                unknown = Interval(math.nan, -math.inf, math.inf)
-                found.append(Finding(hypothesis.name, unknown, UNDECIDED, length(of_arm), why))
-                continue
-            level = self.declaration.level
-            estimate = cluster_bootstrap(of_arm, rule, draws=DRAWS, level=level)
-            said = verdict(estimate, hypothesis.sesoi, hypothesis.sign)
-            found.append(Finding(hypothesis.name, estimate, said, length(of_arm), why))
+            estimate = interval_of(of_arm, rule, self.declaration.level, DRAWS, method="bca")
+            found.append(judged(hypothesis, estimate, length(of_arm), why))
         return found
 
     def planted(self, world: str, seed: int) -> Table:
@@ -217,10 +203,6 @@ class Architecture:
 
 def _widths(width: int, depth: int) -> str:
     return f"model.widths=[{','.join([str(width)] * depth)}]"
-
-
-def _rounded(value: float) -> float | None:
-    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def usable(table: Table) -> tuple[Table, str]:

@@ -3,9 +3,9 @@
 import copy
 import hashlib
 import inspect
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,9 +19,6 @@ from optbench.configuration.construct import optimizer_factory
 from optbench.intervals import Interval
 from optbench.lab.matching import at_loss
 from optbench.optimizers import input_jacobian
-from optbench.record.durable import write_whole
-from optbench.record.folder import read_json
-from optbench.statistics import cluster_bootstrap, verdict
 from optbench.studies.figures import draw_forest
 from optbench.studies.frame import (
     REFUTED,
@@ -34,8 +31,11 @@ from optbench.studies.frame import (
     Table,
     columns,
     length,
+    six_digits,
     subset,
 )
+from optbench.studies.judging import UNKNOWN, interval_of, judged
+from optbench.studies.measured_once import measured_once
 
 SGD, SAM, REDUCER = "sgd", "sam", "jacobian_reducer"
 LESS_JACOBIAN, SHAM = "sam_without_jacobian", "sam_sham"
@@ -111,13 +111,9 @@ class ByProduct:
         """One row: how the run ended, its error at the matched loss, its measures, its step."""
         loss = float(self.tasks[cell.factors["task"]]["loss"])
         code = Path(__file__).read_bytes() + inspect.getsource(input_jacobian).encode()
-        digest = hashlib.sha256(json.dumps([loss, list(self.measures)]).encode() + code)
-        place = folder / f"by_product-{digest.hexdigest()[:8]}.json"
-        found = read_json(place)
-        if found is None:
-            found = self._row(folder, loss)
-            write_whole(place, json.dumps(found) + "\n")
-        return [dict(cell.factors) | found]
+        settings = [loss, list(self.measures), hashlib.sha256(code).hexdigest()]
+        row = measured_once(folder, "by_product", settings, lambda: self._row(folder, loss))
+        return [dict(cell.factors) | row]
 
     def _row(self, folder: Path, loss: float) -> dict[str, Any]:
         run = lab.open(folder)
@@ -129,9 +125,9 @@ class ByProduct:
             for name in (metrics.TRAIN_LOSS, metrics.TEST_ERROR)
         )
         points = [(losses[step], 100 * errors[step]) for step in sorted(losses) if step in errors]
-        row |= {"reached": 1.0, "error": _short(at_loss(points, loss).value)}
+        row |= {"reached": 1.0, "error": six_digits(at_loss(points, loss).value)}
         for name, reading in lab.measure(run, self.measures).items():
-            row[name] = _short(reading.value) if reading.reason is None else None
+            row[name] = six_digits(reading.value) if reading.reason is None else None
         return row | step_beside_its_parent(run)
 
     def judge(self, table: Table) -> list[Finding]:
@@ -146,15 +142,14 @@ class ByProduct:
                 lost = hypothesis.name == "sam"
                 pairs, why, rule = _shares(rows, parent, variant, lost, self.declaration.level)
             said = f"{left_out(table)} {why}".strip()
-            if len(np.unique(pairs.get("seed", ()))) < 2:
-                unknown = Interval(math.nan, -math.inf, math.inf)
-                findings.append(Finding(hypothesis.name, unknown, UNDECIDED, 0, said))
+            estimate = interval_of(pairs, rule, self.declaration.level, DRAWS)
+            if estimate is UNKNOWN:
+                findings.append(judged(hypothesis, estimate, 0, said))
                 continue
-            estimate = _bootstrap(pairs, rule, self.declaration.level)
-            outcome: str = verdict(estimate, hypothesis.sesoi, hypothesis.sign)
+            finding = judged(hypothesis, estimate, length(pairs), said)
             if (off := _size_off(rows, variant)) is not None:
-                outcome, said = UNDECIDED, f"{said} {off}"
-            findings.append(Finding(hypothesis.name, estimate, outcome, length(pairs), said))
+                finding = replace(finding, verdict=UNDECIDED, why=f"{said} {off}")
+            findings.append(finding)
         return findings
 
     def planted(self, world: str, seed: int) -> Table:
@@ -179,10 +174,6 @@ class ByProduct:
                 f"ln {name.replace('_', ' ')} beside SGD's",
                 folder / f"ends_{name}",
             )
-
-
-def _short(value: float) -> float | None:
-    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def step_beside_its_parent(run: lab.Run) -> dict[str, float]:
@@ -267,7 +258,7 @@ def _shares(
         of = subset(pairs, pairs["task"] == task)
         if len(np.unique(of["seed"])) < 2:
             continue
-        gains = [_bootstrap(of, _gain(name), level) for name in (parent, variant)]
+        gains = [interval_of(of, _gain(name), level, DRAWS) for name in (parent, variant)]
         told.append(
             f"{task}: {parent} gains {_shown(gains[0])} pp, {variant} {_shown(gains[1])}"
             + ("" if gains[0].low > SURE else ", which says nothing: no sure gain to lose")
@@ -341,10 +332,6 @@ def _size_off(rows: Table, variant: str) -> str | None:
     return f"Its steps are {ratios.mean():.2f} times as long as its parent's: the size is not held."
 
 
-def _bootstrap(table: Table, rule: Callable[[Table], float], level: float) -> Interval:
-    return cluster_bootstrap(table, rule, draws=DRAWS, level=level, method="percentile")
-
-
 def _panels(
     rows: Table,
     names: Sequence[str],
@@ -364,7 +351,7 @@ def _panels(
             return float(np.mean(compare(table[SGD], table[name])))
 
         label = name.replace("jacobian_reducer", "reducer").replace("_", " ")
-        panels.setdefault(task, []).append((label, _bootstrap(of, mean, level)))
+        panels.setdefault(task, []).append((label, interval_of(of, mean, level, DRAWS)))
     return panels
 
 

@@ -6,7 +6,6 @@ are compared at one training loss, and at one Σηt.
 
 import copy
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
@@ -25,9 +24,7 @@ from optbench.lab.flat_model import FlatModel, losses
 from optbench.lab.measures import definitions
 from optbench.lab.point import Point
 from optbench.lab.similarity import feature_distance, outer_product_distance
-from optbench.record.durable import write_whole
-from optbench.record.folder import read_json
-from optbench.statistics import cluster_bootstrap, partial_rank_correlation, verdict
+from optbench.statistics import partial_rank_correlation
 from optbench.studies import edge_fork_runs as forks
 from optbench.studies.figures import draw_forest
 from optbench.studies.frame import (
@@ -41,8 +38,11 @@ from optbench.studies.frame import (
     Table,
     columns,
     length,
+    rounded,
     subset,
 )
+from optbench.studies.judging import UNKNOWN, judged, mean_of_values
+from optbench.studies.measured_once import measured_once
 
 ARMS = ("below", "near", "above", "random", "pushed", "minibatch")
 BATCH = 32
@@ -120,14 +120,11 @@ class EdgeFork:
         """Rows of a trunk: fork times x arms x {equal loss, equal time}."""
         marks = int(cell.factors["marks"])
         content = [marks, dict(self.times), dict(self.shares), definitions(), _source()]
-        digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
-        place = folder / f"edge-fork-{digest}.json"
-        kept = read_json(place)
-        if kept is None:
-            kept = {"rows": self._rows(folder, marks)}
-            write_whole(place, json.dumps(kept) + "\n")
+        found = measured_once(
+            folder, "edge-fork", content, lambda: {"rows": self._rows(folder, marks)}
+        )
         factors = {name: cell.factors[name] for name in ("task", "seed")}
-        return [factors | row for row in kept["rows"]]
+        return [factors | row for row in found["rows"]]
 
     def _rows(self, folder: Path, marks: int) -> list[dict[str, Any]]:
         run = lab.open(folder)
@@ -151,15 +148,13 @@ class EdgeFork:
         if length(rows) < all_forks:
             why = f"Of {all_forks} forks {all_forks - length(rows)} could not be compared."
         if 2 * length(rows) < all_forks or len(np.unique(rows.get("seed", []))) < 3:
-            unknown = Interval(math.nan, -math.inf, math.inf)
-            return Finding(hypothesis.name, unknown, "undecided", length(rows), why)
-        estimate = _mean(rows, self.declaration.level)
-        said = verdict(estimate, hypothesis.sesoi, hypothesis.sign)
+            return judged(hypothesis, UNKNOWN, length(rows), why)
+        estimate = mean_of_values(rows, self.declaration.level, DRAWS)
         by_task = "; ".join(
             f"{task} {part.value:+.2f} [{part.low:+.2f}, {part.high:+.2f}]"
             for task, part in _by_task(rows, self.declaration.level)
         )
-        return Finding(hypothesis.name, estimate, said, length(rows), f"{why} {by_task}.".strip())
+        return judged(hypothesis, estimate, length(rows), f"{why} {by_task}.".strip())
 
     def planted(self, world: str, seed: int) -> Table:
         """A simulated table of a world."""
@@ -219,9 +214,10 @@ def fork_once(
         paths[arm] = forks.walk(start, shares[arm] * edge, steps, marks)
     if any(path.diverged for path in paths.values()):
         arms = {arm: float(path.diverged) for arm, path in paths.items()}
-        return _rounded(
-            {"arm": arm, "match": "loss", "diverged": flag} | facts for arm, flag in arms.items()
-        )
+        return [
+            rounded({"arm": arm, "match": "loss", "diverged": flag} | facts)
+            for arm, flag in arms.items()
+        ]
     steps = round(marks * shares["above"] / shares["below"])
     batches = forks.drawn_batches(len(point.train), BATCH, seed)
     paths["minibatch"] = forks.walk(start, shares["below"] * edge, steps, marks, None, batches)
@@ -244,7 +240,7 @@ def fork_once(
                 if found is not None:
                     places[arm] = found
         rows += [facts | {"match": match} | row for row in _compare(start, point, places, groups)]
-    return _rounded(rows)
+    return [rounded(row) for row in rows]
 
 
 class Groups:
@@ -332,14 +328,6 @@ def _seen(start: FlatModel, point: Point, weights: Tensor) -> tuple[Point, Tenso
     return here, losses(model, point.task.loss, point.train)
 
 
-def _rounded(rows: Any) -> list[dict[str, Any]]:
-    return [
-        {k: float(f"{v:.6g}") if isinstance(v, float) and math.isfinite(v) else
-         (None if isinstance(v, float) else v) for k, v in row.items()}
-        for row in rows
-    ]  # fmt: skip
-
-
 def _source() -> str:
     files = (Path(__file__), Path(forks.__file__))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
@@ -403,18 +391,11 @@ def _equal(arms: Mapping[str, Mapping[str, float]]) -> bool:
     return all(abs(_log(arm["loss"]) - base) <= MATCHED for arm in arms.values())
 
 
-def _mean(rows: Table, level: float) -> Interval:
-    values = {name: rows[name] for name in ("seed", "value")}
-    return cluster_bootstrap(
-        values, lambda t: float(t["value"].mean()), draws=DRAWS, level=level, method="percentile"
-    )
-
-
 def _by_task(rows: Table, level: float) -> Iterator[tuple[str, Interval]]:
     for task in np.unique(rows["task"]):
         part = subset(rows, rows["task"] == task)
         if len(np.unique(part["seed"])) > 2:
-            yield str(task), _mean(part, level)
+            yield str(task), mean_of_values(part, level, DRAWS)
 
 
 def _by_cell(
@@ -425,7 +406,7 @@ def _by_cell(
         for time in dict.fromkeys(map(str, table["time"])):
             part = subset(rows, (rows["task"] == task) & (rows["time"] == time))
             if len(np.unique(part["seed"])) > 2:
-                yield f"{task}, {time}", _mean(part, level)
+                yield f"{task}, {time}", mean_of_values(part, level, DRAWS)
 
 
 def _planted(world: str, seed: int) -> Table:

@@ -5,7 +5,6 @@ A trained network is rescaled, W₁ → αW₁ and W₂ → W₂/α, which leave
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -19,15 +18,11 @@ from torch import nn
 
 from optbench import lab
 from optbench.errors import UserError
-from optbench.intervals import Interval
 from optbench.lab import per_example
 from optbench.lab.flat_model import FlatModel
 from optbench.lab.matching import at_loss
 from optbench.lab.measures import definitions
 from optbench.lab.point import Point
-from optbench.record.durable import write_whole
-from optbench.record.folder import read_json
-from optbench.statistics import cluster_bootstrap, verdict
 from optbench.studies.figures import draw_forest
 from optbench.studies.frame import (
     REFUTED,
@@ -39,8 +34,11 @@ from optbench.studies.frame import (
     Table,
     columns,
     length,
+    rounded,
     subset,
 )
+from optbench.studies.judging import judged, mean_of_values
+from optbench.studies.measured_once import measured_once
 
 CONTROL, SHAM = "unchanged", "permuted"
 PRESERVED = 1e-3
@@ -102,14 +100,14 @@ class FlatnessCausal:
         loss, steps = float(self.tasks[cell.factors["task"]]["loss"]), int(cell.factors["steps"])
         code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
         content = [loss, steps, list(self.alphas), dict(self.rates), self.every, code]
-        digest = hashlib.sha256(json.dumps([content, definitions()]).encode()).hexdigest()[:8]
-        place = folder / f"flatness-causal-{digest}.json"
-        kept = read_json(place)
-        if kept is None:
-            kept = {"rows": self._rows(folder, loss, steps)}
-            write_whole(place, json.dumps(kept) + "\n")
+        found = measured_once(
+            folder,
+            "flatness-causal",
+            [content, definitions()],
+            lambda: {"rows": self._rows(folder, loss, steps)},
+        )
         factors = {name: cell.factors[name] for name in ("task", "seed")}
-        return [factors | row for row in kept["rows"]]
+        return [factors | row for row in found["rows"]]
 
     def _rows(self, folder: Path, loss: float, steps: int) -> list[dict[str, Any]]:
         run = lab.open(folder)
@@ -140,20 +138,15 @@ class FlatnessCausal:
                 lr = min(limit, OF_EDGE * 2 / sharpness) if name == "gd" else limit
                 found = train_on(start, point, name, lr, steps, loss, self.every)
                 rows.append(facts | {"optimizer": name, "lr_after": lr} | found)
-        return [{k: _short(v) for k, v in row.items()} for row in rows]
+        return [rounded(row) for row in rows]
 
     def judge(self, table: Table) -> list[Finding]:
         """Apply the declared rules: the error of an arm less that of the sham, paired."""
         found = []
         for hypothesis in self.declaration.hypotheses:
             rows, why = effects(table, sharper_arms(table), RULES[hypothesis.name])
-            if not length(rows) or len(np.unique(rows["seed"])) < 3:
-                unknown = Interval(math.nan, -math.inf, math.inf)
-                found.append(Finding(hypothesis.name, unknown, "undecided", length(rows), why))
-                continue
-            estimate = _mean(rows, self.declaration.level)
-            said = verdict(estimate, hypothesis.sesoi, hypothesis.sign)
-            found.append(Finding(hypothesis.name, estimate, said, length(rows), why))
+            estimate = mean_of_values(rows, self.declaration.level, DRAWS, least=3)
+            found.append(judged(hypothesis, estimate, length(rows), why))
         return found
 
     def planted(self, world: str, seed: int) -> Table:
@@ -170,7 +163,9 @@ class FlatnessCausal:
                     continue
                 part, _ = effects(subset(table, table["task"] == task), [str(arm)], optimizer)
                 if length(part) and len(np.unique(part["seed"])) > 2:
-                    rows.append((f"{task}, {arm}", _mean(part, self.declaration.level)))
+                    rows.append(
+                        (f"{task}, {arm}", mean_of_values(part, self.declaration.level, DRAWS))
+                    )
             if rows:
                 panels[f"after training on by {optimizer}"] = rows
         if panels:
@@ -258,12 +253,6 @@ def train_on(
     }
 
 
-def _short(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
-
-
 def effects(table: Table, arms: Sequence[str], optimizer: str = "") -> tuple[Table, str]:
     """Return the error of these arms less that of the sham, paired by task, seed and optimizer.
 
@@ -306,13 +295,6 @@ def sharper_arms(table: Table) -> list[str]:
     }
     least = 1.1 * medians.get(CONTROL, math.nan)
     return [arm for arm, m in medians.items() if arm.startswith("alpha") and m > least]
-
-
-def _mean(rows: Table, level: float) -> Interval:
-    values = {name: rows[name] for name in ("seed", "value")}
-    return cluster_bootstrap(
-        values, lambda t: float(t["value"].mean()), draws=DRAWS, level=level, method="percentile"
-    )
 
 
 def _planted(world: str, seed: int) -> Table:

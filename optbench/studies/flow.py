@@ -1,7 +1,5 @@
 """Does the central flow foretell the time average of a run at its edge?"""
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,14 +28,10 @@ from optbench.dynamics.flat_loss import FlatLoss
 from optbench.errors import UserError
 from optbench.intervals import Interval
 from optbench.lab import Snapshot
-from optbench.record.durable import write_whole
-from optbench.record.folder import read_json
-from optbench.statistics import cluster_bootstrap, verdict
 from optbench.studies.figures import draw_curves, draw_forest
 from optbench.studies.frame import (
     REFUTED,
     SUPPORTED,
-    UNDECIDED,
     Cell,
     Declaration,
     Finding,
@@ -48,6 +42,8 @@ from optbench.studies.frame import (
     length,
     subset,
 )
+from optbench.studies.judging import UNKNOWN, interval_of, judged
+from optbench.studies.measured_once import measured_once
 
 SGD, RMSPROP = "sgd", "rmsprop"
 DRAWS = 2000
@@ -145,12 +141,7 @@ class Flow:
         """A row for each time: how far each flow is from the run's time average."""
         steps = int(self.settings[cell.factors["activation"]][cell.factors["optimizer"]]["length"])
         follow = [steps, self.substeps, self.stable_substeps, self.half_width, self.times, ACCURACY]
-        digest = hashlib.sha256(json.dumps(follow).encode()).hexdigest()[:8]
-        place = folder / f"flows-{digest}.json"
-        found = read_json(place)
-        if found is None:
-            found = {"rows": self._rows(folder, steps)}
-            write_whole(place, json.dumps(found) + "\n")
+        found = measured_once(folder, "flows", follow, lambda: {"rows": self._rows(folder, steps)})
         return [dict(cell.factors) | row for row in found["rows"]]
 
     def _rows(self, folder: Path, steps: int) -> list[dict[str, Any]]:
@@ -221,20 +212,14 @@ class Flow:
         rows = columns([cell for cell in kept if cell["optimizer"] == optimizer])
         total = sum(cell["optimizer"] == optimizer for cell in cells)
         why = f"{length(rows)} of {total} runs count: the flows were solved and the run oscillated."
-        if len(np.unique(rows.get("seed", np.zeros(0)))) < 2:
-            unknown = Interval(math.nan, -math.inf, math.inf)
-            return Finding(hypothesis.name, unknown, UNDECIDED, length(rows), why)
 
         def statistic(table: Table) -> float:
             return float(table[outcome].mean()) - HALVES
 
-        estimate = cluster_bootstrap(
-            rows, statistic, draws=DRAWS, level=self.declaration.level, method="percentile"
-        )
-        said = verdict(estimate, hypothesis.sesoi, hypothesis.sign)
-        return Finding(
-            hypothesis.name, estimate, said, length(rows), f"{why} {_told(rows, outcome)}"
-        )
+        estimate = interval_of(rows, statistic, self.declaration.level, DRAWS)
+        if estimate is not UNKNOWN:
+            why = f"{why} {_told(rows, outcome)}"
+        return judged(hypothesis, estimate, length(rows), why)
 
     def planted(self, world: str, seed: int) -> Table:
         """A simulated table of a world."""

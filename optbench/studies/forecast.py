@@ -40,12 +40,10 @@ from optbench.leaderboard.entrants import admit
 from optbench.leaderboard.entries import read_entries
 from optbench.probes.generalization import evaluate, evaluating
 from optbench.protocol.suite import Suite, read_suite
-from optbench.record.durable import write_whole
-from optbench.record.folder import read_json
 from optbench.run.loop import Parts
 from optbench.run.update import Update
 from optbench.seeds import global_state, set_global_state
-from optbench.statistics import cluster_bootstrap, friedman, verdict
+from optbench.statistics import friedman
 from optbench.studies.figures import draw_heat
 from optbench.studies.frame import (
     REFUTED,
@@ -57,8 +55,11 @@ from optbench.studies.frame import (
     Table,
     columns,
     length,
+    six_digits,
     subset,
 )
+from optbench.studies.judging import interval_of, judged
+from optbench.studies.measured_once import measured_once
 from optbench.studies.speed_curvature import measure_steps, with_parts
 from optbench.task import Task
 
@@ -127,22 +128,15 @@ class Forecast:
 
     def read(self, cell: Cell, folder: Path) -> list[dict[str, Any]]:
         """Write the task's forecast to the run's folder, then read the board; rows of both."""
-        place = folder / f"forecast-{self._digest(cell)}.json"
-        found = read_json(place)
-        if found is None:
-            found = self._forecast(cell)
-            write_whole(place, json.dumps(found) + "\n")
+        rule = [self.share, self.points, list(self.rates), "1"]
+        settings = [dict(cell.factors), cell.command, rule]
+        found = measured_once(folder, "forecast", settings, lambda: self._forecast(cell))
         task = cell.factors["task"]
         written = {"kind": "forecast", "written": found["written"], "sha256": found["sha256"]}
         board = board_rows(
             folder.parent.parent, read_suite(self.suite), task, cell.factors["optimizers"]
         )
         return [{"task": task} | row for row in (written, *found["rows"], *board)]
-
-    def _digest(self, cell: Cell) -> str:
-        settings = [self.share, self.points, list(self.rates), "1"]
-        content = json.dumps([dict(cell.factors), cell.command, settings], default=str)
-        return hashlib.sha256(content.encode()).hexdigest()[:8]
 
     def _forecast(self, cell: Cell) -> dict[str, Any]:
         names: Sequence[str] = cell.factors["optimizers"]
@@ -170,21 +164,17 @@ class Forecast:
         for h in self.declaration.hypotheses:
             estimate, n = self._estimate(counted, h.name)
             why = _why(table, scored, h.name)
-            found.append(Finding(h.name, estimate, verdict(estimate, h.sesoi, h.sign), n, why))
+            found.append(judged(h, estimate, n, why))
         return found
 
     def _estimate(self, counted: Table, name: str) -> tuple[Interval, int]:
-        if length(counted) < 2:
-            return Interval(math.nan, -math.inf, math.inf), length(counted)
         statistics: dict[str, Callable[[Table], float]] = {
             "shadow": lambda t: float(np.mean(t["shadow"])),
             "beats_loss": lambda t: float(np.mean(t["shadow"] - t["loss"])),
             "calibrated": lambda t: float(np.mean(t["brier"])) - 0.25,
         }
         level = self.declaration.level
-        estimate = cluster_bootstrap(
-            counted, statistics[name], "task", DRAWS, level, method="percentile"
-        )
+        estimate = interval_of(counted, statistics[name], level, DRAWS, "task")
         return estimate, length(counted)
 
     def planted(self, world: str, seed: int) -> Table:
@@ -302,17 +292,13 @@ def after(
             return None
         if not math.isfinite(loss):
             return None
-    return _six(_held_out(parts.task, model, update, select))
+    return six_digits(_held_out(parts.task, model, update, select))
 
 
 def _held_out(task: Task, model: nn.Module, update: Update, select: str) -> float:
     split, _, quantity = select.partition("/")
     with evaluating(model, update.optimizer, task), torch.no_grad():
         return evaluate(task, model, task.splits[split])[quantity]
-
-
-def _six(value: float) -> float | None:
-    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def board_rows(

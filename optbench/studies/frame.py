@@ -4,6 +4,7 @@ A study is a class in one file and its settings in `conf/study/NAME.yaml`, whose
 the class. What is declared there is hashed before the first run; see `declaration`.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,3 +160,13 @@ def subset(table: Table, mask: NDArray[np.bool_]) -> Table:
 def length(table: Table) -> int:
     """Number of rows."""
     return len(next(iter(table.values()))) if table else 0
+
+
+def six_digits(value: float) -> float | None:
+    """Return a number with six significant digits; None, a cell without a value, if not finite."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with six significant digits in each number that is a float."""
+    return {k: six_digits(v) if isinstance(v, float) else v for k, v in row.items()}

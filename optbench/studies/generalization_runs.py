@@ -1,7 +1,5 @@
 """The runs that the studies of generalization share: a grid of settings, stopped at one loss."""
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +12,8 @@ import numpy as np
 from optbench import lab, metrics
 from optbench.lab.matching import at_loss
 from optbench.lab.measures import definitions
-from optbench.record.durable import write_whole
-from optbench.record.folder import read_json
-from optbench.studies.frame import Cell, Declaration, Size, Table, length, subset
+from optbench.studies.frame import Cell, Declaration, Size, Table, length, six_digits, subset
+from optbench.studies.measured_once import measured_once
 
 AXES = ("optimizer", "lr", "batch")
 """Factors that are randomized: settings of the training."""
@@ -104,16 +101,9 @@ class GeneralizationRuns:
     def read(self, cell: Cell, folder: Path) -> list[dict[str, Any]]:
         """One row: the factors, how the run ended, and everything at the matched loss."""
         loss = self.tasks[cell.factors["task"]].loss
-        place = folder / f"matched-{self._digest(loss)}.json"
-        found = read_json(place)
-        if found is None:
-            found = self._matched(folder, loss)
-            write_whole(place, json.dumps(found) + "\n")
-        return [dict(cell.factors) | found]
-
-    def _digest(self, loss: float) -> str:
-        content = json.dumps([loss, list(self.above), list(self.measures), definitions()])
-        return hashlib.sha256(content.encode()).hexdigest()[:8]
+        settings = [loss, list(self.above), list(self.measures), definitions()]
+        row = measured_once(folder, "matched", settings, lambda: self._matched(folder, loss))
+        return [dict(cell.factors) | row]
 
     def _matched(self, folder: Path, loss: float) -> dict[str, Any]:
         run = lab.open(folder)
@@ -128,7 +118,7 @@ class GeneralizationRuns:
         errors = [(loss_at[step], 100 * error_at[step]) for step in run.kept]
         matched_values = lab.match(run, loss, self.measures) | {ERROR: at_loss(errors, loss)}
         for name, matched in matched_values.items():
-            row[name] = None if math.isnan(matched.value) else float(f"{matched.value:.6g}")
+            row[name] = six_digits(matched.value)
             if not math.isnan(matched.error):
                 row[f"{name}_bend"] = float(f"{matched.error:.2g}")
         return row | {"reached": 1.0, "diverged": 0.0}

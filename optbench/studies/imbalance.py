@@ -12,8 +12,6 @@ References:
     Kunstner et al. (2024), arXiv:2402.19449.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,9 +28,6 @@ from torch import Tensor
 from optbench import lab
 from optbench.intervals import Interval
 from optbench.lab import Snapshot
-from optbench.record.durable import write_whole
-from optbench.record.folder import read_json
-from optbench.statistics import cluster_bootstrap, verdict
 from optbench.studies.figures import draw_curves, draw_forest
 from optbench.studies.frame import (
     REFUTED,
@@ -46,7 +41,9 @@ from optbench.studies.frame import (
     length,
     subset,
 )
+from optbench.studies.judging import interval_of, judged
 from optbench.studies.many_rates import ManyRates
+from optbench.studies.measured_once import measured_once
 from optbench.task import Task
 
 GD, ADAM, SIGN = "sgd", "adam_without_momentum", "sign"
@@ -127,14 +124,14 @@ class Imbalance:
     def read(self, cell: Cell, folder: Path) -> list[dict[str, Any]]:
         """A row for each optimizer and rate: steps to the loss, and the tilt over classes there."""
         problem, steps = self.tasks[cell.factors["task"]], cell.factors["steps"]
-        content = json.dumps([vars(problem), steps, PATIENCE], default=str)
-        place = folder / f"imbalance-{hashlib.sha256(content.encode()).hexdigest()[:8]}.json"
-        kept = read_json(place)
-        if kept is None:
-            kept = {"rows": from_start(lab.open(folder).at(step=0), problem, steps)}
-            write_whole(place, json.dumps(kept) + "\n")
+        found = measured_once(
+            folder,
+            "imbalance",
+            [vars(problem), steps, PATIENCE],
+            lambda: {"rows": from_start(lab.open(folder).at(step=0), problem, steps)},
+        )
         factors = {name: cell.factors[name] for name in ("task", "imbalance", "seed")}
-        return [factors | row for row in kept["rows"]]
+        return [factors | row for row in found["rows"]]
 
     def judge(self, table: Table) -> list[Finding]:
         """Apply the rules at the best rates, where these lie inside their grids."""
@@ -146,18 +143,9 @@ class Imbalance:
             if length(rows) and what != "lead":  # an exponent is of the ends alone
                 ends = (1, rows["imbalance"].max())
                 rows = subset(rows, np.isin(rows["imbalance"], ends))
-            estimate = self._bootstrap(rows, what) if length(rows) else UNKNOWN
-            said = verdict(estimate, h.sesoi, h.sign)
-            found.append(Finding(h.name, estimate, said, length(rows), why))
+            estimate = interval_of(rows, STATISTICS[what], self.declaration.level, DRAWS)
+            found.append(judged(h, estimate, length(rows), why))
         return found
-
-    def _bootstrap(self, rows: Table, what: str) -> Interval:
-        if len(np.unique(rows["seed"])) < 2:
-            return UNKNOWN
-        level = self.declaration.level
-        return cluster_bootstrap(
-            rows, lambda t: STATISTICS[what](t), "seed", DRAWS, level, "percentile"
-        )
 
     def planted(self, world: str, seed: int) -> Table:
         """A simulated table of a world."""
@@ -185,7 +173,6 @@ class Imbalance:
             yield draw_forest(panels, "exponent, or nats a decade", folder / "estimates")
 
 
-UNKNOWN = Interval(math.nan, -math.inf, math.inf)
 LABELS = {
     "gd": "b of GD",
     "gap": "b of sign − b of GD",

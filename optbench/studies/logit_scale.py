@@ -10,8 +10,6 @@ greatest, the rescaled sharpness is that of a network whose outputs have kept th
 1 if all of the fall goes with the scale, 0 if none does.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -23,16 +21,11 @@ from torch import Tensor
 
 from optbench import lab
 from optbench.curvature import Loss, top_eigenpairs
-from optbench.intervals import Interval
 from optbench.lab.point import ACCURACY, Point
-from optbench.record.durable import write_whole
-from optbench.record.folder import read_json
-from optbench.statistics import cluster_bootstrap, verdict
 from optbench.studies.figures import draw_curves
 from optbench.studies.frame import (
     REFUTED,
     SUPPORTED,
-    UNDECIDED,
     Cell,
     Declaration,
     Finding,
@@ -41,8 +34,11 @@ from optbench.studies.frame import (
     Table,
     columns,
     length,
+    six_digits,
     subset,
 )
+from optbench.studies.judging import interval_of, judged
+from optbench.studies.measured_once import measured_once
 
 FALL = 0.5
 """Least fall of log λ₁, in nats, of which a share is taken."""
@@ -106,11 +102,9 @@ class LogitScale:
 
     def read(self, cell: Cell, folder: Path) -> list[dict[str, Any]]:
         """A row for each step that was kept."""
-        place = folder / f"logits-{hashlib.sha256(b'2').hexdigest()[:8]}.json"
-        found = read_json(place)
-        if found is None:
-            found = {"rows": rescaled(lab.open(folder))}
-            write_whole(place, json.dumps(found) + "\n")
+        found = measured_once(
+            folder, "logits", [EARLY, "2"], lambda: {"rows": rescaled(lab.open(folder))}
+        )
         return [dict(cell.factors) | row for row in found["rows"]]
 
     def judge(self, table: Table) -> list[Finding]:
@@ -130,18 +124,13 @@ class LogitScale:
         return found
 
     def _finding(self, hypothesis: Hypothesis, rows: Table, column: str, why: str) -> Finding:
-        if length(rows) == 0 or len(np.unique(rows["seed"])) < 2:
-            unknown = Interval(math.nan, -math.inf, math.inf)
-            return Finding(hypothesis.name, unknown, UNDECIDED, length(rows), why)
         shift = 0.5 if column == "share" else 0.0
-        level = self.declaration.level
 
         def statistic(some: Table) -> float:
             return float(np.mean(some[column])) - shift
 
-        estimate = cluster_bootstrap(rows, statistic, draws=DRAWS, level=level)
-        said = verdict(estimate, hypothesis.sesoi, hypothesis.sign)
-        return Finding(hypothesis.name, estimate, said, length(rows), why)
+        estimate = interval_of(rows, statistic, self.declaration.level, DRAWS, method="bca")
+        return judged(hypothesis, estimate, length(rows), why)
 
     def planted(self, world: str, seed: int) -> Table:
         """A simulated table of a world."""
@@ -185,14 +174,14 @@ def rescaled(run: lab.Run) -> list[dict[str, Any]]:
     rows = []
     for step, point in points.items():
         row: dict[str, Any] = {"step": step, "diverged": 0.0}
-        row |= {"sharpness": _rounded(sharpness[step]), "scale": _rounded(point.logit_scale)}
+        row |= {"sharpness": six_digits(sharpness[step]), "scale": six_digits(point.logit_scale)}
         if step == peak:
             row["rescaled"] = row["sharpness"]
         elif step > peak:
-            row["rescaled"] = _rounded(scaled_sharpness(point, points[peak].logit_scale))
+            row["rescaled"] = six_digits(scaled_sharpness(point, points[peak].logit_scale))
         rows.append(row)
     early = points[run.kept[min(EARLY, len(run.kept) - 1)]]
-    rows[-1]["from_early"] = _rounded(scaled_sharpness(points[run.kept[-1]], early.logit_scale))
+    rows[-1]["from_early"] = six_digits(scaled_sharpness(points[run.kept[-1]], early.logit_scale))
     return rows
 
 
@@ -230,10 +219,6 @@ def ends(table: Table) -> Table:
         share = by_scale / fall if fall else math.nan
         rows.append(factors | {"fall": fall, "since_early": since_early, "share": share})
     return columns(rows)
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.6g}")
 
 
 def _mean_curve(rows: Table, column: str) -> tuple[Any, Any]:

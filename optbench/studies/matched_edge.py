@@ -29,8 +29,10 @@ from optbench.studies.frame import (
     Table,
     columns,
     length,
+    rounded,
     subset,
 )
+from optbench.studies.judging import UNKNOWN
 
 USUAL = "usual"
 HELD = 0.1
@@ -118,7 +120,7 @@ class MatchedEdge:
             losses, errors = run.series(metrics.TRAIN_LOSS)[1], run.series(metrics.TEST_ERROR)[1]
             points = list(zip(losses.tolist(), (100 * errors).tolist(), strict=True))
             row["error"] = at_loss(points, loss).value
-        return [{k: _short(v) for k, v in row.items()}]
+        return [rounded(row)]
 
     def judge(self, table: Table) -> list[Finding]:
         """Apply the declared rules to the runs that are comparable."""
@@ -179,12 +181,6 @@ def _second_half(run: lab.Run, metric: str) -> float:
         return math.nan
     late = values[steps >= run.summary["step"] / 2]
     return float(np.median(late)) if len(late) else math.nan
-
-
-def _short(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
 
 
 def _where(rows: Table, task: str, mode: str, optimizer: str) -> Any:
@@ -294,7 +290,7 @@ def _order(errors: Errors) -> float:
 
 def _bootstrap(rows: Table, rule: Callable[[Errors], float], level: float) -> Interval:
     if not length(rows) or len(np.unique(rows["seed"])) < 3:
-        return Interval(math.nan, -math.inf, math.inf)
+        return UNKNOWN
     keys, wide = _wide(rows)
 
     def statistic(table: Table) -> float:

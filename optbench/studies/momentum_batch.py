@@ -17,8 +17,6 @@ References:
     sharpness).
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
@@ -32,10 +30,8 @@ from torch import Tensor, nn
 from optbench import lab
 from optbench.curvature.selection import trainable
 from optbench.intervals import Interval
-from optbench.record.durable import write_whole
-from optbench.record.folder import read_json
 from optbench.seeds import generator
-from optbench.statistics import cluster_bootstrap, verdict
+from optbench.statistics import verdict
 from optbench.studies.figures import draw_curves
 from optbench.studies.frame import (
     REFUTED,
@@ -47,8 +43,11 @@ from optbench.studies.frame import (
     Table,
     columns,
     length,
+    six_digits,
     subset,
 )
+from optbench.studies.judging import interval_of
+from optbench.studies.measured_once import measured_once
 from optbench.task import Loss, Task
 
 ARRIVED = 0.15
@@ -107,12 +106,12 @@ class MomentumBatch:
 
     def read(self, cell: Cell, folder: Path) -> list[dict[str, Any]]:
         """One row: batch sharpness in the third and the last quarter, and λ₁ in the last."""
-        content = json.dumps([dict(cell.factors), "1"])
-        place = folder / f"plateau-{hashlib.sha256(content.encode()).hexdigest()[:8]}.json"
-        found = read_json(place)
-        if found is None:
-            found = plateau(lab.open(folder), cell.factors["size"], cell.factors["drawn"])
-            write_whole(place, json.dumps(found) + "\n")
+        found = measured_once(
+            folder,
+            "plateau",
+            [dict(cell.factors), "1"],
+            lambda: plateau(lab.open(folder), cell.factors["size"], cell.factors["drawn"]),
+        )
         factors = {name: cell.factors[name] for name in ("momentum", "size", "seed")}
         return [factors | found]
 
@@ -182,10 +181,7 @@ class MomentumBatch:
         return min(batches), max(batches)
 
     def _bootstrap(self, rows: Table, statistic: Callable[[Table], float]) -> Interval:
-        if not length(rows) or len(np.unique(rows["seed"])) < 2:
-            return Interval(math.nan, -math.inf, math.inf)
-        level = self.declaration.level
-        return cluster_bootstrap(rows, statistic, "seed", DRAWS, level, "percentile")
+        return interval_of(rows, statistic, self.declaration.level, DRAWS)
 
     def planted(self, world: str, seed: int) -> Table:
         """A simulated table of a world."""
@@ -234,11 +230,11 @@ def plateau(run: lab.Run, size: int, drawn: int) -> dict[str, Any]:
     values = sharpness if full else along
     return {
         "diverged": 0.0,
-        "third": _six(float(np.mean(values[:half]))),
-        "last": _six(float(np.mean(values[half:]))),
-        "sharpness": _six(float(np.mean(sharpness[half:]))),
-        "along": _six(float(np.mean(along[half:]))),
-        "loss": _six(run.last["train/loss"]),
+        "third": six_digits(float(np.mean(values[:half]))),
+        "last": six_digits(float(np.mean(values[half:]))),
+        "sharpness": six_digits(float(np.mean(sharpness[half:]))),
+        "along": six_digits(float(np.mean(along[half:]))),
+        "loss": six_digits(run.last["train/loss"]),
     }
 
 
@@ -266,10 +262,6 @@ def curvature_along_gradient(
     products = torch.autograd.grad(squared / 2, weights)
     bend = sum(float((a.detach() * b).double().sum()) for a, b in zip(g, products, strict=True))
     return bend / float(squared.detach())
-
-
-def _six(value: float) -> float | None:
-    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _means(rows: Table, factor: str, column: str = "position") -> dict[float, float]:

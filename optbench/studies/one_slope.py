@@ -1,6 +1,5 @@
 """Does a measure move the error by one slope, whichever setting of the training moved it?"""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -13,6 +12,7 @@ from optbench.statistics import Instrument, instrument_slope, pool, verdict
 from optbench.studies.frame import REFUTED, SUPPORTED, Finding, Table, length, subset
 from optbench.studies.generalization_figures import draw_slopes
 from optbench.studies.generalization_runs import ERROR, GeneralizationRuns, left_out, measured
+from optbench.studies.judging import UNKNOWN
 from optbench.studies.planted_runs import planted_runs
 
 FLATNESS, FUNCTION = "sharpness", "input_jacobian_test"
@@ -122,8 +122,7 @@ def heterogeneity(rows: Table, measure: str, level: float) -> tuple[Interval, st
             q, degrees = q + pooled.q, degrees + pooled.degrees
     strong = f"{len(found)} settings surely move {measure.replace('_', ' ')}"
     if not degrees:
-        unknown = Interval(math.nan, -math.inf, math.inf)
-        return unknown, f"{strong}: no two of one task to compare"
+        return UNKNOWN, f"{strong}: no two of one task to compare"
     ends = [_share(_noncentrality(q, degrees, p), degrees) for p in _tails(level)]
     value = _share(max(0.0, q - degrees), degrees)
     slopes = "; ".join(f"{i.name} {i.slope:+.2g} ± {1.96 * i.error:.1g}" for i in found)

@@ -4,7 +4,6 @@ Nothing on it is written by hand after a run: it is made from each study's `verd
 `conf/study/overview.yaml`, which declares a sentence for each verdict that a rule can give.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +20,7 @@ from optbench.record.folder import read_json
 from optbench.studies.conduct import VERDICT
 from optbench.studies.declaration import known_studies, read_study
 from optbench.studies.frame import REFUTED, SUPPORTED, UNDECIDED
+from optbench.studies.verdict_page import number
 
 README, HTML = "README.md", "index.html"
 SIGNS = {SUPPORTED: "●", REFUTED: "✕", UNDECIDED: "○"}
@@ -77,7 +77,7 @@ class Claim:
     @property
     def seen(self) -> str:
         """Estimate with its interval."""
-        value, low, high = (_number(self.facts[key]) for key in ("value", "low", "high"))
+        value, low, high = (number(self.facts[key]) for key in ("value", "low", "high"))
         return f"{value} [{low}, {high}]"
 
     @property
@@ -245,9 +245,4 @@ def render(overview: Overview, name: str) -> str:
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["number"] = _number
     return environment.from_string(template).render(page=overview, signs=SIGNS)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.3g}"

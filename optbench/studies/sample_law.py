@@ -10,8 +10,6 @@ References:
     information exponent s, n ~ d for s = 1, d log d for s = 2 and d^(s−1) for s > 2.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,9 +25,6 @@ from torch import Tensor
 from optbench import lab
 from optbench.intervals import Interval
 from optbench.lab import Snapshot
-from optbench.record.durable import write_whole
-from optbench.record.folder import read_json
-from optbench.statistics import cluster_bootstrap, verdict
 from optbench.studies.figures import draw_curves, draw_forest
 from optbench.studies.frame import (
     REFUTED,
@@ -43,7 +38,9 @@ from optbench.studies.frame import (
     length,
     subset,
 )
+from optbench.studies.judging import UNKNOWN, interval_of, judged
 from optbench.studies.many_rates import ManyRates
+from optbench.studies.measured_once import measured_once
 
 EVERY = 5
 """Updates between two readings of the losses; the crossing is interpolated between them."""
@@ -127,14 +124,15 @@ class SampleLaw:
     def read(self, cell: Cell, folder: Path) -> list[dict[str, Any]]:
         """A row for each optimizer and rate: examples to half the loss, on both splits."""
         link = self.links[cell.factors["link"]]
-        content = json.dumps([link.batch, self.rates, EVERY, PATIENCE, LEARNED])
-        place = folder / f"pass-{hashlib.sha256(content.encode()).hexdigest()[:8]}.json"
-        kept = read_json(place)
-        if kept is None:
-            start = lab.open(folder).at(step=0)
-            kept = {"rows": [r for o in self.rates for r in self._tuned(start, o, link.batch)]}
-            write_whole(place, json.dumps(kept) + "\n")
-        return [dict(cell.factors) | row for row in kept["rows"]]
+        settings = [link.batch, self.rates, EVERY, PATIENCE, LEARNED]
+        found = measured_once(
+            folder, "pass", settings, lambda: {"rows": self._rows(folder, link.batch)}
+        )
+        return [dict(cell.factors) | row for row in found["rows"]]
+
+    def _rows(self, folder: Path, batch: int) -> list[dict[str, Any]]:
+        start = lab.open(folder).at(step=0)
+        return [row for o in self.rates for row in self._tuned(start, o, batch)]
 
     def _tuned(self, start: Snapshot, optimizer: str, batch: int) -> Iterator[dict[str, Any]]:
         rates = self.rates[optimizer]
@@ -150,8 +148,7 @@ class SampleLaw:
             links = _links_of(h.name)
             rows, why = best(table, links)
             estimate = self._bootstrap(rows, h.name) if length(rows) else UNKNOWN
-            said = verdict(estimate, h.sesoi, h.sign)
-            found.append(Finding(h.name, estimate, said, length(rows), why))
+            found.append(judged(h, estimate, length(rows), why))
         return found
 
     def _bootstrap(self, rows: Table, name: str) -> Interval:
@@ -160,10 +157,7 @@ class SampleLaw:
             return UNKNOWN
         span = math.log(rows["dimension"].max() / rows["dimension"].min())
         wide = {**wide, "span": np.full(length(wide), span)}
-        level = self.declaration.level
-        return cluster_bootstrap(
-            wide, lambda t: statistic(t, name), "seed", DRAWS, level, "percentile"
-        )
+        return interval_of(wide, lambda t: statistic(t, name), self.declaration.level, DRAWS)
 
     def planted(self, world: str, seed: int) -> Table:
         """A simulated table of a world."""
@@ -198,13 +192,7 @@ class SampleLaw:
         yield draw_curves(rates, "learning rate", y, folder / "rates", log="xy")
 
     def _exponent_of(self, rows: Table) -> Interval:
-        if len(np.unique(rows["seed"])) < 2:
-            return UNKNOWN
-        level = self.declaration.level
-        return cluster_bootstrap(rows, slope, "seed", DRAWS, level, "percentile")
-
-
-UNKNOWN = Interval(math.nan, -math.inf, math.inf)
+        return interval_of(rows, slope, self.declaration.level, DRAWS)
 
 
 def _links_of(name: str) -> list[str]:

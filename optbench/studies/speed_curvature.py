@@ -17,8 +17,6 @@ References:
 """
 
 import copy
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
@@ -40,8 +38,6 @@ from optbench.curvature.selection import trainable
 from optbench.intervals import Interval
 from optbench.lab.comparisons import along
 from optbench.lab.shadow import Factory
-from optbench.record.durable import write_whole
-from optbench.record.folder import read_json
 from optbench.run.update import Update
 from optbench.statistics import cluster_bootstrap, group_labels, verdict
 from optbench.studies.figures import draw_forest, draw_heat
@@ -55,8 +51,12 @@ from optbench.studies.frame import (
     Table,
     columns,
     length,
+    rounded,
+    six_digits,
     subset,
 )
+from optbench.studies.judging import UNKNOWN, interval_of
+from optbench.studies.measured_once import measured_once
 from optbench.task import Task
 
 REFERENCE = "sgd"
@@ -135,18 +135,13 @@ class SpeedCurvature:
 
         A run that did not come to the last loss is one row, without a probe.
         """
-        place = folder / f"shadows-{self._digest(cell)}.json"
-        found = read_json(place)
-        if found is None:
-            found = {"rows": self._rows(cell, folder)}
-            write_whole(place, json.dumps(found) + "\n")
+        about = self.tasks[cell.factors["task"]]
+        settings = [dict(cell.factors), dict(about), dict(self.probes), "1"]
+        found = measured_once(
+            folder, "shadows", settings, lambda: {"rows": self._rows(cell, folder)}
+        )
         factors = {name: cell.factors[name] for name in ("task", "driver", "seed")}
         return [factors | row for row in found["rows"]]
-
-    def _digest(self, cell: Cell) -> str:
-        about = self.tasks[cell.factors["task"]]
-        content = json.dumps([dict(cell.factors), dict(about), dict(self.probes), "1"], default=str)
-        return hashlib.sha256(content.encode()).hexdigest()[:8]
 
     def _rows(self, cell: Cell, folder: Path) -> list[dict[str, Any]]:
         run = lab.open(folder)
@@ -195,7 +190,7 @@ class SpeedCurvature:
 
     def _path(self, table: Table, rows: Table, *, own: bool) -> tuple[Interval, int, str]:
         if not length(rows):
-            return _unknown(), 0, "no path was measured"
+            return UNKNOWN, 0, "no path was measured"
         on = rows["driver"] == (rows["probe"] if own else REFERENCE)
         chosen = subset(rows, on & np.isin(rows["probe"], self.adaptive))
         each = "; ".join(
@@ -208,7 +203,7 @@ class SpeedCurvature:
     def _foretells(self, table: Table, rows: Table) -> tuple[Interval, int, str]:
         timed, ends = best_steps(table)
         if not timed or not length(rows):
-            return _unknown(), 0, "nothing was timed"
+            return UNKNOWN, 0, "nothing was timed"
         pairs = _gains_and_steps(rows, timed)
         estimate = self._bootstrap(pairs, concordance, cluster="name")
         drivers = {
@@ -226,10 +221,7 @@ class SpeedCurvature:
     def _bootstrap(
         self, rows: Table, statistic: Callable[[Table], float], cluster: str = "seed"
     ) -> Interval:
-        if not length(rows) or len(np.unique(rows[cluster])) < 2:
-            return _unknown()
-        level = self.declaration.level
-        return cluster_bootstrap(rows, statistic, cluster, DRAWS, level, "percentile")
+        return interval_of(rows, statistic, self.declaration.level, DRAWS, cluster)
 
     def planted(self, world: str, seed: int) -> Table:
         """A simulated table of a world."""
@@ -294,7 +286,12 @@ def replay(
             loss = float(task.loss(update.model(inputs), targets))
         while awaited and loss <= awaited[0]:
             level = awaited.pop(0)
-            about = {"kind": "step", "level": losses.index(level), "step": step, "loss": _six(loss)}
+            about = {
+                "kind": "step",
+                "level": losses.index(level),
+                "step": step,
+                "loss": six_digits(loss),
+            }
             rows += [about | row for row in measure_steps(update.model, task, directions)]
         if not awaited:
             break
@@ -324,7 +321,7 @@ def measure_steps(
         except MeasurementError:  # a step of 0
             row |= {"alignment": 0.0, "curvature": math.nan, "gn": math.nan}
         rows.append(row | descent)
-    return [{k: _six(v) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    return [rounded(row) for row in rows]
 
 
 def steps_to(
@@ -346,10 +343,6 @@ def steps_to(
         if not value <= EXPLODED * max(first, loss):
             return None
     return None
-
-
-def _six(value: float) -> float | None:
-    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def with_parts(table: Table) -> Table:
@@ -482,10 +475,6 @@ def concordance(pairs: Table) -> float:
         if apart.any():
             values.append(float(signs[apart].mean()))
     return float(np.mean(values)) if values else 0.0
-
-
-def _unknown() -> Interval:
-    return Interval(math.nan, -math.inf, math.inf)
 
 
 def _median(rows: Table, mask: NDArray[Any], column: str) -> float:

@@ -10,8 +10,6 @@ References:
     Song, Ahn & Yun (2024), arXiv:2405.16002.
 """
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,9 +29,7 @@ from optbench.dynamics import EigenvalueEdge, GradientEdge, edge, reordered
 from optbench.intervals import Interval
 from optbench.lab.snapshot import Snapshot
 from optbench.probes.edge import AtEdge
-from optbench.record.durable import write_whole
-from optbench.record.folder import read_json
-from optbench.statistics import cluster_bootstrap, verdict
+from optbench.statistics import cluster_bootstrap
 from optbench.studies.figures import draw_curves, draw_forest
 from optbench.studies.frame import (
     REFUTED,
@@ -45,8 +41,11 @@ from optbench.studies.frame import (
     Table,
     columns,
     length,
+    six_digits,
     subset,
 )
+from optbench.studies.judging import interval_of, judged
+from optbench.studies.measured_once import measured_once
 from optbench.task import Task
 
 Arm = Literal["full", "top", "bulk"]
@@ -112,9 +111,13 @@ class Subspace:
     def read(self, cell: Cell, folder: Path) -> list[dict[str, Any]]:
         """A row for each arm; a run that diverged is one row without arms."""
         factors = {name: cell.factors[name] for name in ("optimizer", "seed")}
-        arms = _kept(folder, "arms", [dict(cell.factors), "2"], lambda: _arms(cell, folder))
+        arms = measured_once(
+            folder, "arms", [dict(cell.factors), "2"], lambda: {"rows": _arms(cell, folder)}
+        )["rows"]
         k = cell.factors["k"]
-        floor = _kept(folder, "floor", [k, "1"], lambda: _floor(lab.open(folder), k))
+        floor = measured_once(
+            folder, "floor", [k, "1"], lambda: {"rows": _floor(lab.open(folder), k)}
+        )["rows"]
         return [factors | row | {"floor": floor} for row in arms]
 
     def judge(self, table: Table) -> list[Finding]:
@@ -131,16 +134,12 @@ class Subspace:
         for h in self.declaration.hypotheses:
             statistic, chosen = rules[h.name](rows)
             estimate = self._bootstrap(chosen, statistic)
-            said = verdict(estimate, h.sesoi, h.sign)
             why = f"{missing} {_told(rows, h.name, self.k)}".strip()
-            found.append(Finding(h.name, estimate, said, length(chosen), why))
+            found.append(judged(h, estimate, length(chosen), why))
         return found
 
     def _bootstrap(self, rows: Table, statistic: Callable[[Table], float]) -> Interval:
-        if not length(rows) or len(np.unique(rows["seed"])) < 2:
-            return Interval(math.nan, -math.inf, math.inf)
-        level = self.declaration.level
-        return cluster_bootstrap(rows, statistic, "seed", DRAWS, level, "percentile")
+        return interval_of(rows, statistic, self.declaration.level, DRAWS)
 
     def _top(self, rows: Table) -> tuple[Callable[[Table], float], Table]:
         chosen = _where(rows, arm="top", k=self.k, main=1)
@@ -201,21 +200,12 @@ class Subspace:
             )
 
 
-def _kept(folder: Path, name: str, settings: Any, make: Callable[[], Any]) -> Any:
-    """What `make` returned for these settings, kept in the run's folder."""
-    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
-    place = folder / f"{name}-{digest}.json"
-    found = read_json(place)
-    if found is None:
-        found = {"rows": make()}
-        write_whole(place, json.dumps(found) + "\n")
-    return found["rows"]
-
-
 def _floor(run: lab.Run, k: int) -> float | None:
     if run.status != "done":
         return None
-    return _six(valley_floor(run.at(), k, float(run.series(metrics.TRAIN_LOSS)[1][-LAST:].mean())))
+    return six_digits(
+        valley_floor(run.at(), k, float(run.series(metrics.TRAIN_LOSS)[1][-LAST:].mean()))
+    )
 
 
 def _arms(cell: Cell, folder: Path) -> list[dict[str, Any]]:
@@ -337,8 +327,8 @@ def advance(
             if not losses[-1] <= WORST * first:
                 return row | {"ratio": WORST, "diverged": 1.0, "held": _mean(held)}
     ratio = float(np.mean(losses[-LAST:])) / first
-    row |= {"ratio": _six(ratio), "diverged": 0.0, "held": _mean(held)}
-    row["fresh"] = _six(min(top.kept)) if top.kept else None
+    row |= {"ratio": six_digits(ratio), "diverged": 0.0, "held": _mean(held)}
+    row["fresh"] = six_digits(min(top.kept)) if top.kept else None
     return row | {"distance": _distance(snapshot, task)}
 
 
@@ -358,15 +348,11 @@ def _distance(snapshot: Snapshot, task: Task) -> float | None:
         return None
     operator = hessian if own.plain else AtEdge(own, hessian)
     distance = own.distance(float(top_eigenpairs(operator, 1, accuracy=1e-2).values[0]))
-    return None if distance is None else _six(distance)
+    return None if distance is None else six_digits(distance)
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return _six(float(np.mean(values))) if values else None
-
-
-def _six(value: float) -> float | None:
-    return float(f"{value:.6g}") if math.isfinite(value) else None
+    return six_digits(float(np.mean(values))) if values else None
 
 
 def usable(table: Table) -> tuple[Table, str]:

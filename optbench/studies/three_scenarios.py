@@ -1,7 +1,5 @@
 """Does SAM generalize because it flattens? Product of two signs, by bias and by norm."""
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
@@ -13,11 +11,8 @@ import torch
 from torch import nn
 
 from optbench import lab
-from optbench.intervals import Interval
 from optbench.lab.measures import definitions
 from optbench.lab.point import Point
-from optbench.record.durable import write_whole
-from optbench.record.folder import read_json
 from optbench.statistics import cluster_bootstrap, kendall_tau, verdict
 from optbench.studies.figures import LOOKS, draw_curves, new_figure, plain_log, save
 from optbench.studies.frame import (
@@ -32,6 +27,8 @@ from optbench.studies.frame import (
     length,
     subset,
 )
+from optbench.studies.judging import UNKNOWN
+from optbench.studies.measured_once import measured_once
 from optbench.task import Task
 
 PLAIN, BIAS, NORM = "no bias", "bias", "norm"
@@ -130,14 +127,9 @@ class ThreeScenarios:
     def read(self, cell: Cell, folder: Path) -> list[dict[str, Any]]:
         """One row: the run's end, taken down to the loss of the comparison, and measured there."""
         lr = float(self.architectures[cell.factors["architecture"]]["lr"])
-        content = json.dumps([self.loss, lr, DESCENT_STEPS, definitions()])
-        digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-        place = folder / f"solution-{digest}.json"
-        found = read_json(place)
-        if found is None:
-            found = self._solution(folder, lr)
-            write_whole(place, json.dumps(found) + "\n")
-        return [dict(cell.factors) | found]
+        settings = [self.loss, lr, DESCENT_STEPS, definitions()]
+        row = measured_once(folder, "solution", settings, lambda: self._solution(folder, lr))
+        return [dict(cell.factors) | row]
 
     def _solution(self, folder: Path, lr: float) -> dict[str, Any]:
         run = lab.open(folder)
@@ -297,7 +289,7 @@ def _with(finding: Finding, words: str) -> Finding:
 
 
 def _unknown(name: str, why: str) -> Finding:
-    return Finding(name, Interval(math.nan, -math.inf, math.inf), UNDECIDED, 0, why)
+    return Finding(name, UNKNOWN, UNDECIDED, 0, why)
 
 
 def _mask(rows: Table, arm: Arm, size: float) -> Any:

@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
@@ -20,14 +19,10 @@ from optbench.lab.comparisons import function_displacement
 from optbench.lab.held_outputs import HeldError, Network
 from optbench.lab.point import Point
 from optbench.lab.pull import Pulled, lever_values
-from optbench.record.durable import write_whole
-from optbench.record.folder import read_json
-from optbench.statistics import cluster_bootstrap, verdict
 from optbench.studies.figures import draw_forest, draw_heat
 from optbench.studies.frame import (
     REFUTED,
     SUPPORTED,
-    UNDECIDED,
     Cell,
     Declaration,
     Finding,
@@ -37,6 +32,8 @@ from optbench.studies.frame import (
     length,
     subset,
 )
+from optbench.studies.judging import UNKNOWN, interval_of, judged
+from optbench.studies.measured_once import measured_once
 
 FLATNESS = ("sharpness", "trace")
 FUNCTION = "input_jacobian_train"
@@ -103,12 +100,10 @@ class TugOfWar:
     def read(self, cell: Cell, folder: Path) -> list[dict[str, Any]]:
         """A row for each look at each path; one alone for a run that did not come to the loss."""
         levers = list(cell.factors["levers"])
-        settings = json.dumps([levers, dict(self.pull), FARTHEST, _code()])
-        place = folder / f"pulled-{hashlib.sha256(settings.encode()).hexdigest()[:8]}.json"
-        found: Any = read_json(place)
-        if found is None:
-            found = {"rows": list(self._rows(folder, levers))}
-            write_whole(place, json.dumps(found) + "\n")
+        settings = [levers, dict(self.pull), FARTHEST, _code()]
+        found = measured_once(
+            folder, "pulled", settings, lambda: {"rows": list(self._rows(folder, levers))}
+        )
         factors = {name: cell.factors[name] for name in ("task", "optimizer", "seed")}
         return [factors | row for row in found["rows"]]
 
@@ -167,16 +162,12 @@ class TugOfWar:
         findings = []
         for hypothesis in self.declaration.hypotheses:
             told, (of_rule, rule, tell) = left_out(table), rules[hypothesis.name]
-            if len(np.unique(of_rule.get("seed", ()))) < 2:
-                unknown = Interval(math.nan, -math.inf, math.inf)
-                findings.append(Finding(hypothesis.name, unknown, UNDECIDED, 0, told))
+            estimate = interval_of(of_rule, rule, self.declaration.level, DRAWS)
+            if estimate is UNKNOWN:
+                findings.append(judged(hypothesis, estimate, 0, told))
                 continue
-            estimate = _bootstrap(of_rule, rule, self.declaration.level)
-            outcome = verdict(estimate, hypothesis.sesoi, hypothesis.sign)
             n = len(np.unique(_runs(of_rule)))
-            findings.append(
-                Finding(hypothesis.name, estimate, outcome, n, f"{told} {tell(of_rule)}")
-            )
+            findings.append(judged(hypothesis, estimate, n, f"{told} {tell(of_rule)}"))
         return findings
 
     def planted(self, world: str, seed: int) -> Table:
@@ -410,7 +401,7 @@ def slope_panels(at_one: Table, level: float) -> dict[str, list[tuple[str, Inter
 
             of_task = subset(at_one, at_one["task"] == task)
             panels.setdefault(task, []).append(
-                (lever.replace("_", " "), _bootstrap(of_task, slope, level))
+                (lever.replace("_", " "), interval_of(of_task, slope, level, DRAWS))
             )
     return panels
 
@@ -426,12 +417,8 @@ def net_panels(at_one: Table, level: float) -> dict[str, list[tuple[str, Interva
                 return float((t[way] - t["random"]).mean())
 
             label = f"{lever.replace('_', ' ')} {way}"
-            panels.setdefault(task, []).append((label, _bootstrap(of, less_random, level)))
+            panels.setdefault(task, []).append((label, interval_of(of, less_random, level, DRAWS)))
     return panels
-
-
-def _bootstrap(table: Table, rule: Callable[[Table], float], level: float) -> Interval:
-    return cluster_bootstrap(table, rule, draws=DRAWS, level=level, method="percentile")
 
 
 def _told_slopes(at_one: Table, levers: Sequence[str]) -> str:

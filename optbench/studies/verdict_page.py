@@ -90,8 +90,8 @@ def render(verdict: Mapping[str, Any]) -> str:
 
 def _row(h: Mapping[str, Any]) -> str:
     return (
-        f"| {h['claim']} | **{h['verdict']}** | {_number(h['value'])} | "
-        f"{_number(h['low'])} to {_number(h['high'])} | "
+        f"| {h['claim']} | **{h['verdict']}** | {number(h['value'])} | "
+        f"{number(h['low'])} to {number(h['high'])} | "
         f"{'+' if h['sign'] > 0 else '−'}{h['sesoi']:g} | {h['n']} |"
     )
 
@@ -106,7 +106,7 @@ def _hypothesis(h: Mapping[str, Any]) -> list[str]:
         f"{'+' if h['sign'] > 0 else '−'}{h['sesoi']:g}, refuted if it lies within "
         f"±{h['sesoi']:g} or beyond the other end.",
         "",
-        f"Seen: {_number(h['value'])} [{_number(h['low'])}, {_number(h['high'])}], n = {h['n']}."
+        f"Seen: {number(h['value'])} [{number(h['low'])}, {number(h['high'])}], n = {h['n']}."
         + (f" {h['why']}" if h["why"] else ""),
     ]
     if h["prior"]:
@@ -129,5 +129,6 @@ def _confusion(planted: Mapping[str, Mapping[str, int]]) -> list[str]:
     return lines
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Return a number as a page shows it; a dash where there is none."""
     return "–" if value is None else f"{value:.3g}"

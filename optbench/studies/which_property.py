@@ -10,17 +10,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from optbench.intervals import Interval
 from optbench.statistics import (
-    cluster_bootstrap,
     granulated_kendall,
     kendall_tau,
     sign_error,
-    verdict,
 )
 from optbench.studies.frame import REFUTED, SUPPORTED, Finding, Hypothesis, Table, length, subset
 from optbench.studies.generalization_figures import draw_correlations, draw_scatter
 from optbench.studies.generalization_runs import AXES, ERROR, GeneralizationRuns, left_out, measured
+from optbench.studies.judging import UNKNOWN, interval_of, judged
 from optbench.studies.planted_runs import planted_runs
 
 FLATNESS, FUNCTION = "sharpness", "input_jacobian_test"
@@ -57,13 +55,10 @@ class WhichProperty(GeneralizationRuns):
         self, hypothesis: Hypothesis, rule: Callable[[Table], float], rows: Table, missing: str
     ) -> Finding:
         if length(rows) == 0 or len(np.unique(rows["seed"])) < 2:
-            unknown = Interval(math.nan, -math.inf, math.inf)
             why = "fewer than two seeds came to the matched loss"
-            return Finding(hypothesis.name, unknown, "undecided", length(rows), why)
-        level = self.declaration.level
-        estimate = cluster_bootstrap(rows, rule, draws=DRAWS, level=level, method="percentile")
-        said = verdict(estimate, hypothesis.sesoi, hypothesis.sign)
-        return Finding(hypothesis.name, estimate, said, length(rows), missing)
+            return judged(hypothesis, UNKNOWN, length(rows), why)
+        estimate = interval_of(rows, rule, self.declaration.level, DRAWS)
+        return judged(hypothesis, estimate, length(rows), missing)
 
     def planted(self, world: str, seed: int) -> Table:
         """A simulated table of a world."""

@@ -27,7 +27,8 @@ DISPLACEMENT = 1e-4
 def progressive_sharpening(point: Point) -> float:
     """The elasticity: 1 if sharpness doubles while the loss halves. Time does not come into it.
 
-    ∇λ₁·d = d/dε uᵀH(w + εd)u, u held (Hellmann–Feynman), by a central difference in float64.
+    ∇λ₁·d = d/dε uᵀH(w + εd)u, u held (Hellmann–Feynman), by a central difference in float64: the
+    third derivatives of `optbench.dynamics.progressive_sharpening` are wrong through torch's norms.
 
     Raises:
         MeasurementError: If loss, gradient or λ₁ is not positive.
