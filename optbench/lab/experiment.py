@@ -232,7 +232,8 @@ def sweep(
         keep_steps: Steps at which to keep one.
         steps: Largest number of updates.
         processes: Processes of one thread that the seeds are split over; 1 for none but this one.
-            As many as there are cores is fastest. A script then needs `if __name__ == "__main__"`.
+            As many as there are cores is fastest for runs of some hundred steps or more. A script
+            then needs `if __name__ == "__main__"`.
         settings: More words, for keys without a dot.
 
     Raises:
