@@ -14,7 +14,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from optbench.boundary.command_line import VERSION
-from optbench.cli.batch import Member, run_batch
+from optbench.cli.batch import Member
+from optbench.cli.batch_processes import run_batch_in_processes
 from optbench.cli.job import run_job
 from optbench.cli.sweep import RunError, telling_failures
 from optbench.configuration.compose import check_config_dirs, find_plugins, with_paths
@@ -87,7 +88,9 @@ class Job:
         for member in self.queued:
             groups.setdefault(member.group, []).append(member)
         for members in groups.values():
-            for member, ended in zip(members, run_batch(members, self.present), strict=True):
+            for member, ended in zip(
+                members, run_batch_in_processes(members, self.present), strict=True
+            ):
                 if isinstance(ended, Exception):
                     which = f"failed: {member.words}: "
                     text, code = _explained(ended, self.wants_tracebacks, which)

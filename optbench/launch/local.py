@@ -27,6 +27,7 @@ from optbench.boundary.overrides import quoted
 from optbench.launch.launcher import Finished, Say
 from optbench.processes import (
     GRACE,
+    cores,
     end_processes,
     fork_server,
     kill_unseen,
@@ -41,11 +42,6 @@ LOST = 255  # what Python gives for the exit code of a process whose fork server
 MOST_LOSSES = 3  # of one run, which then is taken to be their cause
 LOOK_AGAIN = 1.0  # seconds until a claimed run is tried again
 LONGEST_WAIT = 3600.0  # seconds of one wait; the system call takes no more than 24 days
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _to_stderr(line: str) -> None:

@@ -21,7 +21,6 @@ from optbench.boundary import printable
 from optbench.boundary.command_line import Command, FilePath, Key, Names
 from optbench.boundary.kinds import Count
 from optbench.errors import UserError, nearest
-from optbench.launch.local import cores
 from optbench.leaderboard import tables
 from optbench.leaderboard.board import Board, make_board
 from optbench.leaderboard.entrants import admit
@@ -33,6 +32,7 @@ from optbench.leaderboard.run_line import Run
 from optbench.leaderboard.verify import unverified, verify
 from optbench.leaderboard.words import words
 from optbench.leaderboard.write_together import write_together
+from optbench.processes import cores
 from optbench.protocol.suite import FINAL, Suite, known_suites, read_suite
 
 UNVERIFIED, ALL = "unverified", "all"

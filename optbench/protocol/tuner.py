@@ -20,8 +20,9 @@ from optbench.boundary.overrides import quoted
 from optbench.errors import UserError
 from optbench.launch.index import INDEX
 from optbench.launch.launcher import RUN_SECONDS
-from optbench.launch.local import LocalLauncher, cores
+from optbench.launch.local import LocalLauncher
 from optbench.launch.runs import Runs
+from optbench.processes import cores
 from optbench.protocol.points import search_spaces, sobol_points
 from optbench.protocol.selection_rule import select
 from optbench.protocol.suite import FINAL, TUNE, Suite, read_suite

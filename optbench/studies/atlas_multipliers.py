@@ -19,8 +19,8 @@ from optbench import metrics
 from optbench.boundary import STRICT, Text, read_yaml, shaped
 from optbench.boundary.command_line import Command, FilePath, Key, Names
 from optbench.boundary.kinds import Count, Positive, Whole
-from optbench.launch.local import cores
 from optbench.paths import conf_folder
+from optbench.processes import cores
 from optbench.record import folder as record
 from optbench.studies import plateau
 from optbench.studies.atlas_entries import ATLAS, COMMON

@@ -15,8 +15,9 @@ from optbench.boundary.kinds import Count
 from optbench.errors import UserError, nearest, printable
 from optbench.launch.index import INDEX
 from optbench.launch.launcher import RUN_SECONDS
-from optbench.launch.local import LocalLauncher, cores
+from optbench.launch.local import LocalLauncher
 from optbench.launch.runs import Runs
+from optbench.processes import cores
 from optbench.studies import atlas_picture as picture
 from optbench.studies import edge_atlas, overview, phase
 from optbench.studies import lr_choice as choice
