@@ -18,7 +18,12 @@ from optbench.cli.batch import Member
 from optbench.cli.batch_processes import run_batch_in_processes
 from optbench.cli.job import run_job
 from optbench.cli.sweep import RunError, telling_failures
-from optbench.configuration.compose import check_config_dirs, find_plugins, with_paths
+from optbench.configuration.compose import (
+    check_config_dirs,
+    find_plugins,
+    options_first,
+    with_paths,
+)
 from optbench.configuration.explain import explain
 from optbench.configuration.finished import PresentData
 from optbench.configuration.keys import check
@@ -52,7 +57,7 @@ def _main(wants_tracebacks: bool) -> int:
     # Without it Hydra prints an error in its own words, and exits.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     check_config_dirs(sys.argv[1:])
-    sys.argv[1:] = with_paths(sys.argv[1:])
+    sys.argv[1:] = options_first(with_paths(sys.argv[1:]))
     job = Job(wants_tracebacks, _process())
     try:
         with telling_failures(_process()) as codes:
