@@ -6,7 +6,7 @@ them.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +91,8 @@ class SweepOnEngine(HydraLauncher):
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
-    ) -> Iterable[JobReturn]:
-        """Yield each run as it ends."""
+    ) -> Sequence[JobReturn]:
+        """Make the runs; each is told as it ends."""
         config = self._about["config"]
         commands = [_own(words) for words in job_overrides]
         if len({_folder_word(words) for words in job_overrides}) > 1:

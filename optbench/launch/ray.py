@@ -8,7 +8,6 @@ References:
     https://docs.ray.io/en/latest/ray-core/fault_tolerance/tasks.html
 """
 
-import math
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
@@ -84,7 +83,7 @@ class RayLauncher:
         """Return how many runs the cluster has room for now, one at least."""
         have = ray.cluster_resources()
         places = min(have.get(name, 0) / amount for name, amount in self._needs.items())
-        return max(1, math.floor(places))
+        return max(1, int(places))
 
 
 @dataclass

@@ -273,7 +273,7 @@ class _Queue:
                 for run in list(job.wanted):
                     if job.batch == batch and run.name in there:
                         job.wanted.remove(run)
-                        yield pickle.loads((batch / f"{run.name}.report").read_bytes())  # noqa: S301
+                        yield pickle.loads((batch / f"{run.name}.report").read_bytes())
 
     def _told_of(self, report: Report) -> Finished:
         assert self.engine.order.results is not None

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,9 @@ def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     cluster.shutdown()
 
 
-def _launched(cluster: Any, commands: list[tuple[str, ...]], order: Order, **settings: Any) -> Any:
+def _launched(
+    cluster: Any, commands: Sequence[tuple[str, ...]], order: Order, **settings: Any
+) -> Any:
     said: list[str] = []
     launcher = RayLauncher(order, address=cluster.address, **settings)
     return launcher.launch(commands, said.append), said
@@ -57,8 +59,8 @@ def test_a_cluster_makes_runs_loses_a_node_and_sends_folders_home(
     """One test, for a cluster takes seconds to come up."""
     # 1. a failure is told, and a module of the driver's folder is found
     (tmp_path / "slow_one.py").write_text(SLOW)
-    slow = (*QUICK[:1], "steps=60", *QUICK[2:], "checkpoint_seconds=0.5")
-    slow = (*slow, "optimizer=custom", "optimizer._target_=slow_one.Slow", "optimizer.lr=0.01")
+    custom = ("optimizer=custom", "optimizer._target_=slow_one.Slow", "optimizer.lr=0.01")
+    slow = (*QUICK[:1], "steps=60", *QUICK[2:], "checkpoint_seconds=0.5", *custom)
     order = Order(tmp_path / "results", state=tmp_path / "results" / "sweeps")
     bad, good = sorted(
         _launched(two_nodes, [(*QUICK, "optimizer.lr=-1"), QUICK], order)[0],

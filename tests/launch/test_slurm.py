@@ -100,6 +100,7 @@ def test_folders_come_back_from_a_job_that_does_not_see_the_results(
     assert not list((tmp_path / "shared").iterdir())  # all went well: nothing is left behind
 
 
+@pytest.mark.slow
 def test_an_array_of_jobs_makes_the_runs_and_a_failure_is_told(here: Path) -> None:
     launcher = _launcher(here, runs_per_job=2)
     commands = [(*QUICK, f"seed={seed}") for seed in range(3)] + [(*QUICK, "optimizer.lr=-1")]
@@ -109,6 +110,7 @@ def test_an_array_of_jobs_makes_the_runs_and_a_failure_is_told(here: Path) -> No
     assert len(list((here / "results" / "runs").iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_what_is_cancelled_is_told_and_the_same_command_goes_on(here: Path) -> None:
     launcher, said = _launcher(here), list[str]()
     runs = launcher.launch([SLOW_RUN], said.append)
@@ -119,6 +121,7 @@ def test_what_is_cancelled_is_told_and_the_same_command_goes_on(here: Path) -> N
     assert _sessions(run) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("whole_node", "sessions"), [(False, 1), (True, 2)])
 def test_slurmd_or_the_whole_node_dies_and_comes_back(
     here: Path, cluster: Path, whole_node: bool, sessions: int
@@ -140,6 +143,7 @@ def test_slurmd_or_the_whole_node_dies_and_comes_back(
     assert _sessions(run) == sessions
 
 
+@pytest.mark.slow
 def test_the_next_driver_waits_for_the_jobs_of_one_that_was_killed(here: Path) -> None:
     launcher, said = _launcher(here), list[str]()
     queue = launcher.launch([SLOW_RUN], said.append)
