@@ -19,7 +19,7 @@ from optbench.statistics import (
     best_of_median,
     censored_median,
     cliques,
-    compare,
+    compare_each,
     friedman,
     holm,
     iqm,
@@ -127,6 +127,7 @@ def make_board(suite: Suite, admitted: Field) -> Board:
     ranks = _possible_ranks(names, _both_ways(compared, p_values))
     standings = _standings(names, every, rows, ranks, mean_rank, profile)
     order = [s.name for s in standings]
+    curves = {task: _tuning_curves(suite, entrants, task) for task in suite.tuned}
     several = len(names) > 1
     groups = cliques(mean_rank, difference) if several else []
     return Board(
@@ -140,8 +141,8 @@ def make_board(suite: Suite, admitted: Field) -> Board:
         critical_difference=difference,
         cliques=[[names[e] for e in group] for group in groups],
         profiles=dict(zip(names, profile.tolist(), strict=True)),
-        tuning={task: _tuning_curves(suite, entrants, task) for task in suite.tuned},
-        robust=robustness(suite, entrants, every) if several else [],
+        tuning=curves,
+        robust=robustness(suite, entrants, every, curves) if several else [],
         halves=halves(every),
     )
 
@@ -178,10 +179,9 @@ def _pairs(
     names: Sequence[str], every: Array
 ) -> tuple[dict[tuple[str, str], Pair], dict[tuple[str, str], float]]:
     """Compare every two entrants: the pair, and its p after Holm's correction."""
-    compared = {
-        (names[a], names[b]): compare(every[a], every[b])
-        for a, b in itertools.combinations(range(len(names)), 2)
-    }
+    places = list(itertools.combinations(range(len(names)), 2))
+    pairs = compare_each([every[a] for a, _ in places], [every[b] for _, b in places])
+    compared = {(names[a], names[b]): pair for (a, b), pair in zip(places, pairs, strict=True)}
     adjusted: Array = holm([pair.p for pair in compared.values()]) if compared else np.zeros(0)
     return compared, {pair: float(p) for pair, p in zip(compared, adjusted, strict=True)}
 
@@ -259,14 +259,19 @@ def tuning_curve(suite: Suite, entrant: Entrant, task: str) -> list[Interval]:
     return [best_of_median(values, k) for k in range(1, suite.points + 1)]
 
 
-def robustness(suite: Suite, entrants: Sequence[Entrant], every: Array) -> list[Robust]:
+def robustness(
+    suite: Suite,
+    entrants: Sequence[Entrant],
+    every: Array,
+    curves: Mapping[str, Mapping[str, Sequence[Interval]]],
+) -> list[Robust]:
     """Return the ranking under other choices than the board's."""
     names = [entrant.name for entrant in entrants]
     board = -iqm(every.reshape(len(names), -1))
     choices = {"mean rank over the tasks instead of the score": mean_ranks(-every.mean(axis=2))}
     choices |= _other_targets(suite, entrants)
     choices |= _fewer_tasks(suite, every)
-    choices |= _smaller_budgets(suite, entrants)
+    choices |= _smaller_budgets(suite, entrants, curves)
     under = [_robust(choice, names, board, other) for choice, other in choices.items()]
     return [*under, *_fewer_entrants(names, every)]
 
@@ -288,9 +293,14 @@ def _fewer_tasks(suite: Suite, every: Array) -> dict[str, Array]:
     }
 
 
-def _smaller_budgets(suite: Suite, entrants: Sequence[Entrant]) -> dict[str, Array]:
-    curves = [[tuning_curve(suite, e, task) for task in suite.tuned] for e in entrants]
-    best = np.array([[[i.value for i in curve] for curve in of_entrant] for of_entrant in curves])
+def _smaller_budgets(
+    suite: Suite,
+    entrants: Sequence[Entrant],
+    curves: Mapping[str, Mapping[str, Sequence[Interval]]],
+) -> dict[str, Array]:
+    best = np.array(
+        [[[i.value for i in curves[task][e.name]] for task in suite.tuned] for e in entrants]
+    )
     return {
         f"best of {k} tuning point{'s' * (k > 1)} by validation": mean_ranks(best[:, :, k - 1])
         for k in range(1, suite.points + 1)

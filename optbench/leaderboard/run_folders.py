@@ -53,7 +53,8 @@ NOT_THE_PROBLEM = {
         "device",
         "results_dir",
     ),
-    *("batched", "overwrite", "checkpoint_seconds", "picture", "wandb"),
+    *("batched", "overwrite", "checkpoint_seconds", "picture", "wandb", "mirrors"),
+    *("keep", "keep_steps"),
 }
 NOT_THE_COMMAND = ("results_dir=", "device=", "wandb.", "picture=", "--config-dir")
 CURVES = (
@@ -171,6 +172,8 @@ def read_run(folder: Path, any_run: bool = False) -> Run | None:
     """
     if folder.is_symlink() or not folder.is_dir():
         raise UnreadableError("a link, not a folder" if folder.is_symlink() else "not a folder")
+    if not any_run and _of_no_suite(folder / record.CONFIG):
+        return None
     whole = _mapping(read_yaml, folder / record.CONFIG)
     config = shaped(Config, whole, record.CONFIG)
     if config.board is None and not any_run:
@@ -191,6 +194,19 @@ def read_run(folder: Path, any_run: bool = False) -> Run | None:
     ):
         raise UnreadableError(changed)
     return run
+
+
+_NO_BOARD = re.compile(r"^board: null$", re.MULTILINE)
+_BOARD = re.compile(r"^[\"']?board[\"']?\s*:", re.MULTILINE)
+
+
+def _of_no_suite(config: Path) -> bool:
+    """Whether a configuration says so in the one line that a run writes: no YAML to be parsed."""
+    try:
+        text = read_text(config)
+    except UnreadableError:
+        return False
+    return len(_BOARD.findall(text)) == 1 and _NO_BOARD.search(text) is not None
 
 
 def _mapping(read: Callable[[Path], Any], path: Path) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """One run of a suite's protocol, as a line of a committed file holds it: its declared shape."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 
 from optbench import metrics
 from optbench.boundary import LAX, Name, Plain, Text, UnreadableError, shaped_text
@@ -132,3 +133,19 @@ def read_line(line: str) -> Run:
         raise UnreadableError(f"schema {schema}, and this reads {LINE_SCHEMA}")
     run = shaped_text(Run, line)
     return replace(run, local=False) if run.local else run
+
+
+def write_local(run: Run | None) -> str:
+    """Return a run of this machine, or the absence of one, as a line for `read_local`."""
+    return _runs().dump_json([run]).decode()[1:-1]
+
+
+def read_local(lines: Iterable[str]) -> list[Run]:
+    """Return the runs that `write_local` wrote, all in one pass."""
+    runs = _runs().validate_json(f"[{','.join(lines)}]")
+    return [run for run in runs if run is not None]
+
+
+@cache
+def _runs() -> TypeAdapter[list[Run | None]]:
+    return TypeAdapter(list[Run | None])
