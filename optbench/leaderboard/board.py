@@ -11,6 +11,7 @@ from optbench.intervals import LEVEL, Interval
 from optbench.leaderboard.entrants import Entrant, Field, selecting_value
 from optbench.leaderboard.run_line import Run
 from optbench.leaderboard.scores import Row, costs, row, scores
+from optbench.leaderboard.tuned import Tuned, tuned
 from optbench.protocol.suite import Suite
 from optbench.statistics import (
     Array,
@@ -46,6 +47,7 @@ class Standing:
         profile_area: Mean of its performance profile over the grid.
         hit_rate: Share of the runs that reached the suite's targets.
         diverged: Share of the runs that diverged.
+        runs: How many final runs it has.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Standing:
     profile_area: float
     hit_rate: float
     diverged: float
+    runs: int
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Board:
             points.
         robust: The ranking under other choices.
         halves: Share of the half sets of seeds whose first is the board's first.
+        tuned: The best tuning point of every entrant on every task that is tuned on.
         words: What the board shows, in sentences.
     """
 
@@ -110,6 +114,7 @@ class Board:
     tuning: dict[str, dict[str, list[Interval]]]
     robust: list[Robust]
     halves: float
+    tuned: list[Tuned]
     words: list[str] = field(default_factory=list)
 
 
@@ -144,6 +149,7 @@ def make_board(suite: Suite, admitted: Field) -> Board:
         tuning=curves,
         robust=robustness(suite, entrants, every, curves) if several else [],
         halves=halves(every),
+        tuned=[found for entrant in entrants for found in tuned(suite, entrant)],
     )
 
 
@@ -170,6 +176,7 @@ def _standings(
                 profile_area=float(profile[e].mean()),
                 hit_rate=float(np.mean([r.hit_rate for r in of_name])),
                 diverged=float(np.mean([r.diverged for r in of_name])),
+                runs=every[e].size,
             )
         )
     return sorted(standings, key=lambda s: (s.rank, s.diverged, s.name))

@@ -186,9 +186,11 @@ def read_run(folder: Path, any_run: bool = False) -> Run | None:
     origin = shaped(Origin, _mapping(read_json, folder / record.PROVENANCE), record.PROVENANCE)
     place = config.board or Place("", 0, "", _as_name(summary.task), "final", 0)
     curve = _curve(folder) if place.phase == FINAL else {}
-    run = shaped(
-        Run, _content(folder.name, place, whole, summary, origin) | {"curve": curve, "local": True}
-    )
+    content = _content(folder.name, place, whole, summary, origin)
+    content |= {"curve": curve, "local": True}
+    if any_run:
+        content["conditions"] = _conditions(whole)
+    run = shaped(Run, content)
     if summary.status in record.FINISHED and (
         changed := record.check_digests(folder, weights=False)
     ):
@@ -263,13 +265,40 @@ def _content(
 
 
 def _problem(config: Mapping[str, Any]) -> str:
+    text = json.dumps(_settings_of_the_problem(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _settings_of_the_problem(config: Mapping[str, Any]) -> dict[str, Any]:
     task = {key: value for key, value in config["task"].items() if key != "root"}
     # What is null is off: a setting that optbench gains later leaves the problems as they were.
     settings = without_defaults(config)
-    problem = {k: v for k, v in settings.items() if k not in NOT_THE_PROBLEM and v is not None} | {
+    return {k: v for k, v in settings.items() if k not in NOT_THE_PROBLEM and v is not None} | {
         "task": task
     }
-    return hashlib.sha256(json.dumps(problem, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _conditions(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The problem, each setting by its path, after the names that were chosen for its parts."""
+    choices = config.get("choices")
+    names = choices if isinstance(choices, dict) else {}
+    chosen = {
+        key: name
+        for key, name in names.items()
+        if key in ("task", "model", "schedule") and isinstance(name, str)
+    }
+    return {
+        key: _finite(value)
+        for key, value in (chosen | flat(_settings_of_the_problem(config))).items()
+    }
+
+
+def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return settings by their paths: {a: {b: 1}} as {a.b: 1}."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: value}
+    return found
 
 
 def _finite(node: Any) -> Any:
