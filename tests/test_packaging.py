@@ -67,7 +67,6 @@ ONLY_IMPORTER = {
         "optbench.cli.sweep",
     },
     "wandb": {"optbench.record.wandb"},
-    "plotly": {"optbench.leaderboard.page"},
     "torchvision": {"optbench.data.torchvision"},
     "lightning": {"optbench.integrations.lightning"},
     "transformers": {"optbench.integrations.transformers"},

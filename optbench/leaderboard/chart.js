@@ -217,6 +217,7 @@ function intervals(parent, id, rows, options) {
     const y = top + row * (i + 0.5), color = colorOf(i);
     const link = svg(root, "a", { href: r.href, "aria-label": r.name + ": " + r.text });
     svg(link, "title", {}, r.name + ": " + r.text);
+    svg(link, "rect", { x: 0, y: y - row / 2, width, height: row, class: "row" }); // what a pointer can hit
     svg(link, "text", { x: left - 2, y: y + 4, class: "name end" }, r.name.length > 22 ? r.name.slice(0, 21) + "…" : r.name);
     const at = (v, open) => (v === null || !Number.isFinite(v) ? open : X.at(v)), a = at(r.low, left + 2), b = at(r.high, right - 2);
     if (r.low === null && r.high === null && r.value === null) { svg(link, "text", { x: left + 8, y: y + 4, class: "tick" }, r.text); return; }

@@ -264,10 +264,10 @@ function route() {
   let name = "", key = "";
   try {
     if (kind === "run") name = decodeURIComponent(rest);
-    if (kind === "row") { const cut = rest.indexOf("/"); [name, key] = [rest.slice(0, cut), decodeURIComponent(rest.slice(cut + 1))]; }
+    if (kind === "row") { const cut = rest.indexOf("/"); [name, key] = [decodeURIComponent(rest.slice(0, cut)), decodeURIComponent(rest.slice(cut + 1))]; }
   } catch { return; } // not a link of ours
   oneRun(kind === "run" ? data.runs.find((run) => run.name === name) : null);
-  const find = kind === "row" && tables.get(decodeURIComponent(name));
+  const find = kind === "row" && tables.get(name);
   const row = find && find(key);
   if (row) { row.classList.add("chosen"); row.scrollIntoView({ block: "center" }); }
 }
