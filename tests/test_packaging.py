@@ -68,7 +68,6 @@ ONLY_IMPORTER = {
         "optbench.launch.multirun",
     },
     "wandb": {"optbench.record.wandb"},
-    "plotly": {"optbench.leaderboard.page"},
     "torchvision": {"optbench.data.torchvision"},
     "ray": {"optbench.launch.ray"},
     "submitit": {"optbench.launch.slurm"},
