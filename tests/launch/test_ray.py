@@ -99,10 +99,10 @@ def test_a_cluster_makes_runs_loses_a_node_and_sends_folders_home(
     assert check_digests(run.folder) == "" and not list((tmp_path / "far").glob(".launch-*"))
 
     # 4. what no node has room for is said
-    waiting, said = _launched(two_nodes, [QUICK], order, cores=64)
-    _once(lambda: bool(said)).then(lambda: two_nodes.add_node(num_cpus=64))
+    waiting, said = _launched(two_nodes, [QUICK], order, cores=2)
+    _once(lambda: bool(said)).then(lambda: two_nodes.add_node(num_cpus=2))
     assert _statuses(list(waiting)) == {"done"}
-    assert said[0].startswith("waiting for a node with 64 cores, of which the cluster has none (it")
+    assert said[0].startswith("waiting for a node with 2 cores, of which the cluster has none (it")
 
 
 def _sessions(folder: Path) -> list[Any]:
