@@ -6,8 +6,8 @@
 1. Each engine makes the runs of `smoke` for the optimizers, into a folder of its own. Ray, and the
    processes of submitit, are begun anew: their start is a part of the time.
 2. `first` is the time from the command to the first run folder; `rate` counts from there on.
-3. `driver` is processor time of the command per run, less that of the same command with nothing
-   left to do.
+3. `driver` is processor time per run of the command's own process, from the first run folder on;
+   the processes that train are not in it.
 4. The boards are compared: the same runs, with the same metrics to the byte.
 """
 
@@ -113,34 +113,36 @@ def measure(engine: str, settings: Settings) -> Timing:
             if any(results.glob("runs/*/run.lock")):
                 first = time.monotonic() - began
             time.sleep(0.01)
-        busy = _seconds_of(process)
+        before = _used(process)
+        busy = _used_until_the_end(process)
         wall = time.monotonic() - began
         if process.returncode:
             raise UserError(f"{engine} failed: {' '.join(words)}")
         folders = sorted((results / "runs").iterdir())
-        again = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        idle = _seconds_of(again)
         return Timing(
             runs=len(folders),
             first=first,
             wall=wall,
-            driver=(busy - idle) / len(folders),
+            driver=(busy - before) / len(folders),
             boards=_digest(folders),
         )
 
 
-def _seconds_of(process: subprocess.Popen[bytes]) -> float:
-    """Wait for a process; return its own processor time, without that of its children."""
+def _used(process: subprocess.Popen[bytes]) -> float:
+    """Seconds of processor time of a process, without its children; 0 once it has ended."""
+    try:
+        text = Path(f"/proc/{process.pid}/stat").read_text()
+    except OSError:
+        return 0.0
+    fields = text.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _used_until_the_end(process: subprocess.Popen[bytes]) -> float:
     used = 0.0
-    tick = os.sysconf("SC_CLK_TCK")
     while process.poll() is None:
-        try:
-            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            break
-        used = max(used, (int(fields[11]) + int(fields[12])) / tick)
+        used = max(used, _used(process))
         time.sleep(0.02)
-    process.wait()
     return used
 
 

@@ -9,6 +9,7 @@ References:
 """
 
 import os
+import socket
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
@@ -22,6 +23,7 @@ from optbench.launch.node import Errand, Report, arrived, errand, missing, work
 from optbench.processes import GRACE, cores
 
 PATIENCE = 20.0  # seconds without a run that ended, until it is asked whether any can start
+CONNECT = 10.0  # seconds to answer in, for a cluster
 AHEAD = 2  # tasks sent for each that the cluster has room for: no core waits for the driver
 
 
@@ -175,18 +177,36 @@ def _joined(address: str | None) -> Any:
     if ray.is_initialized():
         return ray
     quiet = {"log_to_driver": False, "logging_level": "error"}
+    wanted = address or os.environ.get("RAY_ADDRESS")
+    if wanted is not None:
+        _check_address(wanted)
     try:
-        ray.init(address=address or "auto", **quiet)
+        ray.init(address=wanted or "auto", **quiet)
     except (ConnectionError, ValueError) as why:
-        wanted = address or os.environ.get("RAY_ADDRESS")
         if wanted:
-            line = str(why).strip().split("\n")[0]
-            raise UserError(
-                f"there is no Ray cluster at {wanted} ({line}): ray start --head begins one on "
-                "its first machine"
-            ) from why
+            raise _no_cluster(wanted, why) from why
         ray.init(address="local", num_cpus=cores(), include_dashboard=False, **quiet)
     return ray
+
+
+def _check_address(address: str) -> None:
+    """Raise unless somebody listens there: Ray itself would try for minutes."""
+    host, _, port = address.partition(":")
+    if "://" in address or not port.isdigit():
+        return  # `auto`, or a protocol of Ray's own
+    try:
+        with socket.create_connection((host, int(port)), timeout=CONNECT):
+            pass
+    except (OSError, OverflowError) as why:
+        raise _no_cluster(address, why) from why
+
+
+def _no_cluster(address: str, why: Exception) -> UserError:
+    line = str(why).strip().split("\n")[0]
+    return UserError(
+        f"there is no Ray cluster at {address} ({line}): ray start --head begins one on its first "
+        "machine, and prints the address"
+    )
 
 
 def _check_room(ray: Any, needs: dict[str, float], say: Say) -> None:
