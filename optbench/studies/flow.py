@@ -245,7 +245,8 @@ class Flow:
     def _looks(self, onset: int, steps: int) -> list[int]:
         """Middles of the windows; those that are judged hold no step before the onset."""
         half = self.half_width
-        before = np.linspace(half, onset - half, self.before) if onset >= 2 * half else []
+        count = self.before if onset >= 2 * half else 0
+        before = np.linspace(half, onset - half, count)
         after = np.linspace(onset + half, steps - half, self.times)
         return [int(time) for time in (*before, *after)]
 
@@ -296,8 +297,9 @@ class Flow:
         """Draw distances, losses and eigenvalues over time, and the ratio of each run."""
         if "time" not in table:
             return
-        rows = subset(table, table["solved"] == 1)
-        panels = _panels(rows)
+        rows = subset(table, (table["solved"] == 1) & np.isfinite(table["time"]))
+        steps = {**rows, "time": rows["time"] * self.length}
+        panels = _panels(steps)
         if not panels:
             return
         yield _draw_over_time(
@@ -470,7 +472,7 @@ def _draw_over_time(panels: Mapping[str, Table], names: Sequence[str], y: str, p
         }
         for title, rows in panels.items()
     }
-    return draw_curves(curves, "time after the onset, of that judged", y, place)
+    return draw_curves(curves, "steps after the onset", y, place)
 
 
 def planted(world: str, seed: int, grid: Mapping[str, Any], times: int) -> Table:
