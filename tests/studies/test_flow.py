@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optbench import lab
-from optbench.dynamics.central_flow import GradientDescent, RMSprop, State
+from optbench.dynamics.central_flow import EDGE, GradientDescent, RMSprop, State
 from optbench.dynamics.flat_loss import FlatLoss
 from optbench.studies.declaration import read_study
 from optbench.studies.flow import LOOK, OUTCOMES, Flow, begin, cell_of, follow
@@ -146,6 +146,10 @@ def test_the_onset_is_where_the_curvature_turns_past_the_edge() -> None:
     again = rule.step(loss, states[onset.step - 1])
     torch.testing.assert_close(states[onset.step].weights, again.weights)
     assert follow(loss, rule, start, patience=90, length=7)[1] is None
+    # a curvature that falls below the edge, as here in the first ten steps, is no onset
+    falling = State(torch.tensor([0.6, 2.9], dtype=torch.float64), torch.zeros(2).double())
+    _, late = follow(loss, rule, falling, patience=800, length=1)
+    assert late is not None and late.crossed > 60 and late.top > EDGE
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "rmsprop"])
