@@ -193,7 +193,7 @@ def _stuck_board() -> Board:
     for name, reach in (("a", 0.95), ("b", 0.3)):
         for own in entrant(of, name, 0.5):
             best = own.point == 7
-            last = own.last | {"val/error": 0.1, "train/error": 0.0 if best else 0.9}
+            last = dict(own.last) | {"val/error": 0.1, "train/error": 0.0 if best else 0.9}
             last["val/loss"] = reach if best else 0.99
             runs.append(replace(own, last=last, local=True))
     return make_board(of, admit(of, runs))
@@ -211,7 +211,7 @@ def test_a_best_point_at_the_edge_of_what_was_tried_is_said() -> None:
 def test_a_best_point_in_the_middle_is_not_at_the_edge() -> None:
     of = suite(points=4)
     runs = [
-        replace(own, last=own.last | {"val/loss": abs(own.point - 2.0)}, point=own.point)
+        replace(own, last=dict(own.last) | {"val/loss": abs(own.point - 2.0)}, point=own.point)
         if own.phase == "tune"
         else run(of, "a", own.task, "final", 2, own.seed, 0.2)
         for own in entrant(of, "a", 0.2)
