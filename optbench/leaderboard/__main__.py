@@ -25,9 +25,8 @@ from optbench.boundary.kinds import Count
 from optbench.errors import UserError, nearest
 from optbench.launch.engines import LOCAL, EngineName, EngineSettings, make_launcher
 from optbench.launch.launcher import Launcher, Order
-from optbench.leaderboard import comparison_tables, tables
+from optbench.leaderboard import tables, untuned_tables
 from optbench.leaderboard.board import Board, make_board
-from optbench.leaderboard.comparison import Comparison, compare_runs
 from optbench.leaderboard.entrants import admit
 from optbench.leaderboard.entries import ENTRIES, Entry, read_entries
 from optbench.leaderboard.marks import own_marks
@@ -35,6 +34,7 @@ from optbench.leaderboard.page import board_page
 from optbench.leaderboard.results_folder import read_folders, read_results
 from optbench.leaderboard.run_line import Run
 from optbench.leaderboard.tuned import read_more_points
+from optbench.leaderboard.untuned import Comparison, compare_runs
 from optbench.leaderboard.verify import unverified, verify
 from optbench.leaderboard.words import words
 from optbench.leaderboard.write_together import write_together
@@ -199,9 +199,9 @@ def _compare(settings: Settings, began: float) -> int:
     out = settings.out or settings.results_dir
     _put(
         {
-            out / "comparison.md": comparison_tables.markdown(comparison),
-            out / "comparison.csv": comparison_tables.comma_separated(comparison),
-            out / "comparison.html": comparison_tables.page(comparison),
+            out / "comparison.md": untuned_tables.markdown(comparison),
+            out / "comparison.csv": untuned_tables.comma_separated(comparison),
+            out / "comparison.html": untuned_tables.page(comparison),
         }
     )
     _print_comparison(comparison)
@@ -210,7 +210,7 @@ def _compare(settings: Settings, began: float) -> int:
         from optbench.record.wandb import log_table
 
         for group in comparison.groups:
-            head, rows = comparison_tables.columns(group), comparison_tables.rows(group)
+            head, rows = untuned_tables.columns(group), untuned_tables.rows(group)
             print(log_table(settings.wandb_project, group.title, head, rows))
     return 0
 
@@ -225,7 +225,7 @@ def _print_comparison(comparison: Comparison) -> None:
             table.add_column(
                 escape(printable(column)), justify="left" if column == "optimizer" else "right"
             )
-        for line in comparison_tables.rows(group):
+        for line in untuned_tables.rows(group):
             table.add_row(*[escape(printable(cell)) for cell in line[: len(head)]])
         console.print(table)
         for said in group.said:

@@ -11,13 +11,13 @@ import gzip
 import json
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
 
+from optbench import __version__
 from optbench.boundary import visible
 from optbench.leaderboard import tables
 from optbench.leaderboard.board import FACTORS, Board, runs_of
@@ -29,6 +29,7 @@ LARGEST = 1e308  # stands for infinity, which JSON does not have
 LARGEST_PAGE = 2_800_000  # bytes
 CURVE_POINTS = (60, 30, 16, 8, 0)  # of a curve, as many as fit
 CURVE_DIGITS = 4
+SAMPLE = 40  # runs that say how large all of them will be
 MOST_DIFFERENCES = 40  # names in a diagram of critical differences
 
 
@@ -104,7 +105,7 @@ def comparison_page(
 def origin(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Return when the page was made, and on what hardware, with what versions its runs were."""
     lines = [("made", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))]
-    lines.append(("by", f"optbench {version('optbench')}, python -m optbench.leaderboard"))
+    lines.append(("by", f"optbench {__version__}, python -m optbench.leaderboard"))
     if runs:
         lines += [
             ("runs", str(len(runs))),
@@ -362,9 +363,10 @@ def _page(content: dict[str, Any]) -> str:
         "SCRIPT": (folder / "page.js").read_text(encoding="utf-8"),
     }
     rest = len(text) + sum(map(len, parts.values()))
-    content = _visible(content)
-    for points in CURVE_POINTS:
-        parts["DATA"] = _packed(_thinned(content, points))
+    runs = content["runs"]
+    content = _visible({key: part for key, part in content.items() if key != "runs"})
+    for points in _points_that_fit(runs, LARGEST_PAGE - rest):
+        parts["DATA"] = _packed(_with_runs(content, runs, points))
         if rest + len(parts["DATA"]) <= LARGEST_PAGE:
             break
     before, *after = text.split("<!--")
@@ -387,24 +389,39 @@ def unpacked(page: str) -> dict[str, Any]:
     return content
 
 
-def _thinned(content: dict[str, Any], points: int) -> dict[str, Any]:
-    """Keep so many points of each curve, the first and the last among them, and say so."""
-    longest = max((len(run["curve"].get("step", ())) for run in content["runs"]), default=0)
+def _points_that_fit(runs: Sequence[Part], room: int) -> Iterator[int]:
+    """How many points a curve may have, most first: those that a sample of runs lets fit."""
+    sample = runs[:: max(1, len(runs) // SAMPLE)]
+    for points in CURVE_POINTS:
+        size = len(_packed({"runs": [_thin(run["curve"], points) for run in sample]}))
+        if size * len(runs) <= room * len(sample) or not points:
+            yield points
+
+
+def _with_runs(content: dict[str, Any], runs: Sequence[Part], points: int) -> dict[str, Any]:
+    """Add the runs with so many points of each curve, and say so where those are not all."""
+    longest = max((len(run["curve"].get("step", ())) for run in runs), default=0)
+    shown = [
+        _visible({key: part for key, part in run.items() if key != "curve"})
+        | {"curve": _thin(run["curve"], points)}
+        for run in runs
+    ]
     if longest <= points:
-        return content
-    runs = [run | {"curve": _thin(run["curve"], points)} for run in content["runs"]]
+        return content | {"runs": shown}
     note = f"curves have at most {points} of their {longest} points, to keep this page small"
     if not points:
         note = "curves are left out, to keep this page small"
-    return content | {"runs": runs, "origin": [*content["origin"], ["left out", note]]}
+    return content | {"runs": shown, "origin": [*content["origin"], ["left out", note]]}
 
 
 def _thin(curve: Mapping[str, Sequence[Any]], points: int) -> dict[str, list[Any]]:
     length = len(curve.get("step", ()))
     if not points:
         return {}
-    kept = sorted({round(i * (length - 1) / (points - 1)) for i in range(points)}) if length else []
-    return {key: [series[i] for i in kept] for key, series in curve.items()}
+    kept: Sequence[int] = range(length)
+    if length > points:
+        kept = sorted({round(i * (length - 1) / (points - 1)) for i in range(points)})
+    return {visible(key): [_short(series[i]) for i in kept] for key, series in curve.items()}
 
 
 def _cells(texts: Sequence[str]) -> list[Cell]:
@@ -441,7 +458,7 @@ def describe(run: Run, group: str, task: str) -> dict[str, Any]:
         "command": "python -m optbench " + shlex.join(run.command),
         "settings": dict(run.settings),
         "last": dict(run.last),
-        "curve": {key: [_short(value) for value in series] for key, series in run.curve.items()},
+        "curve": run.curve,
         "facts": {
             "problem": run.problem,
             "data": run.data_hash,

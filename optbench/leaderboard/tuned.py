@@ -10,12 +10,16 @@ from pathlib import Path
 
 from optbench import metrics
 from optbench.boundary import UnreadableError, printable, read_text
+from optbench.errors import UserError
 from optbench.leaderboard.entrants import Entrant, selecting_value
 from optbench.leaderboard.run_line import Run
 from optbench.protocol.suite import Suite
 
 MORE_POINTS = "more_points"
 """Folder of results with `SUITE-vN.csv`: what more points of the same search spaces gave."""
+HEAD = ("task", "optimizer", "space", "point", "select", "train_error", "settings")
+DECLARED = "declared"
+"""What that table calls the search space that the optimizer's own YAML declares."""
 LEARNT = 0.01  # training error of a run that has learnt its training set by heart
 
 
@@ -47,13 +51,15 @@ class Tuned:
 
 @dataclass(frozen=True)
 class MorePoints:
-    """What more points of the same search space gave one optimizer on one task.
+    """What more points of a search space gave one optimizer on one task.
 
     Attributes:
+        space: Name of the search space: `declared`, or another.
         count: How many were tried, the suite's among them.
         first: Number of the first that reached the easiest target, counted from 1; None for none.
     """
 
+    space: str
     count: int
     first: int | None
 
@@ -108,14 +114,17 @@ def _learnt(runs: Sequence[Run]) -> int | None:
     return sum(error <= LEARNT for error in errors) if errors else None
 
 
-def read_more_points(results: Path, suite: Suite) -> dict[tuple[str, str], MorePoints]:
+Place = tuple[str, str]  # task and optimizer
+
+
+def read_more_points(results: Path, suite: Suite) -> dict[Place, list[MorePoints]]:
     """Return what more points gave, by (task, optimizer); nothing where nobody has tried.
 
-    The file has a line a run: task, optimizer, point (from 0) and the value of `select`, empty for
-    a divergence. `python -m perf.more_points` writes it.
+    The file has a line a run, under `HEAD`: `point` counts from 0, `select` is empty for a
+    divergence. `python -m perf.more_points` writes it.
 
     Raises:
-        UnreadableError: If the file is there, and is no such table.
+        UserError: If the file is there, and is no such table.
     """
     file = results / MORE_POINTS / f"{suite.label}.csv"
     try:
@@ -123,21 +132,23 @@ def read_more_points(results: Path, suite: Suite) -> dict[tuple[str, str], MoreP
     except UnreadableError as why:
         if str(why) == "missing":
             return {}
-        raise UnreadableError(f"{printable(file.name)}: {why}") from why
-    values: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
+        raise UserError(f"cannot read {printable(str(file))}: {why}") from why
+    values: dict[tuple[str, str, str], dict[int, float]] = defaultdict(dict)
     try:
         for row in csv.DictReader(io.StringIO(text)):
             value = float(row["select"]) if row["select"] else math.inf
-            values[row["task"], row["optimizer"]][int(row["point"])] = value
+            values[row["task"], row["optimizer"], row["space"]][int(row["point"])] = value
     except (KeyError, TypeError, ValueError, csv.Error) as why:
-        raise UnreadableError(f"{printable(file.name)} is not a table of points: {why}") from why
-    return {
-        (task, optimizer): _more(by_point, suite.tasks[task].targets[0])
-        for (task, optimizer), by_point in values.items()
-        if task in suite.tasks and sorted(by_point) == list(range(len(by_point)))
-    }
+        said = printable(f"{file} is not a table of tuning points: {why}")
+        raise UserError(said) from why
+    found: dict[Place, list[MorePoints]] = defaultdict(list)
+    for (task, optimizer, space), by_point in sorted(values.items()):
+        if task in suite.tasks and sorted(by_point) == list(range(len(by_point))):
+            target = suite.tasks[task].targets[0]
+            found[task, optimizer].append(_more(space, by_point, target))
+    return dict(found)
 
 
-def _more(by_point: Mapping[int, float], target: float) -> MorePoints:
+def _more(space: str, by_point: Mapping[int, float], target: float) -> MorePoints:
     reached = [point for point, value in by_point.items() if value <= target]
-    return MorePoints(len(by_point), min(reached) + 1 if reached else None)
+    return MorePoints(space, len(by_point), min(reached) + 1 if reached else None)

@@ -2,15 +2,15 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from optbench.intervals import LEVEL
 from optbench.leaderboard.board import Board
-from optbench.leaderboard.tuned import MorePoints, Tuned
+from optbench.leaderboard.tuned import DECLARED, MorePoints, Place, Tuned
 
 
 def words(
-    board: Board, more_points: Mapping[tuple[str, str], MorePoints] | None = None
+    board: Board, more_points: Mapping[Place, Sequence[MorePoints]] | None = None
 ) -> list[str]:
     """Return lines on what is sure, what is not, and what it depends on.
 
@@ -164,7 +164,7 @@ def _at_edges(board: Board) -> list[str]:
     ]
 
 
-def _nowhere(board: Board, more: Mapping[tuple[str, str], MorePoints]) -> list[str]:
+def _nowhere(board: Board, more: Mapping[Place, Sequence[MorePoints]]) -> list[str]:
     """Who misses even the easiest target of a task at every point, and what is to blame."""
     lines = []
     for task in board.suite.tuned:
@@ -194,32 +194,47 @@ def _by_heart(board: Board, stuck: list[Tuned]) -> str:
 
 
 def _blame(
-    task: str, stuck: list[Tuned], more: Mapping[tuple[str, str], MorePoints], points: int
+    task: str, stuck: list[Tuned], more: Mapping[Place, Sequence[MorePoints]], points: int
 ) -> str:
-    """Whether more points of the same space help: then the budget was too small."""
-    tried = {t.optimizer: more[task, t.optimizer] for t in stuck if (task, t.optimizer) in more}
-    if not tried:
+    """Whether more points of the same space help, or points of a wider one."""
+    names = sorted(t.optimizer for t in stuck)
+    tried = {name: more.get((task, name), ()) for name in names}
+    same = {name: m for name in names for m in tried[name] if m.space == DECLARED}
+    if not same:
         return (
             f"Whether the {points} points or the search space are to blame has not been tried: "
             "python -m perf.more_points tries."
         )
-    late = [f"{name} (point {m.first})" for name, m in sorted(tried.items()) if m.first]
-    never = [name for name, m in sorted(tried.items()) if not m.first]
-    count = min(m.count for m in tried.values())
     said = []
-    if late:
+    if late := {name: m for name, m in same.items() if m.first}:
+        count = max(m.count for m in late.values())
         said.append(
-            f"The budget of {points} points is to blame for {_and(late)}: among {count} points of "
-            "the same space, that is the first to reach it."
+            f"The budget of {points} points is to blame for {_and(_firsts(late))}, among {count} "
+            "points of the same space."
         )
+    never = [name for name, m in same.items() if not m.first]
     if never:
+        count = min(same[name].count for name in never)
         said.append(
-            f"Not the budget of points but the search space or the number of steps is to blame for "
-            f"{_and(never)}: none of {count} points of the same space reaches it."
+            f"Not the budget is to blame for {_and(never)}: none of {count} points of the same "
+            "space reaches it."
         )
-    if unknown := sorted({t.optimizer for t in stuck} - tried.keys()):
+    others = {name: m for name in never for m in tried[name] if m.space != DECLARED}
+    if wider := {name: m for name, m in others.items() if m.first}:
+        said.append(f"The search space is, for {_and(_firsts(wider))} of a wider one.")
+    if nowhere := [name for name, m in others.items() if not m.first]:
+        count = min(others[name].count for name in nowhere)
+        said.append(
+            f"Nor does any of {count} points of a wider space help {_and(nowhere)}: the steps or "
+            "the optimizer are."
+        )
+    if unknown := [name for name in names if name not in same]:
         said.append(f"Nobody has tried more points for {_and(unknown)}.")
     return " ".join(said)
+
+
+def _firsts(found: Mapping[str, MorePoints]) -> list[str]:
+    return [f"{name} (point {m.first} is the first to reach it)" for name, m in found.items()]
 
 
 def _and(names: list[str]) -> str:

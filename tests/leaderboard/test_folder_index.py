@@ -64,6 +64,12 @@ def _same_size_and_time(path: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
+def _replace(folder: Path) -> None:
+    shutil.copytree(folder, folder.with_name(".new"))
+    shutil.rmtree(folder)
+    folder.with_name(".new").rename(folder)
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "touched": lambda f: os.utime(f / "summary.json", (1, 1)),
     "longer": lambda f: (f / "metrics.jsonl").write_text(
@@ -72,15 +78,8 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "same size and time": lambda f: _same_size_and_time(f / "summary.json"),
     "a file gone": lambda f: (f / "timings.jsonl").unlink(),
     "a file more": lambda f: (f / "digests.json").write_text("{}"),
-    "replaced": lambda f: (
-        shutil.copytree(f, f.with_name(".new")),
-        shutil.rmtree(f),
-        f.with_name(".new").rename(f),
-    ),
-    "a link": lambda f: (
-        f.rename(f.parent.parent / "moved"),
-        f.symlink_to(f.parent.parent / "moved"),
-    ),
+    "replaced": lambda f: _replace(f),
+    "a link": lambda f: f.symlink_to(f.rename(f.parent.parent / "moved")),
 }
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from optbench.errors import UserError
-from optbench.leaderboard import comparison_tables
+from optbench.leaderboard import untuned_tables
 from optbench.leaderboard.__main__ import main
-from optbench.leaderboard.comparison import Comparison, compare_runs
 from optbench.leaderboard.page import unpacked
 from optbench.leaderboard.run_line import Run
+from optbench.leaderboard.untuned import Comparison, compare_runs
 from tests.conftest import Call, Command
 from tests.leaderboard.fields import run, suite
 from tests.visit import Visit
@@ -110,7 +110,7 @@ def test_what_cannot_be_compared_is_left_out_and_named(why: str) -> None:
     odd = _run("sgd", 0, 0.1, **LEFT_OUT[why], name="z")
     found = compare_runs([*_field({"sgd": 0.4, "adam": 0.2}), odd], "test/error")
     assert found.left_out == {"z": why} and found.runs == 6
-    assert why in comparison_tables.markdown(found).replace("\\", "")
+    assert why in untuned_tables.markdown(found).replace("\\", "")
 
 
 def test_seeds_that_some_lack_are_in_no_pair() -> None:
@@ -129,7 +129,7 @@ def test_a_divergence_is_last_and_counted() -> None:
     found = compare_runs(runs)
     [group] = found.groups
     assert [line.name for line in group.lines] == ["adam", "sgd"] and group.lines[1].diverged == 2
-    text = comparison_tables.markdown(found)
+    text = untuned_tables.markdown(found)
     assert "diverged in 2 of 3 runs [0.1, –]" in text and "∞" not in text
     assert "without bound" in text
 
@@ -141,7 +141,7 @@ def test_a_metric_that_nobody_measured_is_told() -> None:
 
 def test_the_csv_has_every_run() -> None:
     found = compare_runs(_field({"sgd": 0.4, "=adam": 0.2}))
-    rows = list(csv.DictReader(io.StringIO(comparison_tables.comma_separated(found))))
+    rows = list(csv.DictReader(io.StringIO(untuned_tables.comma_separated(found))))
     assert len(rows) == 6 and rows[0]["optimizer"] == "'=adam"
     assert float(rows[0]["test/loss"]) == pytest.approx(0.2)
 
@@ -155,7 +155,7 @@ def _hostile() -> Comparison:
 
 def test_the_page_shows_each_problem_and_nothing_hostile_runs(browser: Any, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
-    path.write_text(comparison_tables.page(_hostile()))
+    path.write_text(untuned_tables.page(_hostile()))
     visit = Visit(browser, path, width=390)
     visit.page.wait_for_selector("#runs tbody tr")
     assert visit.page.title() == "optbench: Comparison of 6 runs: nothing was tuned"
@@ -164,7 +164,7 @@ def test_the_page_shows_each_problem_and_nothing_hostile_runs(browser: Any, tmp_
     assert visit.page.locator("#curve-plot path.line").count() == 2
     assert visit.page.locator("img").count() == 0 and visit.trouble == []
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
-    text = comparison_tables.markdown(_hostile())
+    text = untuned_tables.markdown(_hostile())
     assert "<img" not in text and text.replace("\n", "").isprintable()
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from optbench import metrics
 from optbench.boundary import visible
-from optbench.leaderboard.comparison import Comparison, Group, Line
 from optbench.leaderboard.page import (
     Part,
     comparison_page,
@@ -24,6 +23,7 @@ from optbench.leaderboard.tables import (
     plain,
     said_diverged,
 )
+from optbench.leaderboard.untuned import Comparison, Group, Line
 
 UNTUNED = (
     "Nothing was tuned: each optimizer ran with the settings that its command gave it, and another "
