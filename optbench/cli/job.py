@@ -11,13 +11,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from optbench.boundary import read_yaml
 from optbench.configuration.build import build
 from optbench.configuration.finished import PresentData
 from optbench.dynamics.run_events import report
 from optbench.errors import MachineError
 from optbench.record import folder as record
 from optbench.record.folder import RunFolder
-from optbench.record.mirror import Mirrors
+from optbench.record.mirror import Mirrors, short_config
 from optbench.record.picture import PICTURE, Records, draw, is_drawn, pictures
 from optbench.record.provenance import changed_versions, versions
 from optbench.record.sources import sources
@@ -195,8 +196,15 @@ def _complete(path: Path, picture: bool) -> None:
         print(why)
 
 
+def _title(path: Path) -> str:
+    """What was run, from the folder's configuration: `adam, lr 0.002 · digits, mlp · seed 3`."""
+    about = short_config(read_yaml(path / record.CONFIG))
+    rate = f", lr {about['lr']:g}" if "lr" in about else ""
+    return f"{about['optimizer']}{rate} · {about['task']}, {about['model']} · seed {about['seed']}"
+
+
 def _draw(records: Records, folder: RunFolder, say: Callable[[str], None]) -> None:
     try:
-        draw(records, folder.path.name, folder.path)
+        draw(records, _title(folder.path), folder.path, folder.path.name)
     except Exception as why:  # a picture can be drawn again, a result must not be lost for it
         say(f"could not draw the picture: {why}")

@@ -39,13 +39,23 @@ def is_drawn(path: Path) -> bool:
     return path.is_file() and path.read_bytes()[-8:-4] == b"IEND"
 
 
-def draw(records: Records, title: str, folder: Path) -> None:
+def draw(records: Records, title: str, folder: Path, name: str = "") -> None:
     """Draw `dynamics.png`, and `spectrum.png` if there are spectra.
 
-    A panel without data says so.
+    A panel without data says so. Where the edge is on another quantity than λ₁, such as Adam's, λ₁
+    and the distance to the edge have a panel each.
+
+    Args:
+        records: Lines of the run's metrics.
+        title: What was run, for a reader.
+        folder: Where to draw.
+        name: Name of the run, which stands small below.
     """
-    with _figure(folder / PICTURE, 3, title) as axes:
-        for axis, panel in zip(axes, (_loss, _sharpness, _gap), strict=True):
+    panels = [_loss, _sharpness, _gap]
+    if metrics.threshold_is_on(records) != metrics.SHARPNESS:
+        panels = [_loss, _sharpness, _lambda_1, _distance, _gap]
+    with _figure(folder / PICTURE, len(panels), title, name=name) as axes:
+        for axis, panel in zip(axes, panels, strict=True):
             panel(axis, records)
             if axis.lines:
                 axis.legend(framealpha=0.85, edgecolor="none", fontsize=9)
@@ -57,13 +67,15 @@ def draw(records: Records, title: str, folder: Path) -> None:
         axes[-1].set_xlabel("step (optimizer updates)")
     spectra = [record for record in records if metrics.NODES in record]
     if spectra:
-        with _figure(folder / SPECTRUM, 2, title, sharex=False) as axes:
+        with _figure(folder / SPECTRUM, 2, title, sharex=False, name=name) as axes:
             _density(axes[0], spectra)
             _outliers(axes[1], records)
 
 
 @contextmanager
-def _figure(path: Path, rows: int, title: str, sharex: bool = True) -> Iterator[Sequence["Axes"]]:
+def _figure(
+    path: Path, rows: int, title: str, sharex: bool = True, name: str = ""
+) -> Iterator[Sequence["Axes"]]:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -71,10 +83,16 @@ def _figure(path: Path, rows: int, title: str, sharex: bool = True) -> Iterator[
 
     with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
         figure, axes = plt.subplots(
-            rows, 1, figsize=(8, 3 * rows), sharex=sharex, layout="constrained"
+            rows,
+            1,
+            figsize=(8, (3 if rows < 4 else 2.4) * rows),
+            sharex=sharex,
+            layout="constrained",
         )
         yield axes
         figure.suptitle(title)
+        if name:
+            figure.supxlabel(name, fontsize=7, color="#888888", x=0.99, ha="right")
         content = io.BytesIO()
         figure.savefig(content, dpi=150, format="png", metadata={"Software": None})
         plt.close(figure)
@@ -91,7 +109,42 @@ def _line(
             "marker": "o" if len(steps) < 40 else "",
             "markersize": 3,
         }
-        axis.plot(steps, values, linestyle=style, color=color, label=label, **(look | more))
+        if not alternates(values):
+            axis.plot(steps, values, linestyle=style, color=color, label=label, **(look | more))
+            return
+        # Drawn as one line an alternating series is a solid block: each branch is a line.
+        for branch in (0, 1):
+            own = {"label": f"{label}, two branches" if label and not branch else ""}
+            axis.plot(
+                steps[branch::2],
+                values[branch::2],
+                linestyle=style,
+                color=color,
+                **(look | more | own),
+            )
+
+
+ALTERNATING = 0.8  # share of turns among neighbours from which on a series is said to alternate
+LONG = 40  # values below which it is not asked
+
+
+def alternates(values: Sequence[float]) -> bool:
+    """Whether a fifth of the series or more goes up and down at every value.
+
+    In a window of 20 values at least 80 % are above or below both neighbours by changes of about
+    one size, the smaller over half of the larger. Independent noise turns at two thirds of its
+    values, and at fewer by changes of one size.
+    """
+    import numpy as np
+
+    if len(values) < LONG:
+        return False
+    changes = np.diff(np.asarray(values, dtype=float))
+    turns = (changes[1:] * changes[:-1] < 0).astype(float)
+    size = np.abs(changes)
+    even = np.minimum(size[1:], size[:-1]) > 0.5 * np.maximum(size[1:], size[:-1])
+    share = np.convolve(turns * even, np.ones(20) / 20, mode="valid")
+    return bool(np.mean(share >= ALTERNATING) > 0.2)
 
 
 def _loss(axis: "Axes", records: Records) -> None:
@@ -148,6 +201,25 @@ def _sharpness(axis: "Axes", records: Records) -> None:
         label += _off_the_picture(thresholds, shown)
     _line(axis, records, metrics.EDGE_THRESHOLD, label, BLACK, "--", marker="")
     axis.set_ylabel(metrics.MEASURED_AT_THE_EDGE[first])
+
+
+def _lambda_1(axis: "Axes", records: Records) -> None:
+    """Draw λ₁ of the Hessian itself, where the edge is on another quantity."""
+    _line(axis, records, metrics.SHARPNESS, NAMES[metrics.SHARPNESS], RED, "-")
+    sharpness = series(records, metrics.SHARPNESS)[1]
+    if sharpness:
+        _fit(axis, sharpness, [])
+    axis.set_ylabel(metrics.MEASURED_AT_THE_EDGE[metrics.SHARPNESS])
+
+
+def _distance(axis: "Axes", records: Records) -> None:
+    """Draw measured/threshold on a logarithmic axis, 1 at the edge."""
+    _line(axis, records, metrics.EDGE_DISTANCE, "distance to the edge", RED, "-")
+    distances = series(records, metrics.EDGE_DISTANCE)[1]
+    if any(distance > 0 for distance in distances):
+        axis.axhline(1, color=BLACK, linestyle="--", linewidth=1, label="edge of stability")
+        axis.set_yscale("log")
+    axis.set_ylabel("measured / threshold")
 
 
 def _next_eigenvalues(axis: "Axes", records: Records, first: str) -> None:

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from optbench.record.picture import _loss, _sharpness, draw, series
+from optbench.record.picture import _distance, _loss, _sharpness, alternates, draw, series
 
 
 def test_series_skips_steps_where_the_metric_was_not_measured() -> None:
@@ -87,3 +87,36 @@ def test_spectra_get_a_picture_of_their_own(tmp_path: Path) -> None:
     ]
     draw(records, "title", tmp_path)
     assert float(np.std(plt.imread(tmp_path / "spectrum.png"))) > 0.01
+
+
+def test_adams_picture_has_the_distance_on_a_logarithmic_axis() -> None:
+    records = [
+        {"step": i, "edge/distance": 10.0 ** (i / 10 - 3), "edge/preconditioned_sharpness": 1.0}
+        for i in range(40)
+    ]
+    axis = plt.figure().subplots()
+    _distance(axis, records)
+    assert axis.get_yscale() == "log"
+    assert axis.get_legend_handles_labels()[1] == ["distance to the edge", "edge of stability"]
+    plt.close()
+
+
+def test_a_series_that_alternates_is_told_from_noise_and_from_a_curve() -> None:
+    steps = np.arange(200)
+    assert alternates((0.1 * (-1.0) ** steps + 0.001 * steps).tolist())
+    late = np.where(steps > 120, 0.1 * (-1.0) ** steps, 0) + 0.01 * steps
+    assert alternates(late.tolist()), "in its last part"
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        assert not alternates(generator.normal(size=200).tolist())
+    assert not alternates(np.exp(-steps / 50).tolist()) and not alternates([1.0, -1.0] * 5)
+
+
+def test_an_alternating_loss_is_drawn_as_two_lines() -> None:
+    records = [{"step": i, "train/loss": 1 + 0.1 * (-1) ** i} for i in range(100)]
+    axis = plt.figure().subplots()
+    _loss(axis, records)
+    branches = [np.asarray(line.get_ydata()) for line in axis.lines]
+    assert [set(np.round(branch, 6)) for branch in branches] == [{1.1}, {0.9}]
+    assert axis.get_legend_handles_labels()[1] == ["train, two branches"]
+    plt.close()
