@@ -17,6 +17,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from optbench.record.terminal import series
+
 
 class RunError(Exception):
     """A run of a sweep failed. Only plain values, which any process can read.
@@ -79,7 +81,8 @@ class _Watched(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        ended = self._launcher.launch(job_overrides, initial_job_idx=initial_job_idx)
+        with series(len(job_overrides)):  # of a launcher that makes them in this process
+            ended = self._launcher.launch(job_overrides, initial_job_idx=initial_job_idx)
         for job in ended:
             if job.status is JobStatus.FAILED:
                 self._tell(job._return_value)

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from optbench.boundary import printable
 from optbench.boundary.command_line import Command, FilePath, Key, Names
 from optbench.boundary.kinds import Count
+from optbench.boundary.words import agreeing, counted
 from optbench.errors import UserError, nearest
 from optbench.leaderboard import tables
 from optbench.leaderboard.board import Board, make_board
@@ -34,6 +34,7 @@ from optbench.leaderboard.words import words
 from optbench.leaderboard.write_together import write_together
 from optbench.processes import cores
 from optbench.protocol.suite import FINAL, Suite, known_suites, read_suite
+from optbench.record.terminal import show_table
 
 UNVERIFIED, ALL = "unverified", "all"
 
@@ -135,7 +136,8 @@ def leaderboard(settings: Settings) -> int:
     _write(board, settings.out or results)
     _print(board)
     print(
-        f"{len(runs)} runs read, {len(board.standings)} optimizers ranked, in "
+        f"{counted(_of(suite, runs), 'run')} of {suite.label} read, "
+        f"{counted(len(board.standings), 'optimizer')} ranked, in "
         f"{time.monotonic() - began:.1f} s"
     )
     if settings.wandb_project:
@@ -146,6 +148,11 @@ def leaderboard(settings: Settings) -> int:
     for line in board.admitted.alarms:
         print(printable(f"ALARM: {line}"), file=sys.stderr)
     return 1 if board.admitted.alarms else 0
+
+
+def _of(suite: Suite, runs: list[Run]) -> int:
+    """Number of runs of a suite in its present version: those of others are read too."""
+    return sum(run.label == suite.label for run in runs)
 
 
 def _check(settings: Settings) -> None:
@@ -194,17 +201,16 @@ def _write(board: Board, out: Path) -> None:
 
 
 def _print(board: Board) -> None:
-    console = Console(file=sys.stdout, highlight=False, width=110)
-    table = Table(title=f"{board.suite.name}, version {board.suite.version}", title_justify="left")
+    table = Table()
     for column in tables.STANDING_COLUMNS:
         table.add_column(column, justify="left" if column == "optimizer" else "right")
     for line in tables.standings(board):
         table.add_row(*[escape(printable(cell)) for cell in line])
-    console.print(table)
+    show_table(table, f"{board.suite.name}, version {board.suite.version}", width=110)
     for sentence in board.words:
-        console.print(printable(f"- {sentence}"), markup=False)
+        print(printable(f"- {sentence}"))
     for name, why in board.admitted.refused.items():
-        console.print(printable(f"not ranked: {name}: {'; '.join(why)}"), markup=False)
+        print(printable(f"not ranked: {name}: {'; '.join(why)}"))
 
 
 def _enter(suite: Suite, runs: list[Run], ranked: list[str], settings: Settings) -> int:
@@ -250,7 +256,8 @@ def _verify(suite: Suite, settings: Settings) -> int:
         for name, checks in verified.items()
         if not checks or not all(check.agrees for check in checks)
     ]
-    agreed = f"{len(verified) - len(wrong)} of {len(verified)} entries agree"
+    right = len(verified) - len(wrong)
+    agreed = f"{right} of {counted(len(verified), 'entry')} {agreeing(right, 'agrees', 'agree')}"
     print(agreed + (f"; not {printable(', '.join(wrong))}" if wrong else ""))
     return 1 if wrong else 0
 

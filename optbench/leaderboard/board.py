@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from optbench.boundary.words import counted
 from optbench.intervals import LEVEL, Interval
 from optbench.leaderboard.entrants import Entrant, Field, selecting_value
 from optbench.leaderboard.run_line import Run
@@ -292,7 +293,7 @@ def _smaller_budgets(suite: Suite, entrants: Sequence[Entrant]) -> dict[str, Arr
     curves = [[tuning_curve(suite, e, task) for task in suite.tuned] for e in entrants]
     best = np.array([[[i.value for i in curve] for curve in of_entrant] for of_entrant in curves])
     return {
-        f"best of {k} tuning point{'s' * (k > 1)} by validation": mean_ranks(best[:, :, k - 1])
+        f"best of {counted(k, 'tuning point')} by validation": mean_ranks(best[:, :, k - 1])
         for k in range(1, suite.points + 1)
     }
 

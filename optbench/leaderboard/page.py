@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from optbench.boundary import visible
+from optbench.boundary.words import counted
 from optbench.leaderboard import tables
 from optbench.leaderboard.board import FACTORS, Board, runs_of
 from optbench.leaderboard.run_line import Run
@@ -22,8 +23,9 @@ def board_page(board: Board) -> str:
     order = [s.name for s in board.standings]
     content = {
         "title": f"{suite.name}, version {suite.version}",
-        "about": f"{len(suite.tasks)} tasks, {suite.points} tuning points an optimizer, "
-        f"{len(suite.final_seeds)} seeds; {suite.held_out} is held out of tuning.",
+        "about": f"{counted(len(suite.tasks), 'task')}, {counted(suite.points, 'tuning point')} an "
+        f"optimizer, {counted(len(suite.final_seeds), 'seed')}; {suite.held_out} is held out of "
+        f"tuning.",
         "words": board.words,
         "alarms": board.admitted.alarms,
         "refused": [[name, "; ".join(why)] for name, why in board.admitted.refused.items()],
@@ -66,7 +68,7 @@ def board_page(board: Board) -> str:
 def report_page(runs: Sequence[Run]) -> str:
     """Return a page about these runs, which are not ranked."""
     content = {
-        "title": f"{len(runs)} run{'s' * (len(runs) != 1)}",
+        "title": counted(len(runs), "run"),
         "about": "Side by side, not ranked: a ranking needs a suite's protocol.",
         "order": [run.name for run in runs],
         "runs": [_run(run, run.name) for run in runs],

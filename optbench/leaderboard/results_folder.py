@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from optbench.boundary import ShapeError, UnreadableError, printable
+from optbench.boundary.words import agreeing
 from optbench.leaderboard.entries import Entry, read_entries
 from optbench.leaderboard.marks import read_marks
 from optbench.leaderboard.run_folders import read_run
 from optbench.leaderboard.run_line import Run
+from optbench.record.progress import work
 
 Reason = tuple[str, str]
 Key = tuple[str, str]  # of a run: its suite and its name
@@ -26,12 +28,15 @@ def read_results(results: Path) -> tuple[list[Run], list[Reason]]:
     reasons = [(entry.name, why) for entry in entries for why in entry.passed_over]
     reasons += _claimed_twice(entries)
     runs = {_key(run): run for entry in entries for run in entry.runs}
-    for folder in sorted((results / "runs").glob("[!.]*")):
-        try:
-            if (run := read_run(folder)) is not None:
-                runs[_key(run)] = run
-        except (UnreadableError, ShapeError) as why:
-            reasons.append((printable(folder.name), str(why)))
+    folders = sorted((results / "runs").glob("[!.]*"))
+    with work("reading runs", len(folders), "folders") as told:
+        for folder in folders:
+            try:
+                if (run := read_run(folder)) is not None:
+                    runs[_key(run)] = run
+            except (UnreadableError, ShapeError) as why:
+                reasons.append((printable(folder.name), str(why)))
+            told.advance()
     return list(runs.values()), reasons
 
 
@@ -54,7 +59,14 @@ def _claimed_twice(entries: list[Entry]) -> Iterator[Reason]:
             entry.runs = [run for run in entry.runs if _key(run) not in shared]
             claimants = {other.name for run in lost for other in shared[_key(run)]} - {entry.name}
             others = ", ".join(sorted(claimants))
-            yield entry.name, f"{len(lost)} of its runs are in {others} too, such as {lost[0].name}"
+            yield (
+                entry.name,
+                (
+                    f"{len(lost)} of its runs {agreeing(len(lost), 'is', 'are')} in {others} "
+                    f"too, such "
+                    f"as {lost[0].name}"
+                ),
+            )
 
 
 def _shared(entries: list[Entry]) -> dict[Key, list[Entry]]:

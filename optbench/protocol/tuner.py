@@ -72,8 +72,13 @@ class Tuner:
             for optimizer, points in optimizers.items():
                 for phase, plan in ((TUNE, self._tuning), (FINAL, self._finals)):
                     places = plan(optimizer, points)
-                    commands = [place.overrides(points[place.point]) for place in places]
-                    self.runs.make(f"{optimizer} {phase}", commands)
+                    tasks = {
+                        tuple(place.overrides(points[place.point])): place.task for place in places
+                    }
+                    commands = [list(command) for command in tasks]
+                    self.runs.make(
+                        f"{optimizer} {phase}", commands, lambda c, of=tasks: of.get(tuple(c), "")
+                    )
 
     def _tuning(self, optimizer: str, points: Points) -> list[Place]:
         return [
@@ -221,4 +226,8 @@ def _runs(settings: Settings, suite: Suite, optimizers: int) -> Runs:
     tuning = len(suite.tuned) * suite.points * len(suite.tuning_seeds)
     final = len(suite.tasks) * len(suite.final_seeds)
     total = (tuning + final) * optimizers
-    return Runs(launcher, results, folder / INDEX, total, settings.config_dir)
+    each = {task: len(suite.final_seeds) for task in suite.tasks}
+    for task in suite.tuned:
+        each[task] += suite.points * len(suite.tuning_seeds)
+    kinds = {task: count * optimizers for task, count in each.items()}
+    return Runs(launcher, results, folder / INDEX, total, settings.config_dir, kinds)

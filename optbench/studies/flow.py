@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from optbench import lab
+from optbench.boundary.words import agreeing, counted
 from optbench.curvature import Loss, Preconditioned, top_eigenpairs
 from optbench.dynamics.central_flow import (
     EDGE,
@@ -211,7 +212,11 @@ class Flow:
         optimizer, outcome = OUTCOMES[hypothesis.name]
         rows = columns([cell for cell in kept if cell["optimizer"] == optimizer])
         total = sum(cell["optimizer"] == optimizer for cell in cells)
-        why = f"{length(rows)} of {total} runs count: the flows were solved and the run oscillated."
+        count = agreeing(length(rows), "counts", "count")
+        why = (
+            f"{length(rows)} of {counted(total, 'run')} {count}: the flows were solved and "
+            f"the run oscillated."
+        )
 
         def statistic(table: Table) -> float:
             return float(table[outcome].mean()) - HALVES
