@@ -9,7 +9,7 @@ command to go on. Given twice at once, on one results folder, the two share the 
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -76,9 +76,7 @@ class Tuner:
                         tuple(place.overrides(points[place.point])): place.task for place in places
                     }
                     commands = [list(command) for command in tasks]
-                    self.runs.make(
-                        f"{optimizer} {phase}", commands, lambda c, of=tasks: of.get(tuple(c), "")
-                    )
+                    self.runs.make(f"{optimizer} {phase}", commands, _kind(tasks))
 
     def _tuning(self, optimizer: str, points: Points) -> list[Place]:
         return [
@@ -135,6 +133,11 @@ class Tuner:
                 "record"
             )
         return float(summary["last"][metric])
+
+
+def _kind(tasks: Mapping[tuple[str, ...], str]) -> Callable[[Sequence[str]], str]:
+    """Return the function from a command to its task, by which the costs of runs differ."""
+    return lambda command: tasks.get(tuple(command), "")
 
 
 @dataclass(frozen=True)

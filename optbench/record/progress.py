@@ -25,8 +25,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions
     from rich.live import Live
+    from rich.text import Text
 
 TENTHS = 10  # plain lines of work that has no pauses
 PAUSE = 30.0  # seconds after which a plain line comes, however little was done
@@ -309,7 +310,7 @@ class _Line:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
-    def __rich_console__(self, console: Console, options: object) -> Iterator[object]:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         from rich.text import Text
 
         yield Text(self._progress.line(console.width), no_wrap=True, overflow="ellipsis")

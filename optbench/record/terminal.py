@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -67,8 +67,7 @@ class Terminal:
             self._progress.say(line)
 
     @contextmanager
-    def measuring(self, step: int, probe: str) -> Iterator[None]:
-        """Context of a probe's call: what the person who waits is told that it waits for."""
+    def _measuring(self, step: int, probe: str) -> Iterator[None]:
         self._progress.done = step
         # without a terminal: what comes first, and which of the first ones takes long
         line = self._start < 0 and self._progress.quiet_for(FIRST_PAUSE)
@@ -77,6 +76,10 @@ class Terminal:
             yield
         finally:
             self._progress.begin("", line=False)
+
+    def measuring(self, step: int, probe: str) -> AbstractContextManager[None]:
+        """Context of a probe's call: what the person who waits is told that it waits for."""
+        return self._measuring(step, probe)
 
     def foretell(self, line: str) -> None:
         """Say what the measurements will cost."""

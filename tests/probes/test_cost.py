@@ -37,12 +37,13 @@ def test_times_left_are_those_at_which_it_will_be_due(every: int | str, after: i
 @pytest.mark.parametrize("every", [1, 7, 10, 99])
 def test_a_probe_of_the_update_is_called_at_the_step_after_too(every: int) -> None:
     probe, steps, called = AfterUpdate(every), 100, 0
+    probes: dict[str, Any] = {"layers": probe}
     for step in range(steps + 1):
-        if due({"layers": probe}, step, steps, 1):
+        if due(probes, step, steps, 1):
             called += step > 0
             kept = step % every == 0 and step < steps
             probe.next_step = step + 1 if kept else (step // every + 1) * every
-    assert times_left({"layers": probe}, 0, steps, 1) == {"layers": called}
+    assert times_left(probes, 0, steps, 1) == {"layers": called}
 
 
 def test_a_cold_first_call_is_not_what_later_ones_are_taken_to_cost() -> None:
