@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field
+from rich.progress import track
 from torch import Tensor
 
 from optbench.boundary.kinds import BelowOne
 from optbench.boundary.regular_files import UnreadableFileError, open_regular
 from optbench.data.splits import Handling, Labelled, labelled
 from optbench.errors import MachineError, UserError
-from optbench.record.progress import work
 from optbench.task import Split, Task
 
 SUFFIXES = frozenset(
@@ -134,13 +134,11 @@ def _read(folder: Path, classes: list[str], size: int | None, mode: Mode | None)
     """All images, uint8 (N, C, H, W), in the order of classes and file names, and labels."""
     files = [(file, label) for label, name in enumerate(classes) for file in _files(folder / name)]
     images: list[Tensor] = []
-    with work("reading images", len(files), "images") as told:
-        for file, _ in files:
-            image = _open(file, size, mode)
-            if images and image.shape != images[0].shape:
-                raise UserError(_unequal(f"{file} is", image[None], images[0][None]))
-            images.append(image)
-            told.advance()
+    for file, _ in track(files, "reading images", transient=True, disable=len(files) < 1000):
+        image = _open(file, size, mode)
+        if images and image.shape != images[0].shape:
+            raise UserError(_unequal(f"{file} is", image[None], images[0][None]))
+        images.append(image)
     return Split(torch.stack(images), torch.tensor([label for _, label in files]))
 
 
