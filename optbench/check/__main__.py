@@ -14,7 +14,7 @@ from typing import Annotated, TextIO
 from rich.table import Table
 
 from optbench.boundary.command_line import Command, FilePath, Key
-from optbench.boundary.words import agreeing
+from optbench.boundary.counting import agreeing
 from optbench.check import Row, run
 from optbench.check.subject import entries, one_thread
 from optbench.check.targets import Target, find

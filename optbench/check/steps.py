@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from optbench.boundary.words import counted
+from optbench.boundary.counting import counted
 from optbench.check import Check, Finding, passed
 from optbench.check.subject import Subject, Training, batch, moved, net, same
 from optbench.optimizers.looking import look

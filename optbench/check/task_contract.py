@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from omegaconf import DictConfig
 
-from optbench.boundary.words import counted
+from optbench.boundary.counting import counted
 from optbench.check import Check, Finding, passed
 from optbench.configuration.construct import build_model
 from optbench.task import Task

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from optbench.boundary.words import counted
+from optbench.boundary.counting import counted
 from optbench.cli.job import Session, run_job
 from optbench.configuration.build import build
 from optbench.configuration.finished import PresentData

@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, cast
 
-from optbench.boundary.words import counted
+from optbench.boundary.counting import counted
 from optbench.cli.batch import Ended, Member, Say, run_batch
 from optbench.configuration.build import build
 from optbench.configuration.compose import find_plugins

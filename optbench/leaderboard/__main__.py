@@ -18,8 +18,8 @@ from rich.table import Table
 
 from optbench.boundary import printable
 from optbench.boundary.command_line import Command, FilePath, Key, Names
+from optbench.boundary.counting import agreeing, counted
 from optbench.boundary.kinds import Count
-from optbench.boundary.words import agreeing, counted
 from optbench.errors import UserError, nearest
 from optbench.leaderboard import tables
 from optbench.leaderboard.board import Board, make_board

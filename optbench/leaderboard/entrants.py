@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from optbench.boundary.words import counted
+from optbench.boundary.counting import counted
 from optbench.leaderboard.run_line import Run
 from optbench.protocol.selection_rule import select
 from optbench.protocol.suite import TUNE, Suite

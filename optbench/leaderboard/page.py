@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from optbench.boundary import visible
-from optbench.boundary.words import counted
+from optbench.boundary.counting import counted
 from optbench.leaderboard import tables
 from optbench.leaderboard.board import FACTORS, Board, runs_of
 from optbench.leaderboard.run_line import Run

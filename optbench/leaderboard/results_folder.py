@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from optbench.boundary import ShapeError, UnreadableError, printable
-from optbench.boundary.words import agreeing
+from optbench.boundary.counting import agreeing
 from optbench.leaderboard.entries import Entry, read_entries
 from optbench.leaderboard.marks import read_marks
 from optbench.leaderboard.run_folders import read_run

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from optbench import metrics
 from optbench.boundary import visible
-from optbench.boundary.words import counted
+from optbench.boundary.counting import counted
 from optbench.intervals import Interval
 from optbench.leaderboard.board import Board, Standing
 from optbench.leaderboard.scores import DISTANCE, SHARPNESS, Row

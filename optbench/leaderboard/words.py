@@ -2,7 +2,7 @@
 
 import math
 
-from optbench.boundary.words import agreeing, counted
+from optbench.boundary.counting import agreeing, counted
 from optbench.intervals import LEVEL
 from optbench.leaderboard.board import Board
 

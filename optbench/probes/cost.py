@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from optbench.boundary.words import counted
+from optbench.boundary.counting import counted
 from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import kept_rng
 from optbench.probes import Probe, State, due

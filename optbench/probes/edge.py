@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from optbench import metrics
+from optbench.boundary.counting import counted
 from optbench.boundary.kinds import Count, Pairs, Positive
 from optbench.boundary.signature import check_fields
-from optbench.boundary.words import counted
 from optbench.curvature import Hessian, Operator
 from optbench.curvature.selection import trainable
 from optbench.dynamics import edge as edge_of

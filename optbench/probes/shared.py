@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from optbench.boundary.words import counted
+from optbench.boundary.counting import counted
 from optbench.curvature import Hessian, SecondDerivativeWarning, WeightingWarning
 from optbench.curvature.selection import named_trainable, trainable
 from optbench.dynamics import edge

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from optbench import metrics
-from optbench.boundary.words import counted
+from optbench.boundary.counting import counted
 from optbench.record.progress import Left, Progress
 
 SHOWN = {

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from optbench import lab, metrics
-from optbench.boundary.words import counted
+from optbench.boundary.counting import counted
 from optbench.studies.figures import draw_curves
 from optbench.studies.frame import (
     REFUTED,

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from optbench import lab, metrics
-from optbench.boundary.words import counted
+from optbench.boundary.counting import counted
 from optbench.configuration.construct import optimizer_factory
 from optbench.intervals import Interval
 from optbench.lab.matching import at_loss

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from optbench import lab
-from optbench.boundary.words import counted
+from optbench.boundary.counting import counted
 from optbench.errors import UserError
 from optbench.lab import per_example
 from optbench.lab.flat_model import FlatModel

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from optbench import lab
-from optbench.boundary.words import agreeing, counted
+from optbench.boundary.counting import agreeing, counted
 from optbench.curvature import Loss, Preconditioned, top_eigenpairs
 from optbench.dynamics.central_flow import (
     EDGE,

@@ -31,7 +31,7 @@ from scipy import special, stats
 from torch import Tensor, nn
 
 from optbench import lab, search
-from optbench.boundary.words import counted as counted_words
+from optbench.boundary.counting import counted as counted_words
 from optbench.configuration.construct import construct, optimizer_factory
 from optbench.configuration.keys import check
 from optbench.curvature.selection import trainable

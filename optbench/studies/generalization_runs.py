@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from optbench import lab, metrics
-from optbench.boundary.words import counted
+from optbench.boundary.counting import counted
 from optbench.lab.matching import at_loss
 from optbench.lab.measures import definitions
 from optbench.studies.frame import Cell, Declaration, Size, Table, length, six_digits, subset

@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from optbench import lab
-from optbench.boundary.words import agreeing, counted
+from optbench.boundary.counting import agreeing, counted
 from optbench.curvature import Loss, top_eigenpairs
 from optbench.lab.point import ACCURACY, Point
 from optbench.studies.figures import draw_curves

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from optbench import lab, metrics
-from optbench.boundary.words import counted
+from optbench.boundary.counting import counted
 from optbench.errors import UserError
 from optbench.intervals import Interval
 from optbench.lab.matching import at_loss

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from optbench import lab
-from optbench.boundary.words import counted
+from optbench.boundary.counting import counted
 from optbench.curvature.selection import trainable
 from optbench.intervals import Interval
 from optbench.seeds import generator

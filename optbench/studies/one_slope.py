@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from scipy import optimize, stats
 
-from optbench.boundary.words import agreeing, counted
+from optbench.boundary.counting import agreeing, counted
 from optbench.intervals import Interval
 from optbench.statistics import Instrument, instrument_slope, pool, verdict
 from optbench.studies.frame import REFUTED, SUPPORTED, Finding, Table, length, subset

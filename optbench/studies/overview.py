@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict
 
 from optbench.boundary import STRICT, read_yaml, shaped
-from optbench.boundary.words import counted
+from optbench.boundary.counting import counted
 from optbench.paths import conf_folder
 from optbench.record.durable import write_whole
 from optbench.record.folder import read_json

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from optbench import lab
-from optbench.boundary.words import agreeing, counted
+from optbench.boundary.counting import agreeing, counted
 from optbench.intervals import Interval
 from optbench.lab import Snapshot
 from optbench.studies.figures import draw_curves, draw_forest

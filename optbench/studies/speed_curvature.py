@@ -31,7 +31,7 @@ from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
 from optbench import lab
-from optbench.boundary.words import agreeing, counted
+from optbench.boundary.counting import agreeing, counted
 from optbench.configuration.construct import optimizer_factory
 from optbench.curvature import GaussNewton
 from optbench.curvature.errors import MeasurementError

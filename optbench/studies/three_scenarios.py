@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from optbench import lab
-from optbench.boundary.words import counted
+from optbench.boundary.counting import counted
 from optbench.lab.measures import definitions
 from optbench.lab.point import Point
 from optbench.statistics import cluster_bootstrap, kendall_tau, verdict

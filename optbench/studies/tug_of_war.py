@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from optbench import lab
-from optbench.boundary.words import counted
+from optbench.boundary.counting import counted
 from optbench.intervals import Interval
 from optbench.lab import held_outputs
 from optbench.lab.comparisons import function_displacement

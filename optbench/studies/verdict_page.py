@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from optbench.boundary.words import counted
+from optbench.boundary.counting import counted
 from optbench.studies.frame import REFUTED, SUPPORTED, UNDECIDED, Declaration, Finding
 
 PAGE = "verdict.md"

@@ -6,7 +6,7 @@ import time
 import pytest
 from rich.console import Console
 
-from optbench.boundary.words import agreeing, counted
+from optbench.boundary.counting import agreeing, counted
 from optbench.record import progress
 from optbench.record.progress import News, Progress, clock, hidden, sent_to, work
 from optbench.record.terminal import ManyRuns, Terminal, series
