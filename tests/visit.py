@@ -7,8 +7,10 @@ from typing import Any
 class Visit:
     """One page in one window, with everything that it complained of or asked for."""
 
-    def __init__(self, browser: Any, file: Path, width: int = 1200) -> None:
-        self.page = browser.new_page(viewport={"width": width, "height": 800})
+    def __init__(
+        self, browser: Any, file: Path, width: int = 1200, scheme: str = "light", anchor: str = ""
+    ) -> None:
+        self.page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
         self.trouble: list[str] = []
         self.requests: list[str] = []
         self.page.on(
@@ -18,7 +20,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
         self.page.on("dialog", self._dismiss)
         self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(file.as_uri())
+        self.page.goto(file.as_uri() + anchor)
 
     def _dismiss(self, dialog: Any) -> None:
         self.trouble.append("a dialog was opened")

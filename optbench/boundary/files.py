@@ -180,7 +180,7 @@ def _check_scalar(content: Any, finite: bool) -> None:
         case None | bool():
             return
         case str():
-            if any("\ud800" <= c <= "\udfff" for c in content):
+            if not content.isascii() and any("\ud800" <= c <= "\udfff" for c in content):
                 raise UnreadableError("holds half of a character (a lone surrogate)")
         case float():
             if finite and not math.isfinite(content):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import hessian, vmap
+from torch.func import grad, hessian, vmap
 
 from optbench.curvature import Eigenpairs, Loss, top_eigenpairs
 from optbench.errors import UserError, nearest
@@ -86,7 +86,7 @@ def pull(
         HeldError: If these outputs cannot be held by these weights.
         UserError: If there is no lever of the name, or the sign is not ±1.
 
-    Example:
+    Examples:
         >>> for state in lab.pull(run.end.point(), "input_jacobian_train", -1, steps=10):
         ...     print(state.value, state.deviation)
     """
@@ -205,6 +205,7 @@ def trace(network: Network, w: Tensor) -> Tensor:
 
 
 def _of_one(network: Network) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of one example, of its outputs and its target."""
     return lambda f, y: network.criterion(f[None], y[None])
 
 
@@ -233,6 +234,21 @@ def path_norm(network: Network, w: Tensor) -> Tensor:
     return total
 
 
+def fisher_rao_norm(network: Network, w: Tensor) -> Tensor:
+    """E⟨∂ℓ/∂f, J w⟩², J = ∂f/∂w.
+
+    In a ReLU network of L layers without biases Jw = Lf, and held outputs leave it no room. Biases,
+    and activations that bend, do.
+    """
+    f = network.outputs(w)
+    u = torch.zeros_like(f, requires_grad=True)
+    (back,) = torch.autograd.grad(f, w, u, create_graph=True)  # Jᵀu
+    (change,) = torch.autograd.grad(back @ w, u, create_graph=True)  # Jw
+    slopes = vmap(grad(_of_one(network)))(f, network.targets)
+    norm: Tensor = (slopes * change).flatten(1).sum(1).square().mean()
+    return norm
+
+
 def effective_rank(network: Network, w: Tensor) -> Tensor:
     """The effective rank exp H(p), p = σ²/Σσ² of the last hidden features, (N, H), not centred."""
     phi = network.features(w)
@@ -248,6 +264,7 @@ LEVERS: Mapping[str, Lever] = {
     "input_jacobian_train": input_jacobian_train,
     "weight_norm": weight_norm,
     "path_norm": path_norm,
+    "fisher_rao_norm": fisher_rao_norm,
     "effective_rank": effective_rank,
 }
 """What can be pulled, by the name of the measure that it is."""

@@ -6,13 +6,16 @@ another.
 """
 
 import shlex
+import shutil
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -21,30 +24,36 @@ from optbench.boundary.command_line import Command, FilePath, Key, Names
 from optbench.boundary.counting import agreeing, counted
 from optbench.boundary.kinds import Count
 from optbench.errors import UserError, nearest
-from optbench.leaderboard import tables
+from optbench.launch.engines import LOCAL, EngineName, EngineSettings, make_launcher
+from optbench.launch.launcher import Launcher, Order
+from optbench.leaderboard import tables, untuned_tables
 from optbench.leaderboard.board import Board, make_board
 from optbench.leaderboard.entrants import admit
 from optbench.leaderboard.entries import ENTRIES, Entry, read_entries
 from optbench.leaderboard.marks import own_marks
 from optbench.leaderboard.page import board_page
-from optbench.leaderboard.results_folder import read_results
+from optbench.leaderboard.results_folder import read_folders, read_results
 from optbench.leaderboard.run_line import Run
+from optbench.leaderboard.tuned import read_more_points
+from optbench.leaderboard.untuned import Comparison, compare_runs
 from optbench.leaderboard.verify import unverified, verify
 from optbench.leaderboard.words import words
 from optbench.leaderboard.write_together import write_together
-from optbench.processes import cores
 from optbench.protocol.suite import FINAL, Suite, known_suites, read_suite
 from optbench.record.terminal import show_table
 
-UNVERIFIED, ALL = "unverified", "all"
+UNVERIFIED, ALL, NONE = "unverified", "all", "none"
+MOST_PRINTED = 10  # problems, and runs left out, that a comparison prints
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Make the board of a suite, from run folders and committed entries.
+    """Make the board of a suite, from run folders and committed entries; or compare any runs.
 
     It reads runs/ (what was run here) and entries/ (what was contributed) of the results folder. It
     writes leaderboard.md, .csv and .html for the suite small, leaderboard-SUITE.* for another.
+    Where no run is of a suite, or with suite=none, it compares the runs of each problem and budget,
+    paired by seed, and writes comparison.md, .csv and .html: nothing is tuned there.
     """
 
     results_dir: Annotated[
@@ -53,7 +62,16 @@ class Settings:
     suite: Annotated[
         str | None,
         Key(
-            f"{', '.join(known_suites())} or a path to a .yaml; without it the one with most runs",
+            f"{', '.join(known_suites())} or a path to a .yaml; none: compare all runs as they "
+            "are; without it the one with most runs",
+            placeholder="NAME",
+        ),
+    ] = None
+    metric: Annotated[
+        str | None,
+        Key(
+            "with suite=none: what is compared at the last step, less is better; without it "
+            "test/loss, or train/loss where there is none",
             placeholder="NAME",
         ),
     ] = None
@@ -81,9 +99,15 @@ class Settings:
         FilePath | None,
         Key("with verify: file of the marks; without it one in your state folder", "FILE"),
     ] = None
-    jobs: Annotated[Count, Key("with verify: runs at a time; as many as cores")] = field(
-        default_factory=cores
-    )
+    jobs: Annotated[
+        Count | None,
+        Key("with verify: runs at a time; without it as many as cores", placeholder="N"),
+    ] = None
+    launcher: EngineName = LOCAL
+    launcher_settings: EngineSettings = ()
+    config_dir: Annotated[
+        FilePath | None, Key("folder of your YAMLs: DIR/launcher/mine.yaml", placeholder="DIR")
+    ] = None
     wandb_project: Annotated[
         str | None,
         Key(
@@ -101,9 +125,11 @@ COMMAND = Command(
     examples=(
         "",
         "suite=smoke results_dir=elsewhere out=board",
+        "suite=none metric=test/error",
         "suite=small enter=mine",
         "suite=small verify=unverified",
         "suite=small verify=mine sample=2 jobs=2",
+        "suite=small verify=unverified launcher=ray",
     ),
     elsewhere="out=DIR",
 )
@@ -122,17 +148,21 @@ def leaderboard(settings: Settings) -> int:
     began = time.monotonic()
     _check(settings)
     results = settings.results_dir
+    if settings.suite == NONE:
+        return _compare(settings, began)
     runs, passed_over = read_results(results)
-    for name, why in passed_over:
-        print(printable(f"passed over {name}: {why}"), file=sys.stderr)
-    suite = read_suite(settings.suite or _usual_suite(runs, results))
+    name = settings.suite or _usual_suite(runs, results)
+    if name is None:
+        return _compare(settings, began)
+    _tell(passed_over)
+    suite = read_suite(name)
     if settings.verify is not None:
         return _verify(suite, settings)
     admitted = admit(suite, runs, unverified(results, suite))
     if settings.enter is not None:
         return _enter(suite, runs, [e.name for e in admitted.entrants], settings)
     board = make_board(suite, admitted)
-    board = replace(board, words=words(board))
+    board = replace(board, words=words(board, read_more_points(results, suite)))
     _write(board, settings.out or results)
     _print(board)
     print(
@@ -155,12 +185,80 @@ def _of(suite: Suite, runs: list[Run]) -> int:
     return sum(run.label == suite.label for run in runs)
 
 
+def _tell(passed_over: Iterable[tuple[str, str]]) -> None:
+    for name, why in passed_over:
+        print(printable(f"passed over {name}: {why}"), file=sys.stderr)
+
+
+def _compare(settings: Settings, began: float) -> int:
+    """Compare runs of no suite, and return the exit code."""
+    for key in ("enter", "verify"):
+        if getattr(settings, key) is not None:
+            raise UserError(f"{key} is for the runs of a suite: say suite=NAME, too")
+    runs, passed_over = read_folders(settings.results_dir, any_run=True)
+    _tell(passed_over)
+    comparison = compare_runs(runs, settings.metric)
+    if not comparison.groups:
+        where = printable(str(settings.results_dir))
+        raise UserError(
+            f"no finished run under {where}: python -m optbench --multirun optimizer=sgd,adam "
+            "seed=0,1,2 makes some"
+        )
+    out = settings.out or settings.results_dir
+    _put(
+        {
+            out / "comparison.md": untuned_tables.markdown(comparison),
+            out / "comparison.csv": untuned_tables.comma_separated(comparison),
+            out / "comparison.html": untuned_tables.page(comparison),
+        }
+    )
+    _print_comparison(comparison)
+    print(f"{counted(len(runs), 'run')} read, in {time.monotonic() - began:.1f} s")
+    if settings.wandb_project:
+        from optbench.record.wandb import log_table
+
+        for group in comparison.groups:
+            head, rows = untuned_tables.columns(group), untuned_tables.rows(group)
+            print(log_table(settings.wandb_project, group.title, head, rows))
+    return 0
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    console = Console(file=sys.stdout, highlight=False, width=console_width())
+    console.print(printable(comparison.title), markup=False)
+    for group in comparison.groups[:MOST_PRINTED]:
+        head = ["rank", "may be", "optimizer", "seeds", group.metric]
+        table = Table()
+        for column in head:
+            table.add_column(
+                escape(printable(column)), justify="left" if column == "optimizer" else "right"
+            )
+        for line in untuned_tables.rows(group):
+            table.add_row(*[escape(printable(cell)) for cell in line[: len(head)]])
+        show_table(table, printable(group.title), width=110)
+        for said in group.said:
+            console.print(printable(f"- {said}"), markup=False)
+    if (more := len(comparison.groups) - MOST_PRINTED) > 0:
+        console.print(f"and {more} more problems: see comparison.md")
+    for name, why in list(comparison.left_out.items())[:MOST_PRINTED]:
+        console.print(printable(f"left out: {name}: {why}"), markup=False)
+    if (more := len(comparison.left_out) - MOST_PRINTED) > 0:
+        console.print(f"and {more} more left out: see comparison.md")
+
+
+def console_width() -> int:
+    """Columns of the terminal, at most 110; 110 where the output goes to a file."""
+    return min(110, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 110
+
+
 def _check(settings: Settings) -> None:
     """Hold the settings against each other, and against what there is."""
+    if settings.metric is not None and settings.suite not in (None, NONE):
+        raise UserError("metric is a setting of suite=none: a suite says what it ranks by")
     if settings.enter is not None and settings.verify is not None:
         raise UserError("enter and verify are two commands: give one of them")
-    for key in ("sample", "marks"):
-        if getattr(settings, key) is not None and settings.verify is None:
+    for key in ("sample", "marks", "launcher"):
+        if getattr(settings, key) not in (None, LOCAL) and settings.verify is None:
             raise UserError(f"{key} is a setting of verify: say verify=NAMES, too")
     if not settings.results_dir.is_dir():
         where = printable(str(settings.results_dir))
@@ -169,32 +267,36 @@ def _check(settings: Settings) -> None:
         )
 
 
-def _usual_suite(runs: list[Run], results: Path) -> str:
-    """The one with most runs; those of files that nobody has verified do not choose it."""
+def _usual_suite(runs: list[Run], results: Path) -> str | None:
+    """The one with most runs, None if there are none.
+
+    Those of files that nobody has verified do not choose it.
+    """
     counts = {}
     for name in known_suites():
-        doubtful = unverified(results, read_suite(name))
         of_suite = [run for run in runs if run.suite == name]
+        doubtful = unverified(results, read_suite(name)) if of_suite else {}
         counts[name] = (
             sum(run.local or run.optimizer not in doubtful for run in of_suite),
             len(of_suite),
         )
-    if not any(total for _, total in counts.values()):
-        where = printable(str(results))
-        raise UserError(
-            f"no run of a known suite under {where}: python -m optbench.tune suite=smoke makes some"
-        )
-    return max(counts, key=counts.__getitem__)
+    return max(counts, key=counts.__getitem__) if any(n for _, n in counts.values()) else None
 
 
 def _write(board: Board, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     stem = "leaderboard" if board.suite.name == "small" else f"leaderboard-{board.suite.name}"
-    contents = {
-        out / f"{stem}.md": tables.markdown(board),
-        out / f"{stem}.csv": tables.comma_separated(board),
-        out / f"{stem}.html": board_page(board),
-    }
+    _put(
+        {
+            out / f"{stem}.md": tables.markdown(board),
+            out / f"{stem}.csv": tables.comma_separated(board),
+            out / f"{stem}.html": board_page(board),
+        }
+    )
+
+
+def _put(contents: Mapping[Path, str]) -> None:
+    for path in contents:
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_together(contents)
     for path in contents:
         print(printable(str(path)))
@@ -245,8 +347,11 @@ def _enter(suite: Suite, runs: list[Run], ranked: list[str], settings: Settings)
 def _verify(suite: Suite, settings: Settings) -> int:
     entries = _chosen(suite, settings)
     marks = settings.marks or own_marks()
-    with tempfile.TemporaryDirectory(prefix="optbench-verify-") as scratch:
-        verified = verify(suite, entries, settings.sample, settings.jobs, Path(scratch), marks)
+    # a cluster sees the results folder more likely than this machine's temporary files
+    where = None if settings.launcher == LOCAL else settings.results_dir
+    with tempfile.TemporaryDirectory(prefix=".verify-", dir=where) as scratch:
+        launcher = _launcher(settings, Path(scratch))
+        verified = verify(suite, entries, settings.sample, launcher, Path(scratch), marks)
     for name, checks in verified.items():
         for check in checks:
             numbers = f"{check.then:g} then, {check.now:g} now"
@@ -260,6 +365,11 @@ def _verify(suite: Suite, settings: Settings) -> int:
     agreed = f"{right} of {counted(len(verified), 'entry')} {agreeing(right, 'agrees', 'agree')}"
     print(agreed + (f"; not {printable(', '.join(wrong))}" if wrong else ""))
     return 1 if wrong else 0
+
+
+def _launcher(settings: Settings, scratch: Path) -> Launcher:
+    order = Order(results=scratch, state=scratch, jobs=settings.jobs)
+    return make_launcher(settings.launcher, settings.launcher_settings, order, settings.config_dir)
 
 
 def _chosen(suite: Suite, settings: Settings) -> list[Entry]:

@@ -12,6 +12,7 @@ from optbench.intervals import LEVEL, Interval
 from optbench.leaderboard.entrants import Entrant, Field, selecting_value
 from optbench.leaderboard.run_line import Run
 from optbench.leaderboard.scores import Row, costs, row, scores
+from optbench.leaderboard.tuned import Tuned, tuned
 from optbench.protocol.suite import Suite
 from optbench.statistics import (
     Array,
@@ -20,7 +21,7 @@ from optbench.statistics import (
     best_of_median,
     censored_median,
     cliques,
-    compare,
+    compare_each,
     friedman,
     holm,
     iqm,
@@ -47,6 +48,7 @@ class Standing:
         profile_area: Mean of its performance profile over the grid.
         hit_rate: Share of the runs that reached the suite's targets.
         diverged: Share of the runs that diverged.
+        runs: How many final runs it has.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Standing:
     profile_area: float
     hit_rate: float
     diverged: float
+    runs: int
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class Board:
             points.
         robust: The ranking under other choices.
         halves: Share of the half sets of seeds whose first is the board's first.
+        tuned: The best tuning point of every entrant on every task that is tuned on.
         words: What the board shows, in sentences.
     """
 
@@ -111,6 +115,7 @@ class Board:
     tuning: dict[str, dict[str, list[Interval]]]
     robust: list[Robust]
     halves: float
+    tuned: list[Tuned]
     words: list[str] = field(default_factory=list)
 
 
@@ -128,6 +133,7 @@ def make_board(suite: Suite, admitted: Field) -> Board:
     ranks = _possible_ranks(names, _both_ways(compared, p_values))
     standings = _standings(names, every, rows, ranks, mean_rank, profile)
     order = [s.name for s in standings]
+    curves = {task: _tuning_curves(suite, entrants, task) for task in suite.tuned}
     several = len(names) > 1
     groups = cliques(mean_rank, difference) if several else []
     return Board(
@@ -141,9 +147,10 @@ def make_board(suite: Suite, admitted: Field) -> Board:
         critical_difference=difference,
         cliques=[[names[e] for e in group] for group in groups],
         profiles=dict(zip(names, profile.tolist(), strict=True)),
-        tuning={task: _tuning_curves(suite, entrants, task) for task in suite.tuned},
-        robust=robustness(suite, entrants, every) if several else [],
+        tuning=curves,
+        robust=robustness(suite, entrants, every, curves) if several else [],
         halves=halves(every),
+        tuned=[found for entrant in entrants for found in tuned(suite, entrant)],
     )
 
 
@@ -170,6 +177,7 @@ def _standings(
                 profile_area=float(profile[e].mean()),
                 hit_rate=float(np.mean([r.hit_rate for r in of_name])),
                 diverged=float(np.mean([r.diverged for r in of_name])),
+                runs=every[e].size,
             )
         )
     return sorted(standings, key=lambda s: (s.rank, s.diverged, s.name))
@@ -179,10 +187,9 @@ def _pairs(
     names: Sequence[str], every: Array
 ) -> tuple[dict[tuple[str, str], Pair], dict[tuple[str, str], float]]:
     """Compare every two entrants: the pair, and its p after Holm's correction."""
-    compared = {
-        (names[a], names[b]): compare(every[a], every[b])
-        for a, b in itertools.combinations(range(len(names)), 2)
-    }
+    places = list(itertools.combinations(range(len(names)), 2))
+    pairs = compare_each([every[a] for a, _ in places], [every[b] for _, b in places])
+    compared = {(names[a], names[b]): pair for (a, b), pair in zip(places, pairs, strict=True)}
     adjusted: Array = holm([pair.p for pair in compared.values()]) if compared else np.zeros(0)
     return compared, {pair: float(p) for pair, p in zip(compared, adjusted, strict=True)}
 
@@ -260,14 +267,19 @@ def tuning_curve(suite: Suite, entrant: Entrant, task: str) -> list[Interval]:
     return [best_of_median(values, k) for k in range(1, suite.points + 1)]
 
 
-def robustness(suite: Suite, entrants: Sequence[Entrant], every: Array) -> list[Robust]:
+def robustness(
+    suite: Suite,
+    entrants: Sequence[Entrant],
+    every: Array,
+    curves: Mapping[str, Mapping[str, Sequence[Interval]]],
+) -> list[Robust]:
     """Return the ranking under other choices than the board's."""
     names = [entrant.name for entrant in entrants]
     board = -iqm(every.reshape(len(names), -1))
     choices = {"mean rank over the tasks instead of the score": mean_ranks(-every.mean(axis=2))}
     choices |= _other_targets(suite, entrants)
     choices |= _fewer_tasks(suite, every)
-    choices |= _smaller_budgets(suite, entrants)
+    choices |= _smaller_budgets(suite, entrants, curves)
     under = [_robust(choice, names, board, other) for choice, other in choices.items()]
     return [*under, *_fewer_entrants(names, every)]
 
@@ -289,9 +301,14 @@ def _fewer_tasks(suite: Suite, every: Array) -> dict[str, Array]:
     }
 
 
-def _smaller_budgets(suite: Suite, entrants: Sequence[Entrant]) -> dict[str, Array]:
-    curves = [[tuning_curve(suite, e, task) for task in suite.tuned] for e in entrants]
-    best = np.array([[[i.value for i in curve] for curve in of_entrant] for of_entrant in curves])
+def _smaller_budgets(
+    suite: Suite,
+    entrants: Sequence[Entrant],
+    curves: Mapping[str, Mapping[str, Sequence[Interval]]],
+) -> dict[str, Array]:
+    best = np.array(
+        [[[i.value for i in curves[task][e.name]] for task in suite.tuned] for e in entrants]
+    )
     return {
         f"best of {counted(k, 'tuning point')} by validation": mean_ranks(best[:, :, k - 1])
         for k in range(1, suite.points + 1)

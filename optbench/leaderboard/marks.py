@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field
 
 from optbench.boundary import STRICT, ShapeError, Text, UnreadableError, read_json, shaped
 from optbench.errors import UserError
+from optbench.paths import state_folder
 from optbench.record.folder import write_whole
 
 SHIPPED = Path(__file__).resolve().parent / "verified.json"
@@ -52,17 +53,11 @@ def own_marks() -> Path:
     Raises:
         UserError: If there is no home folder to keep it in.
     """
-    state = os.environ.get("XDG_STATE_HOME", "")
-    try:
-        return (
-            (Path(state) if state else Path.home() / ".local" / "state")
-            / "optbench"
-            / "verified.json"
-        )
-    except RuntimeError as why:
+    if (folder := state_folder()) is None:
         raise UserError(
             "there is no home folder to keep marks in: set XDG_STATE_HOME to a folder of yours"
-        ) from why
+        )
+    return folder / "verified.json"
 
 
 def read_marks() -> dict[str, Mark]:

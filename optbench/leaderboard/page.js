@@ -1,10 +1,9 @@
 "use strict";
-// Everything from the data goes into the page as text, never as markup.
-const data = JSON.parse(document.getElementById("data").textContent);
+// The page is a list of parts, drawn in order. Everything from the data goes in as text, never as markup.
 const page = document.getElementById("page");
-const COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7A5195"];
-const DASHES = ["solid", "dash", "dot"];
-const MOST_SHOWN = 6; // curves at first; the legend shows the others
+const MOST_LINES = 6; // of a chart at first; its legend shows the others
+const MOST_ROWS = 200; // of a table at first
+let data;
 
 function make(parent, tag, text, attributes = {}) {
   const element = document.createElement(tag);
@@ -14,42 +13,55 @@ function make(parent, tag, text, attributes = {}) {
   return element;
 }
 
-function style(name) {
-  const i = Math.max(0, data.order.indexOf(name));
-  return { color: COLORS[i % COLORS.length], dash: DASHES[Math.floor(i / COLORS.length) % DASHES.length], width: 2 };
+const indexOf = (name) => Math.max(0, data.order.indexOf(name));
+const words = (text) => text.toLowerCase().split(/\s+/).filter(Boolean);
+
+// A sentence; each command in it gets a box of its own.
+function sentence(parent, tag, text, attributes) {
+  const element = make(parent, tag, text, attributes);
+  for (const found of text.match(/python -m optbench[^;)]*/g) || []) command(element, found.trim());
+  return element;
 }
 
-// Plotly reads a little HTML in labels.
-const label = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-
-function plot(parent, traces, layout) {
-  const place = make(parent, "div", undefined, { class: "plot" });
-  draw(place, traces, layout);
-  return place;
+function command(parent, text, id) {
+  const box = make(parent, "div", undefined, { class: "command" });
+  make(box, "pre", text, id ? { id } : {});
+  const button = make(box, "button", "copy", { type: "button", "aria-label": "copy the command" });
+  button.addEventListener("click", async () => {
+    const done = await copy(text);
+    button.textContent = done ? "copied" : "press Ctrl+C";
+    if (!done) getSelection().selectAllChildren(box.querySelector("pre"));
+    setTimeout(() => (button.textContent = "copy"), 1500);
+  });
 }
 
-function draw(place, traces, layout) {
-  const narrow = page.clientWidth < 600;
-  const base = {
-    margin: { l: 56, r: 12, t: 10, b: 46 },
-    font: { size: 12 },
-    legend: narrow ? { orientation: "h", y: -0.36, yanchor: "top" } : {},
-    hovermode: "closest",
-  };
-  Plotly.react(place, traces, { ...base, ...layout }, { responsive: true, displaylogo: false });
+async function copy(text) {
+  try { await navigator.clipboard.writeText(text); return true; } catch { /* not everywhere from a file */ }
+  const area = make(document.body, "textarea", undefined, { readonly: "" });
+  area.value = text;
+  area.select();
+  let done = false;
+  try { done = document.execCommand("copy"); } catch { /* then it is selected, to be copied by hand */ }
+  area.remove();
+  return done;
 }
 
-function table(parent, name, head, rows, link) {
+// {id, head, about: {column: what it means}, rows: [[[shown, sorted by], …], …], key: columns that name a row, runs: whether the first is a run}
+function table(parent, part) {
   const controls = make(parent, "div", undefined, { class: "controls" });
-  const filter = make(controls, "input", undefined, { type: "search", placeholder: "filter …", "aria-label": "filter " + name });
-  const count = make(controls, "small", "");
-  const element = make(make(parent, "div", undefined, { class: "scroll" }), "table", undefined, { id: name });
-  const top = make(make(element, "thead"), "tr");
-  const body = make(element, "tbody");
-  let by = null, up = true;
-  const headers = head.map((title, i) => {
-    const header = make(top, "th", undefined, { "aria-sort": "none" });
-    make(header, "button", title, { type: "button" }).addEventListener("click", () => {
+  const filter = make(controls, "input", undefined, { type: "search", placeholder: "filter: words, all of them", "aria-label": "filter " + part.id });
+  const count = make(controls, "small", "", { "aria-live": "polite" });
+  const more = make(controls, "button", "show all", { type: "button" });
+  const around = make(parent, "div", undefined, { class: "scroll", tabindex: 0, role: "region", "aria-label": part.title || part.id });
+  const element = make(around, "table", undefined, { id: part.id });
+  const top = make(make(element, "thead"), "tr"), body = make(element, "tbody");
+  const about = part.about || {};
+  let by = null, up = true, most = MOST_ROWS;
+  const headers = part.head.map((title, i) => {
+    const header = make(top, "th", undefined, { "aria-sort": "none", scope: "col" });
+    const attributes = { type: "button" };
+    if (about[title]) attributes.title = about[title];
+    make(header, "button", title, attributes).addEventListener("click", () => {
       up = by === i ? !up : true;
       by = i;
       headers.forEach((h, j) => h.setAttribute("aria-sort", j !== i ? "none" : up ? "ascending" : "descending"));
@@ -57,6 +69,7 @@ function table(parent, name, head, rows, link) {
     });
     return header;
   });
+  const keyOf = (row) => (part.key || [0]).map((i) => row[i][0]).join(" ");
   function compare(a, b) {
     const [x, y] = [a[by][1], b[by][1]];
     if (typeof x !== typeof y) return typeof x === "number" ? -1 : 1; // what was not measured stands last
@@ -64,22 +77,42 @@ function table(parent, name, head, rows, link) {
     return up ? order : -order;
   }
   function show() {
-    const wanted = filter.value.toLowerCase();
-    const kept = rows.filter((row) => row.some((cell) => String(cell[0]).toLowerCase().includes(wanted)));
+    const wanted = words(filter.value);
+    const kept = part.rows.filter((row) => { const text = row.map((cell) => cell[0]).join(" ").toLowerCase(); return wanted.every((w) => text.includes(w)); });
     if (by !== null) kept.sort(compare);
     body.replaceChildren();
-    for (const row of kept) {
-      const line = make(body, "tr");
+    for (const row of kept.slice(0, most)) {
+      const key = keyOf(row), line = make(body, "tr", undefined, { "data-key": key });
       row.forEach((cell, i) => {
-        const place = make(line, "td", link && i === 0 ? undefined : cell[0], String(cell[0]).length > 60 ? { class: "long" } : {});
-        if (link && i === 0) make(place, "a", cell[0], { href: "#run/" + encodeURIComponent(cell[0]) });
+        const first = i === (part.key || [0])[0];
+        const place = make(line, "td", first && part.runs ? undefined : cell[0], String(cell[0]).length > 60 ? { class: "long" } : {});
+        if (first && part.runs) make(place, "a", cell[0], { href: "#run/" + encodeURIComponent(cell[0]) });
+        if (first) make(place, "a", "#", { class: "anchor", href: "#row/" + part.id + "/" + encodeURIComponent(key), "aria-label": "link to the row " + key, title: "link to this row" });
       });
     }
-    count.textContent = kept.length + " of " + rows.length;
+    count.textContent = (kept.length > most ? "first " + most + " of " : "") + kept.length + " of " + part.rows.length + " rows";
+    more.hidden = kept.length <= most;
   }
   filter.addEventListener("input", show);
+  more.addEventListener("click", () => { most = Infinity; show(); });
   show();
+  if (part.rows.length < 2) { filter.hidden = true; count.hidden = true; }
+  const explained = part.head.filter((title) => about[title]);
+  if (explained.length) {
+    const box = make(parent, "details");
+    make(box, "summary", "What the columns say");
+    const list = make(box, "dl");
+    for (const title of explained) { make(list, "dt", title); make(list, "dd", about[title]); }
+  }
+  tables.set(part.id, (key) => {
+    if (!part.rows.some((row) => keyOf(row) === key)) return null;
+    filter.value = "";
+    if (part.rows.length > most) most = Infinity;
+    show();
+    return [...body.children].find((line) => line.dataset.key === key);
+  });
 }
+const tables = new Map();
 
 function menu(parent, name, options, onchange) {
   const outer = make(parent, "label", name + " ");
@@ -104,7 +137,7 @@ const median = (values) => {
 };
 
 // A line for the median over the seeds, a band from the least to the greatest.
-function band(group, runs, metric, axis, shown) {
+function line(group, runs, metric, axis, shown) {
   const at = new Map();
   for (const run of runs) {
     (run.curve[metric] || []).forEach((value, i) => {
@@ -116,99 +149,63 @@ function band(group, runs, metric, axis, shown) {
       at.get(key).y.push(value);
     });
   }
-  const steps = [...at.keys()].sort((a, b) => a - b);
-  if (!steps.length) return [];
-  const x = steps.map((s) => median(at.get(s).x));
-  const line = style(group);
-  const common = { x, legendgroup: group, visible: shown ? true : "legendonly" };
-  const edge = { ...common, mode: "lines", line: { width: 0, color: line.color }, showlegend: false, hoverinfo: "skip" };
-  const traces = [];
-  if (runs.length > 1) {
-    traces.push({ ...edge, y: steps.map((s) => Math.min(...at.get(s).y)) });
-    traces.push({ ...edge, y: steps.map((s) => Math.max(...at.get(s).y)), fill: "tonexty", fillcolor: line.color + "26" });
-  }
-  traces.push({ ...common, y: steps.map((s) => median(at.get(s).y)), mode: x.length < 3 ? "markers" : "lines", line, marker: { color: line.color }, name: label(group) });
-  return traces;
+  const steps = [...at.keys()].sort((a, b) => a - b), x = steps.map((s) => median(at.get(s).x));
+  return {
+    name: group, index: indexOf(group), shown,
+    points: steps.map((s, i) => [x[i], median(at.get(s).y)]),
+    band: runs.length > 1 ? steps.map((s, i) => [x[i], Math.min(...at.get(s).y), Math.max(...at.get(s).y)]) : undefined,
+  };
 }
 
-function curves(parent) {
-  make(parent, "h2", "Curves", { id: "curves" });
-  make(parent, "p", "Median over the seeds, band from the least to the greatest. Click a name to show or hide it.");
+const AXES = ["step", "cost/gradients", "time/train_seconds"];
+
+function curves(parent, part) {
   const tasks = [...new Set(data.runs.map((run) => run.task))];
   const known = [...new Set(data.runs.flatMap((run) => Object.keys(run.curve)))];
-  const metrics = known.filter((metric) => !["step", "cost/gradients", "time/train_seconds"].includes(metric));
-  const axes = ["step", "cost/gradients", "time/train_seconds"].filter((axis) => known.includes(axis));
+  if (!known.length) return make(parent, "p", "No curves: so many runs do not fit into a page. python -m optbench.report RUN… draws those of chosen runs.");
+  const metrics = known.filter((metric) => !AXES.includes(metric));
   const controls = make(parent, "div", undefined, { class: "controls" });
   const show = () => {
     const own = data.runs.filter((run) => run.task === task.value);
-    const traces = data.order.flatMap((group, i) => band(group, own.filter((run) => run.group === group), metric.value, axis.value, i < MOST_SHOWN));
-    draw(place, traces, {
-      xaxis: { title: { text: axis.value }, type: logx.checked ? "log" : "linear" },
-      yaxis: { title: { text: metric.value }, type: logy.checked ? "log" : "linear", exponentformat: "power" },
+    const groups = data.order.filter((group) => own.some((run) => run.group === group));
+    chart.show({
+      series: groups.map((group, i) => line(group, own.filter((run) => run.group === group), metric.value, axis.value, i < MOST_LINES)).filter((s) => s.points.length),
+      x: { title: axis.value, log: logx.checked }, y: { title: metric.value, log: logy.checked },
     });
   };
   const task = menu(controls, "task", tasks, show);
   const metric = menu(controls, "metric", metrics, show);
-  const axis = menu(controls, "against", axes, show);
-  const logx = check(controls, "log x", false, show);
-  const logy = check(controls, "log y", true, show);
+  const axis = menu(controls, "against", AXES.filter((a) => known.includes(a)), show);
+  const logx = check(controls, "log x", false, show), logy = check(controls, "log y", true, show);
   if (metrics.includes("test/loss")) metric.value = "test/loss";
-  const place = make(parent, "div", undefined, { class: "plot", id: "curve-plot" });
+  const chart = new Chart(parent, "curve-plot", "curves");
   show();
 }
 
-function profile(parent) {
-  make(parent, "h2", "Performance profile", { id: "profile" });
-  make(parent, "p", "Share of (task, seed) problems whose target was reached with at most τ times the fewest gradients that anyone needed. It depends on who else is in.");
-  const { factors, series } = data.profiles;
-  const traces = data.order.map((name) => ({ x: factors, y: series[name], name: label(name), mode: "lines", line: { ...style(name), shape: "hv" } }));
-  plot(parent, traces, { xaxis: { title: { text: "τ, times the fewest gradients" }, type: "log" }, yaxis: { title: { text: "share of problems" }, range: [-0.02, 1.02] } });
+function profile(parent, part) {
+  const chart = new Chart(parent, "profile-plot", "performance profile");
+  chart.show({
+    series: part.names.map((name, i) => ({ name, index: indexOf(name), step: true, shown: i < 2 * MOST_LINES, points: part.factors.map((f, j) => [f, part.series[name][j]]) })),
+    x: { title: "τ, times the fewest gradients", log: true }, y: { title: "share of problems", range: [0, 1] },
+  });
 }
 
-function tuning(parent) {
-  make(parent, "h2", "What tuning buys", { id: "tuning" });
-  make(parent, "p", "Median of the best validation among k random points of the search space, with its exact 95 % interval; where the line is flat, no tuning is needed. An open end of an interval is not drawn.");
+function tuning(parent, part) {
   const controls = make(parent, "div", undefined, { class: "controls" });
   const show = () => {
-    const chosen = data.tuning[task.value];
-    const traces = data.order.map((name, i) => {
-      const own = chosen[name];
-      const reach = (end) => own.map((p) => (p[0] === null || p[end] === null ? 0 : Math.abs(p[end] - p[0])));
-      return { x: own.map((_, j) => j + 1), y: own.map((p) => p[0]), name: label(name), mode: "lines+markers", line: style(name), visible: i < MOST_SHOWN ? true : "legendonly", error_y: { type: "data", symmetric: false, array: reach(2), arrayminus: reach(1), thickness: 1, width: 3 } };
+    const chosen = part.curves[task.value];
+    chart.show({
+      series: part.names.map((name, i) => ({
+        name, index: indexOf(name), shown: i < MOST_LINES,
+        points: chosen[name].map((p, j) => [j + 1, p[0]]), errors: chosen[name].map((p, j) => [j + 1, p[1], p[2]]),
+      })),
+      x: { title: "k, tuning points", range: [0.5, chosen[part.names[0]].length + 0.5] }, y: { title: part.select[task.value], log: log.checked },
     });
-    const about = data.tasks.find((t) => t.name === task.value);
-    draw(place, traces, { xaxis: { title: { text: "k, tuning points" }, dtick: 1 }, yaxis: { title: { text: about.select }, type: "log", exponentformat: "power" } });
   };
-  const task = menu(controls, "tuned task", Object.keys(data.tuning), show);
-  const place = make(parent, "div", undefined, { class: "plot" });
+  const task = menu(controls, "tuned task", Object.keys(part.curves), show);
+  const log = check(controls, "log values", true, show);
+  const chart = new Chart(parent, "tuning-plot", "what tuning buys");
   show();
-}
-
-function differences(parent) {
-  const { names, ranks, difference, cliques } = data.ranks;
-  if (names.length < 2 || difference === null) return;
-  make(parent, "h2", "Critical differences", { id: "ranks" });
-  make(parent, "p", "Mean rank over the tasks, the best at the left. A bar joins those that Nemenyi's test does not tell apart: mean ranks less than " + difference.toFixed(2) + " apart.");
-  const order = names.map((name, i) => [name, ranks[i]]).sort((a, b) => a[1] - b[1]);
-  const half = Math.ceil(order.length / 2), top = 0.6 + cliques.length * 0.5;
-  const traces = [], annotations = [], n = order.length, wing = 0.1 * n;
-  order.forEach(([name, rank], i) => {
-    const left = i < half, level = -(top + (left ? i : n - 1 - i)), end = left ? 1 - wing : n + wing;
-    traces.push({ x: [rank, rank, end], y: [0, level, level], mode: "lines", line: { color: style(name).color, width: 1.5 }, hoverinfo: "skip" });
-    traces.push({ x: [rank], y: [0], mode: "markers", marker: { color: style(name).color, size: 8 }, name: label(name), hovertemplate: label(name) + ": %{x:.2f}<extra></extra>" });
-    annotations.push({ x: end, y: level, text: label(name) + " " + rank.toFixed(1), showarrow: false, xanchor: left ? "left" : "right", yanchor: "bottom" });
-  });
-  const at = new Map(order);
-  cliques.forEach((members, i) => {
-    const own = members.map((name) => at.get(name));
-    traces.push({ x: [Math.min(...own) - 0.03 * n, Math.max(...own) + 0.03 * n], y: [-(0.4 + i * 0.5), -(0.4 + i * 0.5)], mode: "lines", line: { color: "#000", width: 5 }, hoverinfo: "skip" });
-  });
-  const place = plot(parent, traces, {
-    showlegend: false, annotations, margin: { l: 10, r: 10, t: 40, b: 10 },
-    xaxis: { side: "top", range: [1 - wing - 0.02 * n, n + wing + 0.02 * n], tickvals: order.map((_, i) => i + 1), zeroline: false, showgrid: false },
-    yaxis: { visible: false, range: [-(top + half), 0.3] },
-  });
-  place.id = "cd";
 }
 
 function oneRun(run) {
@@ -216,12 +213,13 @@ function oneRun(run) {
   if (old) old.remove();
   if (!run) return;
   const box = document.createElement("section");
-  box.id = "run";
-  box.className = "run";
+  Object.assign(box, { id: "run", className: "run", tabIndex: -1 });
   document.getElementById("runs-place").before(box);
   make(box, "h3", run.name);
   make(box, "p", run.optimizer + " on " + run.task + ", seed " + run.seed + ": " + run.status + " at step " + run.step);
-  make(box, "pre", run.command, { id: "command" });
+  const close = make(box, "button", "close (Esc)", { type: "button" });
+  close.addEventListener("click", () => { location.hash = "#runs-title"; });
+  command(box, run.command, "command");
   make(box, "h3", "Optimizer");
   make(box, "pre", JSON.stringify(run.settings, null, 2));
   const x = run.curve.step || [];
@@ -229,64 +227,89 @@ function oneRun(run) {
     const present = metrics.filter((metric) => (run.curve[metric] || []).some((value) => value !== null));
     if (!present.length) continue;
     make(box, "h3", title);
-    const traces = present.map((metric, i) => ({ x, y: run.curve[metric], name: metric, mode: "lines+markers", connectgaps: true, marker: { size: 4 }, line: { color: COLORS[i] } }));
-    plot(box, traces, { xaxis: { title: { text: "step" } }, yaxis: { type: title === "Gap" ? "linear" : "log", exponentformat: "power" } });
+    new Chart(box, "run-" + title.replaceAll(" ", "-"), title).show({
+      series: present.map((metric, i) => ({ name: metric, index: i, marks: x.length < 80, points: x.map((s, j) => [s, run.curve[metric][j]]).filter((p) => p[1] !== null) })),
+      x: { title: "step" }, y: { title: title === "Gap" ? "test minus train" : title.toLowerCase(), log: title !== "Gap" },
+    });
   }
-  const facts = { ...run.facts, ...run.last };
   make(box, "h3", "Values at the end, and where they come from");
-  table(box, "facts", ["quantity", "value"], Object.entries(facts).map(([key, value]) => [[key, key], [String(value), typeof value === "number" ? value : String(value)]]));
+  const facts = { ...run.facts, ...run.last };
+  table(box, { id: "facts", head: ["quantity", "value"], rows: Object.entries(facts).map(([key, value]) => [[key, key], [String(value), typeof value === "number" ? value : String(value)]]) });
   box.scrollIntoView();
+  box.focus({ preventScroll: true });
 }
 
 function runs(parent) {
-  make(parent, "h2", "Runs", { id: "runs-title" });
-  make(parent, "p", "Choose one for its configuration, the command that makes it again, and its curves.");
   make(parent, "div", undefined, { id: "runs-place" });
-  const number = (value) => (value === undefined ? ["–", ""] : [String(value), value]);
-  const rows = data.runs.map((run) => [[run.name, run.name], [run.optimizer, run.optimizer], [run.task, run.task], [String(run.seed), run.seed], [run.status, run.status], number(run.last["test/loss"]), number(run.last["test/error"]), number(run.last["sharpness/lambda_max"])]);
-  table(parent, "runs", ["run", "optimizer", "task", "seed", "status", "test/loss", "test/error", "sharpness/lambda_max"], rows, true);
+  const number = (value) => (value === undefined || value === null ? ["–", ""] : [shortNumber(value), value]);
+  const metrics = ["test/loss", "test/error", "sharpness/lambda_max"];
+  table(parent, {
+    id: "runs", title: "runs", runs: true, head: ["run", "optimizer", "task", "seed", "status", ...metrics],
+    rows: data.runs.map((run) => [[run.name, run.name], [run.optimizer, run.optimizer], [run.task, run.task], [String(run.seed), run.seed], [run.status, run.status], ...metrics.map((m) => number(run.last[m]))]),
+  });
 }
+
+const PARTS = {
+  text: (parent, part) => sentence(parent, "p", part.text, part.class ? { class: part.class } : {}),
+  title: (parent, part) => make(parent, "h3", part.text),
+  list: (parent, part) => { const list = make(parent, "ul"); part.lines.forEach((text) => sentence(list, "li", text, text.startsWith("WARNING") ? { class: "warning" } : {})); },
+  intervals: (parent, part) => { const pair = make(parent, "div", undefined, { class: "pair" }); part.plots.forEach((p) => intervals(pair, p.id, p.rows, p)); },
+  differences: (parent, part) => criticalDifferences(parent, part.names, part.ranks, part.cliques),
+  table, curves, profile, tuning, runs,
+};
 
 function route() {
-  const chosen = location.hash.startsWith("#run/") ? decodeURIComponent(location.hash.slice(5)) : "";
-  oneRun(data.runs.find((run) => run.name === chosen));
+  document.querySelectorAll("tr.chosen").forEach((row) => row.classList.remove("chosen"));
+  const [, kind, rest] = location.hash.match(/^#(run|row)\/(.*)$/) || [];
+  let name = "", key = "";
+  try {
+    if (kind === "run") name = decodeURIComponent(rest);
+    if (kind === "row") { const cut = rest.indexOf("/"); [name, key] = [decodeURIComponent(rest.slice(0, cut)), decodeURIComponent(rest.slice(cut + 1))]; }
+  } catch { return; } // not a link of ours
+  oneRun(kind === "run" ? data.runs.find((run) => run.name === name) : null);
+  const find = kind === "row" && tables.get(name);
+  const row = find && find(key);
+  if (row) { row.classList.add("chosen"); row.scrollIntoView({ block: "center" }); }
 }
 
-document.title = "optbench: " + data.title;
-make(page, "h1", data.title);
-make(page, "p", data.about);
-(data.alarms || []).forEach((line) => make(page, "p", "Alarm: " + line, { class: "alarm" }));
-if (data.standings) {
-  table(page, "standings", data.standings.head, data.standings.rows);
-  make(page, "p", "Score: 0 at the start, 1 at a fixed reference; interquartile mean over tasks and seeds, with its 95 % interval. “May be”: the ranks that are possible, for all entrants together with 95 % confidence.");
-  make(page, "h2", "How sure", { id: "sure" });
-  const list = make(page, "ul");
-  data.words.forEach((line) => make(list, "li", line));
-  if (data.robust.rows.length) {
-    make(page, "h3", "The ranking under other choices");
-    table(page, "robust", data.robust.head, data.robust.rows);
+function theme() {
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  let chosen = null;
+  const button = make(document.getElementById("contents"), "button", "", { type: "button", id: "theme" });
+  const apply = () => { const now = chosen ?? (dark.matches ? "dark" : "light"); document.documentElement.dataset.theme = now; button.textContent = now === "dark" ? "light page" : "dark page"; };
+  button.addEventListener("click", () => { chosen = document.documentElement.dataset.theme === "dark" ? "light" : "dark"; apply(); });
+  dark.addEventListener("change", apply);
+  apply();
+}
+
+function build() {
+  document.title = "optbench: " + data.title;
+  page.replaceChildren();
+  make(page, "h1", data.title);
+  const origin = make(page, "dl", undefined, { class: "origin" });
+  for (const [key, value] of data.origin) { make(origin, "dt", key); make(origin, "dd", value); }
+  const contents = document.getElementById("contents");
+  for (const section of data.sections) {
+    const parent = make(page, "section", undefined, { id: section.id + "-part" });
+    if (section.title) {
+      make(parent, "h2", section.title, { id: section.id });
+      make(contents, "a", section.short || section.title, { href: "#" + section.id });
+    }
+    for (const part of section.parts) PARTS[part.kind](parent, part);
   }
+  theme();
+  addEventListener("hashchange", route);
+  addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && document.getElementById("run")) location.hash = "#runs-title";
+    if (event.key === "/" && !/INPUT|SELECT|TEXTAREA/.test(document.activeElement.tagName)) { event.preventDefault(); const first = page.querySelector("input[type=search]:not([hidden])"); if (first) { first.focus(); first.select(); } }
+  });
+  route();
 }
-if (data.refused && data.refused.length) {
-  make(page, "h2", "Listed, not ranked", { id: "refused" });
-  const list = make(page, "ul");
-  data.refused.forEach(([name, why]) => make(list, "li", name + ": " + why));
+
+async function open() {
+  const bytes = Uint8Array.from(atob(document.getElementById("data").textContent), (c) => c.charCodeAt(0));
+  if (typeof DecompressionStream === "undefined") { page.textContent = "This page needs a browser of 2023 or later: this one cannot unpack its data."; return; }
+  data = JSON.parse(await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text());
+  build();
 }
-if (data.runs.length) curves(page);
-if (data.standings && data.order.length) {
-  profile(page);
-  differences(page);
-  tuning(page);
-  make(page, "h2", "Task by task");
-  for (const task of data.tasks) {
-    make(page, "h3", task.name);
-    make(page, "p", task.about + ". Medians over the seeds [least, greatest].");
-    table(page, "task-" + task.name, task.head, task.rows);
-  }
-  make(page, "h2", "Pairs");
-  make(page, "p", "The first minus the second, paired by task and seed: BCa interval, rank-biserial correlation, Wilcoxon’s p after Holm.");
-  table(page, "pairs", data.pairs.head, data.pairs.rows);
-}
-runs(page);
-window.addEventListener("hashchange", route);
-route();
+open();

@@ -1,12 +1,23 @@
-"""One HTML page: the board, or a report on chosen runs. It needs no network and sends nothing."""
+"""One HTML page: a board, a comparison, or chosen runs. It needs no network and sends nothing.
 
+A page is a title, where it comes from, and sections of parts; `page.js` draws each kind of part.
+All data are packed (gzip, base64) into one element: a name in them can end no element, and a page
+of some hundred runs stays below a megabyte. Where the curves of very many runs would make it larger
+than `LARGEST_PAGE`, they are thinned, and the page says so.
+"""
+
+import base64
+import gzip
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
+from urllib.parse import quote
 
+from optbench import __version__
 from optbench.boundary import visible
 from optbench.boundary.counting import counted
 from optbench.leaderboard import tables
@@ -14,100 +25,405 @@ from optbench.leaderboard.board import FACTORS, Board, runs_of
 from optbench.leaderboard.run_line import Run
 
 Cell = tuple[str, float | str]  # what is shown, and what it is sorted by
+Part = dict[str, Any]
 LARGEST = 1e308  # stands for infinity, which JSON does not have
+LARGEST_PAGE = 2_800_000  # bytes
+CURVE_POINTS = (60, 30, 16, 8, 0)  # of a curve, as many as fit
+CURVE_DIGITS = 4
+SAMPLE = 40  # runs that say how large all of them will be
+MOST_DIFFERENCES = 40  # names in a diagram of critical differences
 
 
 def board_page(board: Board) -> str:
     """Return the page of a board."""
     suite = board.suite
-    order = [s.name for s in board.standings]
-    content = {
-        "title": f"{suite.name}, version {suite.version}",
-        "about": f"{counted(len(suite.tasks), 'task')}, {counted(suite.points, 'tuning point')} an "
+    shown = runs_of(board)
+    tuning = [run for e in board.admitted.entrants for runs in e.tuning.values() for run in runs]
+    about = (
+        f"{counted(len(suite.tasks), 'task')}, {counted(suite.points, 'tuning point')} an "
         f"optimizer, {counted(len(suite.final_seeds), 'seed')}; {suite.held_out} is held out of "
-        f"tuning.",
-        "words": board.words,
-        "alarms": board.admitted.alarms,
-        "refused": [[name, "; ".join(why)] for name, why in board.admitted.refused.items()],
-        "order": order,
-        "standings": {
-            "head": tables.STANDING_COLUMNS,
-            "rows": [_cells(line) for line in tables.standings(board)],
-        },
-        "tasks": [_task(board, name, order) for name in suite.tasks],
-        "pairs": {
-            "head": tables.PAIR_COLUMNS,
-            "rows": [_cells(line) for line in tables.pairs(board)],
-        },
-        "profiles": {"factors": FACTORS.tolist(), "series": board.profiles},
-        "ranks": {
-            "names": order,
-            "ranks": [s.mean_rank for s in board.standings],
-            "difference": _finite(board.critical_difference),
-            "cliques": board.cliques,
-        },
-        "tuning": {
-            task: {
-                name: [[_finite(i.value), _finite(i.low), _finite(i.high)] for i in intervals]
-                for name, intervals in curves.items()
-            }
-            for task, curves in board.tuning.items()
-        },
-        "robust": {
-            "head": ("choice", "first", "Kendall's τ", "order"),
-            "rows": [
-                _cells([r.choice, ", ".join(r.first), f"{r.tau:.2f}", " · ".join(r.order)])
-                for r in board.robust
-            ],
-        },
-        "runs": [_run(run, run.optimizer) for run in runs_of(board)],
-    }
-    return _page(content)
+        f"tuning."
+    )
+    sections = [
+        _section("ranking", "Ranking", [_text(about), *_ranking(board)]),
+        _section("sure", "How sure", _sure(board)),
+        *_refused(board),
+        *_curves(shown),
+        *(_charts(board) if board.standings else []),
+        *(_task_tables(board) if board.standings else []),
+        *(_pairs(board) if board.pairs else []),
+        *_runs(),
+    ]
+    return _page(
+        {
+            "title": f"Leaderboard: {suite.name}, version {suite.version}",
+            "origin": origin([*tuning, *shown]),
+            "order": [s.name for s in board.standings],
+            "sections": sections,
+            "runs": [describe(run, run.optimizer, run.task) for run in shown],
+        }
+    )
 
 
 def report_page(runs: Sequence[Run]) -> str:
     """Return a page about these runs, which are not ranked."""
+    return _page(
+        {
+            "title": f"{len(runs)} run{'s' * (len(runs) != 1)}",
+            "origin": origin(runs),
+            "order": [run.name for run in runs],
+            "sections": [
+                _section("about", "", [_text("Side by side, not ranked.")]),
+                *_curves(runs),
+                *_runs(),
+            ],
+            "runs": [describe(run, run.name, run.task) for run in runs],
+        }
+    )
+
+
+def comparison_page(
+    title: str, sections: Sequence[Part], order: Sequence[str], runs: Sequence[tuple[Run, str, str]]
+) -> str:
+    """Return the page of a comparison.
+
+    Args:
+        title: Its title.
+        sections: What stands above the curves.
+        order: Names of what is compared, the best first.
+        runs: Every run with the name of what it is of, and of its problem.
+    """
+    own = [run for run, _, _ in runs]
     content = {
-        "title": counted(len(runs), "run"),
-        "about": "Side by side, not ranked: a ranking needs a suite's protocol.",
-        "order": [run.name for run in runs],
-        "runs": [_run(run, run.name) for run in runs],
+        "title": title,
+        "origin": origin(own),
+        "order": order,
+        "sections": [*sections, *_curves(own), *_runs()],
+        "runs": [describe(run, group, problem) for run, group, problem in runs],
     }
     return _page(content)
 
 
-def _page(content: dict[str, Any]) -> str:
-    from plotly.offline import get_plotlyjs
+def origin(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Return when the page was made, and on what hardware, with what versions its runs were."""
+    lines = [("made", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))]
+    lines.append(("by", f"optbench {__version__}, python -m optbench.leaderboard"))
+    if runs:
+        lines += [
+            ("runs", str(len(runs))),
+            ("hardware", _counted(run.device or "unknown" for run in runs)),
+            ("versions", _counted(f"torch {run.torch or 'unknown'}" for run in runs)),
+            ("commits", _counted((run.git_commit or "unknown")[:10] for run in runs)),
+        ]
+    return lines
 
+
+def _counted(words: Iterable[str], most: int = 4) -> str:
+    """Each word with how often it occurs, the most frequent first."""
+    counts: dict[str, int] = {}
+    for word in words:
+        counts[word] = counts.get(word, 0) + 1
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    if len(ordered) == 1:
+        return ordered[0][0]
+    said = [f"{word} ({count} runs)" for word, count in ordered[:most]]
+    return ", ".join(said) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
+
+
+def _section(name: str, title: str, parts: Sequence[Part], short: str = "") -> Part:
+    return {"id": name, "title": title, "short": short, "parts": list(parts)}
+
+
+def _text(text: str, kind: str = "") -> Part:
+    return {"kind": "text", "text": text, "class": kind}
+
+
+def table_part(
+    name: str,
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    key: Sequence[int] = (0,),
+    **more: Any,
+) -> Part:
+    """Return a table; `key` says which columns name a row."""
+    cells = [_cells(row) for row in rows]
+    about = {column: tables.MEANINGS[column] for column in head if column in tables.MEANINGS}
+    return {
+        "kind": "table",
+        "id": name,
+        "head": head,
+        "rows": cells,
+        "key": key,
+        "about": about,
+    } | more
+
+
+def intervals_part(*plots: Part) -> Part:
+    """Return one or more plots of intervals, side by side where there is room."""
+    return {"kind": "intervals", "plots": plots}
+
+
+def interval_row(name: str, low: float, value: float, high: float, text: str, href: str) -> Part:
+    """Return a row of such a plot; an end that is infinite is drawn as open."""
+    ends = {"low": _finite(low), "value": _finite(value), "high": _finite(high)}
+    return {"name": name, "text": text, "href": href} | ends
+
+
+def row_link(table: str, *key: str) -> str:
+    """Return the address of a table's row within the page."""
+    return f"#row/{table}/{quote(' '.join(key), safe='')}"
+
+
+def _ranking(board: Board) -> list[Part]:
+    alarms = [_text(f"Alarm: {line}", "alarm") for line in board.admitted.alarms]
+    if not board.standings:
+        return alarms
+    ranks = [
+        interval_row(
+            s.name,
+            *(s.ranks[0], s.rank, s.ranks[1]),
+            f"rank {s.rank}, may be {s.ranks[0]} to {s.ranks[1]}",
+            row_link("standings", s.name),
+        )
+        for s in board.standings
+    ]
+    scores = [
+        interval_row(
+            s.name,
+            s.score.low,
+            s.score.value,
+            s.score.high,
+            tables.score(s),
+            row_link("standings", s.name),
+        )
+        for s in board.standings
+    ]
+    count = len(board.standings)
+    plots = intervals_part(
+        {
+            "id": "rank-intervals",
+            "title": "Ranks that are possible (95 %, all together)",
+            "axis": "rank, 1 is best",
+            "rows": ranks,
+            "range": [1, max(2, count)],
+            "whole": True,
+        },
+        {
+            "id": "score-intervals",
+            "title": "Scores with 95 % intervals",
+            "axis": "score",
+            "rows": scores,
+        },
+    )
+    key = tables.STANDING_COLUMNS.index("optimizer")
+    standings = table_part("standings", tables.STANDING_COLUMNS, tables.standings(board), (key,))
+    return [*alarms, plots, standings]
+
+
+def _sure(board: Board) -> list[Part]:
+    parts: list[Part] = [{"kind": "list", "lines": board.words}]
+    if board.robust:
+        rows = [
+            [r.choice, ", ".join(r.first), f"{r.tau:.2f}", " · ".join(r.order)]
+            for r in board.robust
+        ]
+        head = ("choice", "first", "Kendall's τ", "order")
+        parts += [{"kind": "title", "text": "The ranking under other choices"}]
+        parts += [table_part("robust", head, rows) | {"about": {}}]
+    return parts
+
+
+def _refused(board: Board) -> list[Part]:
+    if not board.admitted.refused:
+        return []
+    lines = [f"{name}: {'; '.join(why)}" for name, why in board.admitted.refused.items()]
+    return [_section("refused", "Listed, not ranked", [{"kind": "list", "lines": lines}])]
+
+
+def _curves(runs: Sequence[Run]) -> list[Part]:
+    if not any(run.curve for run in runs):
+        return []
+    about = (
+        "Median over the seeds, band from the least to the greatest. Click a name to show or hide "
+        "it, drag to zoom; with the keyboard, the arrows read values off."
+    )
+    return [_section("curves", "Curves", [_text(about), {"kind": "curves"}])]
+
+
+def _charts(board: Board) -> list[Part]:
+    names = [s.name for s in board.standings]
+    profile = {"kind": "profile", "names": names, "factors": FACTORS.tolist()}
+    profile["series"] = board.profiles
+    sections = [
+        _section(
+            "profile",
+            "Performance profile",
+            [
+                _text(
+                    "Share of (task, seed) problems whose target was reached with at most τ times "
+                    "the fewest gradients that anyone needed. It depends on who else is in."
+                ),
+                profile,
+            ],
+            "Profile",
+        )
+    ]
+    if len(names) > 1 and math.isfinite(board.critical_difference):
+        sections.append(_section("ranks", "Critical differences", _differences(board)))
+    return [*sections, _section("tuning", "What tuning buys", _tuning(board), "Tuning")]
+
+
+def _differences(board: Board) -> list[Part]:
+    about = (
+        "Mean rank over the tasks, the best at the left. A bar joins those that Nemenyi's test "
+        f"does not tell apart: mean ranks less than {board.critical_difference:.2f} apart."
+    )
+    if len(board.standings) > MOST_DIFFERENCES:
+        return [_text(f"{about} Not drawn for more than {MOST_DIFFERENCES} names.")]
+    diagram = {
+        "kind": "differences",
+        "names": [s.name for s in board.standings],
+        "ranks": [s.mean_rank for s in board.standings],
+        "cliques": board.cliques,
+    }
+    return [_text(about), diagram]
+
+
+def _tuning(board: Board) -> list[Part]:
+    curves = {
+        task: {
+            name: [[_finite(i.value), _finite(i.low), _finite(i.high)] for i in of_name]
+            for name, of_name in of_task.items()
+        }
+        for task, of_task in board.tuning.items()
+    }
+    chart = {
+        "kind": "tuning",
+        "names": [s.name for s in board.standings],
+        "curves": curves,
+        "select": {task: board.suite.tasks[task].select for task in curves},
+    }
+    return [
+        _text(
+            "Median of the best validation among k random points of the search space, with its "
+            "exact 95 % interval; where the line is flat, no tuning is needed. An open end of an "
+            "interval is not drawn."
+        ),
+        chart,
+        {"kind": "title", "text": "Where tuning ended"},
+        _text(
+            "The best point by validation. ⚠: no other point tried a lower (least) or a higher "
+            f"(greatest) value; of {board.suite.points} points drawn at random, "
+            f"{tables.edge_chance(board):.0%} would lie there, an axis."
+        ),
+        table_part("tuned", tables.TUNED_COLUMNS, tables.tuned_rows(board), (0, 1)),
+    ]
+
+
+def _task_tables(board: Board) -> list[Part]:
+    parts: list[Part] = [
+        _text(
+            "Medians over the seeds [least, greatest]; a divergence counts as worse than any "
+            "number."
+        )
+    ]
+    order = {s.name: i for i, s in enumerate(board.standings)}
+    for name, task in board.suite.tasks.items():
+        rows = sorted((r for r in board.rows if r.task == name), key=lambda r: order[r.optimizer])
+        held = ", held out of tuning" if name == board.suite.held_out else ""
+        about = (
+            f"{task.kind}; ranked by {task.metric}, target {task.select} ≤ {task.target:g}{held}."
+        )
+        parts += [{"kind": "title", "text": name}, _text(about)]
+        parts += [
+            table_part(f"task-{name}", list(tables.TASK_COLUMNS), map(tables.task_cells, rows))
+        ]
+    return [_section("tasks", "Task by task", parts, "Tasks")]
+
+
+def _pairs(board: Board) -> list[Part]:
+    about = (
+        "The first minus the second, paired by task and seed: BCa interval, rank-biserial "
+        "correlation, Wilcoxon's p after Holm."
+    )
+    table = table_part("pairs", tables.PAIR_COLUMNS, tables.pairs(board), (0, 1))
+    return [_section("pairs-title", "Pairs", [_text(about), table])]
+
+
+def _runs() -> list[Part]:
+    about = "Choose one for its configuration, the command that makes it again, and its curves."
+    return [_section("runs-title", "Runs", [_text(about), {"kind": "runs"}])]
+
+
+def _page(content: dict[str, Any]) -> str:
+    """Put the page together, its curves as fine as fit into it."""
     folder = files("optbench.leaderboard")
     text = (folder / "page.html").read_text(encoding="utf-8")
-    # In a script element nothing is markup but `<`: escaped, no name can end it.
-    data = json.dumps(_visible(content), allow_nan=False, ensure_ascii=False).replace(
-        "<", "\\u003c"
-    )
     parts = {
         "STYLE": (folder / "page.css").read_text(encoding="utf-8"),
-        "PLOTLY": get_plotlyjs(),
-        "DATA": data,
+        "CHART": (folder / "chart.js").read_text(encoding="utf-8"),
         "SCRIPT": (folder / "page.js").read_text(encoding="utf-8"),
     }
-    before, *rest = text.split("<!--")
+    rest = len(text) + sum(map(len, parts.values()))
+    runs = content["runs"]
+    content = _visible({key: part for key, part in content.items() if key != "runs"})
+    for points in _points_that_fit(runs, LARGEST_PAGE - rest):
+        parts["DATA"] = _packed(_with_runs(content, runs, points))
+        if rest + len(parts["DATA"]) <= LARGEST_PAGE:
+            break
+    before, *after = text.split("<!--")
     return before + "".join(
-        parts[key] + tail for key, _, tail in (part.partition("-->") for part in rest)
+        parts[key] + tail for key, _, tail in (part.partition("-->") for part in after)
     )
 
 
-def _task(board: Board, name: str, order: Sequence[str]) -> dict[str, Any]:
-    task = board.suite.tasks[name]
-    rows = sorted((r for r in board.rows if r.task == name), key=lambda r: order.index(r.optimizer))
-    return {
-        "name": name,
-        "about": f"{task.kind}; ranked by {task.metric}, target {task.select} ≤ {task.target:g}"
-        + (", held out of tuning" if name == board.suite.held_out else ""),
-        "select": task.select,
-        "head": list(tables.TASK_COLUMNS),
-        "rows": [_cells(tables.task_cells(r)) for r in rows],
-    }
+def _packed(content: Mapping[str, Any]) -> str:
+    data = json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return base64.b64encode(gzip.compress(data.encode(), compresslevel=6, mtime=0)).decode()
+
+
+def unpacked(page: str) -> dict[str, Any]:
+    """Return the data of a page: the inverse of what it was packed with."""
+    start = page.index('id="data">') + len('id="data">')
+    content: dict[str, Any] = json.loads(
+        gzip.decompress(base64.b64decode(page[start : page.index("</script>", start)]))
+    )
+    return content
+
+
+def _points_that_fit(runs: Sequence[Part], room: int) -> Iterator[int]:
+    """How many points a curve may have, most first: those that a sample of runs lets fit."""
+    sample = runs[:: max(1, len(runs) // SAMPLE)]
+    for points in CURVE_POINTS:
+        size = len(_packed({"runs": [_thin(run["curve"], points) for run in sample]}))
+        if size * len(runs) <= room * len(sample) or not points:
+            yield points
+
+
+def _with_runs(content: dict[str, Any], runs: Sequence[Part], points: int) -> dict[str, Any]:
+    """Add the runs with so many points of each curve, and say so where those are not all."""
+    longest = max((len(run["curve"].get("step", ())) for run in runs), default=0)
+    shown = [
+        _visible({key: part for key, part in run.items() if key != "curve"})
+        | {"curve": _thin(run["curve"], points)}
+        for run in runs
+    ]
+    if longest <= points:
+        return content | {"runs": shown}
+    note = f"curves have at most {points} of their {longest} points, to keep this page small"
+    if not points:
+        note = "curves are left out, to keep this page small"
+    return content | {"runs": shown, "origin": [*content["origin"], ["left out", note]]}
+
+
+def _thin(curve: Mapping[str, Sequence[Any]], points: int) -> dict[str, list[Any]]:
+    length = len(curve.get("step", ()))
+    if not points:
+        return {}
+    kept: Sequence[int] = range(length)
+    if length > points:
+        kept = sorted({round(i * (length - 1) / (points - 1)) for i in range(points)})
+    return {visible(key): [_short(series[i]) for i in kept] for key, series in curve.items()}
 
 
 def _cells(texts: Sequence[str]) -> list[Cell]:
@@ -117,8 +433,10 @@ def _cells(texts: Sequence[str]) -> list[Cell]:
 def _sort_key(text: str) -> float | str:
     """Read the number that a cell begins with, to sort by.
 
-    Infinite ones stand at the ends, cells without a number last.
+    Infinite ones stand at the ends, as do divergences; cells without a number last.
     """
+    if text.startswith("diverged"):
+        return LARGEST
     first = text.split(" ")[0].split("–")[0].rstrip("%")
     special = {"∞": LARGEST, "−∞": -LARGEST, "": LARGEST}
     if first in special:
@@ -129,11 +447,12 @@ def _sort_key(text: str) -> float | str:
         return text
 
 
-def _run(run: Run, group: str) -> dict[str, Any]:
+def describe(run: Run, group: str, task: str) -> dict[str, Any]:
+    """Return a run as the page shows it, under the names of its group and its task."""
     return {
         "name": run.name,
         "group": group,
-        "task": run.task,
+        "task": task,
         "optimizer": run.optimizer,
         "seed": run.seed,
         "status": run.status,
@@ -141,7 +460,7 @@ def _run(run: Run, group: str) -> dict[str, Any]:
         "command": "python -m optbench " + shlex.join(run.command),
         "settings": dict(run.settings),
         "last": dict(run.last),
-        "curve": {key: list(series) for key, series in run.curve.items()},
+        "curve": run.curve,
         "facts": {
             "problem": run.problem,
             "data": run.data_hash,
@@ -156,8 +475,15 @@ def _run(run: Run, group: str) -> dict[str, Any]:
     }
 
 
+def _short(value: float | None) -> float | None:
+    """A value as fine as a curve can show; whole numbers stay."""
+    return float(f"{value:.{CURVE_DIGITS}g}") if isinstance(value, float) else value
+
+
 def _visible(node: Any) -> Any:
     """All that is shown, without control characters, which a browser or terminal might act on."""
+    if isinstance(node, float) or node is None or isinstance(node, int):
+        return node
     if isinstance(node, str):
         return visible(node)
     if isinstance(node, Mapping):

@@ -3,20 +3,28 @@
 Whatever it holds, reading it harms nothing.
 """
 
+import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from optbench.boundary import ShapeError, UnreadableError, printable
 from optbench.boundary.counting import agreeing
 from optbench.leaderboard.entries import Entry, read_entries
+from optbench.leaderboard.folder_index import FolderIndex, index_file, signature
 from optbench.leaderboard.marks import read_marks
 from optbench.leaderboard.run_folders import read_run
-from optbench.leaderboard.run_line import Run
+from optbench.leaderboard.run_line import Run, read_local, write_local
+from optbench.processes import cores
 from optbench.record.progress import work
 
 Reason = tuple[str, str]
 Key = tuple[str, str]  # of a run: its suite and its name
+OF_A_SUITE, ANY = "runs of a suite", "any runs"  # kinds of index
+A_BATCH = 50  # folders that a process reads at a time
+WORTH_PROCESSES = 500  # folders: to start processes takes as long as to read some hundred
 
 
 def read_results(results: Path) -> tuple[list[Run], list[Reason]]:
@@ -28,16 +36,73 @@ def read_results(results: Path) -> tuple[list[Run], list[Reason]]:
     reasons = [(entry.name, why) for entry in entries for why in entry.passed_over]
     reasons += _claimed_twice(entries)
     runs = {_key(run): run for entry in entries for run in entry.runs}
+    local, unread = read_folders(results)
+    runs |= {_key(run): run for run in local}
+    return list(runs.values()), reasons + unread
+
+
+def read_folders(results: Path, any_run: bool = False) -> tuple[list[Run], list[Reason]]:
+    """Return the runs under `runs/` of a results folder, and (name, why) of what was passed over.
+
+    Args:
+        results: The results folder.
+        any_run: Whether runs that belong to no suite are among them.
+    """
+    kind = ANY if any_run else OF_A_SUITE
+    index = FolderIndex.opened(index_file(results, kind), kind)
     folders = sorted((results / "runs").glob("[!.]*"))
-    with work("reading runs", len(folders), "folders") as told:
-        for folder in folders:
-            try:
-                if (run := read_run(folder)) is not None:
-                    runs[_key(run)] = run
-            except (UnreadableError, ShapeError) as why:
-                reasons.append((printable(folder.name), str(why)))
-            told.advance()
-    return list(runs.values()), reasons
+    states = {folder: signature(folder) for folder in folders}
+    texts = {folder: index.find(folder.name, states[folder][0]) for folder in folders}
+    reasons = []
+    unknown = [folder for folder, text in texts.items() if text is None]
+    for folder, text, why in _read_each(unknown, any_run):
+        if why:
+            reasons.append((printable(folder.name), why))
+            continue
+        texts[folder] = text
+        index.enter(folder.name, *states[folder], text)
+    try:
+        index.close()
+    except OSError as why:
+        print(
+            f"the index could not be written, so the next board takes as long: {why.strerror}",
+            file=sys.stderr,
+        )
+    return read_local(text for text in texts.values() if text is not None), reasons
+
+
+def _read_each(folders: Sequence[Path], any_run: bool) -> Iterator[tuple[Path, str, str]]:
+    """Read folders, with a bar where it takes seconds: (folder, its run on a line, or why not)."""
+    batches = [folders[i : i + A_BATCH] for i in range(0, len(folders), A_BATCH)]
+    read = partial(_read_batch, any_run=any_run)
+    many = len(folders) >= WORTH_PROCESSES
+
+    def with_bar(
+        done: Iterable[list[tuple[Path, str, str]]],
+    ) -> Iterator[list[tuple[Path, str, str]]]:
+        with work("reading new runs", len(folders), "folders") as told:
+            for batch in done:
+                yield batch
+                told.advance(len(batch))
+
+    if many and cores() > 1:
+        with ProcessPoolExecutor(cores()) as pool:
+            for batch in with_bar(pool.map(read, batches)):
+                yield from batch
+    else:
+        for batch in with_bar(map(read, batches)):
+            yield from batch
+
+
+def _read_batch(folders: Sequence[Path], any_run: bool) -> list[tuple[Path, str, str]]:
+    return [_read_one(folder, any_run) for folder in folders]
+
+
+def _read_one(folder: Path, any_run: bool) -> tuple[Path, str, str]:
+    try:
+        return folder, write_local(read_run(folder, any_run)), ""
+    except (UnreadableError, ShapeError) as why:
+        return folder, "", str(why)
 
 
 def _key(run: Run) -> Key:

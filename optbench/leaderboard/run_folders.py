@@ -53,7 +53,8 @@ NOT_THE_PROBLEM = {
         "device",
         "results_dir",
     ),
-    *("batched", "overwrite", "checkpoint_seconds", "picture", "wandb"),
+    *("batched", "overwrite", "checkpoint_seconds", "picture", "wandb", "mirrors"),
+    *("keep", "keep_steps"),
 }
 NOT_THE_COMMAND = ("results_dir=", "device=", "wandb.", "picture=", "--config-dir")
 CURVES = (
@@ -171,6 +172,8 @@ def read_run(folder: Path, any_run: bool = False) -> Run | None:
     """
     if folder.is_symlink() or not folder.is_dir():
         raise UnreadableError("a link, not a folder" if folder.is_symlink() else "not a folder")
+    if not any_run and _of_no_suite(folder / record.CONFIG):
+        return None
     whole = _mapping(read_yaml, folder / record.CONFIG)
     config = shaped(Config, whole, record.CONFIG)
     if config.board is None and not any_run:
@@ -183,14 +186,29 @@ def read_run(folder: Path, any_run: bool = False) -> Run | None:
     origin = shaped(Origin, _mapping(read_json, folder / record.PROVENANCE), record.PROVENANCE)
     place = config.board or Place("", 0, "", _as_name(summary.task), "final", 0)
     curve = _curve(folder) if place.phase == FINAL else {}
-    run = shaped(
-        Run, _content(folder.name, place, whole, summary, origin) | {"curve": curve, "local": True}
-    )
+    content = _content(folder.name, place, whole, summary, origin)
+    content |= {"curve": curve, "local": True}
+    if any_run:
+        content["conditions"] = _conditions(whole)
+    run = shaped(Run, content)
     if summary.status in record.FINISHED and (
         changed := record.check_digests(folder, weights=False)
     ):
         raise UnreadableError(changed)
     return run
+
+
+_NO_BOARD = re.compile(r"^board: null$", re.MULTILINE)
+_BOARD = re.compile(r"^[\"']?board[\"']?\s*:", re.MULTILINE)
+
+
+def _of_no_suite(config: Path) -> bool:
+    """Whether a configuration says so in the one line that a run writes: no YAML to be parsed."""
+    try:
+        text = read_text(config)
+    except UnreadableError:
+        return False
+    return len(_BOARD.findall(text)) == 1 and _NO_BOARD.search(text) is not None
 
 
 def _mapping(read: Callable[[Path], Any], path: Path) -> dict[str, Any]:
@@ -247,13 +265,40 @@ def _content(
 
 
 def _problem(config: Mapping[str, Any]) -> str:
+    text = json.dumps(_settings_of_the_problem(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _settings_of_the_problem(config: Mapping[str, Any]) -> dict[str, Any]:
     task = {key: value for key, value in config["task"].items() if key != "root"}
     # What is null is off: a setting that optbench gains later leaves the problems as they were.
     settings = without_defaults(config)
-    problem = {k: v for k, v in settings.items() if k not in NOT_THE_PROBLEM and v is not None} | {
+    return {k: v for k, v in settings.items() if k not in NOT_THE_PROBLEM and v is not None} | {
         "task": task
     }
-    return hashlib.sha256(json.dumps(problem, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _conditions(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The problem, each setting by its path, after the names that were chosen for its parts."""
+    choices = config.get("choices")
+    names = choices if isinstance(choices, dict) else {}
+    chosen = {
+        key: name
+        for key, name in names.items()
+        if key in ("task", "model", "schedule") and isinstance(name, str)
+    }
+    return {
+        key: _finite(value)
+        for key, value in (chosen | flat(_settings_of_the_problem(config))).items()
+    }
+
+
+def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return settings by their paths: {a: {b: 1}} as {a.b: 1}."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: value}
+    return found
 
 
 def _finite(node: Any) -> Any:

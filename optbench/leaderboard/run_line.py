@@ -1,16 +1,18 @@
 """One run of a suite's protocol, as a line of a committed file holds it: its declared shape."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 
 from optbench import metrics
 from optbench.boundary import LAX, Name, Plain, Text, UnreadableError, shaped_text
 
 LINE_SCHEMA = 1
+NOT_IN_A_LINE = ("local", "conditions")
 CURVE_POINTS = 60
 DIGITS = 6  # significant ones: what a committed line keeps of a measured number
 
@@ -55,6 +57,8 @@ class Run:
         curve: Series by metric, each as long as `curve["step"]`, None where not measured then;
             finals only.
         local: Whether its folder is here, so that it was run here.
+        conditions: What it is compared under (task, model, steps, …), by key; only of runs that are
+            read for a comparison without a suite, and in no committed line.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = LAX
@@ -88,6 +92,7 @@ class Run:
     torch: Text = ""
     git_commit: Text | None = None
     local: bool = field(default=False, compare=False)
+    conditions: Mapping[Text, Plain] = field(default_factory=dict, compare=False)
 
     @property
     def label(self) -> str:
@@ -101,7 +106,7 @@ class Run:
 
     def line(self) -> str:
         """Return it as a line of a committed file."""
-        content = {key: value for key, value in asdict(self).items() if key != "local"}
+        content = {key: value for key, value in asdict(self).items() if key not in NOT_IN_A_LINE}
         return json.dumps({"schema": LINE_SCHEMA} | content, sort_keys=True, allow_nan=False)
 
 
@@ -131,4 +136,23 @@ def read_line(line: str) -> Run:
     if (schema := shaped_text(_Head, line).schema) != LINE_SCHEMA:
         raise UnreadableError(f"schema {schema}, and this reads {LINE_SCHEMA}")
     run = shaped_text(Run, line)
-    return replace(run, local=False) if run.local else run
+    return replace(run, local=False, conditions={}) if run.local or run.conditions else run
+
+
+def write_local(run: Run | None) -> str:
+    """Return a run of this machine, or the absence of one, as a line for `read_local`."""
+    return _runs().dump_json([run]).decode()[1:-1]
+
+
+def read_local(lines: Iterable[str]) -> list[Run]:
+    """Return the runs that `write_local` wrote, without holding them against their shape again.
+
+    So it is only for what this code has written itself, and nobody has changed since.
+    """
+    contents = json.loads(f"[{','.join(lines)}]")
+    return [Run(**content) for content in contents if content is not None]
+
+
+@cache
+def _runs() -> TypeAdapter[list[Run | None]]:
+    return TypeAdapter(list[Run | None])

@@ -97,7 +97,7 @@ def row(suite: Suite, entrant: Entrant, task: str) -> Row:
 
 def _metrics(suite: Suite, runs: Sequence[Run]) -> dict[str, Interval]:
     """Return the spread of each metric over the seeds."""
-    metrics = {name: _spread([_at_end(run, name) for run in runs]) for name in AT_END}
+    metrics = {name: _spread(_at_ends(runs, name)) for name in AT_END}
     for name in CURVATURE:
         metrics[f"{name} at the end"] = _spread([_last_measured(run, name) for run in runs])
     for name in CURVATURE:
@@ -152,6 +152,17 @@ def cost_to_target(suite: Suite, run: Run, target: float, unit: str) -> float:
 
 def _at_end(run: Run, metric: str) -> float:
     return math.inf if run.status == "diverged" else run.last.get(metric, math.nan)
+
+
+def _at_ends(runs: Sequence[Run], metric: str) -> list[float]:
+    """The values at the end; none where no run that finished has one: the task measures no such.
+
+    A divergence would stand alone there, as if it were a value of this metric.
+    """
+    finished = [run for run in runs if run.status != "diverged"]
+    if finished and not any(metric in run.last for run in finished):
+        return []
+    return [_at_end(run, metric) for run in runs]
 
 
 def _last_measured(run: Run, metric: str) -> float:

@@ -11,12 +11,13 @@ from optbench.boundary.counting import counted
 from optbench.intervals import Interval
 from optbench.leaderboard.board import Board, Standing
 from optbench.leaderboard.scores import DISTANCE, SHARPNESS, Row
+from optbench.leaderboard.tuned import Tuned
 
 TASK_COLUMNS: dict[str, Callable[[Row], str]] = {
     "optimizer": lambda r: r.optimizer,
-    "test loss": lambda r: spread(r.metrics[metrics.TEST_LOSS]),
-    "test error": lambda r: spread(r.metrics[metrics.TEST_ERROR]),
-    "gap, loss": lambda r: spread(r.metrics[metrics.GAP_LOSS]),
+    "test loss": lambda r: _of_runs(r, metrics.TEST_LOSS),
+    "test error": lambda r: _of_runs(r, metrics.TEST_ERROR),
+    "gap, loss": lambda r: _of_runs(r, metrics.GAP_LOSS),
     "steps to target": lambda r: number(r.steps_to_target),
     "gradients": lambda r: number(r.gradients_to_target),
     "seconds": lambda r: number(r.seconds_to_target),
@@ -35,13 +36,49 @@ STANDING_CELLS: dict[str, Callable[[Standing], str]] = {
     "rank": lambda s: str(s.rank),
     "may be": lambda s: f"{s.ranks[0]}–{s.ranks[1]}",
     "optimizer": lambda s: s.name,
-    "score": lambda s: interval(s.score),
+    "score": lambda s: score(s),
     "mean rank": lambda s: f"{s.mean_rank:.2f}",
     "profile area": lambda s: f"{s.profile_area:.2f}",
     "hit rate": lambda s: f"{s.hit_rate:.0%}",
     "diverged": lambda s: f"{s.diverged:.0%}",
 }
 STANDING_COLUMNS = tuple(STANDING_CELLS)
+MEANINGS = {
+    "rank": "place by the score; equals share the least",
+    "may be": "the ranks that are possible, for all entrants together with 95 % confidence",
+    "optimizer": "name of its file in conf/optimizer/",
+    "score": "0 at the start, 1 at a fixed reference: interquartile mean over tasks and seeds, "
+    "with its 95 % interval",
+    "mean rank": "rank of the mean score, averaged over the tasks; it depends on who else is in",
+    "profile area": "mean of the performance profile: 1 if nobody ever needed fewer gradients",
+    "hit rate": "share of the runs that reached the target",
+    "diverged": "share of the runs whose loss exploded or became NaN; they rank last",
+    "test loss": "at the last step: median over the seeds [least, greatest]",
+    "test error": "at the last step: median over the seeds [least, greatest]",
+    "gap, loss": "test loss minus training loss at the last step: median [least, greatest]",
+    "steps to target": "updates to the target, median; ∞ if half of the runs or more missed it",
+    "gradients": "batch gradients to the target, median; ∞ if half of the runs or more missed it",
+    "seconds": "seconds of training to the target, without measuring; they depend on the machine",
+    "λ₁, end": "largest eigenvalue of the Hessian at the last measurement, median",
+    "λ₁, best": "the same at the step of the best validation, median",
+    "edge, end": "measured sharpness over the optimizer's own threshold of stability, at the end",
+    "edge, best": "the same at the step of the best validation",
+    "edge, most": "the most that it was during training",
+    "ms a step": "milliseconds of an update, without measuring; they depend on the machine",
+    "peak GiB": "largest memory of the process (on a GPU: of the GPU)",
+    "state MiB": "what the optimizer keeps between updates",
+    "first": "the one of the pair that is ranked before the other",
+    "second": "the other one",
+    "difference": "mean score of the first minus that of the second, paired by task and seed, with "
+    "its 95 % interval (BCa)",
+    "effect r": "rank-biserial correlation in [−1, 1]: 1 if the first always wins",
+    "wins": "share of the (task, seed) pairs that the first wins, a tie one half",
+    "p (Holm)": "Wilcoxon's signed-rank test, corrected for the number of pairs",
+    "best point": "number of the tuning point with the best validation",
+    "its values": "what the point sets; ⚠ where no other point tried a lower or a higher value",
+    "points that reach": "how many tuning points reach the easiest target of the validation",
+}
+"""What the columns say, by their names."""
 
 
 def standings(board: Board) -> list[list[str]]:
@@ -62,7 +99,7 @@ def markdown(board: Board) -> str:
         "interval. `may be`: the ranks that are possible, for all together with 95 % confidence. "
         "Written by `python -m optbench.leaderboard`; `leaderboard.html` has the curves.",
         "",
-        *_table(STANDING_COLUMNS, standings(board)),
+        *markdown_table(STANDING_COLUMNS, standings(board)),
         "",
         "## How sure",
         "",
@@ -71,7 +108,8 @@ def markdown(board: Board) -> str:
         "",
         "## Task by task",
         "",
-        "Medians over the seeds [least, greatest]. A target missed by half of the runs or more "
+        "Medians over the seeds [least, greatest]; a divergence counts as worse than any number. A "
+        "target missed by half of the runs or more "
         "takes forever (∞). Edge: measured sharpness over the optimizer's own threshold.",
         "",
     ]
@@ -87,7 +125,7 @@ def markdown(board: Board) -> str:
             f"Target: {task.select} ≤ {task.target:g}.",
             "",
         ]
-        lines += [*_table(list(TASK_COLUMNS), [task_cells(r) for r in rows]), ""]
+        lines += [*markdown_table(list(TASK_COLUMNS), [task_cells(r) for r in rows]), ""]
     lines += [
         "## Pairs",
         "",
@@ -95,7 +133,17 @@ def markdown(board: Board) -> str:
         "correlation.",
         "",
     ]
-    lines += [*_table(PAIR_COLUMNS, pairs(board)), ""]
+    lines += [*markdown_table(PAIR_COLUMNS, pairs(board)), ""]
+    lines += [
+        "## Where tuning ended",
+        "",
+        "The best point by validation of each optimizer on each task. ⚠: no other point tried a "
+        f"lower (or a higher) value; of {suite.points} points drawn at random "
+        f"{edge_chance(board):.0%} would lie there, an axis.",
+        "",
+        *markdown_table(TUNED_COLUMNS, tuned_rows(board)),
+        "",
+    ]
     if board.admitted.refused:
         lines += ["## Listed, not ranked", ""]
         lines += [
@@ -109,7 +157,7 @@ def markdown(board: Board) -> str:
 PAIR_CELLS: dict[str, Callable[[Board, tuple[str, str]], str]] = {
     "first": lambda _, names: names[0],
     "second": lambda _, names: names[1],
-    "difference": lambda board, names: interval(board.pairs[names].difference),
+    "difference": lambda board, names: _difference(board, names),
     "effect r": lambda board, names: f"{board.pairs[names].effect:.2f}",
     "wins": lambda board, names: f"{board.pairs[names].wins:.0%}",
     "p (Holm)": lambda board, names: f"{board.adjusted[names]:.2g}",
@@ -121,6 +169,37 @@ def pairs(board: Board) -> list[list[str]]:
     """Return the rows of the table of pairs, under `PAIR_COLUMNS`, the surest difference first."""
     surest_first = sorted(board.pairs, key=board.adjusted.__getitem__)
     return [[cell(board, names) for cell in PAIR_CELLS.values()] for names in surest_first]
+
+
+TUNED_COLUMNS = ("task", "optimizer", "best point", "its values", "validation", "points that reach")
+
+
+def tuned_rows(board: Board) -> list[list[str]]:
+    """Return the rows of the table of best tuning points, under `TUNED_COLUMNS`."""
+    place = {s.name: i for i, s in enumerate(board.standings)}
+    order = {task: i for i, task in enumerate(board.suite.tasks)}
+    found = sorted(board.tuned, key=lambda t: (order[t.task], place[t.optimizer]))
+    return [
+        [
+            t.task,
+            t.optimizer,
+            str(t.point),
+            ", ".join(_setting(t, key) for key in t.settings),
+            f"{board.suite.tasks[t.task].select} {number(t.value)}",
+            f"{t.reached} of {board.suite.points}",
+        ]
+        for t in found
+    ]
+
+
+def _setting(t: Tuned, key: str) -> str:
+    mark = f" ⚠ {t.at_edge[key]}" if key in t.at_edge else ""
+    return f"{key} {t.settings[key]:.4g}{mark}"
+
+
+def edge_chance(board: Board) -> float:
+    """Return how often chance alone puts the best point at an edge of an axis."""
+    return min(1.0, 2 / board.suite.points)
 
 
 def task_cells(r: Row) -> list[str]:
@@ -193,9 +272,45 @@ def number(value: float) -> str:
     return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
-def spread(s: Interval) -> str:
-    """Return median [least, greatest]."""
-    return "–" if math.isnan(s.value) else interval(s)
+def _of_runs(r: Row, metric: str) -> str:
+    """Return median [least, greatest] over the seeds, and how many of the runs diverged."""
+    total, spread = len(r.score), r.metrics[metric]
+    diverged = round(r.diverged * total)
+    if math.isnan(spread.value):
+        return "–"
+    if math.isinf(spread.low):
+        return said_diverged(diverged)
+    if math.isinf(spread.value):
+        return f"{said_diverged(diverged, total)} [{number(spread.low)}, –]"
+    if math.isinf(spread.high):
+        low = number(spread.low)
+        return f"{number(spread.value)} [{low}, {said_diverged(diverged)}]"
+    return interval(spread)
+
+
+def score(s: Standing) -> str:
+    """Return the score with its interval, and how many runs diverged where that makes it −∞."""
+    diverged = round(s.diverged * s.runs)
+    if math.isinf(s.score.value):
+        return said_diverged(diverged, s.runs)
+    if math.isinf(s.score.low):
+        return f"{number(s.score.value)} [{said_diverged(diverged)}, {number(s.score.high)}]"
+    return interval(s.score)
+
+
+def _difference(board: Board, names: tuple[str, str]) -> str:
+    difference = board.pairs[names].difference
+    if math.isfinite(difference.value):
+        return interval(difference)
+    counts = {s.name: round(s.diverged * s.runs) for s in board.standings}
+    who = [f"{name} {said_diverged(counts[name])}" for name in names if counts[name]]
+    return f"without bound: {', '.join(who)}"
+
+
+def said_diverged(count: int, total: int | None = None) -> str:
+    """Say that so many runs diverged, of how many if that is given."""
+    of = "" if total is None else f" of {total}"
+    return f"diverged in {count}{of} run{'s' * ((total or count) != 1)}"
 
 
 def interval(i: Interval) -> str:
@@ -203,7 +318,8 @@ def interval(i: Interval) -> str:
     return f"{number(i.value)} [{number(i.low)}, {number(i.high)}]"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table in Markdown, its cells escaped."""
     lines = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(escape(str(cell)) for cell in line) + " |" for line in lines]
 

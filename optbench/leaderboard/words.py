@@ -1,17 +1,35 @@
 """What the board shows, in words."""
 
 import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 from optbench.boundary.counting import agreeing, counted
 from optbench.intervals import LEVEL
 from optbench.leaderboard.board import Board
+from optbench.leaderboard.tuned import DECLARED, MorePoints, Place, Tuned
 
 
-def words(board: Board) -> list[str]:
-    """Return lines on what is sure, what is not, and what it depends on."""
+def words(
+    board: Board, more_points: Mapping[Place, Sequence[MorePoints]] | None = None
+) -> list[str]:
+    """Return lines on what is sure, what is not, and what it depends on.
+
+    Args:
+        board: The board.
+        more_points: What more tuning points gave, by (task, optimizer).
+    """
     if not board.standings:
         return ["Nobody is ranked: see who is listed, and why."]
-    return [*_first(board), *_groups(board), *_friedman(board), *_choices(board), *_held_out(board)]
+    return [
+        *_first(board),
+        *_groups(board),
+        *_friedman(board),
+        *_choices(board),
+        *_held_out(board),
+        *_at_edges(board),
+        *_nowhere(board, more_points or {}),
+    ]
 
 
 def _first(board: Board) -> list[str]:
@@ -130,6 +148,97 @@ def _held_out(board: Board) -> list[str]:
     return [
         f"On {held_out}, which nobody was tuned on, {best.optimizer} has the highest mean score."
     ]
+
+
+def _at_edges(board: Board) -> list[str]:
+    """Which settings end at the edge of what was tried, on more tasks than chance would have it."""
+    points, tasks = board.suite.points, len(board.suite.tuned)
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for t in board.tuned:
+        for key, end in t.at_edge.items():
+            found[f"{end} {key}", t.optimizer].append(t.task)
+    often = {place: on for place, on in found.items() if len(on) >= max(2, tasks / 2)}
+    by_edge: dict[str, list[str]] = defaultdict(list)
+    for (edge, optimizer), on in often.items():
+        by_edge[edge].append(f"{optimizer} ({len(on)} of {tasks} tasks)")
+    return [
+        f"WARNING: the best tuning point has the {edge} of the {points} values tried, so that a "
+        f"better one may lie beyond: {_and(who)}."
+        for edge, who in sorted(by_edge.items())
+    ]
+
+
+def _nowhere(board: Board, more: Mapping[Place, Sequence[MorePoints]]) -> list[str]:
+    """Who misses even the easiest target of a task at every point, and what is to blame."""
+    lines = []
+    for task in board.suite.tuned:
+        stuck = [t for t in board.tuned if t.task == task and not t.reached]
+        if not stuck:
+            continue
+        about, names = board.suite.tasks[task], _and(sorted(t.optimizer for t in stuck))
+        lines.append(
+            f"WARNING: on {task} no tuning point of {names} reaches {about.select} ≤ "
+            f"{about.targets[0]:g}, the easiest target.{_by_heart(board, stuck)} "
+            f"{_blame(task, stuck, more, board.suite.points)}"
+        )
+    return lines
+
+
+def _by_heart(board: Board, stuck: list[Tuned]) -> str:
+    learnt = [t.learnt for t in stuck if t.learnt is not None]
+    if not learnt:
+        return ""
+    total = len(learnt) * board.suite.points * len(board.suite.tuning_seeds)
+    if not any(learnt):
+        return f" None of these {total} runs fits its training set either."
+    return (
+        f" {sum(learnt)} of these {total} runs fit their training set to 1 % error: they learn it "
+        "by heart and do not generalize."
+    )
+
+
+def _blame(
+    task: str, stuck: list[Tuned], more: Mapping[Place, Sequence[MorePoints]], points: int
+) -> str:
+    """Whether more points of the same space help, or points of a wider one."""
+    names = sorted(t.optimizer for t in stuck)
+    tried = {name: more.get((task, name), ()) for name in names}
+    same = {name: m for name in names for m in tried[name] if m.space == DECLARED}
+    if not same:
+        return (
+            f"Whether the {points} points or the search space are to blame has not been tried: "
+            "python -m perf.more_points tries."
+        )
+    said = []
+    if late := {name: m for name, m in same.items() if m.first}:
+        count = max(m.count for m in late.values())
+        said.append(
+            f"The budget of {points} points is to blame for {_and(_firsts(late))}, among {count} "
+            "points of the same space."
+        )
+    never = [name for name, m in same.items() if not m.first]
+    if never:
+        count = min(same[name].count for name in never)
+        said.append(
+            f"Not the budget is to blame for {_and(never)}: none of {count} points of the same "
+            "space reaches it."
+        )
+    others = {name: m for name in never for m in tried[name] if m.space != DECLARED}
+    if wider := {name: m for name, m in others.items() if m.first}:
+        said.append(f"The search space is, for {_and(_firsts(wider))} of a wider one.")
+    if nowhere := [name for name, m in others.items() if not m.first]:
+        count = min(others[name].count for name in nowhere)
+        said.append(
+            f"Nor does any of {count} points of a wider space help {_and(nowhere)}: the steps or "
+            "the optimizer are."
+        )
+    if unknown := [name for name in names if name not in same]:
+        said.append(f"Nobody has tried more points for {_and(unknown)}.")
+    return " ".join(said)
+
+
+def _firsts(found: Mapping[str, MorePoints]) -> list[str]:
+    return [f"{name} (point {m.first} is the first to reach it)" for name, m in found.items()]
 
 
 def _and(names: list[str]) -> str:

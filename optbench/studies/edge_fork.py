@@ -7,7 +7,7 @@ are compared at one training loss, and at one Σηt.
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,7 +41,7 @@ from optbench.studies.frame import (
     rounded,
     subset,
 )
-from optbench.studies.judging import UNKNOWN, judged, mean_of_values
+from optbench.studies.judging import UNKNOWN, interval_of, judged, mean_of_values
 from optbench.studies.measured_once import measured_once
 
 ARMS = ("below", "near", "above", "random", "pushed", "minibatch")
@@ -50,6 +50,19 @@ BATCH = 32
 MATCHED = 0.01
 """Largest difference in log training loss between two forks that count as equal."""
 DRAWS = 500
+NOTHING = dict.fromkeys(
+    (
+        "classes_digits",
+        "classes_mnist1d",
+        "examples",
+        "features",
+        "error_digits",
+        "error_mnist1d",
+        "tasks_differ",
+    ),
+    REFUTED,
+)
+"""What is right where the arm above does nothing at equal loss."""
 Value = Callable[[Mapping[str, Mapping[str, float]]], float]
 """From {arm: its columns} of one fork to a number."""
 
@@ -67,23 +80,19 @@ class EdgeFork:
 
     worlds: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "shift": {
-            "classes": SUPPORTED,
-            "examples": SUPPORTED,
+            **dict.fromkeys(("classes_digits", "classes_mnist1d", "examples"), SUPPORTED),
             "features": SUPPORTED,
-            "error": REFUTED,
+            **dict.fromkeys(("error_digits", "error_mnist1d", "tasks_differ"), REFUTED),
         },
-        "nothing": {"classes": REFUTED, "examples": REFUTED, "features": REFUTED, "error": REFUTED},
-        "any displacement": {
-            "classes": REFUTED,
-            "examples": REFUTED,
-            "features": REFUTED,
-            "error": REFUTED,
-        },
-        "unmatched loss": {
-            "classes": REFUTED,
-            "examples": REFUTED,
-            "features": REFUTED,
-            "error": REFUTED,
+        "nothing": NOTHING,
+        "any displacement": NOTHING,
+        "unmatched loss": NOTHING,
+        # pooled over tasks nothing would be seen
+        "opposite signs": {
+            **NOTHING,
+            "error_digits": SUPPORTED,
+            "error_at_equal_time_digits": SUPPORTED,
+            "tasks_differ": SUPPORTED,
         },
     }
 
@@ -142,19 +151,25 @@ class EdgeFork:
         return [self._finding(h, table) for h in self.declaration.hypotheses]
 
     def _finding(self, hypothesis: Hypothesis, table: Table) -> Finding:
-        match, value = STATISTICS[hypothesis.name]
-        rows, all_forks = effects(table, match, value)
+        name, task = of_task(hypothesis.name, self.tasks)
+        match, value = STATISTICS[name]
+        rows, all_forks = effects(of(table, task), match, value)
         why = ""
         if length(rows) < all_forks:
             why = f"Of {all_forks} forks {all_forks - length(rows)} could not be compared."
         if 2 * length(rows) < all_forks or len(np.unique(rows.get("seed", []))) < 3:
             return judged(hypothesis, UNKNOWN, length(rows), why)
-        estimate = mean_of_values(rows, self.declaration.level, DRAWS)
         by_task = "; ".join(
             f"{task} {part.value:+.2f} [{part.low:+.2f}, {part.high:+.2f}]"
             for task, part in _by_task(rows, self.declaration.level)
         )
-        return judged(hypothesis, estimate, length(rows), f"{why} {by_task}.".strip())
+        level = self.declaration.level
+        if name == DIFFER:
+            estimate = interval_of(rows, digits_less_mnist1d, level, DRAWS, least=3)
+        else:
+            estimate = mean_of_values(rows, level, DRAWS)
+        said = f"{why} {by_task}." if task is None else why
+        return judged(hypothesis, estimate, length(rows), said.strip())
 
     def planted(self, world: str, seed: int) -> Table:
         """A simulated table of a world."""
@@ -351,6 +366,8 @@ def _difference(column: str, arm: str, other: str) -> Value:
     return lambda arms: arms[arm][column] - arms[other][column]
 
 
+DIFFER = "tasks_differ"
+
 STATISTICS: Mapping[str, tuple[str, Value]] = {
     "classes": ("loss", _difference("class_correlation", "above", "random")),
     "examples": ("loss", _difference("correlation", "above", "random")),
@@ -360,8 +377,31 @@ STATISTICS: Mapping[str, tuple[str, Value]] = {
     "sensitive_inputs": ("loss", _beyond("sensitive")),
     "rank": ("loss", lambda a: _log(a["above"]["rank"]) - _log(a["below"]["rank"])),
     "error_at_equal_time": ("time", _difference("error", "above", "below")),
+    DIFFER: ("time", _difference("error", "above", "below")),
 }
-"""{hypothesis: (what is equal, statistic of one fork)}."""
+"""{hypothesis, without the task that it is of: (what is equal, statistic of one fork)}."""
+
+
+def of_task(name: str, tasks: Iterable[str]) -> tuple[str, str | None]:
+    """Return the statistic of a hypothesis and its task: error_digits is error, on digits.
+
+    One without a task is of all tasks together.
+    """
+    for task in tasks:
+        if name.endswith(f"_{task}"):
+            return name.removesuffix(f"_{task}"), task
+    return name, None
+
+
+def of(table: Table, task: str | None) -> Table:
+    """The rows of a task; all of them for None."""
+    return table if task is None or not table else subset(table, table["task"] == task)
+
+
+def digits_less_mnist1d(rows: Table) -> float:
+    """Mean over the forks on digits less that on MNIST-1D; NaN where one of them has none."""
+    means = [of(rows, task)["value"] for task in ("digits", "mnist1d")]
+    return float(means[0].mean() - means[1].mean()) if all(map(len, means)) else math.nan
 
 
 def effects(table: Table, match: str, value: Value) -> tuple[Table, int]:
@@ -417,11 +457,16 @@ def _planted(world: str, seed: int) -> Table:
     - any displacement: a kick in a random direction does as much as the oscillation.
     - unmatched loss: nothing happens; in a third of the forks the loss was not met by the arm
       above, which moves groups, features and error there.
+    - opposite signs: the arm above raises the error by 3 pp on one task and lowers it by as much on
+      the other.
     """
     rng = np.random.default_rng([seed, list(EdgeFork.worlds).index(world)])
     rows = []
-    for task, of, time in product(("first", "second"), range(1, 11), ("early", "middle", "late")):
+    for task, of, time in product(("digits", "mnist1d"), range(1, 11), ("early", "middle", "late")):
         missed = world == "unmatched loss" and rng.random() < 1 / 3
+        off = 4.0 * missed
+        if world == "opposite signs":
+            off = 3.0 if task == "digits" else -3.0
         for arm, match in product(ARMS, ("loss", "time")):
             alone = arm in ("above", "pushed") and (world == "shift" or missed)
             moved = alone or (world == "any displacement" and arm not in ("below", "near"))
@@ -434,7 +479,7 @@ def _planted(world: str, seed: int) -> Table:
                     "match": match,
                     "diverged": 0.0,
                     "loss": 0.1 * (1.3 if missed and arm == "above" else 1.0),
-                    "error": 10 + rng.normal(0, 0.5) + 4 * (missed and arm == "above"),
+                    "error": 10 + rng.normal(0, 0.5) + (off if arm == "above" else 0),
                     "rank": 5 * math.exp(rng.normal(0, 0.05)),
                     "correlation": 0.5 * moved + rng.normal(0, 0.15),
                     "class_correlation": 0.5 * moved + rng.normal(0, 0.3),

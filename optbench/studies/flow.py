@@ -1,4 +1,8 @@
-"""Does the central flow foretell the time average of a run at its edge?"""
+"""Does the central flow foretell the time average of a run at its edge?
+
+A run that crosses its edge goes on as if there were none, until the oscillation along the unstable
+directions, small at first, has grown. What is compared begins there, at the run's own onset.
+"""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +20,6 @@ from optbench.boundary.counting import agreeing, counted
 from optbench.curvature import Loss, Preconditioned, top_eigenpairs
 from optbench.dynamics.central_flow import (
     EDGE,
-    Center,
     GradientDescent,
     RMSprop,
     Rule,
@@ -50,13 +53,20 @@ SGD, RMSPROP = "sgd", "rmsprop"
 DRAWS = 2000
 HALVES = math.log(2)
 ACCURACY = 1e-3
+LOOK = 5
+"""Steps between two looks at λ₁ for the onset."""
+ONSET_ACCURACY = 1e-4
+"""Relative accuracy of λ₁ there; it rises by more than that from look to look."""
 
 OUTCOMES = {
     "sgd_weights": (SGD, "weights"),
     "rmsprop_weights": (RMSPROP, "weights"),
     "sgd_loss": (SGD, "loss"),
     "rmsprop_loss": (RMSPROP, "loss"),
+    "sgd_top": (SGD, "top"),
+    "rmsprop_top": (RMSPROP, "top"),
 }
+"""{hypothesis: (optimizer, what is foretold)}."""
 
 
 @dataclass(frozen=True)
@@ -74,18 +84,36 @@ class Guards:
     beyond: float
 
 
+@dataclass(frozen=True)
+class Onset:
+    """Where the edge phase of a run begins.
+
+    Attributes:
+        step: Steps from where the run was taken up.
+        crossed: The first look at which it was past its edge, in steps too.
+        top: Largest λ₁ of P⁻¹H before the onset.
+    """
+
+    step: int
+    crossed: int
+    top: float
+
+
 class Flow:
     """Runs taken up below the edge, and followed by the optimizer, its stable and central flows.
 
     Args:
         declaration: What is declared; `sizes` has activations, optimizers, seeds, first_seed.
-        settings: {activation: {optimizer: {lr, start, length}}}: learning rate, steps before the
-            flows begin, and steps that they are followed.
+        settings: {activation: {optimizer: {lr, start}}}: learning rate, and steps before the flows
+            begin.
         common: Overrides of all runs.
+        patience: Most steps from there to the onset.
+        length: Steps that are followed after the onset.
         substeps: Euler steps of the central flow a step of the optimizer.
         stable_substeps: Runge-Kutta steps of the stable flow a step of the optimizer.
         half_width: Steps on either side over which the run, and each flow, is averaged.
-        times: Number of times at which they are compared.
+        times: Number of times after the onset at which they are compared.
+        before: Number of times before it that are drawn, and not judged.
         guards: When a run counts.
     """
 
@@ -97,6 +125,8 @@ class Flow:
         "wrong_third_derivative": dict.fromkeys(OUTCOMES, SUPPORTED),
         # the same, but the runs have not come to the edge
         "below_the_edge": dict.fromkeys(OUTCOMES, SUPPORTED),
+        # the central flow is right, but for long the runs go on beyond the edge as the stable flow
+        "long_overshoot": dict.fromkeys(OUTCOMES, SUPPORTED),
     }
 
     def __init__(
@@ -104,15 +134,19 @@ class Flow:
         declaration: Declaration,
         settings: Mapping[str, Mapping[str, Mapping[str, Any]]],
         common: Sequence[str],
+        patience: int,
+        length: int,
         substeps: int,
         stable_substeps: int,
         half_width: int,
         times: int,
+        before: int,
         guards: Mapping[str, float],
     ) -> None:
         self.declaration, self.settings, self.common = declaration, settings, common
         self.substeps, self.stable_substeps = substeps, stable_substeps
-        self.half_width, self.times = half_width, times
+        self.patience, self.length = patience, length
+        self.half_width, self.times, self.before = half_width, times, before
         self.guards = Guards(**guards)
 
     def plan(self, size: Size) -> list[Cell]:
@@ -140,41 +174,60 @@ class Flow:
 
     def read(self, cell: Cell, folder: Path) -> list[dict[str, Any]]:
         """A row for each time: how far each flow is from the run's time average."""
-        steps = int(self.settings[cell.factors["activation"]][cell.factors["optimizer"]]["length"])
-        follow = [steps, self.substeps, self.stable_substeps, self.half_width, self.times, ACCURACY]
-        found = measured_once(folder, "flows", follow, lambda: {"rows": self._rows(folder, steps)})
+        settings = [
+            self.patience,
+            self.length,
+            self.substeps,
+            self.stable_substeps,
+            self.half_width,
+            self.times,
+            self.before,
+            ACCURACY,
+            LOOK,
+            ONSET_ACCURACY,
+        ]
+        found = measured_once(folder, "flows", settings, lambda: {"rows": self._rows(folder)})
         return [dict(cell.factors) | row for row in found["rows"]]
 
-    def _rows(self, folder: Path, steps: int) -> list[dict[str, Any]]:
+    def _rows(self, folder: Path) -> list[dict[str, Any]]:
         run = lab.open(folder)
         if run.status != "done":
             return [{"solved": 0.0}]
         loss, rule, state = begin(run.end)
         try:
-            return self._compare(loss, rule, state, steps)
+            return self._compare(loss, rule, state)
         except (UserError, FloatingPointError):  # a flow without solution is a result
             return [{"solved": 0.0}]
 
-    def _compare(
-        self, loss: FlatLoss, rule: Rule, state: State, steps: int
-    ) -> list[dict[str, Any]]:
+    def _compare(self, loss: FlatLoss, rule: Rule, state: State) -> list[dict[str, Any]]:
         """Follow the optimizer and both flows, and compare them under one moving average."""
-        run = list(islice(discrete(loss, rule, state), steps))
+        run, began = follow(loss, rule, state, self.patience, self.length)
+        if began is None:
+            return [{"solved": 1.0}]
+        onset, steps = began.step, len(run)
+        losses = np.array([loss.value(s.weights) for s in run])
         stable = list(islice(stable_flow(loss, rule, state, self.stable_substeps), steps))
         central = list(islice(central_flow(loss, rule, state, self.substeps), steps))
-        losses = np.array([loss.value(s.weights) for s in run])
         of_stable = np.array([loss.value(s.weights) for s in stable])
         predicted = np.array([c.predicted_loss for c in central])
-        start = _top(loss, rule, state)
+        facts = {
+            "solved": 1.0,
+            "start": _top(loss, rule, state),
+            "crossed": began.crossed,
+            "onset": onset,
+            "top_at_onset": began.top,
+        }
         rows = []
-        for time in np.linspace(self.half_width, steps - self.half_width, self.times).astype(int):
+        for time in self._looks(onset, steps):
             window = slice(time - self.half_width, time + self.half_width)
-            average = _average(run[window])
+            average, of_central = (
+                _average(run[window]),
+                _average([c.state for c in central[window]]),
+            )
             row = {
-                "time": time / steps,
-                "solved": 1.0,
-                "start": start,
-                "weights_central": _distance(_average([c.state for c in central[window]]), average),
+                "time": (time - onset) / self.length,
+                **facts,
+                "weights_central": _distance(of_central, average),
                 "weights_stable": _distance(_average(stable[window]), average),
                 "moved": _distance(state, average),
                 "loss_run": losses[window].mean(),
@@ -182,15 +235,24 @@ class Flow:
                 "loss_central": predicted[window].mean(),
                 "loss_stable": of_stable[window].mean(),
                 "top_run": _top(loss, rule, average),
-                "top_central": _largest(central[window]),
-                "top_stable": _top(loss, rule, stable[time]),
+                "top_central": _top(loss, rule, of_central),
+                "top_stable": _top(loss, rule, _average(stable[window])),
+                "highest": max(float(center.top[0]) for center in central[window]),
                 "near": float((central[time].covariance.diagonal() > 0).sum()),
             }
             rows.append({name: float(f"{value:.6g}") for name, value in row.items()})
         return rows
 
+    def _looks(self, onset: int, steps: int) -> list[int]:
+        """Middles of the windows; those that are judged hold no step before the onset."""
+        half = self.half_width
+        count = self.before if onset >= 2 * half else 0
+        before = np.linspace(half, onset - half, count)
+        after = np.linspace(onset + half, steps - half, self.times)
+        return [int(time) for time in (*before, *after)]
+
     def judge(self, table: Table) -> list[Finding]:
-        """Apply the rules to the runs that came to the edge, in the second half of each."""
+        """Apply the rules to the runs that came to oscillate at the edge, from the onset on."""
         cells = [cell_of(rows) for rows in _by_run(table)]
         kept = [cell for cell in cells if self._counts(cell)]
         return [self._finding(h, kept, cells) for h in self.declaration.hypotheses]
@@ -217,6 +279,12 @@ class Flow:
             f"{length(rows)} of {counted(total, 'run')} {count}: the flows were solved and "
             f"the run oscillated."
         )
+        if length(rows):
+            late, top = np.median(rows["late"]), np.median(rows["top_at_onset"])
+            why += (
+                f" The oscillation began {late:.0f} steps after the edge was passed, at an "
+                f"eigenvalue of {top:.2f} (medians)."
+            )
 
         def statistic(table: Table) -> float:
             return float(table[outcome].mean()) - HALVES
@@ -234,8 +302,9 @@ class Flow:
         """Draw distances, losses and eigenvalues over time, and the ratio of each run."""
         if "time" not in table:
             return
-        rows = subset(table, table["solved"] == 1)
-        panels = _panels(rows)
+        rows = subset(table, (table["solved"] == 1) & np.isfinite(table["time"]))
+        steps = {**rows, "time": rows["time"] * self.length}
+        panels = _panels(steps)
         if not panels:
             return
         yield _draw_over_time(
@@ -253,12 +322,46 @@ class Flow:
                 for cell in map(cell_of, _by_run(table))
                 if self._counts(cell)
             ]
-            for name in ("weights", "loss")
+            for name in ("weights", "loss", "top")
         }
         if any(ratios.values()):
-            yield draw_forest(
-                ratios, "log(error of stable / of central flow)", folder / "ratios", HALVES
-            )
+            unit = "log(error of stable / of central flow)"
+            yield draw_forest(ratios, unit, folder / "ratios", HALVES)
+
+
+def follow(
+    loss: FlatLoss, rule: Rule, state: State, patience: int, length: int
+) -> tuple[list[State], Onset | None]:
+    """Follow the optimizer to its onset, and some steps more.
+
+    λ₁ of P⁻¹H is looked at every `LOOK` steps. The onset is the first look, after it has passed the
+    edge, at which it is less than at the look before: from there an oscillation holds it down. The
+    loss says it later, or not at all: RMSprop's need not rise.
+
+    Args:
+        loss: L.
+        rule: Optimizer.
+        state: Where it begins, w_0.
+        patience: Most steps to the onset.
+        length: Steps after it.
+
+    Returns:
+        w_1, …, w_{onset + length}, and the onset; None for it if it did not come.
+    """
+    states, crossed, last, pairs = list[State](), 0, -math.inf, None
+    for step, at in enumerate(islice(discrete(loss, rule, state), patience), start=1):
+        states.append(at)
+        if step % LOOK:
+            continue
+        operator = Preconditioned(loss.at(at.weights).hessian, rule.preconditioner(at.squares))
+        pairs = top_eigenpairs(operator, 1, accuracy=ONSET_ACCURACY, start=pairs)
+        top = float(pairs.values[0])
+        if crossed and top < last:
+            states += islice(discrete(loss, rule, at), length)
+            return states, Onset(step, crossed, last)
+        crossed = crossed or (step if top > EDGE else 0)
+        last = top
+    return states, None
 
 
 def begin(end: Snapshot) -> tuple[FlatLoss, Rule, State]:
@@ -297,10 +400,6 @@ def _top(loss: FlatLoss, rule: Rule, state: State) -> float:
     return float(top_eigenpairs(operator, 1, accuracy=ACCURACY).values[0])
 
 
-def _largest(centers: Sequence[Center]) -> float:
-    return max(float(center.top[0]) for center in centers)
-
-
 def _by_run(table: Table) -> list[Table]:
     """The rows of each run."""
     if not length(table):
@@ -313,25 +412,32 @@ def _by_run(table: Table) -> list[Table]:
 def cell_of(rows: Table) -> dict[str, Any]:
     """What a run says: log of the stable flow's error over the central flow's, and its guards.
 
-    Errors are root mean squares over the second half of the time: of the distance of weights, and
-    of the difference of loss.
+    Errors are root mean squares over the times after the onset: of the distance of weights, of the
+    difference of loss, and of that of the largest eigenvalue. A run without an onset has none.
     """
     named = {name: rows[name][0] for name in ("activation", "optimizer", "seed")}
     if not (rows["solved"] == 1).all() or "time" not in rows:
         return {**named, "solved": 0.0}
-    late = subset(rows, rows["time"] >= 0.5)
-    excess = (rows["loss_run"] - rows["loss_center"]) / rows["loss_center"]
+    late = subset(rows, rows["time"] > 0)
+    if not length(late):
+        return {**named, "solved": 0.0}
+    excess = (late["loss_run"] - late["loss_center"]) / late["loss_center"]
+
+    def gain(name: str) -> float:
+        errors = [_rms(late[f"{name}_{of}"] - late[f"{name}_run"]) for of in ("stable", "central")]
+        return math.log(errors[0] / errors[1])
+
     return {
         **named,
         "solved": 1.0,
         "start": float(rows["start"][0]),
         "swing": float(excess.max()),
-        "beyond": float(rows["top_central"].max()) - EDGE,
+        "beyond": float(rows["highest"].max()) - EDGE,
+        "late": float(rows["onset"][0] - rows["crossed"][0]),
+        "top_at_onset": float(rows["top_at_onset"][0]),
         "weights": math.log(_rms(late["weights_stable"]) / _rms(late["weights_central"])),
-        "loss": math.log(
-            _rms(late["loss_stable"] - late["loss_run"])
-            / _rms(late["loss_central"] - late["loss_run"])
-        ),
+        "loss": gain("loss"),
+        "top": gain("top"),
     }
 
 
@@ -371,7 +477,7 @@ def _draw_over_time(panels: Mapping[str, Table], names: Sequence[str], y: str, p
         }
         for title, rows in panels.items()
     }
-    return draw_curves(curves, "share of the time followed", y, place)
+    return draw_curves(curves, "steps after the onset", y, place)
 
 
 def planted(world: str, seed: int, grid: Mapping[str, Any], times: int) -> Table:
@@ -387,18 +493,20 @@ def planted(world: str, seed: int, grid: Mapping[str, Any], times: int) -> Table
         times: Rows of a run.
     """
     rng = np.random.default_rng(seed)
-    share = {"central": 0.2, "no_better": 0.9, "wrong_third_derivative": 1.1, "below_the_edge": 1.0}
+    share = {"no_better": 0.9, "wrong_third_derivative": 1.1, "below_the_edge": 1.0}.get(world, 0.2)
     solved = world != "wrong_third_derivative"
     at_edge = world != "below_the_edge"
+    # until the onset the run is with the stable flow, while the central flow has left it
+    early = np.linspace(-2, -0.1, times if world == "long_overshoot" else 3)
     rows = []
     for activation, optimizer, of_seed in product(
         grid["activations"], grid["optimizers"], range(grid["seeds"])
     ):
         luck = math.exp(rng.normal(scale=0.2))
-        for time in np.linspace(0.05, 0.95, times):
-            drift = (time if at_edge else 0.01) * math.exp(rng.normal(scale=0.1))
-            error = 0.1 * drift
-            ratio = share[world] * luck * math.exp(rng.normal(scale=0.1))
+        for time in (*early, *np.linspace(0.05, 0.95, times)):
+            drift = (max(time, 0.01) if at_edge else 0.01) * math.exp(rng.normal(scale=0.1))
+            ratio = share * luck * math.exp(rng.normal(scale=0.1))
+            off = drift * ratio if time > 0 or not at_edge else 0.5
             rows.append(
                 {
                     "activation": activation,
@@ -407,13 +515,19 @@ def planted(world: str, seed: int, grid: Mapping[str, Any], times: int) -> Table
                     "time": time,
                     "solved": 1.0,
                     "start": 1.7,
+                    "crossed": 10.0,
+                    "onset": 60.0,
+                    "top_at_onset": 2.3,
                     "weights_stable": drift,
-                    "weights_central": drift * ratio,
+                    "weights_central": off,
                     "loss_run": 1.0,
-                    "loss_center": 0.95 if at_edge else 0.9999,
-                    "loss_stable": 1 - error,
-                    "loss_central": 1 + error * ratio,
-                    "top_central": EDGE + (0.01 if solved else 0.5 * time),
+                    "loss_center": 0.95 if at_edge and time > 0 else 0.9999,
+                    "loss_stable": 1 - 0.1 * drift,
+                    "loss_central": 1 + 0.1 * off,
+                    "top_run": 2.05,
+                    "top_stable": 2.05 + drift,
+                    "top_central": 2.05 - off,
+                    "highest": EDGE + (0.01 if solved else 0.5 * max(time, 0)),
                 }
             )
     return columns(rows)

@@ -108,6 +108,14 @@ def test_levers_are_the_measures_of_their_names() -> None:
     assert mine == pytest.approx(theirs, rel=1e-5)
 
 
+def test_held_outputs_leave_a_homogeneous_network_no_fisher_rao_norm_to_pull() -> None:
+    """Jw = 2f in a ReLU network of two layers without biases."""
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Linear(6, 9, bias=False), nn.ReLU(), nn.Linear(9, 3, bias=False))
+    assert len(list(lab.pull(_point(net, 5, 3, "ce"), "fisher_rao_norm", -1, steps=3))) == 1
+    assert len(list(lab.pull(_point(_net(), 5, 3, "ce"), "fisher_rao_norm", -1, steps=3))) == 4
+
+
 def _dense_hessian(network: Network) -> Tensor:
     found: Tensor = torch.func.hessian(network.loss)(network.start)
     return found

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from optbench.errors import UserError
 from optbench.leaderboard import tables
 from optbench.leaderboard.board import Board, make_board
 from optbench.leaderboard.entrants import admit
 from optbench.leaderboard.run_line import Run, read_line
 from optbench.leaderboard.scores import cost_to_target
+from optbench.leaderboard.tuned import read_more_points
 from optbench.leaderboard.words import words
 from optbench.protocol.suite import FINAL, Suite
 from tests.leaderboard.fields import entrant, run, suite
@@ -61,7 +64,8 @@ def test_divergences_rank_last_and_are_neither_dropped_nor_padded() -> None:
     board = _board(runs)
     last = board.standings[-1]
     assert (last.name, last.score.value, last.diverged) == ("wild", -math.inf, 0.5)
-    assert "| −∞ " in tables.markdown(board) and ",-inf," in tables.comma_separated(board)
+    assert "diverged in 6 of 12 runs" in tables.markdown(board)
+    assert ",-inf," in tables.comma_separated(board)
     row = next(r for r in board.rows if r.optimizer == "wild")
     assert row.metrics["test/error"].high == math.inf and row.score.count(-math.inf) == 2
 
@@ -180,3 +184,112 @@ def test_a_hostile_name_is_but_a_name(name: str) -> None:
     assert "<script" not in text and "](javascript" not in text
     assert len({line.count("|") for line in text.splitlines() if line.startswith("| 1 |")}) == 1
     assert not any(cell.startswith("=") for line in lines for cell in line.split(","))
+
+
+def _stuck_board() -> Board:
+    """Point 1 of 8 is the best of `a` and reaches nothing; `b` learns at its highest rate."""
+    of = suite(points=8)
+    runs = []
+    for name, reach in (("a", 0.95), ("b", 0.3)):
+        for own in entrant(of, name, 0.5):
+            best = own.point == 7
+            last = dict(own.last) | {"val/error": 0.1, "train/error": 0.0 if best else 0.9}
+            last["val/loss"] = reach if best else 0.99
+            runs.append(replace(own, last=last, local=True))
+    return make_board(of, admit(of, runs))
+
+
+def test_a_best_point_at_the_edge_of_what_was_tried_is_said() -> None:
+    board = _stuck_board()
+    for found in board.tuned:
+        assert found.point == 7 and found.at_edge == {"lr": "greatest"}
+    lines = " ".join(words(board))
+    assert "the greatest lr of the 8 values tried" in lines and "a (2 of 2 tasks)" in lines
+    assert "lr 0.8 ⚠ greatest" in tables.markdown(board)
+
+
+def test_a_best_point_in_the_middle_is_not_at_the_edge() -> None:
+    of = suite(points=4)
+    runs = [
+        replace(own, last=dict(own.last) | {"val/loss": abs(own.point - 2.0)}, point=own.point)
+        if own.phase == "tune"
+        else run(of, "a", own.task, "final", 2, own.seed, 0.2)
+        for own in entrant(of, "a", 0.2)
+    ]
+    board = make_board(of, admit(of, [replace(own, local=True) for own in runs]))
+    assert {found.point for found in board.tuned} == {2}
+    assert all(not found.at_edge for found in board.tuned)
+    assert "⚠ " not in "".join(map("".join, tables.tuned_rows(board)))
+
+
+def _more(*rows: str) -> str:
+    return "task,optimizer,space,point,select,train_error,settings\n" + "\n".join(rows) + "\n"
+
+
+BLAMED = {
+    "Whether the 8 points or the search space are to blame has not been tried": None,
+    "The budget of 8 points is to blame for a (point 3 is the first to reach it)": _more(
+        *[f"task0,a,declared,{p},{0.7 if p == 2 else 0.99},0,lr=1" for p in range(4)]
+    ),
+    "Not the budget is to blame for a: none of 4 points": _more(
+        *[f"task0,a,declared,{p},0.99,0,lr=1" for p in range(4)]
+    ),
+    "The search space is, for a (point 2 is the first to reach it) of a wider one": _more(
+        *[f"task0,a,declared,{p},0.99,0,lr=1" for p in range(4)],
+        *[f"task0,a,wider,{p},{0.7 if p == 1 else ''},0,lr=1" for p in range(4)],
+    ),
+    "Nor does any of 4 points of a wider space help a": _more(
+        *[f"task0,a,{space},{p},0.99,0,lr=1" for space in ("declared", "wider") for p in range(4)]
+    ),
+}
+
+
+@pytest.mark.parametrize("said", BLAMED)
+def test_who_never_leaves_the_start_is_said_with_what_is_to_blame(
+    said: str, tmp_path: Path
+) -> None:
+    board, text = _stuck_board(), BLAMED[said]
+    if text is not None:
+        (tmp_path / "more_points").mkdir()
+        (tmp_path / "more_points" / "simulated-v1.csv").write_text(text)
+    lines = words(board, read_more_points(tmp_path, board.suite))
+    [line] = [line for line in lines if "on task0 no tuning point" in line]
+    assert "no tuning point of a reaches val/loss ≤ 0.8" in line and said in line
+    assert "2 of these 8 runs" not in line and "1 of these 8 runs fit their training set" in line
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", _more("task0,a,declared,x,1,1,")])
+def test_a_damaged_table_of_more_points_takes_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "more_points").mkdir()
+    (tmp_path / "more_points" / "simulated-v1.csv").write_text(text)
+    if not text:
+        assert read_more_points(tmp_path, suite()) == {}
+        return
+    with pytest.raises(UserError, match="is not a table of tuning points"):
+        read_more_points(tmp_path, suite())
+
+
+def test_divergences_are_counted_and_never_shown_as_infinite() -> None:
+    of = suite()
+    runs = entrant(of, "a", 0.2) + entrant(
+        of, "b", 0.3, {(0, s): True for s in range(4)} | {(1, 0): True, (1, 1): True, (1, 2): True}
+    )
+    runs += entrant(of, "c", 0.3, {(0, 0): True})
+    board = make_board(of, admit(of, [replace(own, local=True) for own in runs]))
+    cells = {(r.optimizer, r.task): tables.task_cells(r)[2] for r in board.rows}
+    assert cells["b", "task0"] == "diverged in 4 runs"
+    assert cells["b", "task1"] == "diverged in 3 of 4 runs [0.3, –]"
+    assert cells["c", "task0"] == "0.3 [0.3, diverged in 1 run]"
+    text = tables.markdown(board)
+    assert "∞ [" not in text and "−∞" not in text
+    assert "without bound: a" not in text and "b diverged in 7 runs" in text
+
+
+def test_a_metric_that_a_task_lacks_is_not_measured_though_a_run_diverged() -> None:
+    of = suite()
+    runs = [
+        replace(own, local=True, last={k: v for k, v in own.last.items() if k != "test/loss"})
+        for own in entrant(of, "a", 0.2, {(0, 0): True})
+    ]
+    board = make_board(of, admit(of, runs))
+    assert {tables.task_cells(r)[1] for r in board.rows} == {"–"}

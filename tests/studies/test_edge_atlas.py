@@ -21,13 +21,17 @@ from optbench.studies.atlas_entries import (
     WITHIN,
     Entry,
 )
-from optbench.studies.command import do_atlas, do_choice, main
+from optbench.studies.command import Engine, Settings, do_atlas, do_choice, engine_of, main
 from optbench.studies.edge_atlas import PAGE, SYMBOLS, Row, Series, markdown, verdict, write
 from optbench.studies.lr_choice import Tried, choose
 from tests.conftest import Call
 
 ENTRY = Entry("x", ("optimizer=sgd",), (0.1,), 0.1)
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs/edge_atlas.md").read_text()
+
+
+def _engine(results: Path) -> Engine:
+    return engine_of(Settings("edge_atlas", jobs=2, results_dir=results))
 
 
 def test_the_ratio_is_the_median_of_the_second_half_or_the_ratio_of_means() -> None:
@@ -122,7 +126,7 @@ def test_the_document_ends_in_the_table_that_the_study_writes_of_this_atlas() ->
 
 def test_short_form_of_a_few_optimizers_and_a_second_time_without_a_run(tmp_path: Path) -> None:
     chosen = [e for e in ATLAS if e.name in ("Adam", "gradient descent", "SGD batch 16")]
-    assert do_atlas(chosen, [1], True, 2, tmp_path, "atlas") == []
+    assert do_atlas(chosen, [1], True, _engine(tmp_path), tmp_path, "atlas") == []
     rows = {
         row["optimizer"]: row
         for row in csv.DictReader((tmp_path / "studies/atlas/edge_atlas.csv").open())
@@ -134,7 +138,7 @@ def test_short_form_of_a_few_optimizers_and_a_second_time_without_a_run(tmp_path
         assert abs(float(rows[name]["median"]) - 1) < 0.12 and float(rows[name]["reached"]) == 1
     assert (tmp_path / "studies/atlas/edge_atlas.png").stat().st_size > 10_000
     before = {f: f.stat().st_mtime_ns for f in tmp_path.glob("runs/*/*")}
-    assert do_atlas(chosen, [1], True, 2, tmp_path, "atlas") == []
+    assert do_atlas(chosen, [1], True, _engine(tmp_path), tmp_path, "atlas") == []
     assert before == {f: f.stat().st_mtime_ns for f in tmp_path.glob("runs/*/*")}
 
 
@@ -142,7 +146,10 @@ def test_every_rate_that_was_tried_is_written_and_a_rate_that_diverges_is_not_ta
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("optbench.studies.atlas_entries.STEPS", 60)
-    assert do_choice([replace(ENTRY, lrs=(0.1, 5e3), lr=0.1)], 2, tmp_path, "rates") == []
+    assert (
+        do_choice([replace(ENTRY, lrs=(0.1, 5e3), lr=0.1)], _engine(tmp_path), tmp_path, "rates")
+        == []
+    )
     rows = list(csv.DictReader((tmp_path / "studies/rates/edge_atlas_rates.csv").open()))
     assert [row["lr"] for row in rows] == ["0.1", "5000"]
     assert [row["falls"] for row in rows] == ["True", "False"]
@@ -171,7 +178,7 @@ def test_a_killed_atlas_goes_on_where_it_was(tmp_path: Path, called: Call) -> No
 def test_long_form_every_row_comes_to_the_verdict_that_is_stated(tmp_path: Path) -> None:
     """Three seeds; up to 40 minutes on two cores. A row that changes sides fails it, either way."""
     present = [e for e in ATLAS if e.available]
-    assert do_atlas(present, SEEDS, False, 2, tmp_path, "atlas") == []
+    assert do_atlas(present, SEEDS, False, _engine(tmp_path), tmp_path, "atlas") == []
     rows = {
         row["optimizer"]: row
         for row in csv.DictReader((tmp_path / "studies/atlas/edge_atlas.csv").open())

@@ -125,5 +125,24 @@ def test_forks_at_unequal_loss_are_left_out() -> None:
     table = dict(study.planted("nothing", 0))
     table["loss"] = np.where(table["arm"] == "above", 0.13, table["loss"])
     found = {f.hypothesis: f for f in study.judge(table)}
-    assert found["error"].verdict == "undecided" and found["error"].n == 0
-    assert found["error_at_equal_time"].n == 60
+    for name in ("error_digits", "error_mnist1d", "features"):
+        assert found[name].verdict == "undecided" and found[name].n == 0
+    assert found["error_at_equal_time_digits"].n == 30
+    assert found["tasks_differ"].n == 60
+
+
+def test_a_hypothesis_of_a_task_rests_on_that_task_alone() -> None:
+    study = read_study("edge_fork").study
+    found = {f.hypothesis: f for f in study.judge(study.planted("opposite signs", 1))}
+    assert found["error_digits"].n == 30 and found["features"].n == 60
+    # +3 and −3 pp, each of 30 forks with noise .5 √2: three standard errors are .4
+    assert found["error_digits"].estimate.value == pytest.approx(3, abs=0.4)
+    assert found["error_mnist1d"].estimate.value == pytest.approx(-3, abs=0.4)
+    assert found["tasks_differ"].estimate.value == pytest.approx(6, abs=0.6)
+    assert edge_fork.of_task("error_at_equal_time_digits", ["digits"]) == (
+        "error_at_equal_time",
+        "digits",
+    )
+    assert edge_fork.of_task("tasks_differ", ["digits", "mnist1d"]) == ("tasks_differ", None)
+    only = study.judge(edge_fork.of(study.planted("opposite signs", 1), "digits"))
+    assert {f.hypothesis: f.verdict for f in only}["tasks_differ"] == "undecided"

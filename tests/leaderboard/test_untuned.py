@@ -1,0 +1,201 @@
+"""Runs of no suite: grouped by problem and budget, paired by seed, and said to be untuned."""
+
+import csv
+import io
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optbench.errors import UserError
+from optbench.leaderboard import untuned_tables
+from optbench.leaderboard.__main__ import main
+from optbench.leaderboard.page import unpacked
+from optbench.leaderboard.run_line import Run
+from optbench.leaderboard.untuned import Comparison, compare_runs
+from tests.conftest import Call, Command
+from tests.leaderboard.fields import run, suite
+from tests.visit import Visit
+
+SUITE = suite(seeds=8)
+CONDITIONS = {"task": "digits", "model": "mlp", "steps": 100, "batch_size": "full"}
+
+
+def _run(optimizer: str, seed: int, loss: float, **changes: Any) -> Run:
+    made = run(SUITE, optimizer, "task0", "final", 0, seed, loss / 2)
+    name = changes.pop("name", f"{optimizer}-{seed}-{len(changes)}")
+    return replace(made, name=name, **({"conditions": CONDITIONS} | changes))
+
+
+def _field(levels: dict[str, float], seeds: int = 3) -> list[Run]:
+    return [
+        _run(name, seed, level + 0.01 * seed)
+        for name, level in levels.items()
+        for seed in range(seeds)
+    ]
+
+
+def test_optimizers_are_ordered_by_their_median_and_paired_by_seed() -> None:
+    [group] = compare_runs(_field({"sgd": 0.4, "adam": 0.2})).groups
+    assert group.metric == "test/loss" and list(group.seeds) == [0, 1, 2]
+    assert [(line.name, line.rank) for line in group.lines] == [("adam", 1), ("sgd", 2)]
+    assert group.lines[0].value.value == pytest.approx(0.21)
+    [(names, (pair, p))] = group.pairs.items()
+    assert names == ("adam", "sgd") and pair.difference.value == pytest.approx(0.2)
+    assert p == pytest.approx(0.25) and group.lines[0].ranks == (1, 2)
+    assert "least possible p is 0.25" in group.said[-1]
+
+
+def test_enough_seeds_tell_them_apart() -> None:
+    [group] = compare_runs(_field({"sgd": 0.4, "adam": 0.2}, seeds=8)).groups
+    assert group.lines[0].ranks == (1, 1) and group.lines[1].ranks == (2, 2)
+    assert "Of 1 pair, 1 is told apart" in group.said[-1]
+
+
+def test_pairs_are_of_one_seed_not_of_one_place() -> None:
+    """adam wins at each seed by the same; without pairing by seed the seeds' spread would hide it."""
+    runs = [
+        _run(name, seed, 10.0 * seed + level)
+        for name, level in (("adam", 1.0), ("sgd", 1.1))
+        for seed in (range(6) if name == "adam" else reversed(range(6)))
+    ]
+    [group] = compare_runs(runs).groups
+    [(pair, _)] = group.pairs.values()
+    assert pair.wins == 1.0 and pair.difference.low == pytest.approx(0.1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"problem": "another", "conditions": CONDITIONS | {"batch_size": 50}},
+        {"problem": "another", "conditions": CONDITIONS | {"model": "cnn"}},
+        {"problem": "another", "conditions": CONDITIONS | {"task.label_noise": 0.2}},
+        {"problem": "another", "conditions": CONDITIONS | {"steps": 50}},
+        {"data_hash": "other data"},
+    ],
+)
+def test_another_problem_or_budget_is_another_group(changes: dict[str, Any]) -> None:
+    runs = [*_field({"sgd": 0.4, "adam": 0.2}), _run("lion", 0, 0.1, **changes)]
+    first, second = compare_runs(runs).groups
+    assert [line.name for line in first.lines] == ["adam", "sgd"]
+    assert [line.name for line in second.lines] == ["lion"] and not second.pairs
+    assert first.title != second.title and "alone" in second.said[0]
+    if "conditions" in changes:
+        (value,) = set(changes["conditions"].values()) - set(CONDITIONS.values())
+        assert str(value) in second.title
+
+
+def test_settings_that_differ_are_in_the_name() -> None:
+    runs = _field({"sgd": 0.4}) + [
+        _run("adam", seed, 0.2 + lr, settings={"lr": lr, "betas": [0.9, 0.99]}, name=f"a{seed}{lr}")
+        for seed in range(3)
+        for lr in (0.01, 0.001)
+    ]
+    [group] = compare_runs(runs).groups
+    assert [line.name for line in group.lines] == ["adam lr=0.001", "adam lr=0.01", "sgd"]
+
+
+LEFT_OUT: dict[str, dict[str, Any]] = {
+    "not finished (running)": {"status": "running"},
+    "without test/error": {"last": {"test/loss": 0.1}},
+    "another hash of the initial weights than the other runs of seed 0 have": {"init_hash": "odd"},
+    "the same as sgd-0-0, but for its probes": {},
+}
+
+
+@pytest.mark.parametrize("why", LEFT_OUT)
+def test_what_cannot_be_compared_is_left_out_and_named(why: str) -> None:
+    odd = _run("sgd", 0, 0.1, **LEFT_OUT[why], name="z")
+    found = compare_runs([*_field({"sgd": 0.4, "adam": 0.2}), odd], "test/error")
+    assert found.left_out == {"z": why} and found.runs == 6
+    assert why in untuned_tables.markdown(found).replace("\\", "")
+
+
+def test_seeds_that_some_lack_are_in_no_pair() -> None:
+    runs = [*_field({"sgd": 0.4, "adam": 0.2}), _run("adam", 7, 0.3)]
+    [group] = compare_runs(runs).groups
+    assert list(group.seeds) == [0, 1, 2] and "not of 7" in group.said[0]
+    [lonely] = compare_runs([_run("sgd", 0, 0.4), _run("adam", 1, 0.2)]).groups
+    assert not lonely.pairs and "fewer than two common seeds" in lonely.said[-1]
+    assert [line.ranks for line in lonely.lines] == [(1, 2), (1, 2)]
+
+
+def test_a_divergence_is_last_and_counted() -> None:
+    runs = _field({"adam": 0.2}) + [
+        _run("sgd", seed, math.inf if seed < 2 else 0.1, name=f"s{seed}") for seed in range(3)
+    ]
+    found = compare_runs(runs)
+    [group] = found.groups
+    assert [line.name for line in group.lines] == ["adam", "sgd"] and group.lines[1].diverged == 2
+    text = untuned_tables.markdown(found)
+    assert "diverged in 2 of 3 runs [0.1, –]" in text and "∞" not in text
+    assert "without bound" in text
+
+
+def test_a_metric_that_nobody_measured_is_told() -> None:
+    with pytest.raises(UserError, match=r"no run measured metric=test/accuracy\. Measured: "):
+        compare_runs(_field({"sgd": 0.4}), "test/accuracy")
+
+
+def test_the_csv_has_every_run() -> None:
+    found = compare_runs(_field({"sgd": 0.4, "=adam": 0.2}))
+    rows = list(csv.DictReader(io.StringIO(untuned_tables.comma_separated(found))))
+    assert len(rows) == 6 and rows[0]["optimizer"] == "'=adam"
+    assert float(rows[0]["test/loss"]) == pytest.approx(0.2)
+
+
+def _hostile() -> Comparison:
+    name = "</script><img src=x onerror=alert(1)>|[x](y)`\x1b"
+    conditions = CONDITIONS | {"task": name, name: name}
+    runs = [replace(r, conditions=conditions) for r in _field({name: 0.4, "adam": 0.2})]
+    return compare_runs(runs)
+
+
+def test_the_page_shows_each_problem_and_nothing_hostile_runs(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(untuned_tables.page(_hostile()))
+    visit = Visit(browser, path, width=390)
+    visit.page.wait_for_selector("#runs tbody tr")
+    assert visit.page.title() == "optbench: Comparison of 6 runs: nothing was tuned"
+    assert len(visit.column("group-0", 3)) == 2 and len(visit.column("group-0-pairs", 1)) == 1
+    assert visit.page.locator("#group-0-values a").count() == 2
+    assert visit.page.locator("#curve-plot path.line").count() == 2
+    assert visit.page.locator("img").count() == 0 and visit.trouble == []
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
+    text = untuned_tables.markdown(_hostile())
+    assert "<img" not in text and text.replace("\n", "").isprintable()
+
+
+def test_a_sweep_and_then_the_board(optbench: Command, called: Call, tmp_path: Path) -> None:
+    """The two commands of the documentation, one after the other."""
+    for name in ("sgd", "adam"):
+        for seed in range(2):
+            optbench("task=digits", "steps=4", "probes=none", f"optimizer={name}", f"seed={seed}")
+    optbench("task=digits", "steps=4", "probes=none", "batch_size=50", "mirrors=[]")
+    outcome = called(main, tmp_path)
+    assert outcome.code == 0 and "Comparison of 5 runs: nothing was tuned" in outcome.out
+    assert "batch_size 50" in outcome.out and "adam" in outcome.out
+    text = (tmp_path / "results" / "comparison.md").read_text()
+    assert text.startswith("# Comparison of 5 runs: nothing was tuned")
+    data = unpacked((tmp_path / "results" / "comparison.html").read_text())
+    assert {run["group"] for run in data["runs"]} == {"adam", "sgd"}
+    again = called(main, tmp_path, "suite=none", "metric=train/loss", "out=elsewhere")
+    assert again.code == 0 and "train/loss" in (tmp_path / "elsewhere/comparison.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("suite=none", "enter=all"), "enter is for the runs of a suite"),
+        (("suite=smoke", "metric=test/loss"), "metric is a setting of suite=none"),
+        ((), "no finished run under"),
+    ],
+)
+def test_what_makes_no_sense_takes_one_line(
+    words: tuple[str, ...], said: str, called: Call, tmp_path: Path
+) -> None:
+    (tmp_path / "results").mkdir()
+    outcome = called(main, tmp_path, *words)
+    assert outcome.code == 2 and said in outcome.err and outcome.err.count("\n") == 1
