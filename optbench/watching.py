@@ -18,6 +18,7 @@ from optbench.probes.edge import Edge
 from optbench.probes.generalization import Generalization, NoErrorError
 from optbench.probes.shared import Shared
 from optbench.probes.sharpness import Sharpness
+from optbench.record.progress import hidden
 from optbench.task import Error, Loss, Split, Task, Weight
 
 Data = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
@@ -61,7 +62,8 @@ class Watch:
             shared=self._shared,
         )
         try:
-            with untouched(self.model), torch.inference_mode(False), torch.enable_grad():
+            # the loop is the user's, and so is its bar
+            with untouched(self.model), torch.inference_mode(False), torch.enable_grad(), hidden():
                 return measure(self.probes, state)
         except FloatingPointError as why:
             self.say(f"nothing can be measured at step {self.step}: {why}")

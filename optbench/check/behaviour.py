@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from optbench.boundary.counting import counted
 from optbench.check import Check, Finding, passed
 from optbench.check.subject import Subject, Training, batch, moved
 from optbench.configuration.compose import compose_config
@@ -110,7 +111,7 @@ def multiplier_is_minus_one_at_its_edge(subject: Subject) -> Finding:
 def _said(found: Multiplier) -> str:
     z = found.value
     number = f"{z.real:.4f}" if z.imag == 0 else f"{z.real:.4f} ± {z.imag:.4f}i"
-    return f"{number}, {found.products} products, residual {found.residual:.1g}"
+    return f"{number}, {counted(found.products, 'product')}, residual {found.residual:.1g}"
 
 
 def _multiplier_on_quadratic(subject: Subject, largest: float) -> Multiplier:
@@ -183,7 +184,10 @@ def descends_on_digits(subject: Subject) -> Finding:
         while len(losses) < 101 and (update.gradients < 300 or len(losses) < 2):
             losses.append(float(update(*batches.next())))
     share = losses[-1] / losses[0]
-    detail = f"the loss goes from {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses) - 1} steps"
+    detail = (
+        f"the loss goes from {losses[0]:.3f} to {losses[-1]:.3f} in "
+        f"{counted(len(losses) - 1, 'step')}"
+    )
     return Finding("pass" if share < 0.6 else "warn" if share < 0.95 else "fail", detail)
 
 

@@ -54,11 +54,16 @@ def new(settings: Settings) -> int:
     kind, name = settings.kind, settings.name
     for file in write(kind, name, Path.cwd()):
         print(f"wrote {file.relative_to(Path.cwd())}")
-    print(f"test it:  python -m pytest test_{name}.py")
+    print(f"test it:  {_test_first()}python -m pytest test_{name}.py")
     if kind == "optimizer":
         print(f"check it: python -m optbench.check {name}.{_class_name(name)}")
     print(f"run it:   python -m optbench --config-dir conf {RUN[kind].format(name=name)}")
     return 0
+
+
+def _test_first() -> str:
+    """What has to be installed before the test can run, where it is not yet."""
+    return "" if find_spec("pytest") else "python -m pip install pytest && "
 
 
 def write(kind: str, name: str, folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from optbench.boundary.counting import counted
 from optbench.check import Check, Finding, passed
 from optbench.check.subject import Subject, Training, batch, moved, net, same
 from optbench.optimizers.looking import look
@@ -100,7 +101,7 @@ def closure_is_called(subject: Subject) -> Finding:
     training.optimizer.zero_grad()
     if not losses:
         return Finding("fail", "step(closure) never called the closure")
-    calls = f"called {len(losses)} time{'s' * (len(losses) > 1)} a step"
+    calls = f"called {counted(len(losses), 'time')} a step"
     if returned is None:
         return Finding("warn", f"{calls}, and step() returns nothing")
     return passed(

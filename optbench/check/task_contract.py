@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from omegaconf import DictConfig
 
+from optbench.boundary.counting import counted
 from optbench.check import Check, Finding, passed
 from optbench.configuration.construct import build_model
 from optbench.task import Task
@@ -61,7 +62,7 @@ def gives_gradients(subject: TaskSubject) -> Finding:
     task.loss(model(task.train.inputs[:64]), task.train.targets[:64]).backward()
     norm = sum(float(p.grad.norm()) for p in model.parameters() if p.grad is not None)
     return passed(
-        0 < norm < float("inf"), f"{sum(p.numel() for p in model.parameters())} parameters"
+        0 < norm < float("inf"), counted(sum(p.numel() for p in model.parameters()), "parameter")
     )
 
 

@@ -4,8 +4,9 @@
 folder, train in lockstep, close every folder. What cannot be updated together runs one by one.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from optbench.boundary.counting import counted
 from optbench.cli.job import Session, run_job
 from optbench.configuration.build import build
 from optbench.configuration.finished import PresentData
 from optbench.record.folder import RunFolder, read_finished
+from optbench.record.progress import Left
 from optbench.record.provenance import looking_once
 from optbench.record.terminal import Terminal
 from optbench.run.loop import Experiment
@@ -98,18 +101,47 @@ def _alone(member: Member, present: PresentData) -> Ended:
     return status
 
 
+class _BatchTerminal(Terminal):
+    """The terminal of a whole batch: the time left is that of all members together."""
+
+    def __init__(self, steps: int, members: int) -> None:
+        super().__init__(steps)
+        self._members, self._foretold = members, False
+        self.lefts: dict[str, Left] = {}
+
+    def foretell(self, line: str) -> None:
+        """What the first one says, since the others differ in the seed alone."""
+        if not self._foretold:
+            self._foretold = True
+            self.say(f"{line}; for each of {counted(self._members, 'run')}")
+
+    def left(self) -> float | None:
+        """Seconds left of all members."""
+        seconds = [left() for left in self.lefts.values()]
+        known = [s for s in seconds if s is not None]
+        return math.fsum(known) if known else None
+
+
 class _MembersTerminal(Terminal):
     """The batch's terminal, for one member: its lines begin with its name."""
 
-    def __init__(self, steps: int, whole: Terminal, name: str) -> None:
+    def __init__(self, steps: int, whole: _BatchTerminal, name: str) -> None:
         super().__init__(steps)
         self._whole, self._name = whole, name
 
     def say(self, line: str) -> None:
         self._whole.say(f"{self._name}: {line}")
 
-    def update(self, step: int, values: Mapping[str, Any]) -> None:
-        self._whole.update(step, values)
+    def measuring(self, step: int, probe: str) -> AbstractContextManager[None]:
+        return self._whole.measuring(step, probe)
+
+    def foretell(self, line: str) -> None:
+        self._whole.foretell(line)
+
+    def update(self, step: int, values: Mapping[str, Any], left: Left | None = None) -> None:
+        if left is not None:
+            self._whole.lefts[self._name] = left
+        self._whole.update(step, values, self._whole.left)
 
 
 def _train_together(members: Sequence[Member], way: Way, say: Say) -> dict[str, Ended]:
@@ -118,13 +150,13 @@ def _train_together(members: Sequence[Member], way: Way, say: Say) -> dict[str, 
     with ExitStack() as stack:
         stack.enter_context(way.threads(len(members)))
         sessions: list[Session] = []
-        whole: Terminal | None = None
+        whole: _BatchTerminal | None = None
         try:
             with looking_once():
                 for member in members:
                     try:
                         experiment = build(member.config)
-                        whole = whole or Terminal(experiment.settings.steps)
+                        whole = whole or _BatchTerminal(experiment.settings.steps, len(members))
                         sessions.append(_begun(member, experiment, whole, stack))
                     except Exception as error:  # its folder is in use, most likely
                         ended[member.name] = error
@@ -146,7 +178,9 @@ def _train_together(members: Sequence[Member], way: Way, say: Say) -> dict[str, 
     return ended
 
 
-def _begun(member: Member, experiment: Experiment, whole: Terminal, stack: ExitStack) -> Session:
+def _begun(
+    member: Member, experiment: Experiment, whole: _BatchTerminal, stack: ExitStack
+) -> Session:
     """Open a member's folder until the stack closes it, and resume or start its run."""
     folder = stack.enter_context(RunFolder(member.folder))
     if member.config.overwrite:
@@ -168,13 +202,13 @@ _HOW = {"stacked": "one optimizer step for all", "own": "an optimizer step each"
 
 
 def _train_at_one_step(
-    sessions: Sequence[Session], way: Way, whole: Terminal, say: Say
+    sessions: Sequence[Session], way: Way, whole: _BatchTerminal, say: Say
 ) -> dict[str, Ended]:
     about = {"with": len(sessions), "step": way.step, "forward": way.forward}
     threads = torch.get_num_threads()
     say(
-        f"{len(sessions)} runs together: one forward pass ({way.forward}), {_HOW[way.step]}, "
-        f"{threads} thread{'s' * (threads > 1)}"
+        f"{counted(len(sessions), 'run')} together: one forward pass ({way.forward}), "
+        f"{_HOW[way.step]}, {counted(threads, 'thread')}"
     )
     runners = [session.runner for session in sessions]
     for runner in runners:

@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, cast
 
+from optbench.boundary.counting import counted
 from optbench.cli.batch import Ended, Member, Say, run_batch
 from optbench.configuration.build import build
 from optbench.configuration.compose import find_plugins
@@ -31,6 +32,7 @@ from optbench.processes import (
     without_main,
 )
 from optbench.record.folder import read_finished
+from optbench.record.progress import News, Progress, sent_to
 from optbench.run.loop import Experiment
 
 WORTH = 2.5
@@ -80,7 +82,7 @@ def run_batch_in_processes(
     count = processes_that_pay(members) if processes is None else min(processes, len(members))
     if count <= 1:
         return run_batch(members, present, say)
-    say(f"{len(members)} runs in {count} processes of one thread")
+    say(f"{counted(len(members), 'run')} in {counted(count, 'process')} of one thread")
     context = fork_server(threads=1)
     shares: list[_Share] = []
     reports: dict[int, _Report | MachineError] = {}
@@ -90,7 +92,7 @@ def run_batch_in_processes(
                 _started(context, range(k, len(members), count), members, present)
                 for k in range(count)
             )
-        reports = _awaited(shares, say)
+        reports = _awaited(shares, say, int(members[0].config.steps or 0))
     finally:
         end_processes([share.process for share in shares])
     ended: dict[int, Ended] = {}
@@ -169,8 +171,36 @@ def _started(
     return _Share(places, process, results)
 
 
-def _awaited(shares: Sequence[_Share], say: Say) -> dict[int, _Report | MachineError]:
-    """Say what the processes print, until the report of each; an error stands for one that died."""
+class _Shares:
+    """The progress of all shares as one: as far as their mean, as long as the last of them."""
+
+    def __init__(self, shown: Progress) -> None:
+        self._shown = shown
+        self._news: dict[int, News] = {}
+
+    def take(self, k: int, news: News) -> None:
+        """Take in how far a share is."""
+        self._news[k] = news
+        all_of_them = list(self._news.values())
+        self._shown.total = max(n.total for n in all_of_them)
+        self._shown.begin(all_of_them[0].doing, line=False)
+        mean = sum(n.done for n in all_of_them) // len(all_of_them)
+        self._shown.update(mean, all_of_them[0].numbers, self._left)
+
+    def _left(self) -> float | None:
+        known = [n.left for n in self._news.values() if n.left is not None]
+        return max(known, default=None)
+
+
+def _awaited(shares: Sequence[_Share], say: Say, steps: int) -> dict[int, _Report | MachineError]:
+    """Show what the processes tell, until the report of each; an error stands for one that died."""
+    with Progress(steps, "steps", "starting") as shown:
+        return _reports(shares, say, _Shares(shown))
+
+
+def _reports(
+    shares: Sequence[_Share], say: Say, together: _Shares
+) -> dict[int, _Report | MachineError]:
     reports: dict[int, _Report | MachineError] = {}
     pending = {share.results: k for k, share in enumerate(shares)}
     while pending:
@@ -187,6 +217,9 @@ def _awaited(shares: Sequence[_Share], say: Say) -> dict[int, _Report | MachineE
                 )
             if isinstance(told, str):
                 say(told)
+                continue
+            if isinstance(told, News):
+                together.take(k, told)
                 continue
             reports[k] = told
             del pending[cast(Connection, results)]
@@ -206,18 +239,19 @@ class _Lines(io.TextIOBase):
         with self._lock:  # a mirror prints from threads of its own
             *lines, self._begun = (self._begun + text).split("\n")
             for line in lines:
-                self._send(line)
+                self.send(line)
         return len(text)
 
     def end(self) -> None:
         """Send a line that has no end."""
         if self._begun:
-            self._send(self._begun)
+            self.send(self._begun)
             self._begun = ""
 
-    def _send(self, line: str) -> None:
+    def send(self, told: str | News) -> None:
+        """Send a line, or how far the work is."""
         with contextlib.suppress(OSError):  # nobody reads any more: a run does not end of that
-            self._sender.send(line)
+            self._sender.send(told)
 
 
 def _train(members: Sequence[Member], present: PresentData, sender: Connection) -> None:
@@ -231,7 +265,11 @@ def _train(members: Sequence[Member], present: PresentData, sender: Connection) 
     heard = _Lines(sender)
     ended: list[Ended] = []
     is_interrupted = False
-    with contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard):
+    with (
+        contextlib.redirect_stdout(heard),
+        contextlib.redirect_stderr(heard),
+        sent_to(heard.send),
+    ):
         try:
             ended = run_batch(members, present)
         except KeyboardInterrupt:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from optbench.boundary.command_line import VERSION
 from optbench.cli.batch import Member
 from optbench.cli.batch_processes import run_batch_in_processes
+from optbench.cli.help import key_page
 from optbench.cli.job import run_job
 from optbench.cli.sweep import QUEUED, Elsewhere, RunError, telling_failures
 from optbench.configuration.compose import (
@@ -69,6 +70,8 @@ def _main(wants_tracebacks: bool, elsewhere: Elsewhere | None) -> int:
             hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(
                 job
             )()
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            print(key_page())
     except (
         RunError
     ) as error:  # printed already; a sweeper other than Hydra's may end with the first

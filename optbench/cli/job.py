@@ -23,7 +23,7 @@ from optbench.record.picture import PICTURE, Records, draw, is_drawn, pictures
 from optbench.record.provenance import changed_versions, versions
 from optbench.record.sources import sources
 from optbench.record.summary import summarise
-from optbench.record.terminal import Terminal, closing_table
+from optbench.record.terminal import Terminal, closing_table, next_of_series
 from optbench.run.loop import Experiment, Runner
 from optbench.run.memory import keep_freed_memory, peak_gib, state_gib
 from optbench.run.resume import Start, resume_or_start
@@ -45,10 +45,12 @@ def run_job(config: DictConfig, name: str, choices: Mapping[str, str], present: 
         UserError: If something in the way can be mended by the user.
     """
     path = Path(config.results_dir) / "runs" / name
+    next_of_series()
     before = record.read_finished(path)
     if before and not config.overwrite:
         present.check(path, lambda: config, "overwrite=true runs it again; or ")
         others = _other_versions(path)
+        closing_table(before, config.optimizer.get("lr"))
         print(
             f"finished before ({before['status']} at step {before['step']}{others}); "
             "overwrite=true runs it again"

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from optbench.errors import UserError, printable
 from optbench.record.folder import read_finished
+from optbench.record.terminal import series
 
 
 class RunError(Exception):
@@ -130,7 +131,8 @@ class _Watched(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        ended = list(self._ended(job_overrides, initial_job_idx))
+        with series(len(job_overrides)):  # of a launcher that makes them in this process
+            ended = list(self._ended(job_overrides, initial_job_idx))
         return [job for job in ended if self._keep or job.status is not JobStatus.FAILED]
 
     def _ended(self, commands: Sequence[Sequence[str]], first: int) -> Iterator[JobReturn]:

@@ -6,6 +6,7 @@ see `optbench.boundary.kinds`.
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ ModuleName = Annotated[
 ]
 Word = str | int | float  # a name that may look like a number
 StepNumber = Annotated[int, Field(ge=0, description="a whole number, at least 0")]
+# Hydra logs what it cannot import, to the terminal, and raises it too: the error is told once
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
 Elsewhere = Callable[[], Collection[str]]
 
 

@@ -14,6 +14,7 @@ from optbench.curvature.density import SpectralDensity, spectral_density
 from optbench.curvature.eigen.pairs import Seed, seeded
 from optbench.curvature.hessian import ModelOperator
 from optbench.curvature.operators import Restricted
+from optbench.record.progress import work
 
 
 def block_densities(
@@ -50,13 +51,15 @@ def block_densities(
     generator = seeded(seed)
     places = operator.split(torch.arange(operator.size, device=operator.device))
     densities = {}
-    for name, parameters in blocks.items():
-        rows = [places[parameter].flatten() for parameter in parameters if parameter in places]
-        if rows:
-            block = Restricted(operator, torch.cat(rows))
-            densities[name] = spectral_density(
-                block, min(steps, block.size), probes, seed=generator
-            )
+    with work("spectral densities", len(blocks), "blocks") as told:
+        for name, parameters in blocks.items():
+            rows = [places[parameter].flatten() for parameter in parameters if parameter in places]
+            if rows:
+                block = Restricted(operator, torch.cat(rows))
+                densities[name] = spectral_density(
+                    block, min(steps, block.size), probes, seed=generator
+                )
+            told.advance()
     if not densities:
         raise ValueError(
             f"blocks must name parameters that the operator acts on, got {list(blocks)[:5]}"

@@ -13,6 +13,7 @@ from optbench.curvature.eigen.pairs import Seed, seeded
 from optbench.curvature.eigen.subspace import Subspace
 from optbench.curvature.operators import Operator, check_operator, check_whole
 from optbench.curvature.trace import rademacher
+from optbench.record.progress import Work, work
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,20 +111,25 @@ def spectral_density(
             raise ValueError(f"{name} must be positive, got {value}")
     generator = seeded(seed)
     before = operator.hvps
-    rules = [_quadrature(operator, rademacher(operator, generator), steps) for _ in range(probes)]
+    with work("spectral density", steps * probes, "products") as told:
+        rules = [
+            _quadrature(operator, rademacher(operator, generator), steps, told)
+            for _ in range(probes)
+        ]
     # The mean of the quadratures over the probes is a quadrature with all their nodes.
     nodes, order = torch.cat([nodes for nodes, _ in rules]).sort()
     weights = torch.cat([weights for _, weights in rules])[order] / probes
     return SpectralDensity(nodes, weights, operator.size, operator.hvps - before)
 
 
-def _quadrature(operator: Operator, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def _quadrature(operator: Operator, start: Tensor, steps: int, told: Work) -> tuple[Tensor, Tensor]:
     """Nodes and weights of the Gauss quadrature of zᵀ f(A) z, from Lanczos started at z."""
     space = Subspace(operator)
     row = start.unsqueeze(0)
     for _ in range(steps):
         if not space.expand(row):
             break  # the Krylov space is exhausted: the quadrature is exact
+        told.advance()
         row = space.images[-1:]  # Lanczos: A q_last, orthogonalized by `expand`
     values, coefficients = space.ritz()
     # The first basis vector is z/‖z‖, so column 0 holds the first components.

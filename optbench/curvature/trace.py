@@ -12,6 +12,7 @@ from torch import Tensor
 from optbench.curvature.eigen.pairs import Eigenpairs, Seed, seeded
 from optbench.curvature.operators import Operator, check_operator, check_real, check_whole
 from optbench.intervals import Interval, t_quantile
+from optbench.record.progress import work
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ def trace(
     check_real(confidence=confidence)
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
-    draws = [float((z * image).sum()) for z, image in _probes(operator, samples, deflate, seed)]
+    draws = [
+        float((z * image).sum()) for z, image in _probes("trace", operator, samples, deflate, seed)
+    ]
     # tr(U diag(θ) Uᵀ) = Σ_i θ_i, exact for orthonormal U.
     known = 0.0 if deflate is None else float(deflate.values.double().sum())
     mean = math.fsum(draws) / samples
@@ -107,7 +110,7 @@ def diagonal(
     """
     total = torch.zeros(operator.size, dtype=torch.float64, device=operator.device)
     squares = torch.zeros_like(total)
-    for z, image in _probes(operator, samples, deflate, seed):
+    for z, image in _probes("diagonal", operator, samples, deflate, seed):
         draw = (z * image).double()
         total += draw
         squares += draw.square()
@@ -122,7 +125,7 @@ def diagonal(
 
 
 def _probes(
-    operator: Operator, samples: int, deflate: Eigenpairs | None, seed: Seed
+    what: str, operator: Operator, samples: int, deflate: Eigenpairs | None, seed: Seed
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Pairs (z, (A − U diag(θ) Uᵀ) z), each of shape (P,)."""
     check_operator(operator)
@@ -137,12 +140,14 @@ def _probes(
             f"{deflate.vectors.shape[0]}"
         )
     generator = seeded(seed)
-    for _ in range(samples):
-        z = rademacher(operator, generator)
-        image = operator @ z
-        if deflate is not None:
-            image = image - deflate.vectors @ (deflate.values * (deflate.vectors.T @ z))
-        yield z, image
+    with work(what, samples, "products") as told:
+        for _ in range(samples):
+            z = rademacher(operator, generator)
+            image = operator @ z
+            if deflate is not None:
+                image = image - deflate.vectors @ (deflate.values * (deflate.vectors.T @ z))
+            yield z, image
+            told.advance()
 
 
 def rademacher(operator: Operator, generator: torch.Generator) -> Tensor:

@@ -26,6 +26,8 @@ Source = Literal["closed form", "conjecture", "probed"]
 """Where a threshold comes from: a proof, a formula that is not established, or watching copies."""
 
 LAMBDA_1 = "λ₁(H)"
+NO_STEP = "no step taken yet, so P does not exist: ask after a step"
+"""Why the edge is unknown of an optimizer whose preconditioner P is made in its first step."""
 MatVec = Callable[[Tensor], Tensor]
 Parameters = tuple[Tensor, ...]
 T = TypeVar("T")
@@ -68,10 +70,12 @@ class UnknownEdge(AnyEdge):
     Attributes:
         reason: Why none is known, and what can be done about it.
         parameters: Trainable tensors of the optimizer, in the order of its groups.
+        on_a_norm_ball: Whether it will be a NormBallEdge, where a step is all that it awaits.
     """
 
     reason: str
     parameters: Parameters = ()
+    on_a_norm_ball: bool = False
     source: ClassVar[str] = "unknown"
 
 
@@ -257,6 +261,11 @@ Edge = UnknownEdge | EigenvalueEdge | NormBallEdge | GradientEdge
 def on_sharpness(edge: Edge) -> bool:
     """Whether the threshold is on λ₁(H) itself, now or once the gradient is known."""
     return not isinstance(edge, UnknownEdge) and edge.quantity == LAMBDA_1
+
+
+def awaits_a_step(edge: Edge) -> bool:
+    """Whether the edge is unknown only until the optimizer has taken its first step."""
+    return isinstance(edge, UnknownEdge) and NO_STEP in edge.reason
 
 
 def described(edge: Edge) -> str:

@@ -1,13 +1,11 @@
 """`python -m optbench.measure RUN…`: measures of finished runs, at the steps that they kept."""
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from optbench import lab
@@ -15,7 +13,7 @@ from optbench.boundary.command_line import Command, FilePath, Key, Names
 from optbench.errors import UserError
 from optbench.lab.measures import Measure, Reading, known
 from optbench.record.durable import write_whole
-from optbench.record.terminal import ManyRuns
+from optbench.record.terminal import ManyRuns, show_table
 
 RESULT = "measures.json"
 
@@ -70,9 +68,9 @@ def measure(settings: Settings) -> int:
     runs = [lab.open(path) for path in settings.runs]
     points = [(run, step) for run in runs for step in _steps(run, settings.steps)]
     rows: list[tuple[str, int, dict[str, Reading]]] = []
-    with ManyRuns(len(points)) as shown:
-        shown.begin("measuring")
+    with ManyRuns(len(points), unit="checkpoints") as shown:
         for run, step in points:
+            shown.begin(f"{run.name} step {step}", line=False)
             rows.append((run.name, step, lab.measure(run.at(step=step), names)))
             shown.advance()
     for run in runs:
@@ -129,7 +127,7 @@ def _show(rows: Sequence[tuple[str, int, dict[str, Reading]]]) -> None:
                 measure_name,
                 *("–" if c.reason is not None else f"{c.value:.4g}" for c in cells),
             )
-        Console(file=sys.stdout).print(table)
+        show_table(table)
     reasons = {
         f"{name}: {r.reason}"
         for _, _, readings in rows

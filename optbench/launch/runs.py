@@ -1,6 +1,6 @@
 """Runs that a command asks for: made once, by any engine, and found again by the next call."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,7 @@ class Runs:
         index: Path,
         total: int,
         config_dir: Path | None = None,
+        kinds: Mapping[str, int] | None = None,
     ) -> None:
         """Find what has been made.
 
@@ -36,10 +37,11 @@ class Runs:
             index: File that remembers the folder of every command.
             total: Number of runs that will be asked for.
             config_dir: The user's YAMLs, which the commands may name.
+            kinds: Number of runs of each kind, where their costs differ; for the time left.
         """
         self._launcher, self._results, self._config_dir = launcher, results, config_dir
         self._index, self._present = Index(index), PresentData()
-        self._shown = ManyRuns(total)
+        self._shown = ManyRuns(total, kinds=kinds if kinds is not None else {"": total})
         self.failures: list[str] = []
 
     def __enter__(self) -> "Runs":
@@ -65,8 +67,18 @@ class Runs:
         name = self._index.folder(command)
         return read_finished(self._results / "runs" / name) if name else None
 
-    def make(self, title: str, commands: Sequence[Sequence[str]]) -> None:
+    def make(
+        self,
+        title: str,
+        commands: Sequence[Sequence[str]],
+        kind: Callable[[Sequence[str]], str] = lambda command: "",
+    ) -> None:
         """Make the runs that are missing.
+
+        Args:
+            title: What they are.
+            commands: The overrides of each.
+            kind: Kind of a command, one of `kinds`.
 
         Raises:
             UserError: If a finished run is damaged, or its data or code have changed since.
@@ -78,7 +90,9 @@ class Runs:
                 missing.append(command)
             else:
                 self._present.check_command(folder, command, self._config_dir)
-        self._shown.advance(len(commands) - len(missing))
+                self._shown.run_ended(kind(command), _seconds(folder), found=True)
+        if missing:
+            self._shown.making()
         with closing(self._launcher.launch(missing, self._shown.say)) as ended:
             for run in ended:
                 if run.folder is None:
@@ -87,4 +101,12 @@ class Runs:
                     self._shown.say(line)
                 else:
                     self._index.add(run.overrides, run.folder.name)
-                self._shown.advance()
+                self._shown.run_ended(kind(run.overrides), _seconds(run.folder))
+
+
+def _seconds(folder: Path | None) -> float:
+    """Seconds that a run took; 0 where nobody knows."""
+    summary = None if folder is None else read_finished(folder)
+    if summary is None:
+        return 0.0
+    return sum(float(summary.get(part) or 0.0) for part in ("train_seconds", "probe_seconds"))

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from optbench.boundary import printable
 from optbench.boundary.command_line import Command, FilePath, Key, Names
+from optbench.boundary.counting import agreeing, counted
 from optbench.boundary.kinds import Count
 from optbench.errors import UserError, nearest
 from optbench.launch.engines import LOCAL, EngineName, EngineSettings, make_launcher
@@ -39,6 +40,7 @@ from optbench.leaderboard.verify import unverified, verify
 from optbench.leaderboard.words import words
 from optbench.leaderboard.write_together import write_together
 from optbench.protocol.suite import FINAL, Suite, known_suites, read_suite
+from optbench.record.terminal import show_table
 
 UNVERIFIED, ALL, NONE = "unverified", "all", "none"
 MOST_PRINTED = 10  # problems, and runs left out, that a comparison prints
@@ -164,7 +166,8 @@ def leaderboard(settings: Settings) -> int:
     _write(board, settings.out or results)
     _print(board)
     print(
-        f"{len(runs)} runs read, {len(board.standings)} optimizers ranked, in "
+        f"{counted(_of(suite, runs), 'run')} of {suite.label} read, "
+        f"{counted(len(board.standings), 'optimizer')} ranked, in "
         f"{time.monotonic() - began:.1f} s"
     )
     if settings.wandb_project:
@@ -175,6 +178,11 @@ def leaderboard(settings: Settings) -> int:
     for line in board.admitted.alarms:
         print(printable(f"ALARM: {line}"), file=sys.stderr)
     return 1 if board.admitted.alarms else 0
+
+
+def _of(suite: Suite, runs: list[Run]) -> int:
+    """Number of runs of a suite in its present version: those of others are read too."""
+    return sum(run.label == suite.label for run in runs)
 
 
 def _tell(passed_over: Iterable[tuple[str, str]]) -> None:
@@ -205,7 +213,7 @@ def _compare(settings: Settings, began: float) -> int:
         }
     )
     _print_comparison(comparison)
-    print(f"{len(runs)} runs read, in {time.monotonic() - began:.1f} s")
+    print(f"{counted(len(runs), 'run')} read, in {time.monotonic() - began:.1f} s")
     if settings.wandb_project:
         from optbench.record.wandb import log_table
 
@@ -220,14 +228,14 @@ def _print_comparison(comparison: Comparison) -> None:
     console.print(printable(comparison.title), markup=False)
     for group in comparison.groups[:MOST_PRINTED]:
         head = ["rank", "may be", "optimizer", "seeds", group.metric]
-        table = Table(title=escape(printable(group.title)), title_justify="left")
+        table = Table()
         for column in head:
             table.add_column(
                 escape(printable(column)), justify="left" if column == "optimizer" else "right"
             )
         for line in untuned_tables.rows(group):
             table.add_row(*[escape(printable(cell)) for cell in line[: len(head)]])
-        console.print(table)
+        show_table(table, printable(group.title), width=110)
         for said in group.said:
             console.print(printable(f"- {said}"), markup=False)
     if (more := len(comparison.groups) - MOST_PRINTED) > 0:
@@ -295,17 +303,16 @@ def _put(contents: Mapping[Path, str]) -> None:
 
 
 def _print(board: Board) -> None:
-    console = Console(file=sys.stdout, highlight=False, width=console_width())
-    table = Table(title=f"{board.suite.name}, version {board.suite.version}", title_justify="left")
+    table = Table()
     for column in tables.STANDING_COLUMNS:
         table.add_column(column, justify="left" if column == "optimizer" else "right")
     for line in tables.standings(board):
         table.add_row(*[escape(printable(cell)) for cell in line])
-    console.print(table)
+    show_table(table, f"{board.suite.name}, version {board.suite.version}", width=110)
     for sentence in board.words:
-        console.print(printable(f"- {sentence}"), markup=False)
+        print(printable(f"- {sentence}"))
     for name, why in board.admitted.refused.items():
-        console.print(printable(f"not ranked: {name}: {'; '.join(why)}"), markup=False)
+        print(printable(f"not ranked: {name}: {'; '.join(why)}"))
 
 
 def _enter(suite: Suite, runs: list[Run], ranked: list[str], settings: Settings) -> int:
@@ -354,7 +361,8 @@ def _verify(suite: Suite, settings: Settings) -> int:
         for name, checks in verified.items()
         if not checks or not all(check.agrees for check in checks)
     ]
-    agreed = f"{len(verified) - len(wrong)} of {len(verified)} entries agree"
+    right = len(verified) - len(wrong)
+    agreed = f"{right} of {counted(len(verified), 'entry')} {agreeing(right, 'agrees', 'agree')}"
     print(agreed + (f"; not {printable(', '.join(wrong))}" if wrong else ""))
     return 1 if wrong else 0
 

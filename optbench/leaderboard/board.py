@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from optbench.boundary.counting import counted
 from optbench.intervals import LEVEL, Interval
 from optbench.leaderboard.entrants import Entrant, Field, selecting_value
 from optbench.leaderboard.run_line import Run
@@ -309,7 +310,7 @@ def _smaller_budgets(
         [[[i.value for i in curves[task][e.name]] for task in suite.tuned] for e in entrants]
     )
     return {
-        f"best of {k} tuning point{'s' * (k > 1)} by validation": mean_ranks(best[:, :, k - 1])
+        f"best of {counted(k, 'tuning point')} by validation": mean_ranks(best[:, :, k - 1])
         for k in range(1, suite.points + 1)
     }
 

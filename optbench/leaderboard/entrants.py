@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from optbench.boundary.counting import counted
 from optbench.leaderboard.run_line import Run
 from optbench.protocol.selection_rule import select
 from optbench.protocol.suite import TUNE, Suite
@@ -129,7 +130,7 @@ def _against_its_end(run: Run) -> str:
     if run.status not in FINISHED:
         return f"not finished ({run.status})"
     if run.status == "done" and run.step != run.steps:
-        return f"done after {run.step} of {run.steps} steps"
+        return f"done after {run.step} of {counted(run.steps, 'step')}"
     return ""
 
 
@@ -234,4 +235,4 @@ def _alarms(suite: Suite, entrant: Entrant) -> Iterable[str]:
 
 
 def _counted(reasons: Sequence[str]) -> list[str]:
-    return [f"{count} run{'s' * (count > 1)} {why}" for why, count in Counter(reasons).items()]
+    return [f"{counted(count, 'run')} {why}" for why, count in Counter(reasons).items()]

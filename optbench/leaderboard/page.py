@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from optbench import __version__
 from optbench.boundary import visible
+from optbench.boundary.counting import counted
 from optbench.leaderboard import tables
 from optbench.leaderboard.board import FACTORS, Board, runs_of
 from optbench.leaderboard.run_line import Run
@@ -39,8 +40,9 @@ def board_page(board: Board) -> str:
     shown = runs_of(board)
     tuning = [run for e in board.admitted.entrants for runs in e.tuning.values() for run in runs]
     about = (
-        f"{len(suite.tasks)} tasks, {suite.points} tuning points an optimizer, "
-        f"{len(suite.final_seeds)} seeds; {suite.held_out} is held out of tuning."
+        f"{counted(len(suite.tasks), 'task')}, {counted(suite.points, 'tuning point')} an "
+        f"optimizer, {counted(len(suite.final_seeds), 'seed')}; {suite.held_out} is held out of "
+        f"tuning."
     )
     sections = [
         _section("ranking", "Ranking", [_text(about), *_ranking(board)]),

@@ -10,16 +10,15 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-
 from optbench.boundary import ShapeError, UnreadableError, printable
+from optbench.boundary.counting import agreeing
 from optbench.leaderboard.entries import Entry, read_entries
 from optbench.leaderboard.folder_index import FolderIndex, index_file, signature
 from optbench.leaderboard.marks import read_marks
 from optbench.leaderboard.run_folders import read_run
 from optbench.leaderboard.run_line import Run, read_local, write_local
 from optbench.processes import cores
+from optbench.record.progress import work
 
 Reason = tuple[str, str]
 Key = tuple[str, str]  # of a run: its suite and its name
@@ -77,14 +76,14 @@ def _read_each(folders: Sequence[Path], any_run: bool) -> Iterator[tuple[Path, s
     batches = [folders[i : i + A_BATCH] for i in range(0, len(folders), A_BATCH)]
     read = partial(_read_batch, any_run=any_run)
     many = len(folders) >= WORTH_PROCESSES
-    console = Console(stderr=True, quiet=not (many and sys.stderr.isatty()))
 
     def with_bar(
         done: Iterable[list[tuple[Path, str, str]]],
     ) -> Iterator[list[tuple[Path, str, str]]]:
-        yield from track(
-            done, f"{len(folders)} new run folders", len(batches), console=console, transient=True
-        )
+        with work("reading new runs", len(folders), "folders") as told:
+            for batch in done:
+                yield batch
+                told.advance(len(batch))
 
     if many and cores() > 1:
         with ProcessPoolExecutor(cores()) as pool:
@@ -125,7 +124,14 @@ def _claimed_twice(entries: list[Entry]) -> Iterator[Reason]:
             entry.runs = [run for run in entry.runs if _key(run) not in shared]
             claimants = {other.name for run in lost for other in shared[_key(run)]} - {entry.name}
             others = ", ".join(sorted(claimants))
-            yield entry.name, f"{len(lost)} of its runs are in {others} too, such as {lost[0].name}"
+            yield (
+                entry.name,
+                (
+                    f"{len(lost)} of its runs {agreeing(len(lost), 'is', 'are')} in {others} "
+                    f"too, such "
+                    f"as {lost[0].name}"
+                ),
+            )
 
 
 def _shared(entries: list[Entry]) -> dict[Key, list[Entry]]:

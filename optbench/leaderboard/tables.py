@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from optbench import metrics
 from optbench.boundary import visible
+from optbench.boundary.counting import counted
 from optbench.intervals import Interval
 from optbench.leaderboard.board import Board, Standing
 from optbench.leaderboard.scores import DISTANCE, SHARPNESS, Row
@@ -91,8 +92,9 @@ def markdown(board: Board) -> str:
     lines = [
         f"# Leaderboard: {suite.name}, version {suite.version}",
         "",
-        f"{len(suite.tasks)} tasks, {suite.points} tuning points an optimizer, "
-        f"{len(suite.final_seeds)} seeds; {suite.held_out} is held out of tuning. Score: 0 at the "
+        f"{counted(len(suite.tasks), 'task')}, {counted(suite.points, 'tuning point')} an "
+        f"optimizer, {counted(len(suite.final_seeds), 'seed')}; {suite.held_out} is held out of "
+        f"tuning. Score: 0 at the "
         "start, 1 at a fixed reference, interquartile mean over tasks and seeds with a 95 % "
         "interval. `may be`: the ranks that are possible, for all together with 95 % confidence. "
         "Written by `python -m optbench.leaderboard`; `leaderboard.html` has the curves.",

@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from optbench.boundary.counting import agreeing, counted
 from optbench.intervals import LEVEL
 from optbench.leaderboard.board import Board
 from optbench.leaderboard.tuned import DECLARED, MorePoints, Place, Tuned
@@ -46,7 +47,7 @@ def _first(board: Board) -> list[str]:
     equals = [s.name for s in board.standings[1:] if s.name not in beaten]
     return [
         f"{best.name} has the highest score, and is sure to be ahead of {len(beaten)} of the "
-        f"{rest} others; "
+        f"{counted(rest, 'other')}; "
         f"it cannot be told apart from {_and(equals)}."
     ]
 
@@ -67,16 +68,18 @@ def _groups(board: Board) -> list[str]:
     total = len(board.pairs)
     sure = sum(_sure(board, pair) for pair in board.pairs)
     lines.append(
-        f"Of {total} pairs, {sure} {'is' if sure == 1 else 'are'} told apart (Wilcoxon, Holm, all "
+        f"Of {counted(total, 'pair')}, {sure} {agreeing(sure, 'is', 'are')} told apart "
+        f"(Wilcoxon, Holm, all "
         "claims together "
         f"wrong at most {1 - LEVEL:.0%} of the time)."
     )
     problems = len(board.suite.tasks) * len(board.suite.final_seeds)
     if (least := 2.0 ** (1 - problems)) * total >= 1 - LEVEL:
         lines.append(
-            f"With {problems} runs an entrant the least possible p is {least:.2g}: too few to tell "
+            f"With {counted(problems, 'run')} an entrant the least possible p is {least:.2g}: "
+            f"too few to tell "
             "anybody apart among "
-            f"{total} pairs."
+            f"{counted(total, 'pair')}."
         )
     return lines
 
@@ -91,10 +94,11 @@ def _friedman(board: Board) -> list[str]:
     verdict = "differ" if board.friedman_p < 1 - LEVEL else "cannot be shown to differ"
     tasks = len(board.suite.tasks)
     return [
-        f"Over the {tasks} tasks as blocks, mean ranks {verdict} (Friedman p = "
+        f"Over the {counted(tasks, 'task')} as blocks, mean ranks {verdict} (Friedman p = "
         f"{board.friedman_p:.2g}); two must lie "
-        f"{board.critical_difference:.1f} apart to differ (Nemenyi), and there are only {tasks} "
-        "tasks."
+        f"{board.critical_difference:.1f} apart to differ (Nemenyi), and there "
+        f"{agreeing(tasks, 'is', 'are')} only "
+        f"{counted(tasks, 'task')}."
     ]
 
 

@@ -8,6 +8,7 @@ once through `State.say`.
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -87,10 +88,23 @@ class SelfPaced(Protocol):
     next_step: int
 
 
-def measure(probes: Mapping[str, Probe], state: State) -> dict[str, Value]:
+def _unwatched(name: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def measure(
+    probes: Mapping[str, Probe],
+    state: State,
+    watched: Callable[[str], AbstractContextManager[None]] = _unwatched,
+) -> dict[str, Value]:
     """Call the probes in order and return their metrics; random generators are restored.
 
     A probe whose curvature cannot be measured on this model is left out, and says why once.
+
+    Args:
+        probes: Those that are due, by name.
+        state: Training.
+        watched: Context of the call of a probe, by its name, for who tells or times it.
 
     Raises:
         FloatingPointError: If a product is not finite: the run has diverged.
@@ -99,7 +113,9 @@ def measure(probes: Mapping[str, Probe], state: State) -> dict[str, Value]:
         with kept_rng(state.task.train.inputs.device):
             for name, probe in probes.items():
                 try:
-                    state.found |= _numbers(name, probe(state))
+                    with watched(name):
+                        found = probe(state)
+                    state.found |= _numbers(name, found)
                 except MeasurementError as why:
                     state.say(f"{name} is absent: {why}")
     finally:

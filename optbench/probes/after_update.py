@@ -29,6 +29,7 @@ class AfterUpdate:
     every: Count | Literal["never"] = 10
     next_step: int = field(default=0, init=False)
     paces_itself: ClassVar[bool] = True  # it is called at the step after the n-th as well
+    products: ClassVar[float] = 1.0  # Hessian-vector products that a measurement costs, about
     _before: tuple[int, list[Tensor]] | None = field(default=None, init=False)  # step and weights
     _of: str | None = field(default=None, init=False)  # signature of the parameters
 
@@ -59,6 +60,10 @@ class AfterUpdate:
     def measure(self, state: State, before: Sequence[Tensor]) -> dict[str, Value]:
         """Measure the update from the weights `before` to the present ones."""
         raise NotImplementedError
+
+    def later_products(self, state: State) -> float | None:
+        """See `optbench.probes.cost.Foretelling`: every other call only keeps the weights."""
+        return self.products if self.every == 1 else self.products / 2
 
     def state_dict(self) -> dict[str, Any]:
         """Return the kept weights and the next step."""

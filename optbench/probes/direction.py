@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -34,6 +35,7 @@ class Direction(AfterUpdate):
         Pan and Li (2023), arXiv:2306.00204, for the directional sharpness.
     """
 
+    products: ClassVar[float] = 4.0
     examples: Count | None = None
 
     def measure(self, state: State, before: Sequence[Tensor]) -> dict[str, Value]:

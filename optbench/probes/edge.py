@@ -10,10 +10,12 @@ from pydantic import Field
 from torch import Tensor
 
 from optbench import metrics
+from optbench.boundary.counting import counted
 from optbench.boundary.kinds import Count, Pairs, Positive
 from optbench.boundary.signature import check_fields
 from optbench.curvature import Hessian, Operator
 from optbench.curvature.selection import trainable
+from optbench.dynamics import edge as edge_of
 from optbench.dynamics import edges
 from optbench.dynamics.edges import (
     EigenvalueEdge,
@@ -21,16 +23,23 @@ from optbench.dynamics.edges import (
     KnownEdge,
     NormBallEdge,
     UnknownEdge,
+    awaits_a_step,
+    on_sharpness,
     reordered,
 )
 from optbench.dynamics.norm_sharpness import norm_sharpness
 from optbench.dynamics.settling import unsettled
+from optbench.dynamics.starting_rate import (
+    FAR,
+    base_rate,
+    same_but_for_the_threshold,
+    scale_to_the_edge,
+)
 from optbench.probes import State, Value
-from optbench.probes.tracking import Tracker
+from optbench.probes.tracking import WARM_HVPS, Tracker
 from optbench.seeds import derive
 
-# Reason of an unknown edge at step 0, before there is a preconditioner. It is expected, not said.
-NOT_YET = "no step taken yet"
+NORM_COST = 1.5  # products that a product and a step to the ball's boundary take as long as
 
 
 @dataclass
@@ -98,7 +107,8 @@ class Edge:
         start = time.perf_counter()
         edge = state.shared.edge(state)
         if isinstance(edge, UnknownEdge):
-            if not (state.step == 0 and NOT_YET in edge.reason):
+            # before the first step there is no preconditioner: expected, not said
+            if not (state.step == 0 and awaits_a_step(edge)):
                 state.say(f"edge/distance is absent: {edge.reason}")
             return {}
         if isinstance(edge, GradientEdge) and not state.full_batch:
@@ -114,7 +124,59 @@ class Edge:
             return {}  # a schedule has come down to lr = 0: weights are constant, at no edge
         self._say_where_from(known, state)
         measured = self._measure(known, state, start)
+        if state.step == 0:
+            self._warn_if_far_above(known, measured, state)
         return measured | _rate(state) if measured else {}
+
+    def _warn_if_far_above(self, edge: KnownEdge, measured: dict[str, Value], state: State) -> None:
+        """Say of a run that starts far above its edge that it does, and which rate would not."""
+        distance = measured.get(metrics.EDGE_DISTANCE)
+        if not isinstance(distance, float) or not distance > FAR:
+            return
+        value = distance * edge.threshold
+        scale = scale_to_the_edge(
+            state.optimizer, distance, lambda: self._distance_now(edge, value, state)
+        )
+        rate = base_rate(state.optimizer)
+        way_out = ""
+        if scale is not None:
+            way_out = (
+                f"; lr={rate * scale:.2g} would not" if rate else f"; {scale:.2g} of lr would not"
+            )
+        state.say(
+            f"this starts far above its edge of stability: {edge.quantity} = {value:.4g} is "
+            f"{distance:.3g} times the threshold {edge.threshold:.4g}, so expect the loss to jump "
+            f"or to diverge{way_out}"
+        )
+
+    def _distance_now(self, before: KnownEdge, value: float, state: State) -> float | None:
+        """Distance at the present hyperparameters, if the quantity is still the one measured."""
+        try:
+            edge = reordered(edge_of(state.optimizer), trainable(state.model))
+        except ValueError:
+            return None
+        if isinstance(edge, GradientEdge):
+            edge = edge.at(state.shared.loss_and_gradient(state, self.examples)[1])
+        if isinstance(edge, UnknownEdge) or not same_but_for_the_threshold(before, edge):
+            return None
+        return edge.distance(value)
+
+    def later_products(self, state: State) -> float | None:
+        """See `optbench.probes.cost.Foretelling`: most edges are measured once P has settled."""
+        edge = state.shared.edge(state)
+        if awaits_a_step(edge):
+            in_a_norm = isinstance(edge, UnknownEdge) and edge.on_a_norm_ball
+            return NORM_COST * self.norm_hvps if in_a_norm else WARM_HVPS
+        waits_for_ever = isinstance(edge, GradientEdge) and not state.full_batch
+        if isinstance(edge, UnknownEdge) or waits_for_ever:
+            return 0.0
+        if on_sharpness(edge):
+            return 1.0 if isinstance(edge, GradientEdge) else 0.0  # a gradient, for SAM
+        if isinstance(edge, NormBallEdge):
+            return None  # no later one begins warmer
+        if isinstance(edge, GradientEdge) and edge.on_a_norm_ball:
+            return NORM_COST * self.norm_hvps
+        return WARM_HVPS
 
     def _known(self, edge: edges.Edge, state: State) -> KnownEdge | None:
         """The edge in the Hessian's order of tensors, at the present gradient; None if unknown.
@@ -150,7 +212,7 @@ class Edge:
             name = type(state.optimizer).__name__
             state.say(
                 f"edge/distance is absent until step {self._until}: P of {name} holds still enough "
-                f"once it has averaged {lacks.needed} gradients"
+                f"once it has averaged {counted(lacks.needed, 'gradient')}"
             )
         return True
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from optbench.boundary.counting import counted
 from optbench.curvature import Hessian, SecondDerivativeWarning, WeightingWarning
 from optbench.curvature.selection import named_trainable, trainable
 from optbench.dynamics import edge
@@ -112,7 +113,10 @@ class Shared:
         elif len(held) == len(modules):
             modes = "eval"
         else:
-            modes = f"train, eval for {len(held)} of {len(modules)} modules: {', '.join(held[:5])}"
+            modes = (
+                f"train, eval for {len(held)} of {counted(len(modules), 'module')}: "
+                f"{', '.join(held[:5])}"
+            )
             modes += ", …" * (len(held) > 5)
         if modes != "train":
             state.say(f"curvature: measured with modules in the modes that they are in ({modes})")

@@ -8,12 +8,11 @@ from optbench import metrics
 from optbench.boundary.kinds import Count, Pairs, Positive
 from optbench.boundary.signature import check_fields
 from optbench.curvature import Eigenpairs
-from optbench.dynamics.edges import UnknownEdge, on_sharpness
-from optbench.probes import State, Value, due
-from optbench.probes.tracking import Tracker
+from optbench.dynamics.edges import UnknownEdge, awaits_a_step, on_sharpness
+from optbench.probes import State, Value
+from optbench.probes.tracking import WARM_HVPS, Tracker
 from optbench.seeds import derive
 
-WARM_HVPS = 7  # cost of a warm-started measurement in products, its graph included, about
 # Relative change of λ₁ below which the adaptive cadence slows, and above which it speeds up.
 STILL, MOVING = (0.02, 0.1)
 
@@ -84,8 +83,6 @@ class Sharpness:
         start = time.perf_counter()
         pairs, hvps = (self._lobpcg if self.engine == "lobpcg" else self._pyhessian)(state)
         seconds = time.perf_counter() - start
-        if self._count == 0 and self.every != "adaptive":
-            self._say_cost(state, pairs, seconds)
         self._plan(state, float(pairs.values[0]))
         values: dict[str, Value] = {
             metrics.SHARPNESS: float(pairs.values[0]),
@@ -131,26 +128,13 @@ class Sharpness:
         pairs = PyHessian(state.model, state.task.loss, data, seed=seed).top_eigenpairs(self.k)
         return pairs, pairs.hvps
 
-    def _say_cost(self, state: State, pairs: Eigenpairs, first: float) -> None:
-        """Tell the user in advance what all measurements will cost.
-
-        The estimate comes from one more product, since the first ones include loading and warm-up.
-        PyHessian has no warm start, so its first measurement is like the others.
-        """
-        planned = sum(
-            bool(due({"sharpness": self}, step, state.steps, state.steps_per_epoch))
-            for step in range(state.step, state.steps + 1)
-        )
-        each = first
-        if self.engine == "lobpcg":
-            hessian = state.shared.hessian(state, self.examples)
-            start = time.perf_counter()
-            hessian @ pairs.vectors[:, :1]
-            each = WARM_HVPS * (time.perf_counter() - start)
-        state.say(
-            f"sharpness: {planned} measurements of about {each:.2g} s each, {planned * each:.0f} s "
-            "in all"
-        )
+    def later_products(self, state: State) -> float | None:
+        """See `optbench.probes.cost.Foretelling`; PyHessian has no warm start."""
+        if self.engine == "pyhessian":
+            return None
+        edge = state.shared.edge(state)
+        is_thin = awaits_a_step(edge) or not (isinstance(edge, UnknownEdge) or on_sharpness(edge))
+        return WARM_HVPS / (self.thin if is_thin else 1)
 
     def _plan(self, state: State, sharpness: float) -> None:
         """Set the next step of the adaptive cadence from the change of λ₁."""

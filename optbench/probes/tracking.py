@@ -13,6 +13,7 @@ AUDIT_BLOCK, AUDIT_STEPS = (2, 10)
 # With a solve at least every 4th time no bound broke at 2,160 measurements of 24 trajectories
 # (docs/curvature.md).
 TRUST = 1.0
+WARM_HVPS = 7  # products that a warm-started measurement costs, its graph included, about
 
 
 @dataclass

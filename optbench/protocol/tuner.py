@@ -9,7 +9,7 @@ command to go on. Given twice at once, on one results folder, the two share the 
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -75,12 +75,13 @@ class Tuner:
             for group in groups:
                 names = f"{len(group)} optimizers" if len(group) > 1 else "".join(group)
                 for phase, plan in ((TUNE, self._tuning), (FINAL, self._finals)):
-                    commands = [
-                        place.overrides(points[place.point])
+                    tasks = {
+                        tuple(place.overrides(points[place.point])): place.task
                         for optimizer, points in group.items()
                         for place in plan(optimizer, points)
-                    ]
-                    self.runs.make(f"{names} {phase}", commands)
+                    }
+                    commands = [list(command) for command in tasks]
+                    self.runs.make(f"{names} {phase}", commands, _kind(tasks))
 
     def _tuning(self, optimizer: str, points: Points) -> list[Place]:
         return [
@@ -137,6 +138,11 @@ class Tuner:
                 "record"
             )
         return float(summary["last"][metric])
+
+
+def _kind(tasks: Mapping[tuple[str, ...], str]) -> Callable[[Sequence[str]], str]:
+    """Return the function from a command to its task, by which the costs of runs differ."""
+    return lambda command: tasks.get(tuple(command), "")
 
 
 @dataclass(frozen=True)
@@ -237,4 +243,8 @@ def _runs(settings: Settings, suite: Suite, optimizers: int) -> Runs:
     tuning = len(suite.tuned) * suite.points * len(suite.tuning_seeds)
     final = len(suite.tasks) * len(suite.final_seeds)
     total = (tuning + final) * optimizers
-    return Runs(launcher, results, folder / INDEX, total, settings.config_dir)
+    each = {task: len(suite.final_seeds) for task in suite.tasks}
+    for task in suite.tuned:
+        each[task] += suite.points * len(suite.tuning_seeds)
+    kinds = {task: count * optimizers for task, count in each.items()}
+    return Runs(launcher, results, folder / INDEX, total, settings.config_dir, kinds)

@@ -6,64 +6,49 @@ That nothing written here can stop a run is the work of `optbench.startup`.
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from optbench import metrics
+from optbench.boundary.counting import counted
+from optbench.record.progress import Left, Progress
 
 SHOWN = {
     metrics.BATCH_LOSS: "loss",
-    metrics.TEST_ERROR: "error",
-    metrics.SHARPNESS: "sharpness",
-    metrics.PRECONDITIONED_SHARPNESS: "preconditioned",
+    metrics.EDGE_DISTANCE: "edge",
+    metrics.SHARPNESS: "λ₁",
+    metrics.TEST_ERROR: "test error",
+    metrics.PRECONDITIONED_SHARPNESS: "preconditioned λ₁",
     metrics.NORM_SHARPNESS: "norm sharpness",
     metrics.EDGE_THRESHOLD: "threshold",
-    metrics.EDGE_DISTANCE: "distance to edge",
 }
-PLAIN_LINES = 10
-PLAIN_SECONDS = 60.0
+"""What is shown of a run while it trains, the most important first: a narrow terminal ends there.
+`edge` is measured/threshold."""
+
+FIRST_PAUSE = 2.0  # seconds of the first measurement, after which another plain line may come
 
 
 class Terminal:
     """Shows one run's progress, as a context."""
 
     def __init__(self, steps: int, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
-        self._steps, self._latest = steps, dict[str, float]()
+        self._series = _series[-1] if _series else _Series(total=1, number=1)
+        heading = self._series.heading
+        self._progress = Progress(steps, "steps", "starting", console, heading=heading)
+        self._progress.beyond = self._series.beyond
+        self._entered = time.monotonic()
+        self._steps, self._latest, self._start = steps, dict[str, float](), -1
         self._said: set[str] = set()
-        self._began, self._start = time.monotonic(), -1
-        self._next_line, self._next_refresh = 0, 0.0
-        self._bar: Progress | None = None
-        if self._console.is_terminal:
-            self._bar = Progress(
-                BarColumn(bar_width=20),
-                TextColumn("{task.completed}/{task.total}"),
-                TextColumn("{task.description}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self._console,
-                auto_refresh=False,
-                transient=True,
-            )
-            self._task = self._bar.add_task("starting", total=steps)
 
     def __enter__(self) -> "Terminal":
-        if self._bar:
-            self._bar.start()
-            self._bar.refresh()
+        self._entered = time.monotonic()
+        self._progress.__enter__()
         return self
 
     def __exit__(
@@ -72,113 +57,167 @@ class Terminal:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        if self._bar:
-            self._bar.stop()
+        self._progress.__exit__(kind, error, tb)
+        self._series.seconds.append(time.monotonic() - self._entered)
 
     def say(self, line: str) -> None:
         """Print a line, the first time that it is said."""
         if line not in self._said:
             self._said.add(line)
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._progress.say(line)
 
-    def update(self, step: int, values: Mapping[str, Any]) -> None:
-        """Take in one step's values; redraws a few times a second."""
+    @contextmanager
+    def _measuring(self, step: int, probe: str) -> Iterator[None]:
+        self._progress.done = step
+        # without a terminal: what comes first, and which of the first ones takes long
+        line = self._start < 0 and self._progress.quiet_for(FIRST_PAUSE)
+        self._progress.begin(f"measuring {probe}", line)
+        try:
+            yield
+        finally:
+            self._progress.begin("", line=False)
+
+    def measuring(self, step: int, probe: str) -> AbstractContextManager[None]:
+        """Context of a probe's call: what the person who waits is told that it waits for."""
+        return self._measuring(step, probe)
+
+    def foretell(self, line: str) -> None:
+        """Say what the measurements will cost."""
+        self.say(line)
+
+    def update(self, step: int, values: Mapping[str, Any], left: Left | None = None) -> None:
+        """Take in one step's values.
+
+        Args:
+            step: The step.
+            values: What was measured at it.
+            left: Tells the seconds that are left; None for as long a step as so far.
+        """
         if self._start < 0:
-            self._start = self._next_line = step
-            self._began = time.monotonic()
-        if values:
-            self._latest |= {metric: values[metric] for metric in SHOWN if metric in values}
-        if self._bar:
-            self._redraw(self._bar, step)
-        elif step >= self._next_line:
-            self._next_line += max(1, (self._steps - self._start) // PLAIN_LINES)
-            rate = (time.monotonic() - self._began) / max(1, step - self._start)
-            left = f"  {rate * (self._steps - step):.0f} s left" if step > self._start else ""
-            self.say(f"step {step}/{self._steps}  {self._numbers()}{left}")
+            self._start = step
+        if not self._latest and not values:
+            self._progress.begin("", line=False)
+        self._latest |= {metric: values[metric] for metric in SHOWN if metric in values}
+        self._progress.update(step, self._numbers(), left)
 
-    def _redraw(self, bar: Progress, step: int) -> None:
-        now = time.monotonic()
-        if now >= self._next_refresh:
-            self._next_refresh = now + 0.2
-            bar.update(self._task, completed=step, description=self._numbers(), refresh=True)
-
-    def _numbers(self) -> str:
-        return "  ".join(f"{SHOWN[metric]} {value:.4g}" for metric, value in self._latest.items())
+    def _numbers(self) -> list[str]:
+        latest = self._latest
+        return [f"{SHOWN[m]} {latest[m]:.4g}" for m in SHOWN if m in latest]
 
 
-class ManyRuns:
-    """Shows how many of a number of runs are made, as a context: a live bar, or plain lines.
+class ManyRuns(Progress):
+    """Shows how many of a number of runs are made, as a context.
 
-    Without a terminal a line comes as it begins, whenever another tenth is made, and a minute after
-    the last one.
+    Time left: of each kind of run, so many as are left times the seconds that one took, divided by
+    how many went on at a time. A kind that none is known of counts as the mean of the others.
+
+    Args:
+        total: Number of runs.
+        console: Where to; None for standard error.
+        kinds: Number of runs of each kind, where their costs differ, such as {task: number}.
+        unit: What a run is, in the plural.
     """
 
-    def __init__(self, total: int, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
-        self._total, self._done, self._what = total, 0, ""
-        self._next_line, self._next_time = 0, 0.0
-        self._bar: Progress | None = None
-        if self._console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-            )
-            self._bar = Progress(
-                *columns, TextColumn("left"), TimeRemainingColumn(), console=self._console
-            )
-            self._task = self._bar.add_task("runs", total=total)
-
-    def __enter__(self) -> "ManyRuns":
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(
+    def __init__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
+        total: int,
+        console: Console | None = None,
+        kinds: Mapping[str, int] | None = None,
+        unit: str = "runs",
     ) -> None:
-        if self._bar:
-            self._bar.stop()
+        super().__init__(total, unit, console=console)
+        self._waiting = dict(kinds or {})
+        self._seconds: dict[str, list[float]] = {kind: [] for kind in self._waiting}
+        self._making = math.nan  # when the first run was begun that had not been made before
+        self._made = 0.0  # seconds that runs made since then took, together
 
-    def say(self, line: str) -> None:
-        """Print a line."""
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+    def run_ended(self, kind: str = "", seconds: float = 0.0, found: bool = False) -> None:
+        """Count a run.
 
-    def begin(self, what: str = "") -> None:
-        """Say what the runs that come now are of."""
-        self._what = what
-        if self._bar:
-            self._bar.update(self._task, description=what)
-        else:
-            self._tell()
+        Args:
+            kind: Its kind.
+            seconds: What it took; 0 where nobody knows.
+            found: Whether it was made before.
+        """
+        if kind in self._waiting:
+            self._waiting[kind] = max(0, self._waiting[kind] - 1)
+            if seconds:
+                self._seconds[kind].append(seconds)
+        if not found:
+            self._made += seconds
+        self.advance(found=found)
 
-    def advance(self, count: int = 1) -> None:
-        """Count so many runs more."""
-        if not count:
-            return
-        self._done += count
-        if self._bar:
-            self._bar.advance(self._task, count)
-        elif self._done >= self._next_line or time.monotonic() > self._next_time:
-            self._tell()
+    def making(self) -> None:
+        """Say that runs are made from now on."""
+        if math.isnan(self._making):
+            self._making = time.monotonic()
 
-    def _tell(self) -> None:
-        self._next_line = self._done + max(1, self._total // PLAIN_LINES)
-        self._next_time = time.monotonic() + PLAIN_SECONDS
-        self.say(f"{self._done}/{self._total} runs  {self._what}".rstrip())
+    def _own_estimate(self) -> float | None:
+        means = {k: math.fsum(s) / len(s) for k, s in self._seconds.items() if s}
+        if not means or not self._made:
+            return super()._own_estimate()
+        usual = math.fsum(means.values()) / len(means)
+        left = math.fsum(n * means.get(kind, usual) for kind, n in self._waiting.items())
+        return left * (time.monotonic() - self._making) / self._made
+
+
+@dataclass
+class _Series:
+    """Runs that this process makes one after the other."""
+
+    total: int
+    number: int = 0
+    seconds: list[float] = field(default_factory=list)  # of those that took any
+
+    @property
+    def heading(self) -> str:
+        return f"run {self.number}/{self.total}" if self.total > 1 else ""
+
+    def beyond(self, this_one: float) -> float:
+        """Seconds of the runs after this one, which takes so many."""
+        seconds = [*self.seconds, this_one]
+        return math.fsum(seconds) / len(seconds) * (self.total - self.number)
+
+
+_series: list[_Series] = []
+
+
+@contextmanager
+def series(total: int) -> Iterator[None]:
+    """Context of so many runs in this process, one after the other, which say where they stand."""
+    _series.append(_Series(total))
+    try:
+        yield
+    finally:
+        _series.pop()
+
+
+def next_of_series() -> None:
+    """Say that the next run of the series begins, if there is a series."""
+    if _series:
+        _series[-1].number += 1
+
+
+def show_table(table: Table, title: str = "", width: int | None = None) -> None:
+    """Print a table to standard output under a title that does not wrap, however narrow the table.
+
+    Args:
+        table: The table.
+        title: Its title, on a line of its own.
+        width: Columns to use where standard output is no terminal; None for 80.
+    """
+    console = Console(file=sys.stdout, highlight=False)
+    if width is not None and not console.is_terminal:
+        console.width = width
+    if title:
+        console.print(title, style="italic", markup=False, soft_wrap=True)
+    console.print(table)
 
 
 def closing_table(summary: Mapping[str, Any], lr: float | None) -> None:
     """Print the run's result as a small table, to standard output, and what to try next."""
     console = Console(file=sys.stdout, highlight=False)
-    table = Table(
-        title=f"{summary['name']}: {summary['status']} at step {summary['step']}",
-        title_justify="left",
-    )
+    table = Table()
     table.add_column("")
     for column in ("train", "validation", "test", "gap"):
         table.add_column(column, justify="right")
@@ -187,7 +226,7 @@ def closing_table(summary: Mapping[str, Any], lr: float | None) -> None:
         cells = [last.get(f"{split}/{quantity}") for split in ("train", "val", "test", "gap")]
         if any(cell is not None for cell in cells):
             table.add_row(quantity, *("–" if cell is None else f"{cell:.4f}" for cell in cells))
-    console.print(table)
+    show_table(table, f"{summary['name']}: {summary['status']} at step {summary['step']}")
     for line in [*_findings(summary), f"try next: {_try_next(summary, lr)}"]:
         console.print(line, soft_wrap=True, markup=False)
 
@@ -257,8 +296,8 @@ def _at_the_edge(
         lines.append(
             f"plateau at {events['plateau_ratio']:.3f} of the edge (quartiles {low:.3f} to "
             f"{high:.3f}), "
-            f"{events['share_at_edge']:.0%} of the steps at it, {catapults} "
-            f"catapult{'s' * (catapults != 1)}"
+            f"{events['share_at_edge']:.0%} of the steps at it, "
+            f"{counted(catapults, 'catapult')}"
         )
     return lines
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from optbench import metrics
 from optbench.probes import Probe, State, Stateful, Value, due, measure
+from optbench.probes.cost import Costs
 from optbench.probes.shared import Shared
 from optbench.record.folder import RunFolder
 from optbench.record.terminal import Terminal
@@ -107,6 +108,9 @@ class Runner:
     # of the training losses at which to keep a checkpoint, those that were reached
     _reached: list[float] = field(default_factory=list)
     _stopped: bool = False  # before the last step, as `stop` has it
+    _costs: Costs = field(default_factory=Costs)  # of the probes, in this session
+    # step and seconds of training at which this session began
+    _began: tuple[int, float] = (0, 0.0)
 
     def run(self) -> dict[str, Any]:
         """Train to the end, and return how it ended."""
@@ -127,6 +131,7 @@ class Runner:
         """Start the clocks, and put model and optimizer into train mode."""
         self.start_clock()
         self._last_save = self._segment
+        self._began = self.step, self.train_seconds
         self.experiment.update.model.train()
         if callable(set_mode := getattr(self.experiment.update.optimizer, "train", None)):
             set_mode()
@@ -155,6 +160,26 @@ class Runner:
             "probe_seconds": self.probe_seconds,
             **({"stopped": self._stopped} if self.experiment.settings.stop else {}),
         }
+
+    def seconds_left(self) -> float | None:
+        """Seconds to the last step: of updates as long as so far, and of each probe's schedule.
+
+        None before the first update.
+        """
+        steps, (first, before) = self.experiment.settings.steps, self._began
+        if self.step <= first:
+            return None
+        training = self.train_seconds - before
+        if "batched" not in self.about:  # else it is told of its updates when it measures
+            training += time.monotonic() - self._segment
+        per_step = training / (self.step - first)
+        return per_step * (steps - self.step) + self._measuring_left(self.step)
+
+    def _measuring_left(self, after: int) -> float:
+        """Seconds of measuring that are left after a step."""
+        experiment, steps = self.experiment, self.experiment.settings.steps
+        parts = self._costs.left(experiment.probes, after, steps, experiment.batches.per_epoch)
+        return math.fsum(seconds for _, seconds in parts.values())
 
     def request_stop(self) -> None:
         """Stop before the next update, with a checkpoint."""
@@ -228,7 +253,7 @@ class Runner:
                 self._losses.clear()
         if found:
             self.folder.log(self.step, found)
-        self.terminal.update(self.step, found)
+        self.terminal.update(self.step, found, self.seconds_left)
         self.step += not last
         self._done = last
 
@@ -280,8 +305,9 @@ class Runner:
             say=self.terminal.say,
             shared=self._shared,
         )
+        first = not self._costs.first
         try:
-            measure(now, state)
+            measure(now, state, self._watched)
         except (
             FloatingPointError
         ) as why:  # the weights are finite, but what follows from them overflows
@@ -289,6 +315,8 @@ class Runner:
         loss = state.found.get(metrics.TRAIN_LOSS, 0.0)
         if isinstance(loss, float) and not math.isfinite(loss):
             raise DivergenceError(self.step)
+        if first:
+            self._foretell(state)
         now_seconds = time.monotonic()
         self.probe_seconds += now_seconds - self._segment
         self._segment = now_seconds
@@ -297,6 +325,22 @@ class Runner:
             metrics.PROBE_SECONDS: self.probe_seconds,
         }
         return state.found | clock | {metrics.GRADIENTS: experiment.update.gradients}
+
+    @contextmanager
+    def _watched(self, probe: str) -> Iterator[None]:
+        """Context of a probe's call, which is told and timed."""
+        with self.terminal.measuring(self.step, probe):
+            start = time.perf_counter()
+            yield
+            self._costs.note(probe, time.perf_counter() - start)
+
+    def _foretell(self, state: State) -> None:
+        """Say what all measurements to come will cost."""
+        experiment, per_epoch = self.experiment, state.steps_per_epoch
+        self._costs.expect(experiment.probes, state)
+        said = self._costs.foretold(experiment.probes, self.step, state.steps, per_epoch)
+        if said is not None:
+            self.terminal.foretell(said)
 
     def _count_training(self) -> None:
         """Count the time since the last measurement as training."""

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from optbench import lab, metrics
+from optbench.boundary.counting import counted
 from optbench.studies.figures import draw_curves
 from optbench.studies.frame import (
     REFUTED,
@@ -214,7 +215,9 @@ def usable(table: Table) -> tuple[Table, str]:
     late, beyond = int((~reached).sum()), int((reached & ~below).sum())
     counts = ((late, "did not come to the loss"), (beyond, "began beyond their edge"))
     parts = [f"{count} {what}" for count, what in counts if count]
-    return subset(table, below), f"Of {length(table)} runs {', '.join(parts)}." if parts else ""
+    return subset(
+        table, below
+    ), f"Of {counted(length(table), 'run')} {', '.join(parts)}." if parts else ""
 
 
 def exponent(rows: Table, measure: str) -> float:

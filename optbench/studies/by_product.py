@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from optbench import lab, metrics
+from optbench.boundary.counting import counted
 from optbench.configuration.construct import optimizer_factory
 from optbench.intervals import Interval
 from optbench.lab.matching import at_loss
@@ -221,7 +222,7 @@ def left_out(table: Table) -> str:
     late = int(np.sum(table["reached"] == 0)) - diverged if length(table) else 0
     said = [f"{late} did not come to the loss in time"] if late else []
     said += [f"{diverged} diverged"] if diverged else []
-    return f"Of {length(table)} runs {', '.join(said)}." if said else ""
+    return f"Of {counted(length(table), 'run')} {', '.join(said)}." if said else ""
 
 
 def paired(rows: Table, names: Sequence[str], column: str) -> Table:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
 from rich.table import Table
 
 from optbench.boundary.command_line import Command, FilePath, Key, Names, Seconds
@@ -18,6 +17,7 @@ from optbench.launch.index import INDEX
 from optbench.launch.launcher import RUN_SECONDS, Launcher, Order
 from optbench.launch.runs import Runs
 from optbench.processes import cores
+from optbench.record.terminal import show_table
 from optbench.studies import atlas_picture as picture
 from optbench.studies import edge_atlas, overview, phase
 from optbench.studies import lr_choice as choice
@@ -196,12 +196,12 @@ def _declared(settings: Settings) -> list[str]:
         settings.jobs or cores(),
         config_dir=settings.config_dir,
     )
-    table = Table("hypothesis", "verdict", "estimate", "interval", "n", title=declared.name)
+    table = Table("hypothesis", "verdict", "estimate", "interval", "n")
     for finding in outcome.findings:
         ends = f"{finding.estimate.low:.3g} to {finding.estimate.high:.3g}"
         value = f"{finding.estimate.value:.3g}"
         table.add_row(finding.hypothesis, finding.verdict, value, ends, str(finding.n))
-    Console(file=sys.stdout, width=100).print(table)
+    show_table(table, declared.name, width=100)
     print(outcome.folder / PAGE)
     return list(outcome.failures)
 
@@ -334,13 +334,13 @@ def engine_of(settings: Settings) -> Engine:
 
 
 def _print(rows: Sequence[edge_atlas.Row], folder: Path) -> None:
-    table = Table(title="measured / threshold, second half of the run", title_justify="left")
+    table = Table()
     for column in edge_atlas.COLUMNS[:-1]:  # a terminal has no room for why
         table.add_column(
             column, justify="left" if column in ("optimizer", "measured", "verdict") else "right"
         )
     for row in rows:
         table.add_row(*edge_atlas.cells(row)[:-1])
-    Console(file=sys.stdout, width=110).print(table)
+    show_table(table, "measured / threshold, second half of the run", width=110)
     for name in (edge_atlas.PICTURE, edge_atlas.PAGE, edge_atlas.TABLE):
         print(folder / name)

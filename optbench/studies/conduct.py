@@ -149,7 +149,7 @@ def plant(study: Study, draws: int, jobs: int) -> dict[str, dict[str, dict[str, 
     names = [hypothesis.name for hypothesis in study.declaration.hypotheses]
     counts: dict[str, dict[str, dict[str, int]]] = {name: {} for name in names}
     tasks = [(world, seed) for world in study.worlds for seed in range(draws)]
-    with ManyRuns(len(tasks)) as shown, _pool(jobs) as pool:
+    with ManyRuns(len(tasks), unit="tables") as shown, _pool(jobs) as pool:
         shown.begin("judging planted worlds")
         futures = [pool.submit(_judge_planted, study, world, seed) for world, seed in tasks]
         for (world, _), future in zip(tasks, futures, strict=True):

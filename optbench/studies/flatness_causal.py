@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from optbench import lab
+from optbench.boundary.counting import counted
 from optbench.errors import UserError
 from optbench.lab import per_example
 from optbench.lab.flat_model import FlatModel
@@ -281,7 +282,7 @@ def effects(table: Table, arms: Sequence[str], optimizer: str = "") -> tuple[Tab
             value = found[arm][0] - found[SHAM][0]
             rows.append({"task": task, "seed": seed, "optimizer": of, "arm": arm, "value": value})
     parts = ((missing, "did not come to the matched loss"), (moved, "had moved the training loss"))
-    words = ", ".join(f"{n} pairs {what}" for n, what in parts if n)
+    words = ", ".join(f"{counted(n, 'pair')} {what}" for n, what in parts if n)
     return columns(rows), f"Of arms {', '.join(arms)}: {words or 'all are compared'}."
 
 

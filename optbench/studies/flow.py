@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from optbench import lab
+from optbench.boundary.counting import agreeing, counted
 from optbench.curvature import Loss, Preconditioned, top_eigenpairs
 from optbench.dynamics.central_flow import (
     EDGE,
@@ -273,7 +274,11 @@ class Flow:
         optimizer, outcome = OUTCOMES[hypothesis.name]
         rows = columns([cell for cell in kept if cell["optimizer"] == optimizer])
         total = sum(cell["optimizer"] == optimizer for cell in cells)
-        why = f"{length(rows)} of {total} runs count: the flows were solved and the run oscillated."
+        count = agreeing(length(rows), "counts", "count")
+        why = (
+            f"{length(rows)} of {counted(total, 'run')} {count}: the flows were solved and "
+            f"the run oscillated."
+        )
         if length(rows):
             late, top = np.median(rows["late"]), np.median(rows["top_at_onset"])
             why += (

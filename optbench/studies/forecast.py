@@ -31,6 +31,7 @@ from scipy import special, stats
 from torch import Tensor, nn
 
 from optbench import lab, search
+from optbench.boundary.counting import counted as counted_words
 from optbench.configuration.construct import construct, optimizer_factory
 from optbench.configuration.keys import check
 from optbench.curvature.selection import trainable
@@ -187,7 +188,7 @@ class Forecast:
         if not scored:
             return
         correlations = {
-            f"{row['task']} ({row['pairs']:.0f} pairs)"
+            f"{row['task']} ({counted_words(round(row['pairs']), 'pair')})"
             + ("" if row["counts"] else ", all tie: not counted"): {
                 "shadow steps": row["shadow"],
                 "short loss": row["loss"],
@@ -478,7 +479,10 @@ def _why(table: Table, scored: Sequence[Mapping[str, Any]], name: str) -> str:
     counted = [row for row in scored if row["counts"]]
     ties = [row["task"] for row in scored if not row["counts"]]
     pairs = sum(row["pairs"] for row in counted)
-    said = f"{pairs:.0f} pairs told apart by the board; all tie on: {', '.join(ties) or 'no task'}."
+    said = (
+        f"{counted_words(round(pairs), 'pair')} told apart by the board; all tie on: "
+        f"{', '.join(ties) or 'no task'}."
+    )
 
     def mean(column: str) -> str:
         values = [row[column] for row in counted if math.isfinite(row[column])]
@@ -513,7 +517,10 @@ def _ends(table: Table) -> str:
         means = np.where(np.isfinite(means), means, math.inf)
         total += 1
         ends += int(np.argmin(means)) in (0, len(rates) - 1)
-    return f"The best of the rates is the least or the greatest of them in {ends} of {total} cases."
+    return (
+        f"The best of the rates is the least or the greatest of them in {ends} of "
+        f"{counted_words(total, 'case')}."
+    )
 
 
 def planted_table(study: Forecast, world: str, seed: int) -> Table:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from optbench import lab, metrics
+from optbench.boundary.counting import counted
 from optbench.lab.matching import at_loss
 from optbench.lab.measures import definitions
 from optbench.studies.frame import Cell, Declaration, Size, Table, length, six_digits, subset
@@ -145,4 +146,4 @@ def left_out(table: Table, rows: Table) -> str:
         (past, "passed all kept losses between two measurements"),
     )
     said = [f"{count} {what}" for count, what in parts if count]
-    return f"Of {total} runs {', '.join(said)}." if said else ""
+    return f"Of {counted(total, 'run')} {', '.join(said)}." if said else ""

@@ -20,6 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from optbench import lab
+from optbench.boundary.counting import agreeing, counted
 from optbench.curvature import Loss, top_eigenpairs
 from optbench.lab.point import ACCURACY, Point
 from optbench.studies.figures import draw_curves
@@ -118,7 +119,11 @@ class LogitScale:
             why = ""
             if column == "share" and length(rows):
                 some = rows["fall"] < -FALL
-                why = f"{int((~some).sum())} of {length(rows)} runs have no fall to explain."
+                none = int((~some).sum())
+                why = (
+                    f"{none} of {counted(length(rows), 'run')} {agreeing(none, 'has', 'have')} no "
+                    "fall to explain."
+                )
                 rows = subset(rows, some)
             found.append(self._finding(hypothesis, rows, column, why))
         return found

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import stats
 
 from optbench import lab, metrics
+from optbench.boundary.counting import counted
 from optbench.errors import UserError
 from optbench.intervals import Interval
 from optbench.lab.matching import at_loss
@@ -226,7 +227,7 @@ def comparable(table: Table) -> tuple[Table, str]:
         (int((reached & thermostat & ~held).sum()), "did not hold the distance"),
     )
     said = [f"{n} {what}" for n, what in counts if n]
-    words = f"Of {len(good)} runs {', '.join(said)}." if said else ""
+    words = f"Of {counted(len(good), 'run')} {', '.join(said)}." if said else ""
     if left_out:
         words += f" Not compared: {'; '.join(left_out)}."
     return subset(table, mask), words.strip()

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from optbench import lab
+from optbench.boundary.counting import counted
 from optbench.curvature.selection import trainable
 from optbench.intervals import Interval
 from optbench.seeds import generator
@@ -154,7 +155,8 @@ class MomentumBatch:
         rows = subset(done, np.array([key not in moving for key in keys], dtype=bool))
         named = ", ".join(f"β={b:g} b={s:g}" for b, s in sorted(moving)) or "none"
         return self._placed(rows), (
-            f"{length(table) - length(done)} runs diverged. Still moving, and left out: {named}."
+            f"{counted(length(table) - length(done), 'run')} diverged. Still moving, and left "
+            f"out: {named}."
         )
 
     def _placed(self, rows: Table) -> Table:

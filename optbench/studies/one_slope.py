@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 from scipy import optimize, stats
 
+from optbench.boundary.counting import agreeing, counted
 from optbench.intervals import Interval
 from optbench.statistics import Instrument, instrument_slope, pool, verdict
 from optbench.studies.frame import REFUTED, SUPPORTED, Finding, Table, length, subset
@@ -120,7 +121,10 @@ def heterogeneity(rows: Table, measure: str, level: float) -> tuple[Interval, st
         if len(each) > 1:
             pooled = pool([i.slope for i in each], [i.error for i in each], level)
             q, degrees = q + pooled.q, degrees + pooled.degrees
-    strong = f"{len(found)} settings surely move {measure.replace('_', ' ')}"
+    strong = (
+        f"{counted(len(found), 'setting')} surely {agreeing(len(found), 'moves', 'move')} "
+        f"{measure.replace('_', ' ')}"
+    )
     if not degrees:
         return UNKNOWN, f"{strong}: no two of one task to compare"
     ends = [_share(_noncentrality(q, degrees, p), degrees) for p in _tails(level)]

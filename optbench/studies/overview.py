@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict
 
 from optbench.boundary import STRICT, read_yaml, shaped
+from optbench.boundary.counting import counted
 from optbench.paths import conf_folder
 from optbench.record.durable import write_whole
 from optbench.record.folder import read_json
@@ -87,7 +88,7 @@ class Claim:
             return "no planted world has a right verdict for it"
         undecided = self.draws - self.right - self.wrong
         counts = f"right {self.right}, wrong {self.wrong}, undecided {undecided}"
-        return f"{counts} of {self.draws} planted draws"
+        return f"{counts} of {counted(self.draws, 'planted draw')}"
 
     @property
     def bar(self) -> "Bar | None":

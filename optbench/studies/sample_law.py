@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from optbench import lab
+from optbench.boundary.counting import agreeing, counted
 from optbench.intervals import Interval
 from optbench.lab import Snapshot
 from optbench.studies.figures import draw_curves, draw_forest
@@ -298,7 +299,10 @@ def best(table: Table, links: Sequence[str], inside: bool = True) -> tuple[Table
         f"{link}: {', '.join(f'{o} {a:.2f}' for o, a in exponents(rows, link).items())}"
         for link in links
     )
-    return rows, f"Exponents: {told}." + (f" {late} runs at the best rate were late." * bool(late))
+    return rows, f"Exponents: {told}." + (
+        f" {counted(late, 'run')} at the best rate {agreeing(late, 'was', 'were')} late."
+        * bool(late)
+    )
 
 
 def _median(counts: NDArray[Any]) -> float:

@@ -31,6 +31,7 @@ from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
 from optbench import lab
+from optbench.boundary.counting import agreeing, counted
 from optbench.configuration.construct import optimizer_factory
 from optbench.curvature import GaussNewton
 from optbench.curvature.errors import MeasurementError
@@ -493,11 +494,12 @@ def _left_out(table: Table, rows: Table) -> str:
     failed = int((table["kind"] == "failed").sum()) if "kind" in table else 0
     still = int((table["kind"] == "step").sum()) - length(rows) if "kind" in table else 0
     if not length(rows):
-        return f"{failed} paths did not come to their last loss."
+        return f"{counted(failed, 'path')} did not come to the last loss."
     own, reference = rows["curvature"] <= 0, rows["gd_curvature"] <= 0
     return (
-        f"{failed} paths did not come to their last loss; {still} steps were 0. Of {length(rows)} "
-        f"steps {int((rows['alignment'] <= 0).sum())} go uphill, {int(own.sum())} along curvature "
+        f"{counted(failed, 'path')} did not come to the last loss; {counted(still, 'step')} "
+        f"{agreeing(still, 'was', 'were')} 0. Of {counted(length(rows), 'step')} "
+        f"{int((rows['alignment'] <= 0).sum())} go uphill, {int(own.sum())} along curvature "
         f"that is not positive, {int(reference.sum())} are at points where gradient descent's is "
         "not: they are left out here."
     )

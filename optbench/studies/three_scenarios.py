@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from optbench import lab
+from optbench.boundary.counting import counted
 from optbench.lab.measures import definitions
 from optbench.lab.point import Point
 from optbench.statistics import cluster_bootstrap, kendall_tau, verdict
@@ -161,7 +162,8 @@ class ThreeScenarios:
             "within": lambda: self._within(rows),
         }
         missing = (
-            f"Of {length(table)} runs {length(table) - length(rows)} did not come to the loss."
+            f"Of {counted(length(table), 'run')} {length(table) - length(rows)} did not "
+            f"come to the loss."
         )
         return [
             _with(rules[h.name](), missing if length(rows) < length(table) else "")

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from optbench import lab
+from optbench.boundary.counting import counted
 from optbench.intervals import Interval
 from optbench.lab import held_outputs
 from optbench.lab.comparisons import function_displacement
@@ -255,11 +256,11 @@ def left_out(table: Table) -> str:
     if not length(table):
         return "There is no run."
     late = int(np.sum(table["reached"] == 0))
-    said = f"Of {len(np.unique(_runs(table)))} runs {late} did not come to the loss"
+    said = f"Of {counted(len(np.unique(_runs(table))), 'run')} {late} did not come to the loss"
     if diverged := int(np.nansum(table["diverged"])):
         said += f", {diverged} of them diverged"
     if "failed" in table and (failed := int(np.sum(table["failed"] != ""))):
-        said += f"; {failed} paths failed"
+        said += f"; {counted(failed, 'path')} failed"
     return said + "."
 
 

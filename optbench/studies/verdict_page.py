@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from optbench.boundary.counting import counted
 from optbench.studies.frame import REFUTED, SUPPORTED, UNDECIDED, Declaration, Finding
 
 PAGE = "verdict.md"
@@ -82,7 +83,8 @@ def render(verdict: Mapping[str, Any]) -> str:
         "",
         f"What it does not show: {verdict['not_shown']}",
         "",
-        f"{verdict['declared']} {verdict['rows']} rows in table.csv. Again: `{verdict['command']}`",
+        f"{verdict['declared']} {counted(verdict['rows'], 'row')} in table.csv. Again: "
+        f"`{verdict['command']}`",
         "",
     ]
     return "\n".join(lines)

@@ -126,14 +126,6 @@ def test_the_adaptive_cadence_speeds_up_while_sharpness_moves_and_slows_down_els
     assert intervals == [20, 40, 40, 20, 10]
 
 
-def test_it_says_beforehand_what_its_cadence_will_cost() -> None:
-    said: list[str] = []
-    state = _state()
-    state.say = said.append
-    Sharpness(every=10)(state)
-    assert "sharpness: 11 measurements of about" in said[0]
-
-
 def test_between_solves_a_product_or_two_are_enough_until_the_hessian_has_changed_too_much() -> (
     None
 ):

@@ -13,6 +13,7 @@ from optbench.curvature.eigen.pairs import Eigenpairs, Seed, random_rows
 from optbench.curvature.eigen.solver import Settings, Solver
 from optbench.curvature.errors import NotConvergedWarning
 from optbench.curvature.operators import Operator, check_operator, check_real, check_whole
+from optbench.record.progress import work
 
 
 def top_eigenpairs(
@@ -118,11 +119,13 @@ def _search(
         if solver.hold(pairs, settings.trust):
             return solver.result(operator.hvps - before)
     # After a failed hold the first k vectors are in the space already.
-    solver.begin(rows[k:] if len(solver.space) else rows, settings.seed)
-    while pending := solver.pending():
-        spent = operator.hvps - before
-        if spent + len(pending) > settings.max_hvps or not solver.improve(pending):
-            break
+    with work("largest eigenvalues", unit="products") as told:
+        solver.begin(rows[k:] if len(solver.space) else rows, settings.seed)
+        while pending := solver.pending():
+            spent = operator.hvps - before
+            told.advance(spent - told.done)
+            if spent + len(pending) > settings.max_hvps or not solver.improve(pending):
+                break
     return solver.result(operator.hvps - before)
 
 

@@ -19,7 +19,7 @@ from optbench.dynamics.black_box.responses import (
 )
 from optbench.dynamics.black_box.scalar_gain import SETTLE, Gain, probe
 from optbench.dynamics.black_box.twin import check_copyable, hyperparameters, resumed
-from optbench.dynamics.edges import Edge, UnknownEdge
+from optbench.dynamics.edges import NO_STEP, Edge, UnknownEdge
 from optbench.dynamics.update_rule import Term, combine, unknown
 
 ADVICE = "; register a rule: @edge.register(YourOptimizer)"
@@ -119,7 +119,7 @@ def _gain(optimizer: Optimizer, group: dict[str, Any]) -> Gain:
 def _responses(optimizer: Optimizer, shifts: Sequence[float]) -> list[Tensor]:
     """D update / d gradient at gradient zero and the current state, per trainable parameter."""
     if not optimizer.state:
-        raise UnclearError("no step taken yet, so P does not exist: ask after a step")
+        raise UnclearError(NO_STEP)
     twin, tracked = _in_double_precision(optimizer)
     per_parameter = [
         s for g, s in zip(optimizer.param_groups, shifts, strict=True) for p in _trainable(g)

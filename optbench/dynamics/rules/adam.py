@@ -22,7 +22,7 @@ from torch.optim import (
 )
 
 from optbench.dynamics.dispatch import closed_form, describe, stateful, trainable
-from optbench.dynamics.edges import Edge
+from optbench.dynamics.edges import NO_STEP, Edge
 from optbench.dynamics.momentum_filters import ema, heavy_ball
 from optbench.dynamics.update_rule import Term, combine, unknown
 
@@ -50,7 +50,7 @@ def adaptive(
     started = [float(s["step"]) for s in optimizer.state.values() if "step" in s]
     if not any(started):
         parameters = [p for _, p in trainable(optimizer)]
-        return unknown("no step taken yet, so P does not exist: ask after a step", parameters)
+        return unknown(NO_STEP, parameters)
     terms = stateful(optimizer, lambda g, p, s: _idle(p) if s["step"] == 0 else term(g, p, s))
     return combine(terms, describe(terms, formula), reason)
 

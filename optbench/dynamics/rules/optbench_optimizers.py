@@ -56,7 +56,8 @@ def _by_shape(optimizer: ByShape) -> Edge:
     parameters = [p for _, p in trainable(optimizer)]
     for name, part in parts.items():
         if isinstance(part, UnknownEdge):
-            return unknown(f"of the {name}: {part.reason}", parameters)
+            in_a_norm = name == "rest" and _on_a_norm_ball(parts.get("matrices", part))
+            return UnknownEdge(f"of the {name}: {part.reason}", tuple(parameters), in_a_norm)
     matrices, rest = parts.get("matrices"), parts.get("rest")
     if matrices is not None:
         matrices = _as_tensors(matrices, optimizer)

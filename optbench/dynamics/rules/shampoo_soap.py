@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from optbench.dynamics.dispatch import by_name, describe, stateful, trainable
-from optbench.dynamics.edges import Edge, MatVec
+from optbench.dynamics.edges import NO_STEP, Edge, MatVec
 from optbench.dynamics.momentum_filters import ema
 from optbench.dynamics.update_rule import Term, combine, unknown
 
@@ -131,7 +131,7 @@ def _matrix(
 ) -> Edge:
     if not optimizer.state:
         parameters = [p for _, p in trainable(optimizer)]
-        return unknown("no step taken yet, so P does not exist: ask after a step", parameters)
+        return unknown(NO_STEP, parameters)
     terms = stateful(optimizer, term)
     return combine(terms, describe(terms, formula), reason)
 

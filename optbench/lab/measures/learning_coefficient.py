@@ -14,6 +14,7 @@ from optbench.curvature.selection import named_trainable
 from optbench.lab import per_example
 from optbench.lab.measures import Noted, measure
 from optbench.lab.point import Point
+from optbench.record.progress import work
 
 CHECK = 20
 """Steps of the burn-in between two looks at the curvature where the chains are."""
@@ -114,7 +115,12 @@ def learning_coefficient(point: Point, settings: Chains = DEFAULT) -> LearningCo
     whole = n <= settings.batch_size
     if not whole and point.task.weight is not None:
         raise MeasurementError("the task weighs its batches, and a chain's batches are not whole")
-    with point.reading(), per_example.for_each():
+    moves = settings.burn_in + settings.draws
+    with (
+        point.reading(),
+        per_example.for_each(),
+        work("learning coefficient", moves, "moves") as told,
+    ):
         chains = _Langevin(point, settings, n / math.log(n))
         if settings.step is None:
             chains.begin()
@@ -122,7 +128,12 @@ def learning_coefficient(point: Point, settings: Chains = DEFAULT) -> LearningCo
             if settings.step is None and step % CHECK == CHECK - 1:
                 chains.adapt()
             chains.move()
-        gains = torch.stack([chains.move() for _ in range(settings.draws)])  # (draws, chains)
+            told.advance()
+        drawn = []
+        for _ in range(settings.draws):
+            drawn.append(chains.move())
+            told.advance()
+        gains = torch.stack(drawn)  # (draws, chains)
     if not bool(gains.isfinite().all()):
         raise MeasurementError(
             f"the chains diverged at step {chains.step:.2g}: their loss is not finite"
