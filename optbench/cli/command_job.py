@@ -64,14 +64,14 @@ def _main(wants_tracebacks: bool, elsewhere: Elsewhere | None) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     check_config_dirs(sys.argv[1:])
     sys.argv[1:] = options_first(with_paths(sys.argv[1:]))
+    if {"--help", "-h"} & set(sys.argv[1:]):  # Hydra prints the rest, and ends the process
+        print(f"{key_page()}\n", flush=True)
     job = Job(wants_tracebacks, _process())
     try:
         with telling_failures(_process(), engine) as sweep:
             hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(
                 job
             )()
-        if {"--help", "-h"} & set(sys.argv[1:]):
-            print(key_page())
     except (
         RunError
     ) as error:  # printed already; a sweeper other than Hydra's may end with the first
