@@ -88,6 +88,8 @@ def _row(entry: Entry, own: Table, why: str) -> Row:
         name: _range(own[name])
         for name in ("formula", "multiplier", "amplitude", "balance", "flow")
     }
+    if not entry.fixed_size:
+        over["amplitude"] = NOTHING
     diverged = bool((own["status"] == "diverged").any())
     # a conjecture of steps of fixed size is no edge to obey
     formula = math.nan if entry.fixed_size and entry.tolerance is None else over["formula"].value

@@ -97,6 +97,8 @@ def main() -> None:
 def study(settings: Settings) -> int:
     """Do the study, and return the exit code."""
     _refuse_keys_of_others(settings)
+    if settings.only and not settings.choose:
+        raise UserError("only= goes with choose=true: a study is of all its entries")
     if settings.choose:
         failures = _choose(settings)
     elif settings.study == "list":

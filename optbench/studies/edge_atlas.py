@@ -34,6 +34,7 @@ from optbench.studies.frame import (
     Size,
     Table,
     columns,
+    length,
     rounded,
     six_digits,
 )
@@ -152,7 +153,9 @@ class EdgeAtlas:
         self, name: str, entries: Sequence[Entry], table: Table
     ) -> tuple[Values, list[float]]:
         """The logarithm that a claim is about, (entries, seeds), NaN where there is none."""
-        seeds = sorted(set(table["seed"].tolist())) if "seed" in table else []
+        if not length(table):
+            return np.full((len(entries), 0), math.nan), []
+        seeds = sorted(set(table["seed"].tolist()))
         values = np.full((len(entries), len(seeds)), math.nan)
         for i, entry in enumerate(entries):
             own = (table["optimizer"] == entry.name) & (table["status"] == "done")

@@ -174,7 +174,7 @@ def obeyed(
     """Return which distance stands at 1: the formula's, the multiplier's, both, or neither.
 
     "inside" where all that there are lie below 1 − tolerance: the run is not at an edge. For
-    steps of fixed size it is the amplitude that is met or not ("open").
+    steps of fixed size it is the amplitude that is met, or else the formula, or neither ("open").
 
     Args:
         formula: Measured over threshold; NaN where no formula is known.
@@ -186,7 +186,9 @@ def obeyed(
     if diverged:
         return "diverged"
     if not math.isnan(amplitude):
-        return "amplitude" if abs(amplitude - 1) <= tolerance else "open"
+        if abs(amplitude - 1) <= tolerance:
+            return "amplitude"
+        return "formula" if abs(formula - 1) <= tolerance else "open"
     if math.isnan(multiplier):
         return "no derivative"
     known = [x for x in (formula, multiplier) if not math.isnan(x)]
