@@ -90,6 +90,8 @@ def _row(entry: Entry, own: Table, why: str) -> Row:
     }
     if not entry.fixed_size:
         over["amplitude"] = NOTHING
+    if not entry.flow:
+        over["flow"] = NOTHING
     diverged = bool((own["status"] == "diverged").any())
     # a conjecture of steps of fixed size is no edge to obey
     formula = math.nan if entry.fixed_size and entry.tolerance is None else over["formula"].value

@@ -22,7 +22,8 @@ STYLES = ("-", "--", ":")
 def draw_distances(rows: Sequence[Row], place: Path) -> str:
     """Draw each entry's distance by formula and multiplier, or its amplitude; 1 is the edge.
 
-    Points are medians, lines the range over the seeds, bands the tolerance of the formula.
+    "By the flow" is where the formula's would stand at a quarter of the learning rate. Points are
+    medians, lines the range over the seeds, bands the tolerance of the formula.
     """
     figure = new_figure(7.6, 0.3 * len(rows) + 1.5)
     axis = figure.subplots()
@@ -36,6 +37,7 @@ def draw_distances(rows: Sequence[Row], place: Path) -> str:
             _mark(axis, row.amplitude, i + 0.14, 3, "amplitude, predicted/measured")
         else:
             _mark(axis, row.multiplier, i + 0.14, 6, "by the multiplier")
+        _mark(axis, row.flow, i, 4, "by the flow")
     axis.set_yticks(range(len(rows)), [row.entry.name for row in rows], fontsize=9)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xlim(LEFT, RIGHT)
@@ -43,7 +45,7 @@ def draw_distances(rows: Sequence[Row], place: Path) -> str:
     axis.grid(alpha=0.25, axis="x")
     handles = {str(line.get_label()): line for line in axis.get_lines()}
     shown = [line for label, line in handles.items() if not label.startswith("_")]
-    figure.legend(handles=shown, loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(handles=shown, loc="outside upper center", ncols=2, frameon=False)
     return save(figure, place)
 
 
@@ -80,6 +82,8 @@ def draw_levels(rows: Sequence[Row], table: Table, place: Path) -> str:
     share = (np.arange(len(parts)) + 0.5) / len(parts)
     for axis in axes.flat[len(rows) :]:
         axis.set_visible(False)
+    for axis in axes.flat[max(0, len(rows) - COLUMNS) : len(rows)]:  # the lowest of each column
+        axis.tick_params(labelbottom=True)
     for axis, row in zip(axes.flat, rows, strict=False):
         if (tolerance := row.entry.tolerance) is not None:
             axis.axhspan(1 - tolerance, 1 + tolerance, color="#BBBBBB", alpha=0.5, linewidth=0)

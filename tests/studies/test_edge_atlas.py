@@ -201,7 +201,7 @@ def test_the_table_and_the_pictures(tmp_path: Path) -> None:
     adam = ["Adam", "0.002", "λ₁(H)", "1.000", "0.996 to 1.004", "±5%", "within", "1.000"]
     assert lines["Adam"][:8] == adam
     assert lines["Adafactor"][7] == "1.300" and lines["Adafactor"][10] == "neither"
-    assert lines["Signum"][7:9] == ["–", "amplitude 0.500, flow 1.000"]
+    assert lines["Signum"][7:9] == ["–", "amplitude 0.500"]
     assert lines["Signum"][10] == "open" and lines["SGD batch 16"][10] == "–"
     few = rows[-6:]  # thirty panels take ten seconds
     one = atlas_picture.draw_distances(few, tmp_path / "distances")
