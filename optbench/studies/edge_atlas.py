@@ -11,6 +11,7 @@ References:
 """
 
 import math
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -83,9 +84,13 @@ class EdgeAtlas:
         self.declaration, self.atlas = declaration, Atlas.of(settings)
 
     def entries(self, size: Size) -> list[Entry]:
-        """The entries of a size whose optimizers are installed."""
+        """The entries of a size whose optimizers are installed; it says which are not."""
         only = self.declaration.sizes[size]["only"]
-        return [e for e in self.atlas.entries if e.available and (not only or e.name in only)]
+        wanted = [e for e in self.atlas.entries if not only or e.name in only]
+        for e in wanted:
+            if not e.available:
+                print(f"left out: {e.name} needs {e.needs}: pip install {e.needs}", file=sys.stderr)
+        return [e for e in wanted if e.available]
 
     def plan(self, size: Size) -> list[Cell]:
         """The runs of a size."""

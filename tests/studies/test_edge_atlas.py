@@ -71,6 +71,17 @@ def test_names_are_unique_rates_ascend_and_commands_begin_with_the_optimizer() -
     assert {e for e in atlas.entries if not e.full_batch} == set(batches)
 
 
+def test_an_optimizer_that_is_not_installed_is_left_out_and_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("optbench.studies.atlas_entries.find_spec", lambda _: None)
+    planned = {cell.factors["optimizer"] for cell in study().plan("small")}
+    assert len(planned) == len(read_atlas().entries) - 2 and "SOAP" not in planned
+    assert "left out: SOAP needs pytorch_optimizer: pip install" in capsys.readouterr().err
+    claimed = {e.name for e in read_atlas().entries if e.claims}
+    assert claimed <= planned, "no verdict depends on what is installed"
+
+
 def test_every_claim_has_the_entries_that_it_counts_and_the_others_say_why() -> None:
     atlas = read_atlas()
     count = Counter(claim for e in atlas.entries for claim in e.claims)
