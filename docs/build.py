@@ -1,15 +1,18 @@
-"""`python -m docs.build`, in a checkout: the pages that are made from code.
+"""`python -m docs.build`, in a checkout: the pages that are made from code and from results.
 
 These are docs/optimizers.md, the table of all optimizers, from their YAMLs and from what
-`python -m perf.optimizers` has measured; and docs/metrics.md, from `optbench.metrics`.
+`python -m perf.optimizers` has measured; docs/metrics.md, from `optbench.metrics`; docs/gallery.md,
+from the verdicts of the studies; and the result in README.md, from the committed board.
 """
 
+import csv
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from docs import gallery_page
 from optbench import metrics
 from optbench.boundary.command_line import Command
 from optbench.check.parameter_kinds import tensors
@@ -19,6 +22,11 @@ from optbench.dynamics import UnknownEdge, described, edge
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "docs" / "optimizers.md"
 METRICS = ROOT / "docs" / "metrics.md"
+GALLERY = ROOT / "docs" / "gallery.md"
+README = ROOT / "README.md"
+BOARD = ROOT / "results" / "leaderboard.csv"
+BEGIN, END = "<!-- board: python -m docs.build -->\n", "<!-- end of board -->"
+ROWS = 5
 COSTS = ROOT / "perf" / "optimizers.json"
 HEAD = """# Optimizers
 
@@ -47,9 +55,10 @@ rate, P the preconditioner, d the last update, B a mini-batch. `…_low` and `�
 
 @dataclass(frozen=True)
 class Settings:
-    """Write docs/optimizers.md and docs/metrics.md.
+    """Write docs/optimizers.md, docs/metrics.md, docs/gallery.md and the board in README.md.
 
-    They are made from conf/optimizer/ and perf/optimizers.json, and from optbench.metrics.
+    They are made from conf/optimizer/ and perf/optimizers.json, from optbench.metrics, from
+    results/studies/*/verdict.json, and from results/leaderboard.csv.
     """
 
 
@@ -63,10 +72,35 @@ def main() -> None:
 
 def build(_: Settings) -> int:
     """Write the pages, and return the exit code."""
-    for path, page in ((METRICS, render_metrics()), (TABLE, render())):
+    pages = (
+        (METRICS, render_metrics()),
+        (TABLE, render()),
+        (GALLERY, gallery_page.render()),
+        (README, with_board(README.read_text())),
+    )
+    for path, page in pages:
         path.write_text(page)
         print(path)
     return 0
+
+
+def with_board(readme: str) -> str:
+    """Return the README with the first rows of the committed board between its two marks."""
+    before, rest = readme.split(BEGIN)
+    _, after = rest.split(END)
+    return before + BEGIN + "\n".join(_board()) + "\n" + END + after
+
+
+def _board() -> Iterator[str]:
+    with BOARD.open(newline="") as stream:
+        every = {row["optimizer"]: row for row in csv.DictReader(stream)}
+    rows = sorted(every.values(), key=lambda row: int(row["rank"]))
+    yield f"| rank | may be | optimizer | score, 95 % interval (of {len(rows)}) |"
+    yield "|---|---|---|---|"
+    for row in rows[:ROWS]:
+        score, low, high = (float(row[f"score_{end}"]) for end in ("iqm", "low", "high"))
+        place = f"{row['rank_low']}–{row['rank_high']}"
+        yield f"| {row['rank']} | {place} | {row['optimizer']} | {score:.2f} [{low:.2f}, {high:.2f}] |"
 
 
 def render_metrics() -> str:

@@ -16,7 +16,7 @@ def main() -> None:
         del sys.argv[1]
         runpy.run_module(f"optbench.{command}", run_name="__main__", alter_sys=True)
         return
-    from optbench.cli.command_job import main as run
+    from optbench.launch.multirun import main as run
 
     run()
 

@@ -15,6 +15,11 @@ PRELOADED = ["optbench.cli.command_job", "torch._dynamo", "torch.nn.functional"]
 GRACE = 30.0  # seconds to write a checkpoint in, for a run that is asked to stop
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def fork_server(threads: int) -> Any:
     """Return the way to start processes: a fork server.
 
@@ -31,6 +36,23 @@ def fork_server(threads: int) -> Any:
     with _without_ctrl_c():
         forkserver.ensure_running()
     return context
+
+
+@contextlib.contextmanager
+def without_main() -> Iterator[None]:
+    """Context in which a process that is started does not run the script again that starts it.
+
+    By default it imports that as a module, which asks for `if __name__ == "__main__"` there. What
+    trains is found by import paths, and has no need of it.
+    """
+    main = sys.modules["__main__"]
+    hidden = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        for name, value in hidden.items():
+            setattr(main, name, value)
 
 
 @contextlib.contextmanager

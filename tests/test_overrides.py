@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from optbench.boundary.overrides import as_given, quoted, with_optional
-from optbench.configuration.compose import compose_config, with_paths
+from optbench.configuration.compose import compose_config, options_first, with_paths
 from optbench.protocol.suite import read_suite
 from tests.conftest import Command
 
@@ -115,3 +115,17 @@ def test_a_suite_may_be_called_like_a_number(tmp_path: Path) -> None:
 def test_a_cadence_is_given_anew_and_recorded_as_it_was(word: str) -> None:
     assert with_optional(word) == ("++" * word.startswith("probes.")) + word
     assert as_given(with_optional(word)) == word
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("a=1 --config-dir my_conf b=2", "--config-dir my_conf a=1 b=2"),
+        ("a=1 -m b=1,2 -cd x=y c=3", "-m -cd x=y a=1 b=1,2 c=3"),
+        ("a=1 --config-dir=my_conf b=2", "--config-dir=my_conf a=1 b=2"),
+        ("a=1 b=2", "a=1 b=2"),
+        ("--multirun", "--multirun"),
+    ],
+)
+def test_an_override_behind_an_option_is_taken(given: str, expected: str) -> None:
+    assert options_first(given.split()) == expected.split()

@@ -65,10 +65,13 @@ ONLY_IMPORTER = {
         "optbench.configuration.keys",
         "optbench.configuration.explain",
         "optbench.cli.sweep",
+        "optbench.launch.multirun",
     },
     "wandb": {"optbench.record.wandb"},
     "plotly": {"optbench.leaderboard.page"},
     "torchvision": {"optbench.data.torchvision"},
+    "ray": {"optbench.launch.ray"},
+    "submitit": {"optbench.launch.slurm"},
     "lightning": {"optbench.integrations.lightning"},
     "transformers": {"optbench.integrations.transformers"},
     "matplotlib": {

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import optbench
-from docs import build
+from docs import build, edge_picture
 from optbench import metrics
 from optbench.boundary.command_line import Command
 from optbench.check import __main__ as check_command
@@ -24,13 +24,14 @@ from optbench.lab import measure_command
 from optbench.leaderboard import __main__ as leaderboard
 from optbench.leaderboard import run_report
 from optbench.protocol import tuner
-from optbench.record import wandb
+from optbench.record import tensorboard, trackio, wandb
 from optbench.studies import atlas_multipliers
 from optbench.studies import command as study
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(optbench.__file__).parent
-MODULES = ("tune", "leaderboard", "report", "study", "measure", "check", "new", "record.wandb")
+MODULES = ("tune", "leaderboard", "report", "study", "measure", "check", "new")
+MIRRORS = ("record.wandb", "record.tensorboard", "record.trackio")
 
 
 def _texts(tree: ast.AST) -> Iterator[str]:
@@ -101,7 +102,7 @@ def test_what_a_run_advises_can_be_said_to_it(words: str) -> None:
     check(compose_config(words.split()))
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", (*MODULES, *MIRRORS))
 @pytest.mark.parametrize("flag", ["--version", "--help"])
 def test_every_command_says_its_version_and_its_help_and_does_nothing(
     name: str, flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -128,7 +129,10 @@ COMMANDS: list[Command[Any]] = [
     check_command.COMMAND,
     scaffold.COMMAND,
     wandb.COMMAND,
+    tensorboard.COMMAND,
+    trackio.COMMAND,
     build.COMMAND,
+    edge_picture.COMMAND,
     metrics.COMMAND,
 ]
 EXAMPLES = [(command, words) for command in COMMANDS for words in command.examples]

@@ -13,7 +13,7 @@ from optbench.configuration.compose import compose_config
 from optbench.configuration.finished import PresentData, data_hash
 from optbench.errors import UserError
 from optbench.protocol.tuner import main
-from optbench.studies.command import make_runs
+from optbench.studies.command import Settings, engine_of, make_runs
 from tests.conftest import Call, Command, Outcome
 
 SENTENCES = ("the cat sat on the mat. " * 40, "the dog sat on the rug. " * 40)
@@ -122,13 +122,14 @@ def test_a_study_refuses_runs_on_other_data(
     commands = [
         [*ON_TEXT, "optimizer=sgd", "wandb.mode=disabled", f"seed={seed}"] for seed in (0, 1)
     ]
-    assert make_runs(commands, 2, Path("results"), Path("study")).failures == []
+    engine = engine_of(Settings("lr", jobs=2, results_dir=Path("results")))
+    assert make_runs(commands, engine, Path("results"), Path("study")).failures == []
     before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("results/runs/*/*")}
-    assert make_runs(commands, 2, Path("results"), Path("study")).failures == []
+    assert make_runs(commands, engine, Path("results"), Path("study")).failures == []
     assert before == {file: file.stat().st_mtime_ns for file in tmp_path.glob("results/runs/*/*")}
     (tmp_path / "text.txt").write_text(SENTENCES[1])
     with pytest.raises(UserError, match="its data have changed since"):
-        make_runs(commands, 2, Path("results"), Path("study"))
+        make_runs(commands, engine, Path("results"), Path("study"))
 
 
 def test_the_tuner_refuses_runs_on_other_data(tmp_path: Path, called: Call) -> None:

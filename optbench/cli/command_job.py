@@ -14,10 +14,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from optbench.boundary.command_line import VERSION
-from optbench.cli.batch import Member, run_batch
+from optbench.cli.batch import Member
+from optbench.cli.batch_processes import run_batch_in_processes
 from optbench.cli.job import run_job
-from optbench.cli.sweep import RunError, telling_failures
-from optbench.configuration.compose import check_config_dirs, find_plugins, with_paths
+from optbench.cli.sweep import QUEUED, Elsewhere, RunError, telling_failures
+from optbench.configuration.compose import (
+    check_config_dirs,
+    find_plugins,
+    options_first,
+    with_paths,
+)
 from optbench.configuration.explain import explain
 from optbench.configuration.finished import PresentData
 from optbench.configuration.keys import check
@@ -27,34 +33,39 @@ from optbench.paths import conf_folder
 from optbench.startup import secure_terminal
 
 
-def main() -> None:
+def main(elsewhere: Elsewhere | None = None) -> None:
     """Run what the command line says.
 
     Exit code 0 is finished (a divergence too), 1 and 2 an error, 130 Ctrl-C.
+
+    Args:
+        elsewhere: Takes from the words of the command line those that say where the runs of a
+            sweep are made, and returns what makes them, or None for this process.
     """
     if "--version" in sys.argv[1:]:  # Hydra would print its version
         print(VERSION)
         return
     wants_tracebacks = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     exit_with(
-        lambda: _main(wants_tracebacks),
+        lambda: _main(wants_tracebacks, elsewhere),
         explain=lambda error, _: explain(error),
         heed_signals=False,  # they are the training loop's, which saves a checkpoint first
         tracebacks=wants_tracebacks,
     )
 
 
-def _main(wants_tracebacks: bool) -> int:
+def _main(wants_tracebacks: bool, elsewhere: Elsewhere | None) -> int:
     _find_own_files()
+    engine = elsewhere(sys.argv) if elsewhere is not None else None
     for problem in find_plugins():
         print(f"optbench: {problem}", file=sys.stderr)
     # Without it Hydra prints an error in its own words, and exits.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     check_config_dirs(sys.argv[1:])
-    sys.argv[1:] = with_paths(sys.argv[1:])
+    sys.argv[1:] = options_first(with_paths(sys.argv[1:]))
     job = Job(wants_tracebacks, _process())
     try:
-        with telling_failures(_process()) as codes:
+        with telling_failures(_process(), engine) as sweep:
             hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(
                 job
             )()
@@ -62,7 +73,9 @@ def _main(wants_tracebacks: bool) -> int:
         RunError
     ) as error:  # printed already; a sweeper other than Hydra's may end with the first
         return error.code
-    return max([*codes, *job.run_queued()], default=0)
+    codes = [*sweep.codes, *job.run_queued()]
+    sweep.print_table()
+    return max(codes, default=0)
 
 
 @dataclass(frozen=True)
@@ -87,7 +100,9 @@ class Job:
         for member in self.queued:
             groups.setdefault(member.group, []).append(member)
         for members in groups.values():
-            for member, ended in zip(members, run_batch(members, self.present), strict=True):
+            for member, ended in zip(
+                members, run_batch_in_processes(members, self.present), strict=True
+            ):
                 if isinstance(ended, Exception):
                     which = f"failed: {member.words}: "
                     text, code = _explained(ended, self.wants_tracebacks, which)
@@ -95,8 +110,8 @@ class Job:
                     codes.append(code)
         return codes
 
-    def __call__(self, config: DictConfig) -> str:
-        """Run, and return the status. Ctrl-C ends a sweep too; an error does not."""
+    def __call__(self, config: DictConfig) -> dict[str, str]:
+        """Run, and return status and folder. Ctrl-C ends a sweep too; an error does not."""
         if _process() != self.began_in:
             _find_own_files()
             secure_terminal()
@@ -105,8 +120,8 @@ class Job:
             sweep = HydraConfig.get().mode == RunMode.MULTIRUN
             if config.batched and sweep and _process() == self.began_in:
                 self.queued.append(member)
-                return "queued"
-            return _run_one(member, self.present)
+                return {"status": QUEUED, "folder": str(member.folder)}
+            return {"status": _run_one(member, self.present), "folder": str(member.folder)}
         except SystemExit as ended:
             error: Exception = UserError(who_ended(ended))
             error.__cause__ = ended

@@ -17,12 +17,12 @@ from optbench.dynamics.run_events import report
 from optbench.errors import MachineError
 from optbench.record import folder as record
 from optbench.record.folder import RunFolder
+from optbench.record.mirror import Mirrors
 from optbench.record.picture import PICTURE, Records, draw, is_drawn, pictures
 from optbench.record.provenance import changed_versions, versions
 from optbench.record.sources import sources
 from optbench.record.summary import summarise
 from optbench.record.terminal import Terminal, closing_table
-from optbench.record.wandb import Mirror
 from optbench.run.loop import Experiment, Runner
 from optbench.run.memory import keep_freed_memory, peak_gib, state_gib
 from optbench.run.resume import Start, resume_or_start
@@ -71,14 +71,14 @@ class Session:
 
     Attributes:
         runner: What trains it.
-        mirror: Its W&B run.
+        mirror: W&B, and what `mirrors` names.
         is_closed: Whether its end has been written down.
     """
 
     config: DictConfig
     folder: RunFolder
     runner: Runner
-    mirror: Mirror
+    mirror: Mirrors
     is_closed: bool = False
 
     @classmethod
@@ -104,7 +104,7 @@ class Session:
             OmegaConf.to_yaml({**settings, "choices": dict(choices)}),
         )
         folder.write_summary("running", runner.progress())
-        return cls(config, folder, runner, Mirror(folder.path, config.wandb.mode))
+        return cls(config, folder, runner, Mirrors(folder.path, config.mirrors, config.wandb.mode))
 
     def close(self, outcome: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         """Sum up, draw, let the mirror finish; return the summary, and what the mirror said."""

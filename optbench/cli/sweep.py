@@ -6,16 +6,25 @@ the failure travels in that.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from optbench.errors import UserError, printable
+from optbench.record.folder import read_finished
 
 
 class RunError(Exception):
@@ -37,14 +46,42 @@ class RunError(Exception):
             print(self.text, file=sys.stderr)
 
 
+Elsewhere = Callable[[list[str]], Launcher | None]
+"""Takes its words out of a command line; returns what makes the runs of a sweep, if they say so."""
+
+QUEUED = "queued"
+"""Status of a run that is made with others, after the sweep."""
+
+
+@dataclass
+class Sweep:
+    """What became of the runs of a sweep.
+
+    Attributes:
+        codes: Exit codes of those that failed.
+        ended: Overrides of each run that ended, with what it returned.
+    """
+
+    codes: list[int] = field(default_factory=list)
+    ended: list[tuple[Sequence[str], Any]] = field(default_factory=list)
+
+    def print_table(self) -> None:
+        """Print a line for each run, failures too, where there is more than one."""
+        print_sweep([run for run in self.ended if _status(run[1]) != QUEUED])
+
+
 @contextmanager
-def telling_failures(process: str) -> Iterator[list[int]]:
-    """Watch every launcher that Hydra makes; the list fills with the exit codes of failed runs.
+def telling_failures(process: str, engine: Launcher | None = None) -> Iterator[Sweep]:
+    """Watch every launcher that Hydra makes; the sweep fills with what became of its runs.
 
     Hydra gives what a launcher returns to nobody but the sweeper, and of no sweeper can one ask for
     it.
+
+    Args:
+        process: Process that began the sweep.
+        engine: What takes the place of Hydra's launcher.
     """
-    codes: list[int] = []
+    sweep = Sweep()
     plain = Plugins.instantiate_launcher
 
     def watched(
@@ -53,14 +90,25 @@ def telling_failures(process: str) -> Iterator[list[int]]:
         launcher = plain(
             self, hydra_context=hydra_context, task_function=task_function, config=config
         )
-        name = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
-        return _Watched(launcher, process, codes, keep=config.hydra.sweeper._target_ != name)
+        # by name: Hydra imports its plug-ins a second time, as other classes
+        is_plain = config.hydra.launcher._target_ == _name(BasicLauncher)
+        if engine is not None:
+            if not is_plain:
+                raise UserError("hydra/launcher= and launcher= (or jobs=) both say what makes runs")
+            engine.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+            launcher = engine
+        keep = config.hydra.sweeper._target_ != _name(BasicSweeper)
+        return _Watched(launcher, process, sweep, keep, is_here=is_plain and engine is None)
 
     Plugins.instantiate_launcher = watched  # type: ignore[method-assign]
     try:
-        yield codes
+        yield sweep
     finally:
         Plugins.instantiate_launcher = plain  # type: ignore[method-assign]
+
+
+def _name(plugin: type) -> str:
+    return f"{plugin.__module__}.{plugin.__name__}"
 
 
 class _Watched(Launcher):
@@ -70,8 +118,11 @@ class _Watched(Launcher):
     it undone; any other has a rule of its own for them.
     """
 
-    def __init__(self, launcher: Launcher, process: str, codes: list[int], keep: bool) -> None:
-        self._launcher, self._process, self._codes, self._keep = launcher, process, codes, keep
+    def __init__(
+        self, launcher: Launcher, process: str, sweep: Sweep, keep: bool, is_here: bool
+    ) -> None:
+        self._launcher, self._process, self._sweep, self._keep = launcher, process, sweep, keep
+        self._is_here = is_here
 
     def setup(self, **about: Any) -> None:
         self._launcher.setup(**about)
@@ -79,14 +130,69 @@ class _Watched(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        ended = self._launcher.launch(job_overrides, initial_job_idx=initial_job_idx)
-        for job in ended:
-            if job.status is JobStatus.FAILED:
-                self._tell(job._return_value)
+        ended = list(self._ended(job_overrides, initial_job_idx))
         return [job for job in ended if self._keep or job.status is not JobStatus.FAILED]
 
-    def _tell(self, error: BaseException) -> None:
-        if not isinstance(error, RunError):
-            raise error
-        error.tell(self._process)
-        self._codes.append(error.code)
+    def _ended(self, commands: Sequence[Sequence[str]], first: int) -> Iterator[JobReturn]:
+        """Yield each run as it ends; those of this process are announced one by one."""
+        if not self._is_here:
+            for job in self._launcher.launch(commands, initial_job_idx=first):
+                self._note(job)
+                yield job
+            return
+        for number, command in enumerate(commands, first):
+            if len(commands) > 1:
+                words = " ".join(command)
+                print(f"run {number + 1} of {first + len(commands)}: {words}", file=sys.stderr)
+            for job in self._launcher.launch([command], initial_job_idx=number):
+                self._note(job)
+                yield job
+
+    def _note(self, job: JobReturn) -> None:
+        value = job._return_value
+        self._sweep.ended.append((list(job.overrides or ()), value))
+        if job.status is JobStatus.FAILED:
+            if not isinstance(value, RunError):
+                raise value
+            value.tell(self._process)
+            self._sweep.codes.append(value.code)
+
+
+def _status(returned: Any) -> str:
+    return str(returned.get("status", "")) if isinstance(returned, dict) else "failed"
+
+
+def print_sweep(ended: Sequence[tuple[Sequence[str], Any]]) -> None:
+    """Print a table of runs: what differs in their overrides, how they ended, the last values."""
+    if len(ended) < 2:
+        return
+    common = set.intersection(*(set(words) for words, _ in ended))
+    table = Table(title=f"{len(ended)} runs", title_justify="left")
+    table.add_column("run", overflow="fold")
+    table.add_column("status")
+    for heading in SHOWN.values():
+        table.add_column(heading, justify="right")
+    failed = []
+    for words, returned in ended:
+        name = printable(" ".join(word for word in words if word not in common)) or "-"
+        table.add_row(*map(escape, (name, _status(returned), *_last(returned))))
+        if isinstance(returned, RunError):
+            failed.append(name)
+    Console(file=sys.stdout, highlight=False).print(table)
+    if failed:
+        print(f"{len(failed)} of {len(ended)} runs failed: {'; '.join(failed)}")
+
+
+SHOWN = {
+    "train/loss": "train loss",
+    "test/error": "test error",
+    "sharpness/lambda_max": "sharpness",
+}
+"""Metrics of the table, with the headings that a narrow terminal has room for."""
+
+
+def _last(returned: Any) -> list[str]:
+    """The cells of a run's last values, empty where there is none."""
+    folder = Path(returned.get("folder", "")) if isinstance(returned, dict) else None
+    last = ((folder and read_finished(folder)) or {}).get("last", {})
+    return [f"{last[name]:.4g}" if name in last else "" for name in SHOWN]

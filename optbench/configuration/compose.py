@@ -95,6 +95,23 @@ def _known(config_dir: Path | None) -> Iterator[None]:
         _PlugIns.own = None
 
 
+VALUED = (
+    *("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--package", "-p", "--cfg", "-c", "--experimental-rerun"),
+)
+"""Hydra's options that are followed by a word of theirs."""
+
+
+def options_first(arguments: Iterable[str]) -> list[str]:
+    """Bring options before overrides: Hydra takes no override behind an option that follows one."""
+    options, overrides, before = list[str](), list[str](), ""
+    for word in arguments:
+        is_option = word.startswith("-") or before in VALUED
+        (options if is_option else overrides).append(word)
+        before = word
+    return options + overrides
+
+
 def with_paths(arguments: Iterable[str]) -> list[str]:
     """Quote paths that Hydra would not read as text, such as `2026`; let any cadence be given."""
     return [with_optional(_with_path(argument)) for argument in arguments]

@@ -22,11 +22,15 @@ from optbench.boundary.kinds import Count, Device, NotNegative, Positive, Whole
 from optbench.boundary.shape import ShapeError
 from optbench.boundary.signature import check_arguments, check_value, keys_of, shown, unknown
 from optbench.errors import UserError, who_ended
+from optbench.record.mirror import check_mirrors
 
 Node = Annotated[dict[str, Any], Field(description="a node with _target_")]
 Part = Annotated[dict[str, Any], Field(description="a mapping")]
 FolderName = Annotated[
     str, Field(min_length=1, pattern=r"^[^\x00]+$", description="the name of a folder")
+]
+ModuleName = Annotated[
+    str, Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)*$", description="the name of a module")
 ]
 Word = str | int | float  # a name that may look like a number
 StepNumber = Annotated[int, Field(ge=0, description="a whole number, at least 0")]
@@ -100,6 +104,7 @@ class Configuration:
     board: Part | None
     explosion_factor: Positive
     wandb: Part
+    mirrors: list[ModuleName]
     model: Node
     optimizer: Node
     schedule: Node
@@ -134,6 +139,7 @@ def check(config: DictConfig) -> None:
             _check_whole(shape, content[key], f"{key}.", tuple)
     _check_whole(Configuration, content, "", lambda: known_keys(content))
     _check_pairs(content)
+    check_mirrors(content["mirrors"])
     if content["steps"] is None:
         raise UserError("say how long to train: steps=N (updates) or epochs=N")
     for key, path, node in _nodes(content):

@@ -19,6 +19,7 @@ NOT_IN_THE_NAME = (
     "checkpoint_seconds",
     "picture",
     "wandb",
+    "mirrors",
     "task.root",
     "optimizer.about",
     "optimizer.search",

@@ -1,19 +1,25 @@
-"""Packages that bring optimizers, tasks and probes along: their folders of YAMLs, by entry points.
+"""Packages that bring optimizers, tasks, probes and engines along: their folders of YAMLs.
 
-A package declares, for example, in its pyproject.toml
+A package declares an entry point, for example in its pyproject.toml
 
     [project.entry-points."optbench.optimizers"]
     mine = "my_package"
 
-and holds `my_package/conf/optimizer/mine.yaml`. `optbench.tasks` and `optbench.probes` go with
-`conf/task/` and `conf/probes/`. Nothing of it is imported until it is chosen.
+and holds `my_package/conf/optimizer/mine.yaml`. `optbench.tasks`, `optbench.probes` and
+`optbench.launchers` go with `conf/task/`, `conf/probes/` and `conf/launcher/`.
+Nothing of it is imported until it is chosen.
 """
 
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
-GROUPS = {"optbench.optimizers": "optimizer", "optbench.tasks": "task", "optbench.probes": "probes"}
+GROUPS = {
+    "optbench.optimizers": "optimizer",
+    "optbench.tasks": "task",
+    "optbench.probes": "probes",
+    "optbench.launchers": "launcher",
+}
 
 
 def conf_folders(ours: Path) -> tuple[list[Path], list[str]]:

@@ -312,7 +312,7 @@ class Hessian(ModelOperator):
     Shape (P, P); unit: loss per parameter². H @ v is exact up to rounding, at the model's current
     weights. See `ModelOperator` for the arguments.
 
-    Example:
+    Examples:
         >>> H = Hessian(model, torch.nn.functional.cross_entropy, loader)
         >>> with H:  # graphs are freed at the end
         ...     pairs = top_eigenpairs(H, k=3)

@@ -36,7 +36,7 @@ class Loss:
     function, in one mode and precision. The model is read, never changed: `.grad`, buffers, modes
     and random state stay as they were.
 
-    Example:
+    Examples:
         >>> loss = Loss(model, torch.nn.functional.cross_entropy, loader)
         >>> value, gradient = loss.value_and_gradient()
         >>> pairs = top_eigenpairs(loss.hessian(), k=3)

@@ -25,10 +25,10 @@ SAMPLE = 32  # examples whose graph is measured; graphs grow linearly with the n
 # Parts that a chunk is taken in, one after the other. The memory that a second derivative needs
 # beside the graph is then a quarter.
 PARTS = 4
-# Bytes of a kept graph below which a further part saves too little to be worth it. A part costs some
-# .5 ms a product in calls, and each new point a check that the parts have the loss of the whole: for
-# an MLP 64-64-64-10 on 1,000 examples (5 MB) two parts took 3.5 ms a product where one takes 2.9,
-# and 15 ms for the first at new weights where one takes 7. Beyond 40 MB parts are quicker.
+# Bytes of a kept graph below which a further part saves too little to be worth it. A part costs
+# some .5 ms a product in calls, and each new point a check that the parts have the loss of the
+# whole: for an MLP 64-64-64-10 on 1,000 examples (5 MB) two parts took 3.5 ms a product where one
+# takes 2.9, and 15 ms for the first at new weights where one takes 7. Beyond 40 MB parts gain.
 GRAIN = 16 << 20
 
 

@@ -95,7 +95,7 @@ def _by_name(model: nn.Module, trained: dict[str, nn.Parameter], names: Iterable
 def per_layer(model: nn.Module) -> dict[str, list[str]]:
     """Parameter names grouped by the module that owns them, for `params=`.
 
-    Example:
+    Examples:
         >>> for layer, names in per_layer(model).items():
         ...     H = Hessian(model, loss, batches, params=names)
     """

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from optbench import metrics
 from optbench.cli.batch import Member
+from optbench.cli.batch_processes import run_batch_in_processes
 from optbench.cli.command_job import prepare
 from optbench.cli.job import run_job
 from optbench.configuration.compose import compose_with_choices, find_plugins
@@ -23,7 +24,6 @@ from optbench.configuration.finished import PresentData
 from optbench.configuration.naming import run_name
 from optbench.errors import UserError
 from optbench.lab.snapshot import Snapshot
-from optbench.lab.sweep_processes import run_batch_in_processes
 from optbench.record import folder as record
 from optbench.record.later_keys import LATER
 from optbench.run import checkpoint
@@ -216,7 +216,7 @@ def sweep(
     keep: Iterable[float] = (),
     keep_steps: Iterable[int] = (),
     steps: int | None = None,
-    processes: int = 1,
+    processes: int | None = None,
     **settings: Any,
 ) -> list[Run]:
     """Train runs of one configuration, a seed each, together; return them.
@@ -232,14 +232,13 @@ def sweep(
         keep_steps: Steps at which to keep one.
         steps: Largest number of updates.
         processes: Processes of one thread that the seeds are split over; 1 for none but this one.
-            As many as there are cores is fastest for runs of some hundred steps or more. A script
-            then needs `if __name__ == "__main__"`.
+            None for what pays: one a core, for a batch of more than a few seconds on the CPU.
         settings: More words, for keys without a dot.
 
     Raises:
         UserError: If the command line would not take them.
     """
-    if not (isinstance(processes, int) and processes >= 1):
+    if processes is not None and not (isinstance(processes, int) and processes >= 1):
         raise UserError(f"processes must be 1 or more, got {processes}")
     words = [*map(_word, _settings(until, list(keep), list(keep_steps), steps).items())]
     first = start(*overrides, *words, **settings)

@@ -86,7 +86,7 @@ def pull(
         HeldError: If these outputs cannot be held by these weights.
         UserError: If there is no lever of the name, or the sign is not ±1.
 
-    Example:
+    Examples:
         >>> for state in lab.pull(run.end.point(), "input_jacobian_train", -1, steps=10):
         ...     print(state.value, state.deviation)
     """

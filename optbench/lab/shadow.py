@@ -55,7 +55,7 @@ class Shadow:
         loss: (outputs, targets) → the mean over examples.
         optimizer: Makes the shadow's optimizer from parameters.
 
-    Example:
+    Examples:
         >>> shadow = Shadow(model, task.loss, lambda p: torch.optim.Adam(p, 1e-3))
         >>> d = shadow.step(inputs, targets)  # then the driver steps
     """

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
@@ -23,29 +23,26 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from optbench.boundary.kinds import Count
 from optbench.boundary.overrides import quoted
-from optbench.launch.launcher import Finished, Say
+from optbench.launch.launcher import MOST_LOSSES, Finished, Order, Say
 from optbench.processes import (
     GRACE,
     end_processes,
     fork_server,
     kill_unseen,
     stop_with_the_launcher,
+    without_main,
 )
+from optbench.processes import cores as cores_here
 from optbench.record.folder import read_finished
 from optbench.startup import begun, secure_terminal
 
 # by every run, before its first step
 CLAIMED = 75  # exit code of a process whose run another one is at work on
 LOST = 255  # what Python gives for the exit code of a process whose fork server has died
-MOST_LOSSES = 3  # of one run, which then is taken to be their cause
 LOOK_AGAIN = 1.0  # seconds until a claimed run is tried again
 LONGEST_WAIT = 3600.0  # seconds of one wait; the system call takes no more than 24 days
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _to_stderr(line: str) -> None:
@@ -64,6 +61,7 @@ class LocalLauncher:
         claims: Folder of the claims; launchers that share it share the runs. None: a folder that no
             other launcher knows.
         seconds: Time limit of a run; one that takes longer is stopped, and has failed.
+        environment: Environment variables of the runs, beside those of this process.
     """
 
     jobs: int
@@ -72,6 +70,7 @@ class LocalLauncher:
     where: Sequence[str] = ()
     claims: Path | None = None
     seconds: float = math.inf
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def launch(
         self, commands: Iterable[Sequence[str]], say: Say = _to_stderr
@@ -89,6 +88,27 @@ class LocalLauncher:
                     yield from queue.ended()
             finally:
                 end_processes([run.process for run in queue.running])
+
+
+def local_engine(
+    order: Order, jobs: Count | None = None, cores: Count | None = None
+) -> LocalLauncher:
+    """Return the engine of this machine for an order.
+
+    Args:
+        order: What the runs share.
+        jobs: Runs at a time; None: the order's, else one a core, and on a GPU four at most.
+        cores: Threads of each run; None: the order's, else cores/jobs.
+    """
+    at_once = cores_here() if order.device == "cpu" else min(4, cores_here())
+    return LocalLauncher(
+        jobs=order.jobs or jobs or at_once,
+        threads=order.threads or cores,
+        results=order.results,
+        where=order.where,
+        claims=order.claims,
+        seconds=order.seconds,
+    )
 
 
 @dataclass
@@ -128,13 +148,15 @@ class _Queue:
     def start(self) -> None:
         """Start what may be started now."""
         settings, now = self.settings, time.monotonic()
-        threads = settings.threads or max(1, cores() // settings.jobs)
+        threads = settings.threads or max(1, cores_here() // settings.jobs)
         ready = [run for run in self.waiting if run.not_before <= now]
         for run in ready[: settings.jobs - len(self.running)]:
             self.waiting.remove(run)
             said = Path(tempfile.mkdtemp(dir=self.scratch))
             overrides = (*run.command, *settings.where, *_results_dir(settings.results))
-            process = _start_process(overrides, said, threads, self.claims / run.claim)
+            process = _start_process(
+                overrides, said, threads, self.claims / run.claim, settings.environment
+            )
             deadline = time.monotonic() + settings.seconds
             self.running.append(_Running(run, process, said, deadline))
 
@@ -190,7 +212,8 @@ class _Queue:
             limit = f"{self.settings.seconds:g} seconds, its time limit"
             return Finished(command, None, f"stopped after {limit}")
         died = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return Finished(command, None, f"{died}: {err[-1] if err else 'no word'}")
+        why = f"{died}: {err[-1] if err else 'no word'}"
+        return Finished(command, None, why, code=code if code > 0 else 1)
 
     def _say_once(self, line: str) -> None:
         if line not in self._said:
@@ -202,14 +225,21 @@ def _results_dir(results: Path | None) -> list[str]:
     return [] if results is None else [f"results_dir={quoted(str(results))}"]
 
 
-def _start_process(overrides: Sequence[str], said: Path, threads: int, claim: Path) -> BaseProcess:
+def _start_process(
+    overrides: Sequence[str],
+    said: Path,
+    threads: int,
+    claim: Path,
+    environment: Mapping[str, str],
+) -> BaseProcess:
     context = fork_server(threads)
     for _ in range(MOST_LOSSES):
         process: BaseProcess = context.Process(
-            target=_main_job, args=(overrides, said, threads, claim), daemon=False
+            target=_main_job, args=(overrides, said, threads, claim, environment), daemon=False
         )
         try:
-            process.start()
+            with without_main():
+                process.start()
         # the fork server has just been killed; the next try starts another
         except (EOFError, ConnectionError):
             time.sleep(0.1)
@@ -221,13 +251,18 @@ def _start_process(overrides: Sequence[str], said: Path, threads: int, claim: Pa
 
 
 def _main_job(
-    overrides: Sequence[str], said: Path, threads: int, claim: Path | None = None
+    overrides: Sequence[str],
+    said: Path,
+    threads: int,
+    claim: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> None:
     """Be the main job: write to files, and hold the claim on the run while this process lives."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     secure_terminal(encoding=sys.getfilesystemencoding())
+    os.environ |= environment or {}
     threading.Thread(target=stop_with_the_launcher, daemon=True).start()
     if claim is not None:
         lock = FileLock(claim, timeout=0)

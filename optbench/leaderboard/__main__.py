@@ -9,7 +9,7 @@ import shlex
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +21,8 @@ from optbench.boundary import printable
 from optbench.boundary.command_line import Command, FilePath, Key, Names
 from optbench.boundary.kinds import Count
 from optbench.errors import UserError, nearest
-from optbench.launch.local import cores
+from optbench.launch.engines import LOCAL, EngineName, EngineSettings, make_launcher
+from optbench.launch.launcher import Launcher, Order
 from optbench.leaderboard import tables
 from optbench.leaderboard.board import Board, make_board
 from optbench.leaderboard.entrants import admit
@@ -80,9 +81,15 @@ class Settings:
         FilePath | None,
         Key("with verify: file of the marks; without it one in your state folder", "FILE"),
     ] = None
-    jobs: Annotated[Count, Key("with verify: runs at a time; as many as cores")] = field(
-        default_factory=cores
-    )
+    jobs: Annotated[
+        Count | None,
+        Key("with verify: runs at a time; without it as many as cores", placeholder="N"),
+    ] = None
+    launcher: EngineName = LOCAL
+    launcher_settings: EngineSettings = ()
+    config_dir: Annotated[
+        FilePath | None, Key("folder of your YAMLs: DIR/launcher/mine.yaml", placeholder="DIR")
+    ] = None
     wandb_project: Annotated[
         str | None,
         Key(
@@ -103,6 +110,7 @@ COMMAND = Command(
         "suite=small enter=mine",
         "suite=small verify=unverified",
         "suite=small verify=mine sample=2 jobs=2",
+        "suite=small verify=unverified launcher=ray",
     ),
     elsewhere="out=DIR",
 )
@@ -152,8 +160,8 @@ def _check(settings: Settings) -> None:
     """Hold the settings against each other, and against what there is."""
     if settings.enter is not None and settings.verify is not None:
         raise UserError("enter and verify are two commands: give one of them")
-    for key in ("sample", "marks"):
-        if getattr(settings, key) is not None and settings.verify is None:
+    for key in ("sample", "marks", "launcher"):
+        if getattr(settings, key) not in (None, LOCAL) and settings.verify is None:
             raise UserError(f"{key} is a setting of verify: say verify=NAMES, too")
     if not settings.results_dir.is_dir():
         where = printable(str(settings.results_dir))
@@ -239,8 +247,11 @@ def _enter(suite: Suite, runs: list[Run], ranked: list[str], settings: Settings)
 def _verify(suite: Suite, settings: Settings) -> int:
     entries = _chosen(suite, settings)
     marks = settings.marks or own_marks()
-    with tempfile.TemporaryDirectory(prefix="optbench-verify-") as scratch:
-        verified = verify(suite, entries, settings.sample, settings.jobs, Path(scratch), marks)
+    # a cluster sees the results folder more likely than this machine's temporary files
+    where = None if settings.launcher == LOCAL else settings.results_dir
+    with tempfile.TemporaryDirectory(prefix=".verify-", dir=where) as scratch:
+        launcher = _launcher(settings, Path(scratch))
+        verified = verify(suite, entries, settings.sample, launcher, Path(scratch), marks)
     for name, checks in verified.items():
         for check in checks:
             numbers = f"{check.then:g} then, {check.now:g} now"
@@ -253,6 +264,11 @@ def _verify(suite: Suite, settings: Settings) -> int:
     agreed = f"{len(verified) - len(wrong)} of {len(verified)} entries agree"
     print(agreed + (f"; not {printable(', '.join(wrong))}" if wrong else ""))
     return 1 if wrong else 0
+
+
+def _launcher(settings: Settings, scratch: Path) -> Launcher:
+    order = Order(results=scratch, state=scratch, jobs=settings.jobs)
+    return make_launcher(settings.launcher, settings.launcher_settings, order, settings.config_dir)
 
 
 def _chosen(suite: Suite, settings: Settings) -> list[Entry]:

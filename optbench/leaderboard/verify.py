@@ -9,7 +9,7 @@ from pathlib import Path
 
 from optbench.boundary import ShapeError, UnreadableError
 from optbench.launch.index import INDEX
-from optbench.launch.local import LocalLauncher
+from optbench.launch.launcher import Launcher
 from optbench.launch.runs import Runs
 from optbench.leaderboard.entrants import of_protocol, unlike
 from optbench.leaderboard.entries import Entry, read_digests
@@ -46,7 +46,7 @@ def verify(
     suite: Suite,
     entries: Sequence[Entry],
     sample: int | None,
-    jobs: int,
+    launcher: Launcher,
     scratch: Path,
     marks: Path,
 ) -> dict[str, list[Check]]:
@@ -57,7 +57,7 @@ def verify(
         entries: The files.
         sample: How many finals of each, drawn from the machine's own randomness, which no
             contributor can foresee; None for all.
-        jobs: Runs at a time.
+        launcher: What makes the runs, under `scratch`.
         scratch: Folder to run in.
         marks: File to add the marks to.
     """
@@ -71,7 +71,7 @@ def verify(
         drawn = finals
         if sample is not None:
             drawn = secrets.SystemRandom().sample(finals, min(sample, len(finals)))
-        again = _again(entry.optimizer, drawn, jobs, scratch)
+        again = _again(entry.optimizer, drawn, launcher, scratch)
         checks = [
             compare(suite, run, again.get(run.name), _peers(run, finals, again)) for run in drawn
         ]
@@ -133,10 +133,9 @@ def unverified(results: Path, suite: Suite) -> dict[str, str]:
     return reasons
 
 
-def _again(who: str, runs: Sequence[Run], jobs: int, scratch: Path) -> Mapping[str, Run]:
+def _again(who: str, runs: Sequence[Run], launcher: Launcher, scratch: Path) -> Mapping[str, Run]:
     """Make the runs again, and return those that could be made, by their names."""
     commands = {run.name: (*run.command, "wandb.mode=disabled", "picture=false") for run in runs}
-    launcher = LocalLauncher(jobs, results=scratch)
     with Runs(launcher, scratch, scratch / INDEX, len(commands)) as made:
         made.make(who, list(commands.values()))
     again = {}

@@ -18,9 +18,9 @@ from optbench.boundary.command_line import Command, FilePath, Key, Names, Second
 from optbench.boundary.kinds import Count, Device
 from optbench.boundary.overrides import quoted
 from optbench.errors import UserError
+from optbench.launch.engines import LOCAL, EngineName, EngineSettings, make_launcher
 from optbench.launch.index import INDEX
-from optbench.launch.launcher import RUN_SECONDS
-from optbench.launch.local import LocalLauncher, cores
+from optbench.launch.launcher import RUN_SECONDS, Order
 from optbench.launch.runs import Runs
 from optbench.protocol.points import search_spaces, sobol_points
 from optbench.protocol.selection_rule import select
@@ -60,19 +60,27 @@ class Tuner:
     Attributes:
         suite: The protocol.
         runs: Runs that have been made, and what makes more.
+        together: Whether all optimizers are tuned at once, for an engine that has room for them.
+            One after the other, a part of the board is whole early.
     """
 
     suite: Suite
     runs: Runs
+    together: bool = False
 
     def run(self, optimizers: Mapping[str, Points]) -> None:
         """Make the runs that are missing of the protocol, for each optimizer with its points."""
+        groups = [optimizers] if self.together else [{name: p} for name, p in optimizers.items()]
         with self.runs:
-            for optimizer, points in optimizers.items():
+            for group in groups:
+                names = f"{len(group)} optimizers" if len(group) > 1 else "".join(group)
                 for phase, plan in ((TUNE, self._tuning), (FINAL, self._finals)):
-                    places = plan(optimizer, points)
-                    commands = [place.overrides(points[place.point]) for place in places]
-                    self.runs.make(f"{optimizer} {phase}", commands)
+                    commands = [
+                        place.overrides(points[place.point])
+                        for optimizer, points in group.items()
+                        for place in plan(optimizer, points)
+                    ]
+                    self.runs.make(f"{names} {phase}", commands)
 
     def _tuning(self, optimizer: str, points: Points) -> list[Place]:
         return [
@@ -153,11 +161,14 @@ class Settings:
     jobs: Annotated[
         Count | None,
         Key(
-            "runs at a time, cores/N threads each; without it as many as cores, on a GPU at most 4",
+            "runs at a time, cores/N threads each; without it as many as cores, on a GPU at most "
+            "4, on a cluster as it has room",
             placeholder="N",
         ),
     ] = None
     device: Annotated[Device, Key("where the runs compute")] = "cpu"
+    launcher: EngineName = LOCAL
+    launcher_settings: EngineSettings = ()
     run_seconds: Annotated[
         Seconds, Key("a run that takes longer is stopped and has failed; the others go on")
     ] = RUN_SECONDS
@@ -177,6 +188,8 @@ COMMAND = Command(
     examples=(
         "suite=smoke",
         "suite=small optimizer=adam,sgd jobs=2",
+        "suite=small launcher=ray launcher.cores=2",
+        "suite=small launcher=slurm launcher.partition=short launcher.memory_gb=8",
         "optimizer=mine config_dir=my_conf results_dir=elsewhere",
     ),
 )
@@ -195,7 +208,7 @@ def tune(settings: Settings) -> int:
         name: sobol_points(space, suite.points, suite.sobol_seed) for name, space in spaces.items()
     }
     runs = _runs(settings, suite, len(points))
-    Tuner(suite, runs).run(points)
+    Tuner(suite, runs, together=settings.launcher != LOCAL).run(points)
     for line in runs.failures:
         print(line, file=sys.stderr)
     board = ["python", "-m", "optbench.leaderboard", f"suite={settings.suite}"]
@@ -204,18 +217,22 @@ def tune(settings: Settings) -> int:
 
 
 def _runs(settings: Settings, suite: Suite, optimizers: int) -> Runs:
-    """Return the runs of so many optimizers, on this machine."""
+    """Return the runs of so many optimizers, on the engine that is named."""
     where = [f"device={quoted(settings.device)}", f"wandb.mode={settings.wandb_mode}"]
     if settings.config_dir is not None:
         where += ["--config-dir", str(settings.config_dir.resolve())]
     results = settings.results_dir
     folder = results / "suites" / suite.label
-    launcher = LocalLauncher(
-        jobs=settings.jobs or (cores() if settings.device == "cpu" else min(4, cores())),
+    order = Order(
         results=results,
+        state=folder,
         where=where,
-        claims=folder / "claims",
+        jobs=settings.jobs,
         seconds=settings.run_seconds,
+        device=settings.device,
+    )
+    launcher = make_launcher(
+        settings.launcher, settings.launcher_settings, order, settings.config_dir
     )
     tuning = len(suite.tuned) * suite.points * len(suite.tuning_seeds)
     final = len(suite.tasks) * len(suite.final_seeds)

@@ -50,8 +50,21 @@ RUN_FILES = (
     CHECKPOINT_BEFORE,
     *PICTURES,
 )
-MIRROR_STATE, MIRROR_LOG = "wandb.json", "wandb.log"
-MIRROR_FILES = (MIRROR_STATE, MIRROR_LOG)
+MIRRORS = {"wandb": "W&B", "tensorboard": "TensorBoard", "trackio": "trackio"}
+"""Mirrors of this package, and what they are called."""
+
+
+def mirror_state(name: str) -> str:
+    """Name of the file that a mirror keeps its state in."""
+    return f"{name}.json"
+
+
+def mirror_log(name: str) -> str:
+    """Name of the file that takes what a mirror prints."""
+    return f"{name}.log"
+
+
+MIRROR_FILES = tuple(file(name) for name in MIRRORS for file in (mirror_state, mirror_log))
 CLOSED = (CONFIG, PROVENANCE, METRICS)  # what the digests of a finished run are of; see `_closed`
 LARGEST_JSON = LARGEST_CONFIG = 2**24
 FINISHED = ("done", "diverged")
@@ -216,6 +229,8 @@ class RunFolder:
             for file in (self.path / name, self.path / (name + PART)):
                 file.unlink(missing_ok=True)
         for file in (self.path / KEPT).glob("step-*.pt*"):
+            file.unlink()
+        for file in self.path.glob("events.out.tfevents.*"):
             file.unlink()
 
     def set_aside(self, names: Iterable[str] = (*RUN_FILES, KEPT)) -> str:

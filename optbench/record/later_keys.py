@@ -12,6 +12,7 @@ LATER: Mapping[str, Any] = {
     "keep_steps": [],
     "start_from": {"run": None, "step": None},
     "batched": False,
+    "mirrors": [],
 }
 
 

@@ -1,182 +1,148 @@
-"""W&B mirrors the run folder, in another process: training never waits for it.
+"""W&B mirrors the run folder: `python -m optbench.record.wandb FOLDER`. The only importer of wandb.
 
-`python -m optbench.record.wandb FOLDER` reads the folder's series as they grow and sends each step
-once. Killed or restarted, it goes on after the last step sent; run by hand later, it sends what
-never arrived. One mirror at a time works on a folder. The only importer of wandb.
+What a person sees there: `config.optimizer` is `adam` and `config.lr` its rate, the whole
+configuration is under `config.settings`; `_step` is the step; each metric has its smallest, largest
+and last value in the summary; losses of all splits are in one panel; pictures, spectrum, and an
+artifact with the run's files come at the end, and a divergence is an alert.
 """
 
 import os
-import select
 import shlex
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from filelock import FileLock, Timeout
-
-from optbench.boundary import UnreadableError, read_yaml
-from optbench.boundary.command_line import Command, Key
-from optbench.errors import MachineError, UserError
+from optbench import metrics
+from optbench.boundary.command_line import Command
 from optbench.record.folder import (
+    CHECKPOINT,
     CONFIG,
     METRICS,
-    MIRROR_LOG,
     PROVENANCE,
     SUMMARY,
-    TIMINGS,
     read_json,
+    read_lines,
 )
-from optbench.record.last_lines import Tail
-from optbench.record.mirror_state import STATE, State
+from optbench.record.mirror import Row, Settings, State, main_of, short_config
 
 MODES = ("auto", "online", "offline", "disabled")
-LOG, LOCK = MIRROR_LOG, "wandb.lock"
-SERIES = (METRICS, TIMINGS)
 INIT_TIMEOUT_SECONDS = 30
-POLL_SECONDS = 0.5
-LOCK_SECONDS = 60.0  # how long a mirror whose training has ended waits for the one before it
+PANEL_POINTS = 500  # of a line in the panel of all losses
+OF_THE_SUMMARY = ("last", "best", "process", "schema")  # in summary.json; W&B has them from history
+LOSSES = {"train": metrics.TRAIN_LOSS, "val": metrics.VAL_LOSS, "test": metrics.TEST_LOSS}
+ARTIFACT = (CONFIG, PROVENANCE, METRICS, SUMMARY, CHECKPOINT)
 
 
-class Mirror:
-    """The training process's side: starts the mirror and, at the end, says how it went."""
-
-    def __init__(self, folder: Path, mode: str) -> None:
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-        self._trouble = ""
-        if mode == "disabled" or (mode == "auto" and os.environ.get("WANDB_MODE") == "disabled"):
-            return
-        try:
-            self._process = _start(folder)
-        except OSError as why:  # no room, no processes left: W&B's trouble, not the training's
-            self._trouble = f" ({why})"
-
-    def close(self, patience_seconds: float) -> str:
-        """Let the mirror finish, for so long at most; return a line on where the run is in W&B."""
-        folder = shlex.quote(str(self._folder.absolute()))
-        again = f"try again: python -m optbench.record.wandb {folder}"
-        if self._process is None:
-            return (
-                f"W&B: nothing was sent{self._trouble}; {again}"
-                if self._trouble
-                else "W&B: disabled"
-            )
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            code = self._process.wait(patience_seconds)
-        except subprocess.TimeoutExpired:
-            return f"W&B: still sending, on its own; see {self._folder / LOG}"
-        state = State.read(self._folder)
-        if code or not (state.url or state.offline):
-            return f"W&B: nothing was sent, see {self._folder / LOG}; {again}"
-        return state.where(self._folder)
-
-
-def _start(folder: Path) -> "subprocess.Popen[bytes]":
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    # a FIFO in its place is an error, not a wait
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
-    log = os.open(folder / LOG, flags, 0o644)
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-m", "optbench.record.wandb", str(folder.absolute()), "follow=true"],
-            # its end tells the mirror that this process has ended, however it did
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C is for the training
-            env=environment,
-        )
-    finally:
-        os.close(log)
-
-
-class _Sender:
-    """Sends rows of history to a W&B run, counted on over all of the run's parts."""
+class WandbSink:
+    """A W&B run; see `optbench.record.mirror.Sink`."""
 
     def __init__(self, wandb: Any, run: Any, state: State, folder: Path) -> None:
-        self._wandb, self._run, self.state, self._folder = wandb, run, state, folder
-        state.rows = max(state.rows, run.starting_step)
-        self.refused = 0
-        self._kept = False
-        self.keep()
+        self._wandb, self._run, self._state, self._folder = wandb, run, state, folder
+        self._known: set[str] = set()
 
-    def keep(self) -> None:
-        """Write the state, unless the folder was cleared for a new run with another mirror."""
-        if self._kept and not (self._folder / STATE).exists():
-            raise MachineError(
-                f"{self._folder} has been cleared: the mirror of what was there ends"
-            )
-        self.state.write(self._folder)
-        self._kept = (self._folder / STATE).exists()
+    def log(self, step: int, row: Row, is_last: bool) -> None:
+        """Send a step's values, with smallest, largest and last of each in the summary."""
+        sent = _with_histograms(self._wandb, row)
+        for name in sent.keys() - self._known:
+            if not isinstance(row.get(name), list) and name in row:
+                self._run.define_metric(name, summary="min,max,last")
+        self._known |= sent.keys()
+        self._run.log(sent | (self._pictures() if is_last else {}), step=step, commit=True)
 
-    def send(self, line: dict[str, Any]) -> None:
-        """Send a line, or count it where W&B cannot take its values, such as a list of words."""
+    def _pictures(self) -> dict[str, Any]:
+        """Pictures of the run, the losses of all splits in one panel, the last spectrum."""
+        found = {}
+        for picture in sorted(file for file in self._folder.glob("*.png") if file.is_file()):
+            try:
+                found[picture.stem] = self._wandb.Image(str(picture))
+            except (OSError, ValueError, SyntaxError) as why:  # Pillow's, for a damaged picture
+                print(f"{picture.name} was not sent: {why}", flush=True)
         try:
-            self.log(_with_histograms(self._wandb, line))
-        except (TypeError, ValueError, ArithmeticError, RecursionError) as why:
-            print(f"a line of step {line['step']} was not sent: {why}", flush=True)
-            self.refused += 1
+            lines = read_lines(self._folder / METRICS)
+        except ValueError:  # a damaged line: the mirror has counted it
+            lines = []
+        return found | self._losses(lines) | self._spectrum(lines)
 
-    def log(self, row: dict[str, Any]) -> None:
-        # Without a number of our own, the rows of a second offline part would be counted from 0
-        # again.
-        self._run.log(row, step=self.state.rows, commit=True)
-        self.state.rows += 1
+    def _losses(self, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        series = {
+            name: points
+            for name, metric in LOSSES.items()
+            if (points := [(line["step"], line[metric]) for line in lines if metric in line])
+        }
+        if len(series) < 2:
+            return {}
+        thinned = [_thinned(points, PANEL_POINTS) for points in series.values()]
+        return {
+            "losses": self._wandb.plot.line_series(
+                xs=[[step for step, _ in points] for points in thinned],
+                ys=[[value for _, value in points] for points in thinned],
+                keys=list(series),
+                title="loss of each split",
+                xname="step",
+            )
+        }
+
+    def _spectrum(self, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        last = next((line for line in reversed(lines) if metrics.NODES in line), None)
+        if last is None or metrics.WEIGHTS not in last:
+            return {}
+        rows = [list(pair) for pair in zip(last[metrics.NODES], last[metrics.WEIGHTS], strict=True)]
+        table = self._wandb.Table(columns=["eigenvalue", "weight"], data=rows)
+        return {"spectrum/table": table}
+
+    def end(self, summary: Mapping[str, Any], is_news: bool) -> None:
+        """Send the summary; at the run's end its files too, and an alert if it has diverged."""
+        status = summary.get("status")
+        self._run.summary.update({k: v for k, v in summary.items() if k not in OF_THE_SUMMARY})
+        if is_news:
+            self._log_files()
+            if status == "diverged":
+                step = summary.get("step")
+                self._run.alert(
+                    title="diverged",
+                    text=f"{self._folder.name} has diverged at step {step}",
+                    level=self._wandb.AlertLevel.WARN,
+                )
+        self._run.finish(exit_code=0 if status in ("done", "diverged") else 1)
+
+    def _log_files(self) -> None:
+        artifact = self._wandb.Artifact(f"run-{self._state.id}", type="run")
+        for name in ARTIFACT:
+            if (self._folder / name).is_file():
+                artifact.add_file(str(self._folder / name))
+        self._run.log_artifact(artifact)
+
+    def where(self) -> str:
+        """Return a line on where the run is in W&B, and what is left to do."""
+        return where(self._folder, self._state)
 
 
-def mirror(folder: Path, follow: bool) -> State:
-    """Send the run in `folder` to W&B; follow it while standard input stays open if `follow`."""
-    config = _config(folder)
+def where(folder: Path, state: State) -> str:
+    """Return a line on where a folder's run is in W&B, and what is left to do."""
+    parts = [folder / name for name in state.offline if (folder / name).exists()]
+    sync = f"send it: wandb sync {shlex.join(map(str, parts))}"
+    if not state.url:
+        return f"W&B: offline ({state.why}); {sync}"
+    if parts:
+        return f"W&B: {state.url}, but for a part recorded offline; {sync}"
+    return f"W&B: {state.url}"
+
+
+def open_sink(folder: Path, config: Mapping[str, Any], state: State) -> WandbSink:
+    """Begin or resume the folder's run in W&B, online if possible."""
     import wandb
 
-    state = State.read(folder)
-    state.write(folder)
     run = _init(wandb, folder, config, state, _mode(wandb, config["wandb"]["mode"]))
-    run.define_metric("step")
-    run.define_metric("*", step_metric="step")
-    sender = _Sender(wandb, run, state, folder)
-    _send_series(folder, sender, follow)
-    summary = read_json(folder / SUMMARY) or {}
-    run.summary.update({key: value for key, value in summary.items() if key != "process"})
-    _send_pictures(wandb, folder, sender)
-    sender.keep()
-    run.finish(exit_code=0 if summary.get("status") in ("done", "diverged") else 1)
-    return state
+    return WandbSink(wandb, run, state, folder)
 
 
-def _send_pictures(wandb: Any, folder: Path, sender: _Sender) -> None:
-    for picture in sorted(file for file in folder.glob("*.png") if file.is_file()):
-        try:
-            sender.log({picture.stem: wandb.Image(str(picture))})
-        except (OSError, ValueError, SyntaxError) as why:  # Pillow's, for a damaged picture
-            print(f"{picture.name} was not sent: {why}", flush=True)
+def _thinned(points: Sequence[Any], count: int) -> Sequence[Any]:
+    """Every so many of the points, the last among them."""
+    stride = -(-len(points) // count)
+    return points[::-1][::stride][::-1]
 
 
-def _send_series(folder: Path, sender: _Sender, follow: bool) -> None:
-    state = sender.state
-    tails = [Tail(folder / name, state.steps.get(name, -1)) for name in SERIES]
-    ended = not follow
-    while True:
-        before = asdict(state)
-        for tail in tails:
-            for line in tail.read():
-                sender.send(line)
-        state.steps = {tail.path.name: tail.last for tail in tails}
-        state.damaged = sender.refused + sum(tail.damaged for tail in tails)
-        if asdict(state) != before:
-            sender.keep()
-        if ended:
-            return
-        ended = _standard_input_ended(POLL_SECONDS)
-
-
-def _with_histograms(wandb: Any, line: dict[str, Any]) -> dict[str, Any]:
+def _with_histograms(wandb: Any, line: Mapping[str, Any]) -> dict[str, Any]:
     """Turn lists into histograms; `x/nodes` and `x/weights` are one, `x/density`, weighted."""
     import numpy
 
@@ -188,25 +154,6 @@ def _with_histograms(wandb: Any, line: dict[str, Any]) -> dict[str, Any]:
         counts = numpy.histogram(nodes, bins=64, weights=weights)
         sent[f"{group}/density"] = wandb.Histogram(np_histogram=counts)
     return sent | {key: wandb.Histogram(value) for key, value in lists.items()}
-
-
-def _standard_input_ended(patience_seconds: float) -> bool:
-    ready, _, _ = select.select([sys.stdin], [], [], patience_seconds)
-    return bool(ready) and not os.read(sys.stdin.fileno(), 1024)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = read_yaml(folder / CONFIG)
-        for key in ("mode", "project", "entity", "group", "tags"):
-            config["wandb"][key]
-    except (UnreadableError, TypeError, LookupError) as why:
-        line = " ".join(str(why).split())
-        raise MachineError(
-            f"cannot read what to send from {folder / CONFIG} ({line}): give the run's command "
-            "again to write it"
-        ) from why
-    return config
 
 
 def _mode(wandb: Any, wanted: str) -> tuple[str, str]:
@@ -225,9 +172,14 @@ def _mode(wandb: Any, wanted: str) -> tuple[str, str]:
 
 
 def _init(
-    wandb: Any, folder: Path, config: dict[str, Any], state: State, mode: tuple[str, str]
+    wandb: Any, folder: Path, config: Mapping[str, Any], state: State, mode: tuple[str, str]
 ) -> Any:
-    settings = config["wandb"]
+    settings, choices = config["wandb"], config.get("choices") or {}
+    chosen = [choices[group] for group in ("task", "model", "optimizer") if group in choices]
+    about = short_config(config) | {
+        "settings": {key: value for key, value in config.items() if key != "choices"},
+        "provenance": read_json(folder / PROVENANCE),
+    }
     options = wandb.Settings(
         init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_SECONDS)),
         console="off",
@@ -240,14 +192,14 @@ def _init(
                 project=settings["project"],
                 entity=settings["entity"],
                 group=settings["group"],
-                tags=settings["tags"],
+                tags=list(dict.fromkeys([*settings["tags"], *map(str, chosen)])),
                 name=folder.name,
                 id=state.id,
                 resume="allow",
                 job_type=settings.get("job_type", "train"),
                 mode=attempt,
                 dir=str(folder),
-                config=config | {"provenance": read_json(folder / PROVENANCE)},
+                config=about,
                 settings=options,
             )
         except Exception as error:  # wandb's own classes, its service's, the network's
@@ -263,29 +215,6 @@ def _init(
             state.url = run.url
         state.why = why
         return run
-
-
-def _hold(folder: Path, follow: bool) -> FileLock:
-    """Take the folder for this mirror alone.
-
-    The mirror of a run just killed may still be finishing: one that follows waits for it while its
-    own training goes on, and a little longer. One started by hand ends at once.
-    """
-    lock = FileLock(folder / LOCK)
-    last_moment = float("inf") if follow else 0.0
-    while True:
-        try:
-            lock.acquire(timeout=0)
-            return lock
-        except Timeout as why:
-            if time.monotonic() > last_moment:
-                raise MachineError(
-                    f"another mirror is at work on {folder}: wait until it has ended"
-                ) from why
-        if last_moment < float("inf"):
-            time.sleep(POLL_SECONDS)
-        elif _standard_input_ended(POLL_SECONDS):
-            last_moment = time.monotonic() + LOCK_SECONDS
 
 
 def log_table(
@@ -313,33 +242,12 @@ def log_table(
     )
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Send a run folder to W&B: what of it has not been sent before."""
-
-    folder: Annotated[Path, Key("the run folder", placeholder="RUN_FOLDER", positional=True)]
-    follow: Annotated[bool, Key("go on until standard input ends, as a run has its mirror do")] = (
-        False
-    )
-
-
 COMMAND = Command("optbench.record.wandb", Settings, examples=("results/runs/NAME",))
 
 
 def main() -> None:
     """Mirror the run folder that the command line names."""
-    # a signal ends W&B's own process, too: it is not held up by an exception here
-    COMMAND.run(send, heed_signals=False)
-
-
-def send(settings: Settings) -> int:
-    """Mirror the run folder, and return the exit code."""
-    folder = settings.folder
-    if not (folder / CONFIG).exists():
-        raise UserError(f"{folder} is no run folder: it has no {CONFIG}")
-    with _hold(folder, settings.follow):
-        print(mirror(folder, settings.follow).where(folder), flush=True)
-    return 0
+    main_of(COMMAND, "wandb", open_sink)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import math
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -18,11 +18,12 @@ from pydantic import ConfigDict
 from optbench.boundary import STRICT, Text, read_yaml, shaped
 from optbench.boundary.command_line import Command, FilePath, Key, Names
 from optbench.boundary.kinds import Count, Positive, Whole
-from optbench.launch.local import cores
+from optbench.launch.engines import LOCAL, EngineName, EngineSettings
 from optbench.paths import conf_folder
 from optbench.record import folder as record
 from optbench.studies.atlas_entries import read_atlas
-from optbench.studies.command import make_runs
+from optbench.studies.command import Settings as StudySettings
+from optbench.studies.command import engine_of, make_runs
 from optbench.studies.edge_reading import Obeyed, Reading, obeyed, read_run
 
 TABLE, PAGE = "edge_multipliers.csv", "edge_multipliers.md"
@@ -125,9 +126,12 @@ class Settings:
     """Train optimizers outside the edge atlas with the multiplier probe, beside their formula."""
 
     only: Annotated[Names, Key("rows to keep; without it all", "NAMES")] = ()
-    jobs: Annotated[Count, Key("runs at a time, a thread each; as many as cores")] = field(
-        default_factory=cores
-    )
+    jobs: Annotated[
+        Count | None,
+        Key("runs at a time, a thread each; without it as many as cores", placeholder="N"),
+    ] = None
+    launcher: EngineName = LOCAL
+    launcher_settings: EngineSettings = ()
     results_dir: Annotated[FilePath, Key("folder of the runs and the table")] = Path("results")
 
 
@@ -143,7 +147,16 @@ def do(settings: Settings) -> int:
     commands = {name: [plan.command(own, s) for s in plan.seeds] for name, own in chosen.items()}
     folder = settings.results_dir / "studies" / "edge_multipliers"
     every = [command for own in commands.values() for command in own]
-    runs = make_runs(every, settings.jobs, settings.results_dir, folder)
+    engine = engine_of(
+        StudySettings(
+            "edge_multipliers",
+            jobs=settings.jobs,
+            launcher=settings.launcher,
+            launcher_settings=settings.launcher_settings,
+            results_dir=settings.results_dir,
+        )
+    )
+    runs = make_runs(every, engine, settings.results_dir, folder)
     rows = []
     for name, own in commands.items():
         folders = [path for command in own if (path := runs.folder(command)) is not None]

@@ -2,8 +2,8 @@
 
 import hashlib
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +13,11 @@ from rich.table import Table
 from optbench.boundary.command_line import Command, FilePath, Key, Names, Seconds
 from optbench.boundary.kinds import Count
 from optbench.errors import UserError, nearest, printable
+from optbench.launch.engines import LOCAL, EngineName, EngineSettings, make_launcher
 from optbench.launch.index import INDEX
-from optbench.launch.launcher import RUN_SECONDS
-from optbench.launch.local import LocalLauncher, cores
+from optbench.launch.launcher import RUN_SECONDS, Launcher, Order
 from optbench.launch.runs import Runs
+from optbench.processes import cores
 from optbench.studies import lr_choice as choice
 from optbench.studies import overview, phase
 from optbench.studies.atlas_entries import Atlas, Entry, read_atlas
@@ -59,9 +60,16 @@ class Settings:
     xs: Annotated[Names, Key("phase: values of x", "VALUES")] = ()
     ys: Annotated[Names, Key("phase: values of y", "VALUES")] = ()
     run: Annotated[tuple[str, ...], Key("phase: a setting of every run", below=True)] = ()
-    jobs: Annotated[Count, Key("runs at a time, a thread each; as many as cores")] = field(
-        default_factory=cores
-    )
+    jobs: Annotated[
+        Count | None,
+        Key(
+            "runs at a time, a thread each, and processes that measure here; without it as many as "
+            "cores, and runs as a cluster has room for",
+            placeholder="N",
+        ),
+    ] = None
+    launcher: EngineName = LOCAL
+    launcher_settings: EngineSettings = ()
     run_seconds: Annotated[
         Seconds, Key("a run that takes longer is stopped and has failed; the others go on")
     ] = RUN_SECONDS
@@ -77,10 +85,14 @@ COMMAND = Command(
     examples=(
         "which_property size=smoke",
         "one_slope jobs=2",
+        "one_slope launcher=slurm launcher.minutes=30",
         "edge_atlas size=smoke jobs=2 results_dir=elsewhere",
         "phase x=optimizer.lr y=batch_size run.task=digits run.steps=500",
     ),
 )
+
+Engine = Callable[[Path], Launcher]
+"""Folder of a study → what makes its runs."""
 
 OWN_KEYS = {
     "edge_atlas": ("choose", "only"),
@@ -130,8 +142,7 @@ def _refuse_keys_of_others(settings: Settings) -> None:
 def _choose(settings: Settings) -> list[str]:
     atlas = read_atlas()
     entries = _entries(atlas, settings.only)
-    jobs, results, run_seconds = settings.jobs, settings.results_dir, settings.run_seconds
-    return do_choice(atlas, entries, jobs, results, "edge_atlas_rates", run_seconds)
+    return do_choice(atlas, entries, engine_of(settings), settings.results_dir, "edge_atlas_rates")
 
 
 def _list(config_dir: Path | None) -> list[str]:
@@ -166,13 +177,12 @@ def _declared(settings: Settings) -> list[str]:
     """Do a study that a YAML declares."""
     declared = read_study(settings.study, settings.config_dir)
     folder = settings.results_dir / "studies"
-    launcher = _launcher(settings.jobs, settings.results_dir, folder, settings.run_seconds)
     outcome = conduct(
         declared,
         settings.size,
-        launcher,
+        engine_of(settings)(folder),
         settings.results_dir,
-        settings.jobs,
+        settings.jobs or cores(),
         config_dir=settings.config_dir,
     )
     table = Table("hypothesis", "verdict", "estimate", "interval", "n", title=declared.name)
@@ -194,7 +204,7 @@ def do_phase(settings: Settings) -> list[str]:
     digest = hashlib.sha256(f"{words} {x} {y}".encode()).hexdigest()[:8]
     folder = settings.results_dir / "studies" / f"phase-{digest}"
     commands = [list(cell.command) for cell in cells]
-    runs = make_runs(commands, settings.jobs, settings.results_dir, folder, settings.run_seconds)
+    runs = make_runs(commands, engine_of(settings), settings.results_dir, folder)
     rows = [
         phase.read(cell, path)
         for cell in cells
@@ -234,10 +244,9 @@ def _entries(atlas: Atlas, only: Sequence[str]) -> list[Entry]:
 def do_choice(
     atlas: Atlas,
     entries: Sequence[Entry],
-    jobs: int,
+    engine: Engine,
     results: Path,
     name: str,
-    run_seconds: float = RUN_SECONDS,
 ) -> list[str]:
     """Try every learning rate of every entry on the seed for that; write what the rule takes."""
     commands = {
@@ -246,7 +255,7 @@ def do_choice(
         for lr in e.lrs
     }
     folder = results / "studies" / name
-    runs = make_runs(list(commands.values()), jobs, results, folder, run_seconds)
+    runs = make_runs(list(commands.values()), engine, results, folder)
     tried = {
         e.name: [
             choice.read_tried(e, lr, path)
@@ -270,30 +279,31 @@ def do_choice(
     return runs.failures
 
 
-def make_runs(
-    commands: Sequence[list[str]],
-    jobs: int,
-    results: Path,
-    folder: Path,
-    run_seconds: float = RUN_SECONDS,
-) -> Runs:
+def make_runs(commands: Sequence[list[str]], engine: Engine, results: Path, folder: Path) -> Runs:
     """Run the main job with each list of overrides that has no finished run yet.
 
     Raises:
         UserError: If the data of a finished run have changed since.
     """
-    launcher = _launcher(jobs, results, folder, run_seconds)
-    with Runs(launcher, results, folder / INDEX, len(commands)) as runs:
+    with Runs(engine(folder), results, folder / INDEX, len(commands)) as runs:
         runs.make(folder.name, commands)
     return runs
 
 
-def _launcher(jobs: int, results: Path, folder: Path, seconds: float) -> LocalLauncher:
-    return LocalLauncher(
-        jobs,
-        threads=1,
-        results=results,
-        where=["device=cpu"],
-        claims=folder / "claims",
-        seconds=seconds,
-    )
+def engine_of(settings: Settings) -> Engine:
+    """Return what makes the launcher that the settings name, with one thread a run."""
+
+    def engine(folder: Path) -> Launcher:
+        order = Order(
+            results=settings.results_dir,
+            state=folder,
+            where=["device=cpu"],
+            jobs=settings.jobs,
+            threads=1,
+            seconds=settings.run_seconds,
+        )
+        return make_launcher(
+            settings.launcher, settings.launcher_settings, order, settings.config_dir
+        )
+
+    return engine

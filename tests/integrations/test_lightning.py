@@ -7,10 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from optbench.data.torchvision import import_datasets
 from optbench.errors import UserError
 
-import_datasets()  # Lightning imports torchvision, which needs our help beside some builds of torch
 pl = pytest.importorskip("lightning.pytorch", reason="needs optbench[lightning]")
 
 

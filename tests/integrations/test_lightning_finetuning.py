@@ -12,10 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from optbench.data.torchvision import import_datasets
-
-# lightning may import torchvision, which needs our help beside some builds of torch
-import_datasets()
 lightning = pytest.importorskip("lightning.pytorch", reason="needs optbench[lightning]")
 
 UNFROZEN_AT = 12  # epoch, of two updates each

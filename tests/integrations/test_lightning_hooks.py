@@ -13,12 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from optbench.data.torchvision import import_datasets
 from optbench.errors import UserError
 from tests.references import lambda_by_double_backward
 
-# lightning may import torchvision, which needs our help beside some builds of torch
-import_datasets()
 lightning = pytest.importorskip("lightning.pytorch", reason="needs optbench[lightning]")
 
 CLOSE = 5e-3  # relative error of λ₁: the bound that the probe asks for

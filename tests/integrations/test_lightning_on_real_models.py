@@ -14,11 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from optbench.data.torchvision import import_datasets
 from tests.references import in_double, largest
 
-# lightning may import torchvision, which needs our help beside some builds of torch
-import_datasets()
 lightning = pytest.importorskip("lightning.pytorch", reason="needs optbench[lightning]")
 
 # and epoch, of two updates each: Adam's second moment has settled by then

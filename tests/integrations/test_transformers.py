@@ -4,11 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from optbench.data.torchvision import import_datasets
 from optbench.errors import UserError
 
-# transformers may import torchvision, which needs our help beside some builds of torch
-import_datasets()
 transformers = pytest.importorskip("transformers", reason="needs optbench[transformers]")
 pytest.importorskip("accelerate", reason="needs optbench[transformers]")
 

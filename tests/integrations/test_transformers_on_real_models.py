@@ -10,11 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from optbench.data.torchvision import import_datasets
 from tests.references import lambda_by_lanczos
 
-# transformers may import torchvision, which needs our help beside some builds of torch
-import_datasets()
 transformers = pytest.importorskip("transformers", reason="needs optbench[transformers]")
 pytest.importorskip("accelerate", reason="needs optbench[transformers]")
 LONGEST = 12
@@ -148,9 +145,10 @@ def _check(row: dict[str, float], model: Any, trainer: Any, rounding: float) -> 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("order", "half"), [("sorted", False), ("mixed", False), ("mixed", True)])
 def test_padded_text_is_measured_as_the_model_measures_it(
-    tmp_path: Path, order: str, half: bool
+    tmp_path: Path, order: str, half: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """300 examples are evaluated in two chunks, and the graph of 15 MB is differentiated in parts."""
+    monkeypatch.setattr("optbench.curvature.product_strategy.GRAIN", 2 << 20)
     trainer = _trainer(tmp_path, 300, order, bf16=half, max_steps=1, lr_scheduler_type="constant")
     (row,), (model,), measure = _measured(trainer, 300)
     _check(row, model, trainer, HALF if half else SUMS)

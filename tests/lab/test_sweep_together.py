@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
@@ -19,6 +20,9 @@ import torch
 from torch import nn
 
 from optbench import lab
+from optbench.cli import batch_processes
+from optbench.cli.batch import Member
+from optbench.cli.batch_processes import _Lines, processes_that_pay
 from optbench.errors import MachineError, UserError
 from optbench.lab import Below, Run
 from optbench.probes import State
@@ -397,6 +401,45 @@ def test_processes_share_the_seeds(together: Together, alone: Alone) -> None:
     for run in runs:
         one = alone("optimizer=adam", seed=run.config.seed)
         assert run.status == "done" and _apart(run, one) < BOUND
+
+
+def test_processes_are_chosen_by_the_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(batch_processes, "cores", lambda: 3)
+
+    def chosen(*words: str, count: int = 8) -> int:
+        run = lab.start("task=digits", "probes=none", *words, *lab.QUIET, results_dir=tmp_path)
+        return processes_that_pay([Member(run.config, "a", run.choices)] * count)
+
+    assert chosen("steps=20") == 1, "some seconds to start for less than a second of work"
+    assert chosen("steps=100000") == 3
+    assert chosen("steps=100000", count=2) == 2, "one a member at most"
+    small = ("steps=1000", "batch_size=16", "model.widths=[8]")
+    assert chosen(*small) == 1
+    # 101 measurements of 20 gradients of 1,000 examples and 600 weights, 8 times: 1.2 s more
+    assert chosen(*small, "probes=default", "probes.sharpness.every=5") == 3
+    monkeypatch.setattr(batch_processes, "parent_process", object)
+    assert chosen("steps=100000") == 1, "a process of a pool leaves the cores to the others"
+
+
+def test_a_sweep_starts_processes_where_that_pays(
+    together: Together, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_processes, "cores", lambda: 2)
+    monkeypatch.setattr(batch_processes, "WORTH", 0.0)
+    runs = together("optimizer=adam", seeds=(1, 2, 3))
+    assert "3 runs in 2 processes of one thread" in runs[0].said
+    again = together("optimizer=adam", seeds=(1, 2, 3))
+    assert "in 2 processes" not in again[0].said, "none is started for runs that are finished"
+
+
+def test_lines_of_a_process_arrive_whole() -> None:
+    here, there = Pipe(duplex=False)
+    heard = _Lines(there)
+    heard.write("a\nb")
+    heard.write("c\n")
+    heard.write("d")
+    heard.end()
+    assert [here.recv() for _ in range(3)] == ["a", "bc", "d"]
 
 
 def test_a_process_that_dies_takes_its_share_alone(together: Together, tmp_path: Path) -> None:

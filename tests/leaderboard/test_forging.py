@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from optbench.errors import UserError
+from optbench.launch.local import LocalLauncher
 from optbench.leaderboard import marks, verify
 from optbench.leaderboard.__main__ import main
 from optbench.leaderboard.entrants import Field, admit
@@ -213,11 +214,11 @@ def test_all_finals_are_run_again_or_a_sample_that_nobody_can_foresee(
     monkeypatch.setattr(verify, "_again", again)
     entries = [entry for entry in read_entries(results) if entry.optimizer == "adam"]
     path = results / "state" / "marks.json"
-    found = verify.verify(SUITE, entries, None, 1, results, path)
+    found = verify.verify(SUITE, entries, None, LocalLauncher(1), results, path)
     assert len(asked[0]) == len(found["adam"]) == 12
     drawn = set()
     for _ in range(12):
-        verify.verify(SUITE, entries, 2, 1, results, path)
+        verify.verify(SUITE, entries, 2, LocalLauncher(1), results, path)
         drawn.add(tuple(asked[-1]))
         assert len(asked[-1]) == 2
     assert len(drawn) > 3  # of 132: alike in all twelve once in 10^20

@@ -14,9 +14,7 @@ from optbench.record.folder import (
     read_lines,
     write_whole,
 )
-from optbench.record.mirror_state import STATE
 from optbench.record.picture import PICTURE, SPECTRUM
-from optbench.record.wandb import LOG
 from optbench.run import checkpoint
 
 
@@ -133,7 +131,7 @@ def test_clear_deletes_what_a_run_writes_and_nothing_else(tmp_path: Path) -> Non
 
 
 def test_what_a_run_writes_is_known_by_its_names() -> None:
-    assert {checkpoint.NAME, checkpoint.PREVIOUS, PICTURE, SPECTRUM, STATE, LOG} < {
+    assert {checkpoint.NAME, checkpoint.PREVIOUS, PICTURE, SPECTRUM, "wandb.json", "wandb.log"} < {
         *RUN_FILES,
         *MIRROR_FILES,
     }

@@ -5,19 +5,33 @@ import os
 import subprocess
 import sys
 import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
 
-from optbench.errors import MachineError
-from optbench.record import wandb as mirroring
+from optbench.errors import MachineError, UserError
+from optbench.record import mirror as mirroring
+from optbench.record import tensorboard, trackio
+from optbench.record import wandb as wandb_mirror
+from optbench.record.folder import MIRRORS
 from optbench.record.last_lines import Tail
-from optbench.record.mirror_state import STATE, State
-from optbench.record.wandb import LOCK, Mirror, mirror
+from optbench.record.mirror import Mirrors, Rows, State, check_mirrors, short_config
+from optbench.record.wandb import open_sink, where
+
+STATE, LOCK = "wandb.json", "wandb.lock"
 
 CONFIG = "wandb: {mode: offline, project: p, entity: null, group: null, tags: []}\n"
+
+
+def mirror(folder: Path, follow: bool) -> State:
+    """Mirror to W&B; return the state that is left."""
+    said = mirroring.mirror(folder, "wandb", open_sink, follow)
+    state = State.read(folder / STATE)
+    assert said.startswith(where(folder, state)) or not (folder / STATE).exists()
+    return state
 
 
 class _Run:
@@ -28,13 +42,21 @@ class _Run:
         Path(self.dir).mkdir(parents=True)
         self.rows: list[tuple[int, dict[str, Any]]] = []
         self.summary: dict[str, Any] = {}
+        self.alerts: list[dict[str, Any]] = []
+        self.artifacts: list[Any] = []
         self.fails_at: int | None = None
 
     def define_metric(self, *_: object, **__: object) -> None: ...
 
+    def alert(self, **about: Any) -> None:
+        self.alerts.append(about)
+
+    def log_artifact(self, artifact: Any) -> None:
+        self.artifacts.append(artifact)
+
     def log(self, row: dict[str, Any], step: int, commit: bool) -> None:
         assert commit
-        if self.fails_at is not None and row.get("step") == self.fails_at:
+        if self.fails_at is not None and step == self.fails_at:
             raise ConnectionError("the service is dead")
         self.rows.append((step, row))
 
@@ -69,7 +91,7 @@ class _Wandb(types.ModuleType):
 
     @property
     def steps(self) -> list[list[int]]:
-        return [[row["step"] for _, row in run.rows] for run in self.runs]
+        return [[step for step, _ in run.rows] for run in self.runs]
 
 
 @pytest.fixture
@@ -104,11 +126,9 @@ def test_a_series_written_again_with_other_bytes_goes_on_by_step(
     _write(folder / "timings.jsonl", *_timings(0.123456789, 0.2, 0.500001, 1.0, 2.0))
     state = mirror(folder, follow=False)
     assert fake.steps == [[0, 10, 20], [30, 40]] and len(set(fake.ids)) == 1
-    # one count over both parts
-    assert [row for run in fake.runs for row, _ in run.rows] == [0, 1, 2, 3, 4]
     first, second = (folder / "wandb" / f"offline-run-{i}" for i in (0, 1))
     assert (
-        state.where(folder)
+        where(folder, state)
         == f"W&B: offline (wandb.mode says so); send it: wandb sync {first} {second}"
     )
     mirror(folder, follow=False)
@@ -140,7 +160,6 @@ def test_damaged_lines_are_passed_over_and_counted(fake: _Wandb, folder: Path) -
     assert fake.steps == [[0, 2, 4]]
     assert fake.runs[0].rows[1][1]["h"] == "histogram of 3"
     assert state.damaged == len(odd) + 2
-    assert state.where(folder).endswith(f"; {state.damaged} damaged lines were not sent")
     # the word had a step, and is old news now
     assert mirror(folder, follow=False).damaged == len(odd) + 1
 
@@ -150,7 +169,7 @@ def test_a_damaged_picture_does_not_end_the_mirror(fake: _Wandb, folder: Path) -
     (folder / "folder.png").mkdir()
     (folder / "whole.png").write_bytes(b"1")
     mirror(folder, follow=False)
-    assert [row for _, row in fake.runs[0].rows] == [{"whole": "picture"}]
+    assert fake.runs[0].rows == [(0, {"whole": "picture"})]
 
 
 def test_a_file_cut_back_under_the_readers_eyes_loses_no_step(tmp_path: Path) -> None:
@@ -182,9 +201,10 @@ def test_a_file_cut_back_under_the_readers_eyes_loses_no_step(tmp_path: Path) ->
         '{"id": "abcd1234", "offsets": {"metrics.jsonl": 99}}',
         '{"id": 5}',
         '{"id": "../../x"}',
-        '{"id": "abcd1234", "steps": {"metrics.jsonl": "9"}}',
-        '{"id": "abcd1234", "steps": [9]}',
-        '{"id": "abcd1234", "rows": 1e99}',
+        '{"id": "abcd1234", "steps": {"metrics.jsonl": 9}, "rows": 10}',
+        '{"id": "abcd1234", "step": "9"}',
+        '{"id": "abcd1234", "step": 1e99}',
+        '{"id": "abcd1234", "told": 1}',
         '{"id": "abcd1234", "offline": [null]}',
         '{"id": "abcd1234", "offline": "wandb", "url": 7}',
     ],
@@ -194,7 +214,7 @@ def test_a_state_of_another_shape_starts_anew(fake: _Wandb, folder: Path, conten
     (folder / STATE).write_text(content)
     mirror(folder, follow=False)
     assert fake.steps == [[0]] and fake.ids != ["abcd1234"]
-    assert State.read(folder).steps == {"metrics.jsonl": 0, "timings.jsonl": -1}
+    assert State.read(folder / STATE).step == 0
 
 
 def test_what_was_sent_before_wandb_died_is_not_sent_again(
@@ -206,7 +226,7 @@ def test_what_was_sent_before_wandb_died_is_not_sent_again(
         _write(folder / "metrics.jsonl", {"step": 0, "a": 1}, {"step": 1, "a": 1})
         return True
 
-    monkeypatch.setattr(mirroring, "_standard_input_ended", one_more_then_end)
+    monkeypatch.setattr(mirroring, "standard_input_ended", one_more_then_end)
     fake.fails_at = 1
     with pytest.raises(ConnectionError):
         mirror(folder, follow=True)
@@ -224,7 +244,7 @@ def test_the_mirror_of_a_cleared_folder_leaves_no_state_to_the_next(
         return True
 
     _write(folder / "metrics.jsonl", {"step": 0, "a": 1})
-    monkeypatch.setattr(mirroring, "_standard_input_ended", overwritten)
+    monkeypatch.setattr(mirroring, "standard_input_ended", overwritten)
     with pytest.raises(MachineError, match="has been cleared"):
         mirror(folder, follow=True)
     assert not (folder / STATE).exists()
@@ -238,7 +258,7 @@ def test_a_full_disk_costs_the_state_not_the_mirror(
     def no_room(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("optbench.record.mirror_state.write_whole", no_room)
+    monkeypatch.setattr("optbench.record.mirror.write_whole", no_room)
     _write(folder / "metrics.jsonl", {"step": 0, "a": 1})
     mirror(folder, follow=False)
     assert fake.steps == [[0]] and "cannot write wandb.json" in capsys.readouterr().out
@@ -248,7 +268,7 @@ def test_online_after_offline_still_names_the_part_that_is_offline(folder: Path)
     (folder / "wandb" / "offline-run-0").mkdir(parents=True)
     state = State(url="https://wandb.ai/x", offline=["wandb/offline-run-0", "wandb/cleaned-away"])
     part = folder / "wandb" / "offline-run-0"
-    assert state.where(folder).endswith(
+    assert where(folder, state).endswith(
         f"x, but for a part recorded offline; send it: wandb sync {part}"
     )
 
@@ -259,7 +279,7 @@ def _main(
     """The one line that the command ends with."""
     monkeypatch.setattr(sys, "argv", ["wandb", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
-        mirroring.main()
+        wandb_mirror.main()
     assert stop.value.code == 1
     return capsys.readouterr().err.removeprefix("optbench: ").removesuffix("\n")
 
@@ -279,7 +299,7 @@ def test_one_mirror_at_a_time(
         monkeypatch.setattr(mirroring, "LOCK_SECONDS", 0.1)
         monkeypatch.setattr(mirroring, "POLL_SECONDS", 0.05)
         polls = iter([False, False, True])
-        monkeypatch.setattr(mirroring, "_standard_input_ended", lambda _: next(polls))
+        monkeypatch.setattr(mirroring, "standard_input_ended", lambda _: next(polls))
         assert "another mirror" in _main(monkeypatch, capsys, folder, "follow=true")
         assert next(polls, None) is None
     assert fake.runs == []
@@ -305,7 +325,7 @@ def test_a_mirror_that_cannot_start_is_a_line_not_an_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.mkfifo(folder / "wandb.log")
-    said = Mirror(folder, "offline").close(1)
+    said = Mirrors(folder, [], "offline").close(1)
     assert said.startswith("W&B: nothing was sent (") and "python -m optbench.record.wandb" in said
     (folder / "wandb.log").unlink()
 
@@ -313,4 +333,96 @@ def test_a_mirror_that_cannot_start_is_a_line_not_an_error(
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(subprocess, "Popen", no_process)
-    assert "Resource temporarily unavailable" in Mirror(folder, "offline").close(1)
+    assert "Resource temporarily unavailable" in Mirrors(folder, [], "offline").close(1)
+
+
+def test_a_row_is_given_once_all_of_its_lines_are_there(tmp_path: Path) -> None:
+    metrics, timings = tmp_path / "metrics.jsonl", tmp_path / "timings.jsonl"
+    rows = Rows([metrics, timings], -1)
+    assert rows.read() == [] and rows.rest() == []
+    _write(metrics, {"step": 0, "a": 1}, {"step": 1, "a": 2})
+    _write(timings, {"step": 0, "s": 0.1})
+    assert rows.read() == [(0, {"a": 1, "s": 0.1})], "a timing of step 1 may come"
+    # written between the two reads: the timing is there before the line that it belongs to
+    _write(timings, {"step": 0, "s": 0.1}, {"step": 1, "s": 0.2}, {"step": 2, "s": 0.3})
+    assert rows.read() == []
+    _write(metrics, {"step": 0, "a": 1}, {"step": 1, "a": 2}, {"step": 2, "a": 3})
+    assert rows.read() == [(1, {"a": 2, "s": 0.2})]
+    assert rows.rest() == [(2, {"a": 3, "s": 0.3})] and rows.rest() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tensorbord", r"there is no tensorbord. Did you mean tensorboard\? There are"),
+        ("no_such.module", "there is no module no_such.module to import"),
+        ("absent", "absent is not installed: pip install 'optbench\\[absent\\]'"),
+    ],
+)
+def test_a_mirror_that_cannot_run_is_told_before_training(
+    name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MIRRORS, "absent", "absent")
+    with pytest.raises(UserError, match=message):
+        check_mirrors([name])
+    check_mirrors(["tests.record.test_mirror"])
+
+
+SHORT = {
+    "choices": {"optimizer": "adam", "task": "digits"},
+    "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.1},
+    "seed": 3,
+    "wandb": {"mode": "auto"},
+}
+
+
+def test_settings_are_short() -> None:
+    assert short_config(SHORT) == {"seed": 3, "optimizer": "adam", "task": "digits", "lr": 0.1}
+
+
+def test_tensorboard_shows_each_step_once(folder: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def told() -> str:
+        return mirroring.mirror(folder, "tensorboard", tensorboard.open_sink, follow=False)
+
+    def seen(name: str) -> list[tuple[int, float]]:
+        events = EventAccumulator(str(folder), {"scalars": 0})
+        events.Reload()
+        return [(event.step, event.value) for event in events.Scalars(name)]
+
+    lines = [{"step": step, "train/loss": 1 / (1 + step)} for step in range(4)]
+    _write(folder / "metrics.jsonl", *lines[:2], {"step": 2, "h": ["word"]})
+    assert told().endswith("; 1 damaged lines were not sent")
+    _write(folder / "metrics.jsonl", *lines)
+    assert told() == f"TensorBoard: tensorboard --logdir {folder.parent}"
+    # a float32 of 1/4 and 1/2 is exact
+    assert seen("train/loss") == [(0, 1.0), (1, 0.5), (3, 0.25)]
+
+
+def test_trackio_is_given_what_wandb_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[int, dict[str, Any]]] = []
+    about: dict[str, Any] = {}
+
+    class Run:
+        def log(self, row: dict[str, Any], step: int) -> None:
+            given.append((step, row))
+
+        def finish(self) -> None: ...
+
+    def init(**settings: Any) -> Run:
+        about.update(settings)
+        return Run()
+
+    fake: Any = types.ModuleType("trackio")
+    fake.__spec__ = ModuleSpec("trackio", None)
+    fake.init, fake.Histogram, fake.Image = init, sum, str
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    _write(folder / "metrics.jsonl", {"step": 0, "a": 1.0}, {"step": 5, "h": [1, 2]})
+    said = mirroring.mirror(folder, "trackio", trackio.open_sink, follow=False)
+    assert given == [(0, {"a": 1.0}), (5, {"h": 3})]
+    assert (about["project"], about["resume"], said) == (
+        "p",
+        "never",
+        "trackio: trackio show --project p",
+    )

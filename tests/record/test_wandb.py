@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from optbench.record.wandb import Mirror, log_table
+from optbench.record.mirror import Mirrors
+from optbench.record.wandb import log_table
 from tests.conftest import Command
 
 RUN = ("task=digits", "steps=30", "model.widths=[8]", "task.train_size=100")
@@ -91,19 +92,26 @@ def test_everything_recorded_reaches_wandb(optbench: Command) -> None:
     assert "W&B: offline (no login here); send it: wandb sync results/runs/" in outcome.out
     records = _sent(folder)
     rows = _history(records)
-    lines = [
-        json.loads(line)
-        for name in ("metrics", "timings")
-        for line in (folder / f"{name}.jsonl").open()
-    ]
-    for line in lines:
-        assert any(line.items() <= row.items() for row in rows)
-    assert any("dynamics" in key for row in rows for key in row)
+    written: dict[int, dict[str, Any]] = {}
+    for name in ("metrics", "timings"):
+        for line in map(json.loads, (folder / f"{name}.jsonl").open()):
+            written.setdefault(line.pop("step"), {}).update(line)
+    assert [row["_step"] for row in rows] == list(written) == list(range(31))
+    for row in rows:
+        assert written[row["_step"]].items() <= row.items() and "step" not in row
+    assert {"dynamics", "losses_table"} <= {key.split("/")[0] for key in rows[-1]}
     run = next(record.run for record in records if record.WhichOneof("record_type") == "run")
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
-    assert config["optimizer"]["lr"] == 0.1 and config["choices"]["task"] == "digits"
+    assert (config["optimizer"], config["task"], config["lr"], config["seed"]) == (
+        "sgd",
+        "digits",
+        0.1,
+        0,
+    )
+    assert config["settings"]["optimizer"]["lr"] == 0.1 and "choices" not in config["settings"]
     assert config["provenance"]["data_hash"]
-    assert (run.run_group, list(run.tags), run.display_name) == ("g", ["a", "b"], folder.name)
+    assert (run.run_group, run.display_name) == ("g", folder.name)
+    assert set(run.tags) == {"a", "b", "sgd", "digits", "mlp"}
     summary = _summary(records)
     assert summary["status"] == "done"
     assert summary["events"] == json.loads((folder / "summary.json").read_text())["events"]
@@ -111,6 +119,44 @@ def test_everything_recorded_reaches_wandb(optbench: Command) -> None:
         summary["events"]["verdict"] == "edge not reached" and summary["events"]["measurements"] > 2
     )
     assert run.job_type == "tune"
+    assert "last" not in summary and "process" not in summary
+    losses = [row["train/loss"] for row in rows if "train/loss" in row]
+    assert summary["train/loss"] == {
+        "min": min(losses),
+        "max": max(losses),
+        "last": losses[-1],
+    }
+    assert _artifact_files(records) - {"losses_table.table.json"} == {
+        "config.yaml",
+        "provenance.json",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoint.pt",
+    }
+
+
+def _artifact_files(records: list[Any]) -> set[str]:
+    found = set()
+    for record in records:
+        if record.WhichOneof("record_type") == "request":
+            manifest = record.request.log_artifact.artifact.manifest
+            found |= {item.path for item in manifest.contents}
+        if record.WhichOneof("record_type") == "artifact":
+            found |= {item.path for item in record.artifact.manifest.contents}
+    return found
+
+
+def test_a_divergence_is_an_alert(optbench: Command) -> None:
+    diverging = ("optimizer.lr=1e9", "wandb.mode=offline", "wandb.wait_seconds=60")
+    folder = optbench(*RUN, *diverging).folder
+    records = _sent(folder)
+    alerts = [r.alert for r in records if r.WhichOneof("record_type") == "alert"]
+    assert [alert.title for alert in alerts] == ["diverged"]
+    assert "has diverged at step" in alerts[0].text
+    done = subprocess.run([sys.executable, "-m", "optbench.record.wandb", str(folder)], timeout=60)
+    assert done.returncode == 0
+    again = [r for r in _sent(folder) if r.WhichOneof("record_type") == "alert"]
+    assert len(again) == 1, "told once"
 
 
 def test_a_leaderboard_is_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,14 +183,8 @@ def test_a_resumed_run_is_one_wandb_run_with_each_record_once(optbench: Command)
         len({record.run.run_id for record in records if record.WhichOneof("record_type") == "run"})
         == 1
     )
-    steps = [row["step"] for row in _history(records) if "batch/loss" in row]
-    assert steps == list(range(30))
-    rows = [
-        record.history.step.num
-        for record in records
-        if record.WhichOneof("record_type") == "history"
-    ]
-    assert rows == list(range(len(rows)))  # one count over both parts, else W&B drops the second
+    steps = [row["_step"] for row in _history(records)]
+    assert steps == list(range(31)), "none twice, over both parts"
 
 
 def test_wandb_that_hangs_or_fails_neither_stops_nor_slows_training(
@@ -202,8 +242,9 @@ def test_a_folder_can_be_sent_by_hand_later(optbench: Command) -> None:
 def test_the_mirror_ends_when_the_training_process_is_killed(optbench: Command) -> None:
     folder = optbench(*RUN, "wandb.mode=disabled").folder
     program = (
-        "import sys, time; from pathlib import Path; from optbench.record.wandb import Mirror;"
-        "mirror = Mirror(Path(sys.argv[1]), 'offline'); print(mirror._process.pid, flush=True); "
+        "import sys, time; from pathlib import Path; from optbench.record.mirror import Mirrors;"
+        "all = Mirrors(Path(sys.argv[1]), [], 'offline')._all; "
+        "print(all[0]._process.pid, flush=True); "
         "time.sleep(60)"
     )
     parent = subprocess.Popen(
@@ -217,7 +258,7 @@ def test_the_mirror_ends_when_the_training_process_is_killed(optbench: Command) 
     while time.monotonic() < deadline and _alive(child):
         time.sleep(0.1)
     assert not _alive(child)
-    assert Mirror(folder, "disabled").close(0) == "W&B: disabled"
+    assert Mirrors(folder, [], "disabled").close(0) == "W&B: disabled"
 
 
 def _alive(pid: int) -> bool:

@@ -15,7 +15,7 @@ from optbench.boundary import ShapeError, read_yaml
 from optbench.paths import conf_folder
 from optbench.studies import atlas_page, atlas_picture
 from optbench.studies.atlas_entries import Atlas, Entry, read_atlas
-from optbench.studies.command import do_choice, main
+from optbench.studies.command import Settings, do_choice, engine_of, main
 from optbench.studies.declaration import known_studies, read_study
 from optbench.studies.edge_atlas import SLOWER, EdgeAtlas, mean_interval, slower_level
 from optbench.studies.frame import Cell, Table, columns
@@ -246,7 +246,9 @@ def test_every_rate_that_was_tried_is_written_and_a_rate_that_diverges_is_not_ta
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     atlas = replace(read_atlas(), choice_steps=60)
-    assert do_choice(atlas, [replace(ENTRY, lrs=(0.1, 5e3))], 2, tmp_path, "rates") == []
+    engine = engine_of(Settings("edge_atlas", jobs=1, results_dir=tmp_path))
+    tried = [replace(ENTRY, lrs=(0.1, 5e3))]
+    assert do_choice(atlas, tried, engine, tmp_path, "rates") == []
     rows = list(csv.DictReader((tmp_path / "studies/rates/edge_atlas_rates.csv").open()))
     assert [row["lr"] for row in rows] == ["0.1", "5000"]
     assert [row["falls"] for row in rows] == ["True", "False"]

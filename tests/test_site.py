@@ -1,0 +1,65 @@
+"""The docs site: it builds without a warning, its tutorials run, and its pictures are current."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from docs import build, edge_picture, gallery_page
+from docs.edge_picture import PICTURE, TABLE, digest, drawn_from
+
+ROOT = Path(__file__).resolve().parent.parent
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the docs extra is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]  # strict: a warning is an error
+    curvature = (tmp_path / "api/curvature/index.html").read_text()
+    assert "top_eigenpairs" in curvature and "Knyazev" in curvature
+    assert (tmp_path / "results/studies/tug_of_war/cross_response.png").is_file()
+
+
+@pytest.mark.parametrize("tutorial", TUTORIALS, ids=lambda path: path.stem)
+def test_a_tutorial_runs_and_was_committed_with_what_it_shows(
+    tutorial: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("nbclient", reason="the docs extra is not installed")
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.reads(tutorial.read_text(), 4)  # type: ignore[no-untyped-call]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert any(cell.outputs for cell in code), "commit it executed"
+    resources = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    text = json.dumps(notebook)
+    assert "Traceback" not in text and "optbench: " not in text
+
+
+def test_three_tutorials() -> None:
+    assert len(TUTORIALS) == 3
+
+
+def test_the_edges_picture_is_of_its_table(tmp_path: Path) -> None:
+    assert drawn_from(PICTURE) == digest(TABLE), "say python -m docs.edge_picture"
+    shorter = tmp_path / "shorter.csv"
+    shorter.write_text("\n".join(TABLE.read_text().splitlines()[:-1]))
+    edge_picture.draw(shorter, tmp_path / "shorter.png")
+    assert drawn_from(tmp_path / "shorter.png") == digest(shorter) != digest(TABLE)
+
+
+def test_the_pages_made_from_results_are_current() -> None:
+    readme = build.README.read_text()
+    assert readme == build.with_board(readme), "say python -m docs.build"
+    assert build.GALLERY.read_text() == gallery_page.render(), "say python -m docs.build"
+    assert readme.split(build.BEGIN)[1].split(build.END)[0].count("\n") == 2 + build.ROWS
