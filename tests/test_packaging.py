@@ -76,7 +76,6 @@ ONLY_IMPORTER = {
     "matplotlib": {
         "optbench.record.picture",
         "optbench.curvature.density",
-        "optbench.studies.atlas_picture",
         "optbench.studies.figures",
     },
 }

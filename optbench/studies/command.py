@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -18,10 +18,9 @@ from optbench.launch.launcher import RUN_SECONDS, Launcher, Order
 from optbench.launch.runs import Runs
 from optbench.processes import cores
 from optbench.record.terminal import show_table
-from optbench.studies import atlas_picture as picture
-from optbench.studies import edge_atlas, overview, phase
 from optbench.studies import lr_choice as choice
-from optbench.studies.atlas_entries import ATLAS, CHOICE_SEED, SEEDS, Entry
+from optbench.studies import overview, phase
+from optbench.studies.atlas_entries import Atlas, Entry, read_atlas
 from optbench.studies.conduct import TABLE, conduct, write_table
 from optbench.studies.declaration import known_studies, read_study
 from optbench.studies.frame import Size
@@ -32,7 +31,6 @@ from optbench.studies.verdict_page import PAGE
 class Settings:
     """Make the runs of a study, those that are missing, and say what they show.
 
-    edge_atlas: measured/threshold of every optimizer whose edge of stability is known.
     phase: distance to the edge, error, gap and divergence over any two settings.
     all: every study that a YAML declares, one after the other, and the overview.
     overview: all verdicts on one page, RESULTS/studies/README.md and index.html.
@@ -47,22 +45,16 @@ class Settings:
     size: Annotated[
         Size, Key("smoke (minutes), small (under an hour on two cores), full (a GPU)")
     ] = "small"
-    short: Annotated[bool, Key("edge_atlas: one seed, half the steps: minutes on two cores")] = (
-        False
-    )
     choose: Annotated[
-        bool, Key("edge_atlas: try every learning rate, and say which the rule takes")
+        bool,
+        Key("edge_atlas: try every entry's learning rates instead, and say which the rule takes"),
     ] = False
-    seeds: Annotated[
-        Count | None,
-        Key(
-            f"edge_atlas, phase: number of seeds; without it {len(SEEDS)} (short: 1), and 2",
-            placeholder="N",
-        ),
-    ] = None
     only: Annotated[
-        Names, Key("edge_atlas: entries of the table to keep; without it all", "NAMES")
+        Names, Key("edge_atlas choose=true: entries to try; without it all", "NAMES")
     ] = ()
+    seeds: Annotated[Count | None, Key("phase: number of seeds; without it 2", placeholder="N")] = (
+        None
+    )
     x: Annotated[str, Key("phase: key of the horizontal axis", placeholder="KEY")] = "optimizer.lr"
     y: Annotated[str, Key("phase: key of the vertical axis", placeholder="KEY")] = "batch_size"
     xs: Annotated[Names, Key("phase: values of x", "VALUES")] = ()
@@ -94,7 +86,7 @@ COMMAND = Command(
         "which_property size=smoke",
         "one_slope jobs=2",
         "one_slope launcher=slurm launcher.minutes=30",
-        "edge_atlas short=true jobs=2 results_dir=elsewhere",
+        "edge_atlas size=smoke jobs=2 results_dir=elsewhere",
         "phase x=optimizer.lr y=batch_size run.task=digits run.steps=500",
     ),
 )
@@ -103,7 +95,7 @@ Engine = Callable[[Path], Launcher]
 """Folder of a study → what makes its runs."""
 
 OWN_KEYS = {
-    "edge_atlas": ("short", "choose", "seeds", "only"),
+    "edge_atlas": ("choose", "only"),
     "phase": ("seeds", "x", "y", "xs", "ys", "run"),
 }
 """Keys that one study alone has."""
@@ -117,8 +109,10 @@ def main() -> None:
 def study(settings: Settings) -> int:
     """Do the study, and return the exit code."""
     _refuse_keys_of_others(settings)
-    if settings.study == "edge_atlas":
-        failures = _edge_atlas(settings)
+    if settings.only and not settings.choose:
+        raise UserError("only= goes with choose=true: a study is of all its entries")
+    if settings.choose:
+        failures = _choose(settings)
     elif settings.study == "list":
         failures = _list(settings.config_dir)
     elif settings.study == "phase":
@@ -145,15 +139,10 @@ def _refuse_keys_of_others(settings: Settings) -> None:
                 raise UserError(f"{key}= is of the study {name}, not of {settings.study}")
 
 
-def _edge_atlas(settings: Settings) -> list[str]:
-    short = settings.short or settings.size == "smoke"
-    entries = _entries(settings.only)
-    engine, results = engine_of(settings), settings.results_dir
-    if settings.choose:
-        return do_choice(entries, engine, results, "edge_atlas_rates")
-    seeds = range(1, 1 + (settings.seeds or (1 if short else len(SEEDS))))
-    name = "edge_atlas_short" if short else "edge_atlas"
-    return do_atlas(entries, seeds, short, engine, results, name)
+def _choose(settings: Settings) -> list[str]:
+    atlas = read_atlas()
+    entries = _entries(atlas, settings.only)
+    return do_choice(atlas, entries, engine_of(settings), settings.results_dir, "edge_atlas_rates")
 
 
 def _list(config_dir: Path | None) -> list[str]:
@@ -233,16 +222,16 @@ def do_phase(settings: Settings) -> list[str]:
     return runs.failures
 
 
-def _entries(only: Sequence[str]) -> list[Entry]:
+def _entries(atlas: Atlas, only: Sequence[str]) -> list[Entry]:
     """Return the entries of the atlas that are asked for and can be run with what is installed."""
-    known = [entry.name for entry in ATLAS]
+    known = [entry.name for entry in atlas.entries]
     for name in only:
         if name not in known:
             raise UserError(
                 f"there is no entry called {printable(name)}.{nearest(name, known)} Known: "
                 f"{', '.join(known)}"
             )
-    wanted = [entry for entry in ATLAS if not only or entry.name in only]
+    wanted = [entry for entry in atlas.entries if not only or entry.name in only]
     for entry in wanted:
         if not entry.available:
             print(
@@ -252,32 +241,19 @@ def _entries(only: Sequence[str]) -> list[Entry]:
     return [entry for entry in wanted if entry.available]
 
 
-def do_atlas(
+def do_choice(
+    atlas: Atlas,
     entries: Sequence[Entry],
-    seeds: Iterable[int],
-    short: bool,
     engine: Engine,
     results: Path,
     name: str,
 ) -> list[str]:
-    """Make the runs, write and print the table, and return what went wrong, a line each."""
-    commands = {e.name: [e.command(e.lr, seed, short) for seed in seeds] for e in entries}
-    folder = results / "studies" / name
-    every = [command for of_entry in commands.values() for command in of_entry]
-    runs = make_runs(every, engine, results, folder)
-    rows = []
-    for entry in entries:
-        folders = map(runs.folder, commands[entry.name])
-        rows.append(edge_atlas.read_row(entry, [path for path in folders if path is not None]))
-    edge_atlas.write(rows, folder)
-    picture.draw(rows, folder / edge_atlas.PICTURE)
-    _print(rows, folder)
-    return runs.failures
-
-
-def do_choice(entries: Sequence[Entry], engine: Engine, results: Path, name: str) -> list[str]:
     """Try every learning rate of every entry on the seed for that; write what the rule takes."""
-    commands = {(e.name, lr): e.command(lr, CHOICE_SEED) for e in entries for lr in e.lrs}
+    commands = {
+        (e.name, lr): atlas.command(e, lr, atlas.choice_seed, atlas.choice_steps)
+        for e in entries
+        for lr in e.lrs
+    }
     folder = results / "studies" / name
     runs = make_runs(list(commands.values()), engine, results, folder)
     tried = {
@@ -331,16 +307,3 @@ def engine_of(settings: Settings) -> Engine:
         )
 
     return engine
-
-
-def _print(rows: Sequence[edge_atlas.Row], folder: Path) -> None:
-    table = Table()
-    for column in edge_atlas.COLUMNS[:-1]:  # a terminal has no room for why
-        table.add_column(
-            column, justify="left" if column in ("optimizer", "measured", "verdict") else "right"
-        )
-    for row in rows:
-        table.add_row(*edge_atlas.cells(row)[:-1])
-    show_table(table, "measured / threshold, second half of the run", width=110)
-    for name in (edge_atlas.PICTURE, edge_atlas.PAGE, edge_atlas.TABLE):
-        print(folder / name)

@@ -2,9 +2,9 @@
 
 The theory is of small oscillations about a valley, and they grow with the rate: so the smallest
 rate that is at its edge in good time is taken. A rate can be taken if its run starts below the
-edge, has come near it by the second quarter of the steps (median of measured/threshold at least
-`ARRIVED`; it is not asked how far above), and its loss falls. All this is on one seed, which the
-atlas does not use again, and does not look at the half that it reports.
+edge, has come near it by the second quarter of the steps (measured/threshold at least `ARRIVED`; it
+is not asked how far above), and its loss falls. All this is on one seed, which the atlas does not
+use again, and does not look at the half that it reports.
 """
 
 import csv
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from optbench.record import folder as record
 from optbench.studies.atlas_entries import Entry
-from optbench.studies.edge_atlas import read_series
+from optbench.studies.edge_reading import read_series
 
 ARRIVED = 0.95
 TABLE = "edge_atlas_rates.csv"
@@ -29,8 +29,7 @@ class Tried:
         optimizer: The entry's name.
         lr: The rate.
         start: Measured/threshold at the first measurement.
-        arrival: Its median over the second quarter of the steps, or the ratio of means where the
-            entry says so.
+        arrival: Its level over the second quarter of the steps; see `edge_reading.Series`.
         plateau: The same over the second half: what the atlas reports, of other seeds.
         falls: Whether the loss falls.
     """
@@ -50,12 +49,12 @@ class Tried:
 
 def read_tried(entry: Entry, lr: float, folder: Path) -> Tried:
     """Read the run of one rate."""
-    series = read_series(entry, lr, folder)
+    series = read_series(folder, entry.metric, entry.factor / lr)
     summary = record.read_json(folder / record.SUMMARY) or {}
     falls = summary.get("status") == "done" and bool(summary.get("events", {}).get("falling"))
     start = series.ratios[0] if series.steps else math.nan
-    arrival = series.plateau(entry.mean, 0.25, 0.5)
-    return Tried(entry.name, lr, start, arrival, series.plateau(entry.mean), falls)
+    arrival, level = series.between(0.25, 0.5).level, series.between(0.5, 1.0).level
+    return Tried(entry.name, lr, start, arrival, level, falls)
 
 
 def choose(tried: Sequence[Tried]) -> float | None:

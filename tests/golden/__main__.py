@@ -3,8 +3,8 @@
 Both trees run here and now, on this machine, so that nothing depends on where a reference was
 recorded: the commit's in a worktree of its own, and the one in this folder. Compared are the
 metrics and weights of the runs in `tests/golden/runs.py`, of two of them after an interruption, and
-the board from the committed entries; `--atlas` adds the short edge atlas. Folders and files may
-have other names.
+the board from the committed entries; `--atlas` adds the short edge atlas, which is only comparable
+where both trees have it as a declared study, or neither. Folders and files may have other names.
 """
 
 import argparse
@@ -86,7 +86,9 @@ def _board(tree: Path, scratch: Path) -> str:
 
 def _atlas(tree: Path, scratch: Path, jobs: int) -> str:
     old = ["--short", "--jobs", str(jobs), "--results-dir", str(scratch)]
-    new = ["short=true", f"jobs={jobs}", f"results_dir={scratch}"]
+    declared = (tree / "conf/study/edge_atlas_entries.yaml").exists()
+    short = "size=smoke" if declared else "short=true"
+    new = [short, f"jobs={jobs}", f"results_dir={scratch}"]
     words = new if _one_grammar(tree) else old
     _call(tree, "-m", "optbench.study", "edge_atlas", *words)
     digest = hashlib.sha256()
