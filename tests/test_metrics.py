@@ -1,4 +1,4 @@
-"""The one home of metrics: every recorded name is in it, and README's table is made from it."""
+"""The one home of metrics: every recorded name is in it, and the run folder's table is made from it."""
 
 from pathlib import Path
 
@@ -49,5 +49,5 @@ def test_what_a_threshold_is_on() -> None:
 
 
 def test_the_tables_are_made_from_the_entries() -> None:
-    assert "\n".join(metrics.table(metrics.HEADLINES)) in (ROOT / "README.md").read_text()
+    assert "\n".join(metrics.table(metrics.HEADLINES)) in (ROOT / "docs/run_folder.md").read_text()
     assert (ROOT / "docs" / "metrics.md").read_text() == render_metrics()

@@ -101,8 +101,9 @@ def _info_nce(outputs: Tensor, _: Tensor) -> Tensor:
 )
 @pytest.mark.parametrize("order", ["mixed", "sorted"])
 def test_a_loss_is_taken_in_parts_only_where_that_is_the_same_loss(
-    loss: Loss, weight: Any, cut: bool, order: str
+    loss: Loss, weight: Any, cut: bool, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("optbench.curvature.product_strategy.GRAIN", 2 << 20)
     (x, y), model = _data(600), _Waves()
     y = y.sort().values if order == "sorted" else y[torch.randperm(600)]
     measure = _watch(model, loss, (x, y), test=(x[:300], y[:300]), weight=weight, error=None)

@@ -166,7 +166,7 @@ class Asked:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def make(self, title: str, commands: Sequence[Sequence[str]]) -> None:
+    def make(self, title: str, commands: Sequence[Sequence[str]], _: object = None) -> None:
         self.made.append((title, len(commands)))
 
     def summary(self, command: Sequence[str]) -> dict[str, object]:
