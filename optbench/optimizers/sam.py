@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 from optbench.boundary.kinds import NotNegative
 from optbench.errors import UserError
-from optbench.optimizers.wrapper import Closure, Factory, Wrapper, copy_all
+from optbench.optimizers.gradient_elsewhere import GradientElsewhere
+from optbench.optimizers.wrapper import Factory
 
 
-class SAM(Wrapper):
+class SAM(GradientElsewhere):
     """The base's step with the gradient at w + ρ g/‖g‖, g = ∇L(w), taken from w.
 
-    ‖g‖ is over all parameters together. The closure is called twice an update, the second time at
-    the perturbed weights; on one batch both times. Learning-rate schedules see the base's groups.
+    ‖g‖ is over all parameters together.
 
     Args:
         params: Parameters of one model.
@@ -24,33 +24,6 @@ class SAM(Wrapper):
     References:
         Foret et al. (2021), arXiv:2010.01412, without its per-device batches.
     """
-
-    def __init__(
-        self, params: Iterable[nn.Parameter], base: Factory, rho: NotNegative = 0.05
-    ) -> None:
-        if not rho >= 0:
-            raise UserError(f"optimizer.rho must not be negative, got {rho}")
-        super().__init__(params, base)
-        self.rho = float(rho)
-
-    @torch.no_grad()
-    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
-        """Climb, take the gradient there, come back, let the base step; return the loss at w."""
-        if closure is None:
-            raise UserError(
-                "SAM takes two gradients a step, so it needs a closure: optimizer.step(closure)"
-            )
-        with torch.enable_grad():
-            loss = closure()
-        held = self.held()
-        before = [p.clone() for p in held]
-        for p, up in zip(held, self.ascent(held), strict=True):
-            p.add_(up)
-        with torch.enable_grad():
-            closure()
-        copy_all(held, before)
-        self.base.step()
-        return loss
 
     def ascent(self, held: Sequence[Tensor]) -> list[Tensor]:
         """ρ g/‖g‖, a tensor per parameter; 0 for g = 0."""
