@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,11 @@ MOST_LOSSES = 3
 
 Say = Callable[[str], None]
 """Takes a line for the person who waits."""
+
+
+def once(say: Say) -> Say:
+    """Return what says each line only the first time."""
+    return cache(say)
 
 
 @dataclass(frozen=True)

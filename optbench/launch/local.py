@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from optbench.boundary.kinds import Count
 from optbench.boundary.overrides import quoted
-from optbench.launch.launcher import MOST_LOSSES, Finished, Order, Say
+from optbench.launch.launcher import MOST_LOSSES, Finished, Order, Say, once
 from optbench.processes import (
     GRACE,
     end_processes,
@@ -80,7 +80,7 @@ class LocalLauncher:
         with tempfile.TemporaryDirectory(prefix="optbench-") as scratch:
             claims = self.claims or Path(scratch) / "claims"
             claims.mkdir(parents=True, exist_ok=True)
-            queue = _Queue(self, Path(scratch), claims, say)
+            queue = _Queue(self, Path(scratch), claims, once(say))
             queue.waiting = [_Waiting(tuple(command)) for command in commands]
             try:
                 while queue.waiting or queue.running:
@@ -143,7 +143,6 @@ class _Queue:
     say: Say
     waiting: list[_Waiting] = field(default_factory=list)
     running: list[_Running] = field(default_factory=list)
-    _said: set[str] = field(default_factory=set)
 
     def start(self) -> None:
         """Start what may be started now."""
@@ -186,10 +185,10 @@ class _Queue:
     def _again(self, run: _Running) -> bool:
         """Put a run that was not made, for a reason outside it, back among those that wait."""
         if run.process.exitcode == CLAIMED:
-            self._say_once("another process is at work on some of these runs: waiting for it")
+            self.say("another process is at work on some of these runs: waiting for it")
             run.about.not_before = time.monotonic() + LOOK_AGAIN
         elif run.process.exitcode == LOST and run.about.losses < MOST_LOSSES:
-            self._say_once(
+            self.say(
                 "the server that starts the runs was killed: they go on from their checkpoints"
             )
             kill_unseen(run.process)
@@ -214,11 +213,6 @@ class _Queue:
         died = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         why = f"{died}: {err[-1] if err else 'no word'}"
         return Finished(command, None, why, code=code if code > 0 else 1)
-
-    def _say_once(self, line: str) -> None:
-        if line not in self._said:
-            self._said.add(line)
-            self.say(line)
 
 
 def _results_dir(results: Path | None) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from optbench.boundary.kinds import Count, NotNegative, Positive
 from optbench.errors import UserError
-from optbench.launch.launcher import MOST_LOSSES, Finished, Order, Say
+from optbench.launch.launcher import MOST_LOSSES, Finished, Order, Say, once
 from optbench.launch.node import Errand, Report, arrived, errand, missing, work
 from optbench.processes import GRACE, cores
 
@@ -58,7 +58,7 @@ class RayLauncher:
             return
         _check_room(ray, self._needs, say)
         with errand(self.order, self.cores, self.shared) as told:
-            queue = _Queue(self, ray, told, say, waiting)
+            queue = _Queue(self, ray, told, once(say), waiting)
             try:
                 while queue.waiting or queue.sent:
                     queue.send()
@@ -104,7 +104,6 @@ class _Queue:
     say: Say
     waiting: "deque[_Sent]"
     sent: dict[Any, _Sent] = field(default_factory=dict)
-    _said: set[str] = field(default_factory=set)
 
     def send(self) -> None:
         """Send tasks, as many as the order allows or the cluster is about to have room for."""
@@ -118,7 +117,7 @@ class _Queue:
         """Wait until a task ends, and yield it unless it is to be sent again."""
         ready, _ = self.ray.wait(list(self.sent), num_returns=1, timeout=PATIENCE)
         if not ready:
-            _check_room(self.ray, self.engine._needs, self._say_once)
+            _check_room(self.ray, self.engine._needs, self.say)
         for reference in ready:
             run = self.sent.pop(reference)
             if (finished := self._outcome(reference, run)) is not None:
@@ -139,7 +138,7 @@ class _Queue:
             if run.losses > MOST_LOSSES:
                 died = f"{kind}, {run.losses} times: is there too little memory?"
                 return Finished(run.command, None, died)
-            self._say_once(f"a worker or a node died ({kind}): its runs go on from where they were")
+            self.say(f"a worker or a node died ({kind}): its runs go on from where they were")
             self.waiting.appendleft(run)
             return None
 
@@ -150,11 +149,6 @@ class _Queue:
         for reference in self.sent:
             self.ray.cancel(reference, force=False)
         self.ray.wait(list(self.sent), num_returns=len(self.sent), timeout=GRACE)
-
-    def _say_once(self, line: str) -> None:
-        if line not in self._said:
-            self._said.add(line)
-            self.say(line)
 
 
 def _one(told: Errand, command: tuple[str, ...]) -> Report:

@@ -30,9 +30,10 @@ from typing import Any, Literal
 
 from optbench.boundary import UnreadableError, read_json
 from optbench.boundary.command_line import FilePath
+from optbench.boundary.counting import agreeing, counted
 from optbench.boundary.kinds import Count, NotNegative, Positive
 from optbench.errors import UserError
-from optbench.launch.launcher import MOST_LOSSES, Finished, Order, Say
+from optbench.launch.launcher import MOST_LOSSES, Finished, Order, Say, once
 from optbench.launch.node import (
     Errand,
     NodeStoppedError,
@@ -116,7 +117,7 @@ class SlurmLauncher:
         if not wanted:
             return
         with errand(self.order, self.cores, self.shared, self.at_once) as told:
-            queue = _Queue(self, submitit, told, say, deque(map(_Wanted, wanted)))
+            queue = _Queue(self, submitit, told, once(say), deque(map(_Wanted, wanted)))
             try:
                 queue.find_earlier()
                 while queue.waiting or queue.jobs:
@@ -200,7 +201,6 @@ class _Queue:
     next_question: float = 0.0
     batches: set[Path] = field(default_factory=set)
     failed: bool = False
-    _said: set[str] = field(default_factory=set)
 
     def find_earlier(self) -> None:
         """Take over the jobs of a driver that was killed, as far as they make runs of ours."""
@@ -218,8 +218,9 @@ class _Queue:
                         ours.pop(run.name)
                         self.waiting.remove(run)
         if self.jobs:
-            count = len(self.jobs)
-            self.say(f"{count} job{'s' * (count > 1)} of an earlier call at work: waiting for them")
+            them = agreeing(len(self.jobs), "it", "them")
+            jobs = counted(len(self.jobs), "job")
+            self.say(f"{jobs} of an earlier call at work: waiting for {them}")
 
     def submit(self) -> None:
         """Submit what waits, as one array; processes of this machine as places become free."""
@@ -284,7 +285,7 @@ class _Queue:
     def _of_jobs_that_are_over(self) -> Iterator[Finished]:
         states = self._states()
         if states is None:
-            self._say_once("SLURM does not answer: waiting for it")
+            self.say("SLURM does not answer: waiting for it")
             return
         self._say_why_none_starts(states)
         for job in self.jobs:
@@ -315,14 +316,14 @@ class _Queue:
         if state == "CANCELLED":
             return f"job {job.number} was cancelled: the same command goes on from the checkpoint"
         if state in ("TIMEOUT", "DEADLINE", "PREEMPTED", "COMPLETED") and _stopped(job):
-            self._say_once(f"a job was stopped ({state.lower()}): its runs go on in another one")
+            self.say(f"a job was stopped ({state.lower()}): its runs go on in another one")
             run.timeouts += was_at_work
             tried = run.timeouts * self.engine.minutes * 60
             return f"not done after {tried:g} seconds" if tried >= self.told.seconds else ""
         run.losses += was_at_work
         if run.losses >= MOST_LOSSES:
             return f"job {job.number} ended without a word {run.losses} times ({state}); {log}"
-        self._say_once(f"a job died ({state}; {log}): its runs go on from their checkpoints")
+        self.say(f"a job died ({state}; {log}): its runs go on from their checkpoints")
         return ""
 
     def _states(self) -> "Mapping[str, tuple[str, str]] | None":
@@ -335,7 +336,7 @@ class _Queue:
         of_ours = [states.get(job.number, ("", "")) for job in self.jobs]
         pending = {why for state, why in of_ours if state == "PENDING"}
         if of_ours and all(state == "PENDING" for state, _ in of_ours):
-            self._say_once(f"SLURM has not begun a job yet: {', '.join(sorted(pending))}")
+            self.say(f"SLURM has not begun a job yet: {', '.join(sorted(pending))}")
 
     def stop(self) -> None:
         """Cancel the jobs that are left; forget the batches if all is well."""
@@ -357,11 +358,6 @@ class _Queue:
         if not self.failed and not left:
             for batch in self.batches:
                 shutil.rmtree(batch, ignore_errors=True)
-
-    def _say_once(self, line: str) -> None:
-        if line not in self._said:
-            self._said.add(line)
-            self.say(line)
 
 
 STOPPED = "stopped"
