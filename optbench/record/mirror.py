@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -130,6 +130,8 @@ class Sink(Protocol):
         """Return a line on where the run is now, and what is left to do."""
 
 
+T = TypeVar("T")
+
 OpenSink = Callable[[Path, Mapping[str, Any], State], Sink]
 
 
@@ -194,6 +196,17 @@ class Mirrors:
         deadline = time.monotonic() + patience_seconds
         said = [process.said(deadline) for process in self._all]
         return "\n".join([*(["W&B: disabled"] if self._off else []), *said])
+
+
+def pictures(folder: Path, load: Callable[[Path], T]) -> dict[str, T]:
+    """Return what `load` makes of each picture in a run folder, by its name; tell of the rest."""
+    found = {}
+    for file in sorted(file for file in folder.glob("*.png") if file.is_file()):
+        try:
+            found[file.stem] = load(file)
+        except (OSError, ValueError, SyntaxError) as why:  # Pillow's, for a damaged picture
+            print(f"{file.name} was not sent: {why}", flush=True)
+    return found
 
 
 def check_mirrors(names: Sequence[str]) -> None:

@@ -15,10 +15,9 @@ from optbench.record.mirror import (
     State,
     check_mirrors,
     main_of,
+    pictures,
     short_config,
 )
-
-TITLE = "TensorBoard"
 
 
 class TensorBoardSink:
@@ -38,20 +37,8 @@ class TensorBoardSink:
                 self._writer.add_scalar(name, value, step)
             else:
                 raise TypeError(f"{name} is {value!r}")
-        for picture in sorted(self._folder.glob("*.png")) if is_last else []:
-            self._add_picture(picture, step)
-
-    def _add_picture(self, picture: Path, step: int) -> None:
-        import numpy
-        from PIL import Image
-
-        try:
-            with Image.open(picture) as image:
-                pixels = numpy.asarray(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError) as why:
-            print(f"{picture.name} was not sent: {why}", flush=True)
-        else:
-            self._writer.add_image(picture.stem, pixels, step, dataformats="HWC")
+        for name, pixels in pictures(self._folder, _pixels).items() if is_last else []:
+            self._writer.add_image(name, pixels, step, dataformats="HWC")
 
     def end(self, summary: Mapping[str, Any], is_news: bool) -> None:
         """Close the event file."""
@@ -59,7 +46,16 @@ class TensorBoardSink:
 
     def where(self) -> str:
         """Return a line on how to look at it."""
-        return f"{TITLE}: tensorboard --logdir {self._folder.parent}"
+        return f"TensorBoard: tensorboard --logdir {self._folder.parent}"
+
+
+def _pixels(picture: Path) -> Any:
+    """Height x width x 3 bytes."""
+    import numpy
+    from PIL import Image
+
+    with Image.open(picture) as image:
+        return numpy.asarray(image.convert("RGB"))
 
 
 def open_sink(folder: Path, config: Mapping[str, Any], state: State) -> TensorBoardSink:

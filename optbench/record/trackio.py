@@ -15,10 +15,9 @@ from optbench.record.mirror import (
     State,
     check_mirrors,
     main_of,
+    pictures,
     short_config,
 )
-
-TITLE = "trackio"
 
 
 class TrackioSink:
@@ -33,11 +32,8 @@ class TrackioSink:
             name: self._trackio.Histogram(value) if isinstance(value, list) else value
             for name, value in row.items()
         }
-        for picture in sorted(self._folder.glob("*.png")) if is_last else []:
-            try:
-                sent[picture.stem] = self._trackio.Image(str(picture))
-            except (OSError, ValueError, SyntaxError) as why:
-                print(f"{picture.name} was not sent: {why}", flush=True)
+        if is_last:
+            sent |= pictures(self._folder, lambda file: self._trackio.Image(str(file)))
         self._run.log(sent, step=step)
 
     def end(self, summary: Mapping[str, Any], is_news: bool) -> None:
@@ -49,7 +45,7 @@ class TrackioSink:
 
     def where(self) -> str:
         """Return a line on how to look at it."""
-        return f"{TITLE}: trackio show --project {self._project}"
+        return f"trackio: trackio show --project {self._project}"
 
 
 def open_sink(folder: Path, config: Mapping[str, Any], state: State) -> TrackioSink:

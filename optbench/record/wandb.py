@@ -23,7 +23,7 @@ from optbench.record.folder import (
     read_json,
     read_lines,
 )
-from optbench.record.mirror import Row, Settings, State, main_of, short_config
+from optbench.record.mirror import Row, Settings, State, main_of, pictures, short_config
 
 MODES = ("auto", "online", "offline", "disabled")
 INIT_TIMEOUT_SECONDS = 30
@@ -51,12 +51,7 @@ class WandbSink:
 
     def _pictures(self) -> dict[str, Any]:
         """Pictures of the run, the losses of all splits in one panel, the last spectrum."""
-        found = {}
-        for picture in sorted(file for file in self._folder.glob("*.png") if file.is_file()):
-            try:
-                found[picture.stem] = self._wandb.Image(str(picture))
-            except (OSError, ValueError, SyntaxError) as why:  # Pillow's, for a damaged picture
-                print(f"{picture.name} was not sent: {why}", flush=True)
+        found = pictures(self._folder, lambda file: self._wandb.Image(str(file)))
         try:
             lines = read_lines(self._folder / METRICS)
         except ValueError:  # a damaged line: the mirror has counted it
