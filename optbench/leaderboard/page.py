@@ -11,6 +11,7 @@ import gzip
 import json
 import math
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -69,7 +70,7 @@ def report_page(runs: Sequence[Run]) -> str:
     """Return a page about these runs, which are not ranked."""
     return _page(
         {
-            "title": f"{len(runs)} run{'s' * (len(runs) != 1)}",
+            "title": counted(len(runs), "run"),
             "origin": origin(runs),
             "order": [run.name for run in runs],
             "sections": [
@@ -111,22 +112,19 @@ def origin(runs: Sequence[Run]) -> list[tuple[str, str]]:
     if runs:
         lines += [
             ("runs", str(len(runs))),
-            ("hardware", _counted(run.device or "unknown" for run in runs)),
-            ("versions", _counted(f"torch {run.torch or 'unknown'}" for run in runs)),
-            ("commits", _counted((run.git_commit or "unknown")[:10] for run in runs)),
+            ("hardware", _frequent(run.device or "unknown" for run in runs)),
+            ("versions", _frequent(f"torch {run.torch or 'unknown'}" for run in runs)),
+            ("commits", _frequent((run.git_commit or "unknown")[:10] for run in runs)),
         ]
     return lines
 
 
-def _counted(words: Iterable[str], most: int = 4) -> str:
+def _frequent(words: Iterable[str], most: int = 4) -> str:
     """Each word with how often it occurs, the most frequent first."""
-    counts: dict[str, int] = {}
-    for word in words:
-        counts[word] = counts.get(word, 0) + 1
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    ordered = sorted(Counter(words).items(), key=lambda item: (-item[1], item[0]))
     if len(ordered) == 1:
         return ordered[0][0]
-    said = [f"{word} ({count} runs)" for word, count in ordered[:most]]
+    said = [f"{word} ({counted(count, 'run')})" for word, count in ordered[:most]]
     return ", ".join(said) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
 
 

@@ -274,8 +274,12 @@ def number(value: float) -> str:
 
 def _of_runs(r: Row, metric: str) -> str:
     """Return median [least, greatest] over the seeds, and how many of the runs diverged."""
-    total, spread = len(r.score), r.metrics[metric]
-    diverged = round(r.diverged * total)
+    total = len(r.score)
+    return spread_text(r.metrics[metric], round(r.diverged * total), total)
+
+
+def spread_text(spread: Interval, diverged: int, total: int) -> str:
+    """Return median [least, greatest]; in place of what is ∞, how many of the runs diverged."""
     if math.isnan(spread.value):
         return "–"
     if math.isinf(spread.low):
@@ -309,8 +313,8 @@ def _difference(board: Board, names: tuple[str, str]) -> str:
 
 def said_diverged(count: int, total: int | None = None) -> str:
     """Say that so many runs diverged, of how many if that is given."""
-    of = "" if total is None else f" of {total}"
-    return f"diverged in {count}{of} run{'s' * ((total or count) != 1)}"
+    of = "" if total is None else f"{count:,} of "
+    return f"diverged in {of}{counted(count if total is None else total, 'run')}"
 
 
 def interval(i: Interval) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from optbench import metrics
+from optbench.boundary.counting import agreeing, counted
 from optbench.errors import UserError
 from optbench.intervals import LEVEL, Interval
 from optbench.leaderboard.entrants import unlike
@@ -86,8 +87,7 @@ class Comparison:
     @property
     def title(self) -> str:
         """What it is, and what it is not."""
-        count = self.runs
-        return f"Comparison of {count} run{'s' * (count != 1)}: nothing was tuned"
+        return f"Comparison of {counted(self.runs, 'run')}: nothing was tuned"
 
 
 def compare_runs(runs: Sequence[Run], metric: str | None = None) -> Comparison:
@@ -301,16 +301,16 @@ def _said(
         )
     if len(seeds) < 2:
         return [*said, "With fewer than two common seeds nothing can be told apart from chance."]
-    least, count = 2.0 ** (1 - len(seeds)), len(pairs)
-    if least * count >= 1 - LEVEL:
+    least, count = 2.0 ** (1 - len(seeds)), counted(len(pairs), "pair")
+    if least * len(pairs) >= 1 - LEVEL:
         said.append(
             f"With {len(seeds)} seeds the least possible p is {least:.2g}: too few to tell "
-            f"anything apart among {count} pair{'s' * (count > 1)}."
+            f"anything apart among {count}."
         )
     else:
         sure = sum(p < 1 - LEVEL for _, p in pairs.values())
         said.append(
-            f"Of {count} pair{'s' * (count > 1)}, {sure} {'is' if sure == 1 else 'are'} told apart "
+            f"Of {count}, {sure} {agreeing(sure, 'is', 'are')} told apart "
             f"(Wilcoxon, Holm, all claims together wrong at most {1 - LEVEL:.0%} of the time)."
         )
     return said

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Callable
+from statistics import median
 
 from optbench import metrics
 from optbench.boundary import visible
@@ -21,7 +22,7 @@ from optbench.leaderboard.tables import (
     markdown_table,
     number,
     plain,
-    said_diverged,
+    spread_text,
 )
 from optbench.leaderboard.untuned import Comparison, Group, Line
 
@@ -77,35 +78,25 @@ def _cell(group: Group, line: Line, column: str) -> str:
         "optimizer": lambda: line.name,
         "seeds": lambda: ", ".join(map(str, line.runs)),
         "train seconds": lambda: number(_median(line, lambda run: run.train_seconds)),
-        group.metric: lambda: value_text(line),
+        group.metric: lambda: _value_text(line),
     }
     if column in cells:
         return cells[column]()
     return number(_median(line, lambda run: run.last.get(column, math.nan)))
 
 
-def value_text(line: Line) -> str:
-    """Return median [least, greatest], and how many of the runs diverged."""
-    total, value = len(line.runs), line.value
-    if not line.diverged:
-        return interval(value)
-    if math.isinf(value.low):
-        return said_diverged(line.diverged)
-    if math.isinf(value.value):
-        return f"{said_diverged(line.diverged, total)} [{number(value.low)}, –]"
-    return f"{number(value.value)} [{number(value.low)}, {said_diverged(line.diverged)}]"
+def _value_text(line: Line) -> str:
+    return spread_text(line.value, line.diverged, len(line.runs))
 
 
 def _median(line: Line, of: Callable[..., float]) -> float:
     """Median over the runs that finished and have a value; NaN for none."""
-    known = sorted(
+    known = [
         value
         for run in line.runs.values()
         if run.status == "done" and not math.isnan(value := of(run))
-    )
-    if not known:
-        return math.nan
-    return (known[(len(known) - 1) // 2] + known[len(known) // 2]) / 2
+    ]
+    return median(known) if known else math.nan
 
 
 def markdown(comparison: Comparison) -> str:
@@ -173,7 +164,7 @@ def _section(nth: int, group: Group) -> Part:
         "title": f"{group.metric} at the last step: median, least and greatest over the seeds",
         "axis": group.metric,
         "rows": [
-            interval_row(line.name, low, value, high, value_text(line), row_link(name, line.name))
+            interval_row(line.name, low, value, high, _value_text(line), row_link(name, line.name))
             for line, low, value, high in ends
         ],
     }
