@@ -54,6 +54,11 @@ class Member:
         return Path(self.config.results_dir) / "runs" / self.name
 
     @property
+    def is_finished(self) -> bool:
+        """Whether its run is there, and may stay."""
+        return not self.config.overwrite and read_finished(self.folder) is not None
+
+    @property
     def group(self) -> str:
         """Everything but the seed: members of one group can be in one batch."""
         content: Any = OmegaConf.to_container(self.config, resolve=False)
@@ -73,7 +78,7 @@ def run_batch(members: Sequence[Member], present: PresentData, say: Say = print)
     Raises:
         KeyboardInterrupt: On Ctrl-C, after a checkpoint of each.
     """
-    missing = [m for m in members if m.config.overwrite or read_finished(m.folder) is None]
+    missing = [m for m in members if not m.is_finished]
     ended: dict[str, Ended] = {}
     if len(missing) > 1:
         keep_freed_memory()
@@ -108,6 +113,7 @@ class _BatchTerminal(Terminal):
         super().__init__(steps)
         self._members, self._foretold = members, False
         self.lefts: dict[str, Left] = {}
+        self.expected: dict[str, float] = {}  # seconds of the probes' later calls, of each member
 
     def foretell(self, line: str) -> None:
         """What the first one says, since the others differ in the seed alone."""
@@ -186,7 +192,9 @@ def _begun(
     if member.config.overwrite:
         folder.clear()
     terminal = _MembersTerminal(experiment.settings.steps, whole, member.name)
-    return Session.begin(experiment, folder, member.config, member.choices, terminal)
+    session = Session.begin(experiment, folder, member.config, member.choices, terminal)
+    session.runner.costs.expected = whole.expected
+    return session
 
 
 def _leave(session: Session, error: BaseException) -> None:

@@ -31,7 +31,6 @@ from optbench.processes import (
     stop_with_the_launcher,
     without_main,
 )
-from optbench.record.folder import read_finished
 from optbench.record.progress import News, Progress, sent_to
 from optbench.run.loop import Experiment
 
@@ -77,7 +76,7 @@ def run_batch_in_processes(
     Raises:
         KeyboardInterrupt: On Ctrl-C, after a checkpoint of each.
     """
-    if all(not m.config.overwrite and read_finished(m.folder) is not None for m in members):
+    if all(member.is_finished for member in members):
         return run_batch(members, present, say)
     count = processes_that_pay(members) if processes is None else min(processes, len(members))
     if count <= 1:

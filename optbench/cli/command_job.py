@@ -20,7 +20,7 @@ from optbench.cli.help import key_page
 from optbench.cli.job import run_job
 from optbench.cli.sweep import QUEUED, Elsewhere, RunError, telling_failures
 from optbench.configuration.compose import (
-    check_config_dirs,
+    config_dirs,
     find_plugins,
     options_first,
     with_paths,
@@ -62,7 +62,7 @@ def _main(wants_tracebacks: bool, elsewhere: Elsewhere | None) -> int:
         print(f"optbench: {problem}", file=sys.stderr)
     # Without it Hydra prints an error in its own words, and exits.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    check_config_dirs(sys.argv[1:])
+    config_dirs(sys.argv[1:])
     sys.argv[1:] = options_first(with_paths(sys.argv[1:]))
     if {"--help", "-h"} & set(sys.argv[1:]):  # Hydra prints the rest, and ends the process
         print(f"{key_page()}\n", flush=True)

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from optbench import metrics
 from optbench.errors import UserError, printable
 from optbench.record.folder import read_finished
 from optbench.record.terminal import series
@@ -186,9 +187,9 @@ def print_sweep(ended: Sequence[tuple[Sequence[str], Any]]) -> None:
 
 
 SHOWN = {
-    "train/loss": "train loss",
-    "test/error": "test error",
-    "sharpness/lambda_max": "sharpness",
+    metrics.TRAIN_LOSS: "train loss",
+    metrics.TEST_ERROR: "test error",
+    metrics.SHARPNESS: "sharpness",
 }
 """Metrics of the table, with the headings that a narrow terminal has room for."""
 

@@ -69,13 +69,20 @@ def compose_with_choices(
     return config, choices
 
 
-def check_config_dirs(arguments: Sequence[str]) -> None:
-    """Raise a UserError if a `--config-dir` is no folder: Hydra passes over it."""
+def config_dirs(arguments: Sequence[str]) -> list[Path]:
+    """Return the folders that `--config-dir` names.
+
+    Raises:
+        UserError: If one is no folder: Hydra passes over it.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config-dir", "-cd", action="append", default=[], type=Path)
+    folders = list[Path]()
     with suppress(argparse.ArgumentError):  # Hydra says what is missing
-        for folder in parser.parse_known_args(arguments)[0].config_dir:
-            _check_folder(folder)
+        folders = parser.parse_known_args(arguments)[0].config_dir
+    for folder in folders:
+        _check_folder(folder)
+    return folders
 
 
 def _check_folder(config_dir: Path) -> None:

@@ -6,7 +6,7 @@ them.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from optbench.boundary.command_line import Command, Key, Seconds
 from optbench.boundary.kinds import Count
 from optbench.cli import command_job
 from optbench.cli.sweep import RunError
+from optbench.configuration.compose import config_dirs
 from optbench.errors import UserError, printable
 from optbench.launch.engines import LOCAL, EngineName, EngineSettings, make_launcher
 from optbench.launch.launcher import RUN_SECONDS, Finished, Order
@@ -45,7 +46,6 @@ class Settings:
 COMMAND = Command("optbench", Settings)
 _OURS = re.compile(r"(jobs|run_seconds|launcher(\.[\w.]+)?)=.*", re.DOTALL)
 _FLAGS = ("--multirun", "-m")
-_CONFIG_DIR = ("--config-dir", "-cd")
 
 
 def main() -> None:
@@ -67,15 +67,7 @@ def take_engine(argv: list[str]) -> "SweepOnEngine | None":
     if not set(_FLAGS) & set(argv):
         said = printable(" ".join(words))
         raise UserError(f"{said} is for many runs: say --multirun, too; one run is made here")
-    return SweepOnEngine(settings, list(_config_dirs(argv)))
-
-
-def _config_dirs(argv: Sequence[str]) -> Iterator[Path]:
-    """The folder that `--config-dir` names, in either of its spellings."""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        name, equals, value = word.partition("=")
-        if name in _CONFIG_DIR and (value or following):
-            yield Path(value if equals else following).resolve()
+    return SweepOnEngine(settings, [folder.resolve() for folder in config_dirs(argv[1:])])
 
 
 class SweepOnEngine(HydraLauncher):

@@ -39,7 +39,8 @@ class Costs:
     Attributes:
         first: Seconds of each probe's first call.
         recent: Seconds of its calls after that, the last ones.
-        expected: Seconds of a later call, where its probe foretells them.
+        expected: Seconds of a later call, where its probe foretells them; runs that differ in their
+            seed can share it, and then only the first asks.
     """
 
     first: dict[str, float] = field(default_factory=dict)
@@ -65,6 +66,8 @@ class Costs:
 
         It only reads. Where no product can be computed the first calls stand for the later ones.
         """
+        if self.expected:
+            return
         asked = {n: p for n, p in probes.items() if isinstance(p, Foretelling)}
         try:
             with kept_rng(state.task.train.inputs.device):

@@ -108,7 +108,7 @@ class Runner:
     # of the training losses at which to keep a checkpoint, those that were reached
     _reached: list[float] = field(default_factory=list)
     _stopped: bool = False  # before the last step, as `stop` has it
-    _costs: Costs = field(default_factory=Costs)  # of the probes, in this session
+    costs: Costs = field(default_factory=Costs)  # of the probes, in this session
     # step and seconds of training at which this session began
     _began: tuple[int, float] = (0, 0.0)
 
@@ -178,7 +178,7 @@ class Runner:
     def _measuring_left(self, after: int) -> float:
         """Seconds of measuring that are left after a step."""
         experiment, steps = self.experiment, self.experiment.settings.steps
-        parts = self._costs.left(experiment.probes, after, steps, experiment.batches.per_epoch)
+        parts = self.costs.left(experiment.probes, after, steps, experiment.batches.per_epoch)
         return math.fsum(seconds for _, seconds in parts.values())
 
     def request_stop(self) -> None:
@@ -305,7 +305,7 @@ class Runner:
             say=self.terminal.say,
             shared=self._shared,
         )
-        first = not self._costs.first
+        first = not self.costs.first
         try:
             measure(now, state, self._watched)
         except (
@@ -332,13 +332,13 @@ class Runner:
         with self.terminal.measuring(self.step, probe):
             start = time.perf_counter()
             yield
-            self._costs.note(probe, time.perf_counter() - start)
+            self.costs.note(probe, time.perf_counter() - start)
 
     def _foretell(self, state: State) -> None:
         """Say what all measurements to come will cost."""
         experiment, per_epoch = self.experiment, state.steps_per_epoch
-        self._costs.expect(experiment.probes, state)
-        said = self._costs.foretold(experiment.probes, self.step, state.steps, per_epoch)
+        self.costs.expect(experiment.probes, state)
+        said = self.costs.foretold(experiment.probes, self.step, state.steps, per_epoch)
         if said is not None:
             self.terminal.foretell(said)
 

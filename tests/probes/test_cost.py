@@ -1,7 +1,7 @@
 """What measuring is foretold to cost, and how the time left follows from it."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -65,3 +65,13 @@ def test_the_cost_of_all_probes_is_said_the_dearest_first() -> None:
         "measuring will take about 131 s: sharpness 80 s (2 times), loss 50 s (100 times)"
     )
     assert Costs({"loss": 1e-3}).foretold({"loss": Idle(1)}, 0, 100, 1) is None
+
+
+def test_runs_that_share_what_is_expected_ask_once() -> None:
+    class Asked(Idle):
+        def later_products(self, state: Any) -> float:
+            raise AssertionError("asked again")
+
+    costs = Costs(expected={"sharpness": 2.0})
+    costs.expect({"sharpness": Asked(10)}, state=cast(Any, None))
+    assert costs.expected == {"sharpness": 2.0}
