@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import yaml
 
 from optbench.boundary import ShapeError, UnreadableError, printable, read_yaml
-from optbench.boundary.command_line import Key
+from optbench.boundary.command_line import Key, Seconds
 from optbench.boundary.signature import check_arguments, unknown
 from optbench.configuration.plugins import conf_folders
 from optbench.errors import UserError, nearest
@@ -28,6 +28,9 @@ EngineName = Annotated[
         "what makes the runs: local (this machine), ray (a cluster), slurm (a queue), or an engine "
         "of yours, a YAML in DIR/launcher/; docs/scale.md"
     ),
+]
+RunSeconds = Annotated[
+    Seconds, Key("a run that takes longer is stopped and has failed; the others go on")
 ]
 EngineSettings = Annotated[
     tuple[str, ...],

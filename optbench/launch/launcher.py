@@ -1,5 +1,6 @@
 """The contract of an engine: it takes commands, makes their runs, and says how each ended."""
 
+import hashlib
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,11 @@ Say = Callable[[str], None]
 def once(say: Say) -> Say:
     """Return what says each line only the first time."""
     return cache(say)
+
+
+def digest(command: Sequence[str]) -> str:
+    """Return a name for a command, 64 hexadecimal digits, the same in every process."""
+    return hashlib.sha256("\0".join(command).encode(errors="surrogateescape")).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@
   first, and then look again.
 """
 
-import hashlib
 import math
 import os
 import signal
@@ -25,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from optbench.boundary.kinds import Count
 from optbench.boundary.overrides import quoted
-from optbench.launch.launcher import MOST_LOSSES, Finished, Order, Say, once
+from optbench.launch.launcher import MOST_LOSSES, Finished, Order, Say, digest, once
 from optbench.processes import (
     GRACE,
     end_processes,
@@ -120,8 +119,7 @@ class _Waiting:
     @property
     def claim(self) -> str:
         """Name of the file that is locked by whoever is at work on it."""
-        words = "\0".join(self.command).encode(errors="surrogateescape")
-        return hashlib.sha256(words).hexdigest()[:16] + ".lock"
+        return digest(self.command)[:16] + ".lock"
 
 
 @dataclass

@@ -16,13 +16,13 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher as HydraLauncher
 from omegaconf import DictConfig
 
-from optbench.boundary.command_line import Command, Key, Seconds
+from optbench.boundary.command_line import Command, Key
 from optbench.boundary.kinds import Count
 from optbench.cli import command_job
 from optbench.cli.sweep import RunError
 from optbench.configuration.compose import config_dirs
 from optbench.errors import UserError, printable
-from optbench.launch.engines import LOCAL, EngineName, EngineSettings, make_launcher
+from optbench.launch.engines import LOCAL, EngineName, EngineSettings, RunSeconds, make_launcher
 from optbench.launch.launcher import RUN_SECONDS, Finished, Order
 from optbench.record.folder import read_finished
 from optbench.record.terminal import ManyRuns
@@ -38,9 +38,7 @@ class Settings:
     ] = None
     launcher: EngineName = LOCAL
     launcher_settings: EngineSettings = ()
-    run_seconds: Annotated[
-        Seconds, Key("a run that takes longer is stopped and has failed; the others go on")
-    ] = RUN_SECONDS
+    run_seconds: RunSeconds = RUN_SECONDS
 
 
 COMMAND = Command("optbench", Settings)

@@ -11,7 +11,6 @@ References:
     https://github.com/facebookincubator/submitit; https://slurm.schedmd.com/squeue.html
 """
 
-import hashlib
 import json
 import math
 import os
@@ -33,7 +32,7 @@ from optbench.boundary.command_line import FilePath
 from optbench.boundary.counting import agreeing, counted
 from optbench.boundary.kinds import Count, NotNegative, Positive
 from optbench.errors import UserError
-from optbench.launch.launcher import MOST_LOSSES, Finished, Order, Say, once
+from optbench.launch.launcher import MOST_LOSSES, Finished, Order, Say, digest, once
 from optbench.launch.node import (
     Errand,
     NodeStoppedError,
@@ -174,7 +173,7 @@ class _Wanted:
     @property
     def name(self) -> str:
         """Name of its report."""
-        return hashlib.sha256("\0".join(self.command).encode(errors="surrogateescape")).hexdigest()
+        return digest(self.command)
 
 
 @dataclass

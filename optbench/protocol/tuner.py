@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from optbench.boundary.command_line import Command, FilePath, Key, Names, Seconds
+from optbench.boundary.command_line import Command, FilePath, Key, Names
 from optbench.boundary.kinds import Count, Device
 from optbench.boundary.overrides import quoted
 from optbench.errors import UserError
-from optbench.launch.engines import LOCAL, EngineName, EngineSettings, make_launcher
+from optbench.launch.engines import LOCAL, EngineName, EngineSettings, RunSeconds, make_launcher
 from optbench.launch.index import INDEX
 from optbench.launch.launcher import RUN_SECONDS, Order
 from optbench.launch.runs import Runs
@@ -175,9 +175,7 @@ class Settings:
     device: Annotated[Device, Key("where the runs compute")] = "cpu"
     launcher: EngineName = LOCAL
     launcher_settings: EngineSettings = ()
-    run_seconds: Annotated[
-        Seconds, Key("a run that takes longer is stopped and has failed; the others go on")
-    ] = RUN_SECONDS
+    run_seconds: RunSeconds = RUN_SECONDS
     wandb_mode: Annotated[
         Literal["auto", "online", "offline", "disabled"],
         Key("mirror of every run in W&B, grouped by suite and optimizer", name="wandb.mode"),

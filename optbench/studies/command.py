@@ -9,10 +9,10 @@ from typing import Annotated
 
 from rich.table import Table
 
-from optbench.boundary.command_line import Command, FilePath, Key, Names, Seconds
+from optbench.boundary.command_line import Command, FilePath, Key, Names
 from optbench.boundary.kinds import Count
 from optbench.errors import UserError, nearest, printable
-from optbench.launch.engines import LOCAL, EngineName, EngineSettings, make_launcher
+from optbench.launch.engines import LOCAL, EngineName, EngineSettings, RunSeconds, make_launcher
 from optbench.launch.index import INDEX
 from optbench.launch.launcher import RUN_SECONDS, Launcher, Order
 from optbench.launch.runs import Runs
@@ -70,9 +70,7 @@ class Settings:
     ] = None
     launcher: EngineName = LOCAL
     launcher_settings: EngineSettings = ()
-    run_seconds: Annotated[
-        Seconds, Key("a run that takes longer is stopped and has failed; the others go on")
-    ] = RUN_SECONDS
+    run_seconds: RunSeconds = RUN_SECONDS
     results_dir: Annotated[FilePath, Key("folder of the runs and the tables")] = Path("results")
     config_dir: Annotated[
         FilePath | None, Key("folder of your YAMLs: DIR/study/mine.yaml", placeholder="DIR")
