@@ -55,7 +55,9 @@ def write_table(results: Path) -> None:
 
     rows: list[Sequence[float]] = []
     for lr in RATES:
-        run = lab.start(f"optimizer.lr={lr}", *lab.QUIET, results_dir=results).train()
+        run = lab.start(
+            f"optimizer.lr={lr}", "probes.sharpness.every=10", *lab.QUIET, results_dir=results
+        ).train()
         losses = dict(zip(*map(list, run.series(metrics.TRAIN_LOSS)), strict=True))
         steps, sharpness = run.series(metrics.SHARPNESS)
         rows += [

@@ -74,8 +74,8 @@ def compare(name: str) -> None:
     make, target = OPTIMIZERS[name]
     pairs = []
     for _ in range(PAIRS):
-        distance = cost(make, {"sharpness": Sharpness(thin=10), "edge": Edge()})
-        plain = cost(make, {"sharpness": Sharpness(thin=1)})
+        distance = cost(make, {"sharpness": Sharpness(10, thin=10), "edge": Edge()})
+        plain = cost(make, {"sharpness": Sharpness(10, thin=1)})
         pairs.append((distance, plain))
     best = min(a.seconds for a, _ in pairs) / min(b.seconds for _, b in pairs)
     ratios = [a.seconds / b.seconds for a, b in pairs]

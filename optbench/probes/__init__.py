@@ -85,7 +85,10 @@ class SelfPaced(Protocol):
     """
 
     every: int | str
-    next_step: int
+
+    @property
+    def next_step(self) -> int:
+        """Step of the next measurement."""
 
 
 def _unwatched(name: str) -> AbstractContextManager[None]:

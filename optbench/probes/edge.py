@@ -3,7 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from pydantic import Field
@@ -233,8 +233,15 @@ class Edge:
             values = self._preconditioned(edge, hessian, seed, state)
         else:
             values = self._norm(edge, hessian, seed, state)
+        hvps = hessian.hvps - before
+        if state.shared.pace is not None:
+            eigenvalue = isinstance(edge, EigenvalueEdge)
+            quantity = metrics.PRECONDITIONED_SHARPNESS if eigenvalue else metrics.NORM_SHARPNESS
+            cost = hvps if eigenvalue else NORM_COST * hvps
+            value = cast(float, values[quantity])
+            state.shared.pace.take(quantity, value, cost, state, self.examples)
         return values | {
-            metrics.EDGE_HVPS: hessian.hvps - before,
+            metrics.EDGE_HVPS: hvps,
             metrics.EDGE_SECONDS: time.perf_counter() - start,
         }
 

@@ -16,6 +16,7 @@ from optbench.curvature import Hessian, SecondDerivativeWarning, WeightingWarnin
 from optbench.curvature.selection import named_trainable, trainable
 from optbench.dynamics import edge
 from optbench.dynamics.edges import Edge
+from optbench.probes.pace import Pace
 
 if TYPE_CHECKING:
     from optbench.probes import State
@@ -33,6 +34,8 @@ class Shared:
     Attributes:
         top_vector: Unit eigenvector of λ₁(H) that the sharpness probe found at this step, flat,
             shape (P,), with the number of examples of H.
+        pace: Adaptive cadence of the sharpness probe, if it is due at this step; probes that follow
+            it tell it what they measured, and what that cost.
         notes: Conditions of the measurements, for the record: precision, modes of modules, layers.
         evaluations: Loss and error of each split at this step, where a batch of runs has found
             those of all its members at once; else empty.
@@ -40,6 +43,7 @@ class Shared:
 
     def __init__(self, dtype: torch.dtype | None = None) -> None:
         self.dtype = dtype
+        self.pace: Pace | None = None
         self.top_vector: tuple[Tensor, int | None] | None = None
         self.notes: dict[str, str] = {}
         self.evaluations: dict[str, dict[str, float]] = {}
@@ -138,5 +142,5 @@ class Shared:
         """Forget this step's values and free its graphs; operators keep their plans."""
         for _, _, hessian in self._hessians.values():
             hessian.refresh()
-        self._slopes, self._edge, self.top_vector = {}, None, None
+        self._slopes, self._edge, self.top_vector, self.pace = {}, None, None, None
         self.evaluations = {}

@@ -9,12 +9,11 @@ from optbench.boundary.kinds import Count, Pairs, Positive
 from optbench.boundary.signature import check_fields
 from optbench.curvature import Eigenpairs
 from optbench.dynamics.edges import UnknownEdge, awaits_a_step, on_sharpness
+from optbench.errors import UserError
 from optbench.probes import State, Value
+from optbench.probes.pace import Pace
 from optbench.probes.tracking import WARM_HVPS, Tracker
 from optbench.seeds import derive
-
-# Relative change of λ₁ below which the adaptive cadence slows, and above which it speeds up.
-STILL, MOVING = (0.02, 0.1)
 
 
 @dataclass
@@ -32,9 +31,11 @@ class Sharpness:
     of L.
 
     Args:
-        every: Cadence; `adaptive` measures more often while λ₁ changes. The interval halves after a
-            change of more than 10 % since the last measurement, and doubles, up to `longest`, after
-            one of less than 2 %.
+        every: Cadence; `adaptive` measures more often while curvature changes, at `share` of what
+            training costs: see `optbench.probes.pace.Pace`. It follows λ₁, or the quantity of the
+            optimizer's edge where the edge probe measures another at the same steps.
+        share: Of the adaptive cadence: updates' worth of products for each update, at most; those
+            of the edge probe count too. The other probes come on top.
         examples: Number of training examples of L, always the first ones; None for all.
         k: Number of eigenvalues.
         accuracy: Bound to reach, relative to λ₁; the error is usually much smaller.
@@ -44,7 +45,7 @@ class Sharpness:
             than the Hessian was seen to change since; see `trust` of
             `optbench.curvature.top_eigenpairs`. `sharpness/solved` is then 0, and the bound assumes
             that change. At the edge, where eigenvalues crowd, nearly all are solves. 1: all are.
-        longest: Longest interval of the adaptive cadence, in steps.
+        longest: Longest interval of the adaptive cadence, in steps, where the share allows it.
         engine: `lobpcg`, or `pyhessian` to reproduce numbers from PyHessian: in eval mode, the
             eigenvalues largest in magnitude, with its stopping rule; the bound is the residual.
         thin: Measure only every so many times that the probe is due, where the optimizer's edge is
@@ -54,36 +55,40 @@ class Sharpness:
         Cohen et al. (2021), arXiv:2103.00065.
     """
 
-    every: int | str = 10
+    every: int | str = "adaptive"
+    share: Positive = 0.25
     examples: Count | None = None
     k: Pairs = 1
     accuracy: Positive = 5e-3
     audit_every: Count = 50
     solve_every: Count = 4
-    longest: Count = 100
+    longest: Count = 50
     engine: Literal["lobpcg", "pyhessian"] = "lobpcg"
     thin: Count = 10
-    next_step: int = field(default=0, init=False)
-    _count: int = field(default=0, init=False)
     _left_out: int = field(default=0, init=False)  # due times since the last measurement
-    # Step and λ₁ of the last measurement.
-    _last: tuple[int, float] | None = field(default=None, init=False)
-    _interval: int = field(default=10, init=False)
 
     def __post_init__(self) -> None:
         check_fields(self, "sharpness.")
         self._tracker = Tracker(
             "sharpness", self.k, self.accuracy, self.audit_every, self.solve_every
         )
+        self._pace = Pace(self.share, self.longest)
+
+    @property
+    def next_step(self) -> int:
+        """Step of the next measurement of the adaptive cadence."""
+        return self._pace.next_step
 
     def __call__(self, state: State) -> dict[str, Value]:
         """Find the k largest eigenvalues, starting from the last measurement's eigenvectors."""
+        self._pace.begin(state.step)
+        state.shared.pace = self._pace
         if self._leaves_out(state):
             return {}
         start = time.perf_counter()
         pairs, hvps = (self._lobpcg if self.engine == "lobpcg" else self._pyhessian)(state)
         seconds = time.perf_counter() - start
-        self._plan(state, float(pairs.values[0]))
+        self._pace.take(metrics.SHARPNESS, float(pairs.values[0]), hvps, state, self.examples)
         values: dict[str, Value] = {
             metrics.SHARPNESS: float(pairs.values[0]),
             metrics.SHARPNESS_BOUND: float(pairs.bounds[0]),
@@ -136,32 +141,18 @@ class Sharpness:
         is_thin = awaits_a_step(edge) or not (isinstance(edge, UnknownEdge) or on_sharpness(edge))
         return WARM_HVPS / (self.thin if is_thin else 1)
 
-    def _plan(self, state: State, sharpness: float) -> None:
-        """Set the next step of the adaptive cadence from the change of λ₁."""
-        if self._last is not None:
-            change = abs(sharpness - self._last[1]) / max(abs(self._last[1]), 1e-30)
-            faster, slower = change > MOVING, change < STILL
-            self._interval = (
-                max(1, self._interval // 2) if faster else self._interval * (1 + slower)
-            )
-            self._interval = min(self._interval, self.longest)
-        self._count += 1
-        self._last = state.step, sharpness
-        self.next_step = state.step + self._interval
-
     def state_dict(self) -> dict[str, Any]:
-        """Return the warm start, the count of measurements and the adaptive cadence."""
+        """Return the warm start, the due times left out and the adaptive cadence."""
         return {
-            "count": self._count,
             "tracker": self._tracker.state_dict(),
             "left_out": self._left_out,
-            "last": self._last,
-            "interval": self._interval,
-            "next_step": self.next_step,
+            "pace": self._pace.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the warm start, the count of measurements and the adaptive cadence."""
+        """Restore the warm start, the due times left out and the adaptive cadence."""
+        if "pace" not in state:
+            raise UserError("the state of sharpness is from before it paced itself: start anew")
         self._tracker.load_state_dict(state["tracker"])
-        self._count, self._left_out, self._last = state["count"], state["left_out"], state["last"]
-        self._interval, self.next_step = state["interval"], state["next_step"]
+        self._left_out = state["left_out"]
+        self._pace.load_state_dict(state["pace"])

@@ -111,9 +111,10 @@ def test_it_leaves_the_model_as_it_was() -> None:
 
 
 def test_the_adaptive_cadence_speeds_up_while_sharpness_moves_and_slows_down_else() -> None:
-    probe, state = Sharpness(every="adaptive", longest=40), _state()
+    probe, state = Sharpness(every="adaptive", longest=40, share=100), _state()
+    state.steps = 1000
     probe(state)
-    assert probe.next_step == 10
+    assert probe.next_step == 11
     intervals = []
     for moved in (False, False, False, True, True):
         state.step = probe.next_step
@@ -123,7 +124,7 @@ def test_the_adaptive_cadence_speeds_up_while_sharpness_moves_and_slows_down_els
                     p.mul_(1.2)
         probe(state)
         intervals.append(probe.next_step - state.step)
-    assert intervals == [20, 40, 40, 20, 10]
+    assert intervals == [23, 41, 41, 21, 11]
 
 
 def test_between_solves_a_product_or_two_are_enough_until_the_hessian_has_changed_too_much() -> (

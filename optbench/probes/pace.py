@@ -1,0 +1,106 @@
+"""The adaptive cadence: often where curvature moves, and never dearer than a share of training."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optbench.probes import State
+
+STILL, MOVING = (0.02, 0.1)
+"""Relative change below which the cadence slows, and above which it speeds up."""
+
+PRODUCT = 3.0
+"""Updates on its examples that a product with the Hessian counts as, its share of the graph included;
+a product alone is 1.3 (MLP) to 2.3 gradients (transformer), docs/curvature.md."""
+
+FIRST = 10  # steps from the first measurement to the second
+FEWEST = 20  # measurements of a run, whatever they cost
+MEMORY = 8  # measurements that the mean cost remembers, about
+
+
+@dataclass
+class Pace:
+    """Sets the step of the next measurement from what this one found and cost.
+
+    The interval halves after a change of more than 10 % since the last measurement of the quantity,
+    and doubles, up to `longest`, after one of less than 2 %. It is not below cost/share, where the
+    cost is a running mean in updates, each product counted as three updates on its examples. It is
+    never above a twentieth of the run, and grows no faster than to twice the last. It is odd, so
+    that an oscillation of period two, which training has at its edge, is seen on both sides. Counts
+    decide and no clock, so that a resumed run measures at the same steps.
+
+    Args:
+        share: Updates' worth of products for each update, at most, the first measurement aside.
+        longest: Longest interval in steps, where the share allows it.
+
+    Attributes:
+        next_step: Step of the next measurement.
+    """
+
+    share: float
+    longest: int
+    next_step: int = 0
+    _step: int = -1  # of the measurement that is being taken
+    _before: int = 0  # interval before it; 0: there was none
+    _spent: float = 0.0  # updates at this step
+    _mean: float = math.nan  # updates of a measurement, without the first ones from a cold start
+    _last: dict[str, float] = field(default_factory=dict)
+
+    def begin(self, step: int) -> None:
+        """A measurement is due at this step; if nothing is taken the interval stays."""
+        if step == self._step:
+            return
+        if self._before:
+            self._mean = self._mean_with_this()
+        self._before = max(0, self.next_step - self._step) if self._step >= 0 else 0
+        self._step, self._spent = step, 0.0
+        self.next_step = step + (self._before or FIRST)
+
+    def take(
+        self, quantity: str, value: float, products: float, state: State, examples: int | None
+    ) -> None:
+        """Take in a measurement; the last one that is taken at a step decides.
+
+        Args:
+            quantity: Name of what was measured.
+            value: Its value.
+            products: Hessian-vector products that it cost.
+            state: Training.
+            examples: Number of examples of the Hessian; None for all.
+        """
+        total = len(state.task.train.inputs)
+        share = 1.0 if examples is None else min(1.0, examples / total)
+        self._spent += PRODUCT * products * share * state.steps_per_epoch
+        before = self._last.get(quantity)
+        self._last[quantity] = value
+        is_known = state.steps > state.step  # how long the run is
+        most = math.ceil(state.steps / FEWEST) if is_known else sys.maxsize
+        interval = min(self._before or FIRST, most)
+        if before is not None:
+            change = abs(value - before) / max(abs(before), 1e-30)
+            if change > MOVING:
+                interval = max(1, interval // 2)
+            elif change < STILL:
+                interval = min(2 * interval, max(self.longest, interval), most)
+        if self._before:
+            worth = math.ceil(self._mean_with_this() / self.share)
+            interval = max(interval, min(worth, 2 * self._before, most))
+        self.next_step = self._step + interval + 1 - interval % 2
+
+    def _mean_with_this(self) -> float:
+        if math.isnan(self._mean):
+            return self._spent
+        return self._mean + (self._spent - self._mean) / MEMORY
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run goes on from."""
+        return {k: v for k, v in asdict(self).items() if k not in ("share", "longest")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore it."""
+        for name, value in state.items():
+            setattr(self, name, value)
