@@ -74,7 +74,9 @@ ONLY_IMPORTER = {
     "lightning": {"optbench.integrations.lightning"},
     "transformers": {"optbench.integrations.transformers"},
     "matplotlib": {
+        "optbench.record.axes",
         "optbench.record.picture",
+        "optbench.record.update_picture",
         "optbench.curvature.density",
         "optbench.studies.figures",
     },
