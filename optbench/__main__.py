@@ -2,6 +2,8 @@
 
 import runpy
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from optbench import startup
 
@@ -18,7 +20,13 @@ def main() -> None:
         return
     from optbench.launch.multirun import main as run
 
-    run()
+    run(_report)
+
+
+def _report(runs: Sequence[Path], folder: Path) -> str:
+    from optbench.leaderboard.run_report import report_sweep
+
+    return report_sweep(runs, folder)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from optbench.boundary.command_line import Command, Key, Seconds
 from optbench.boundary.kinds import Count
 from optbench.cli import command_job
-from optbench.cli.sweep import RunError
+from optbench.cli.sweep import Report, RunError
 from optbench.errors import UserError, printable
 from optbench.launch.engines import LOCAL, EngineName, EngineSettings, make_launcher
 from optbench.launch.launcher import RUN_SECONDS, Finished, Order
@@ -48,9 +48,13 @@ _FLAGS = ("--multirun", "-m")
 _CONFIG_DIR = ("--config-dir", "-cd")
 
 
-def main() -> None:
-    """Be the main job; `--multirun` may name an engine."""
-    command_job.main(take_engine)
+def main(report: Report | None = None) -> None:
+    """Be the main job; `--multirun` may name an engine.
+
+    Args:
+        report: Writes about the runs of a sweep, once all have ended.
+    """
+    command_job.main(take_engine, report)
 
 
 def take_engine(argv: list[str]) -> "SweepOnEngine | None":
