@@ -7,7 +7,17 @@ from pathlib import Path
 
 from optbench import startup
 
-COMMANDS = ("tune", "leaderboard", "study", "report", "measure", "check", "new", "metrics")
+COMMANDS = (
+    "tune",
+    "leaderboard",
+    "study",
+    "report",
+    "measure",
+    "lr_range",
+    "check",
+    "new",
+    "metrics",
+)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ ORDER = [
     "optbench.study",
     "optbench.report",
     "optbench.measure",
+    "optbench.lr_range",
     "optbench.new",
     "optbench.studies",
     "optbench.leaderboard",
