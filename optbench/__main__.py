@@ -13,6 +13,7 @@ COMMANDS = (
     "study",
     "report",
     "measure",
+    "landscape",
     "lr_range",
     "check",
     "new",

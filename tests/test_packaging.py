@@ -21,6 +21,7 @@ ORDER = [
     "optbench.study",
     "optbench.report",
     "optbench.measure",
+    "optbench.landscape",
     "optbench.lr_range",
     "optbench.new",
     "optbench.studies",
@@ -79,6 +80,7 @@ ONLY_IMPORTER = {
         "optbench.record.picture",
         "optbench.record.update_picture",
         "optbench.curvature.density",
+        "optbench.lab.landscape_command",
         "optbench.studies.figures",
     },
 }
