@@ -58,7 +58,8 @@ class Group:
     """Runs that differ in nothing but the seed.
 
     Attributes:
-        name: What tells it from the other groups, and how many runs it has.
+        name: What tells it from the other groups, how many runs it has, and how many of them did
+            not finish.
         settings: Its settings by key.
         members: Its runs.
     """
@@ -127,16 +128,15 @@ class Comparison:
         return f"The groups differ in {', '.join(self.differing)}."
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Return the heads and the rows of the table: settings that differ, ends, final values."""
+        """Return the heads and the rows of the table: ends, final values, settings that differ."""
         shown = [head for head, metric in FINALS.items() if self._has(metric)]
-        heads = ["group", *self.differing, "runs", "ended", *shown]
+        heads = ["group", "ended", *shown, *self.differing]
         rows = [
             [
                 group.name,
-                *(group.settings.get(key, ABSENT) for key in self.differing),
-                str(len(group.members)),
                 group.ends(),
                 *(group.final(FINALS[head]) for head in shown),
+                *(group.settings.get(key, ABSENT) for key in self.differing),
             ]
             for group in self.groups
         ]
@@ -309,13 +309,20 @@ def compare(members: Sequence[Member], passed_over: Sequence[str] = ()) -> Compa
     for own in parts.values():
         settings = own[0].settings
         name = _name(settings, telling) or settings[OPTIMIZER]
-        groups.append(Group(f"{name} ({counted(len(own), 'run')})", settings, own))
+        groups.append(Group(f"{name} ({_count(own)})", settings, own))
     if OPTIMIZER in differing:
         differing = [key for key in differing if key not in NOT_TOLD_APART]
     return Comparison(groups, differing, tuple(passed_over))
 
 
 _PLACE = {key: i for i, key in enumerate(NAMED)}
+
+
+def _count(members: Sequence[Member]) -> str:
+    """How many runs, and how many of them did not finish, such as `3 runs, 1 diverged`."""
+    ends = [member.run.status for member in members if member.run.status != "done"]
+    others = [f"{ends.count(status)} {status}" for status in dict.fromkeys(ends)]
+    return ", ".join([counted(len(members), "run"), *others])
 
 
 def _values(member: Member, keys: Sequence[str]) -> tuple[str | None, ...]:

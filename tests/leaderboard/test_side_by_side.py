@@ -93,6 +93,7 @@ def test_finals_are_of_finished_runs_and_the_others_are_counted() -> None:
     group = compare(members).groups[0]
     assert group.final("train/loss") == "2 [1, 3]" and group.final("nothing") == "–"
     assert group.ends() == "3 done, 1 diverged (step 7 of 9)"
+    assert group.name == "sgd (4 runs, 1 diverged)"
 
 
 def test_a_diverged_group_does_not_flatten_the_gaps_of_the_others() -> None:
