@@ -44,9 +44,10 @@ class Settings:
     scale is halved. A run is stable if it neither diverged nor ended above its initial loss.
 
     The picture has the loss after `steps` updates, lambda_1 and the distance to the edge against
-    the rate, and beside the rate found the one that theory says: threshold/lambda at step 0. An
-    optimizer without a known edge is told so, and has the rate found alone. Runs are ordinary run
-    folders: what was made before is read.
+    the rate, and beside the rate found the one that theory says: threshold/lambda at step 0, or,
+    for an Adam, once its preconditioner has settled at the least rate. An optimizer without a known
+    edge is told so, and has the rate found alone. Runs are ordinary run folders: what was made
+    before is read.
     """
 
     optimizer: Annotated[str, Key("entry of conf/optimizer")] = "sgd"

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from optbench.__main__ import _report
 from optbench.launch.multirun import main as multirun
 from optbench.leaderboard.page import report_page, unpacked
 from optbench.leaderboard.run_report import main as report
@@ -212,7 +213,11 @@ def test_a_sweep_without_pictures_or_with_one_run_writes_none(
     assert list(tmp_path.rglob("report.html")) == []
 
 
-def test_the_page_needs_no_runs_that_are_compared_twice(optbench: Command) -> None:
+def test_the_main_job_reports_its_sweeps(tmp_path: Path) -> None:
+    assert _report([tmp_path / "a", tmp_path / "b"], tmp_path) == ""
+
+
+def test_a_run_that_is_named_twice_is_read_once(optbench: Command) -> None:
     folder = optbench(*TINY).folder
     comparison = read_runs([folder, folder])
     assert len(comparison.members) == 1
