@@ -2,10 +2,23 @@
 
 import runpy
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from optbench import startup
 
-COMMANDS = ("tune", "leaderboard", "study", "report", "measure", "check", "new", "metrics")
+COMMANDS = (
+    "tune",
+    "leaderboard",
+    "study",
+    "report",
+    "measure",
+    "landscape",
+    "lr_range",
+    "check",
+    "new",
+    "metrics",
+)
 
 
 def main() -> None:
@@ -18,7 +31,13 @@ def main() -> None:
         return
     from optbench.launch.multirun import main as run
 
-    run()
+    run(_report)
+
+
+def _report(runs: Sequence[Path], folder: Path) -> str:
+    from optbench.leaderboard.run_report import report_sweep
+
+    return report_sweep(runs, folder)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from optbench.configuration.keys import Board, Configuration, StartFrom, Stop, W
 COMMANDS = [
     "check.__main__",
     "check.scaffold",
+    "lab.landscape_command",
+    "lab.lr_range_command",
     "lab.measure_command",
     "leaderboard.__main__",
     "leaderboard.run_report",

@@ -21,6 +21,8 @@ ORDER = [
     "optbench.study",
     "optbench.report",
     "optbench.measure",
+    "optbench.landscape",
+    "optbench.lr_range",
     "optbench.new",
     "optbench.studies",
     "optbench.leaderboard",
@@ -74,8 +76,11 @@ ONLY_IMPORTER = {
     "lightning": {"optbench.integrations.lightning"},
     "transformers": {"optbench.integrations.transformers"},
     "matplotlib": {
+        "optbench.record.axes",
         "optbench.record.picture",
+        "optbench.record.update_picture",
         "optbench.curvature.density",
+        "optbench.lab.landscape_command",
         "optbench.studies.figures",
     },
 }

@@ -20,7 +20,7 @@ from optbench.check import scaffold
 from optbench.configuration.compose import compose_config
 from optbench.configuration.keys import check
 from optbench.errors import UserError
-from optbench.lab import measure_command
+from optbench.lab import landscape_command, lr_range_command, measure_command
 from optbench.leaderboard import __main__ as leaderboard
 from optbench.leaderboard import run_report
 from optbench.protocol import tuner
@@ -30,7 +30,17 @@ from optbench.studies import command as study
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(optbench.__file__).parent
-MODULES = ("tune", "leaderboard", "report", "study", "measure", "check", "new")
+MODULES = (
+    "tune",
+    "leaderboard",
+    "report",
+    "study",
+    "measure",
+    "landscape",
+    "lr_range",
+    "check",
+    "new",
+)
 MIRRORS = ("record.wandb", "record.tensorboard", "record.trackio")
 
 
@@ -126,6 +136,8 @@ COMMANDS: list[Command[Any]] = [
     study.COMMAND,
     atlas_multipliers.COMMAND,
     measure_command.COMMAND,
+    landscape_command.COMMAND,
+    lr_range_command.COMMAND,
     check_command.COMMAND,
     scaffold.COMMAND,
     wandb.COMMAND,

@@ -18,7 +18,7 @@ from optbench.cli.batch import Member
 from optbench.cli.batch_processes import run_batch_in_processes
 from optbench.cli.help import key_page
 from optbench.cli.job import run_job
-from optbench.cli.sweep import QUEUED, Elsewhere, RunError, telling_failures
+from optbench.cli.sweep import QUEUED, Elsewhere, Report, RunError, telling_failures
 from optbench.configuration.compose import (
     config_dirs,
     find_plugins,
@@ -29,12 +29,12 @@ from optbench.configuration.explain import explain
 from optbench.configuration.finished import PresentData
 from optbench.configuration.keys import check
 from optbench.configuration.naming import run_name
-from optbench.errors import UserError, exit_with, who_ended
+from optbench.errors import UserError, exit_with, printable, who_ended
 from optbench.paths import conf_folder
 from optbench.startup import secure_terminal
 
 
-def main(elsewhere: Elsewhere | None = None) -> None:
+def main(elsewhere: Elsewhere | None = None, report: Report | None = None) -> None:
     """Run what the command line says.
 
     Exit code 0 is finished (a divergence too), 1 and 2 an error, 130 Ctrl-C.
@@ -42,20 +42,21 @@ def main(elsewhere: Elsewhere | None = None) -> None:
     Args:
         elsewhere: Takes from the words of the command line those that say where the runs of a
             sweep are made, and returns what makes them, or None for this process.
+        report: Writes about the runs of a sweep, once all have ended; None for nothing.
     """
     if "--version" in sys.argv[1:]:  # Hydra would print its version
         print(VERSION)
         return
     wants_tracebacks = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     exit_with(
-        lambda: _main(wants_tracebacks, elsewhere),
+        lambda: _main(wants_tracebacks, elsewhere, report),
         explain=lambda error, _: explain(error),
         heed_signals=False,  # they are the training loop's, which saves a checkpoint first
         tracebacks=wants_tracebacks,
     )
 
 
-def _main(wants_tracebacks: bool, elsewhere: Elsewhere | None) -> int:
+def _main(wants_tracebacks: bool, elsewhere: Elsewhere | None, report: Report | None) -> int:
     _find_own_files()
     engine = elsewhere(sys.argv) if elsewhere is not None else None
     for problem in find_plugins():
@@ -78,6 +79,12 @@ def _main(wants_tracebacks: bool, elsewhere: Elsewhere | None) -> int:
         return error.code
     codes = [*sweep.codes, *job.run_queued()]
     sweep.print_table()
+    if report is not None and sweep.folder is not None and len(sweep.runs) > 1:
+        try:
+            line = report(sweep.runs, sweep.folder)
+        except OSError as why:  # a full disk, most likely: the runs are made all the same
+            line = f"no report: {why}"
+        print(printable(line), end="\n" * bool(line))
     return max(codes, default=0)
 
 

@@ -17,9 +17,10 @@ from optbench.configuration.finished import PresentData
 from optbench.dynamics.run_events import report
 from optbench.errors import MachineError
 from optbench.record import folder as record
+from optbench.record.axes import Records
 from optbench.record.folder import RunFolder
 from optbench.record.mirror import Mirrors, short_config
-from optbench.record.picture import PICTURE, Records, draw, is_drawn, pictures
+from optbench.record.picture import PICTURE, draw, is_drawn, pictures
 from optbench.record.provenance import changed_versions, versions
 from optbench.record.sources import sources
 from optbench.record.summary import summarise

@@ -17,7 +17,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
+from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
@@ -51,6 +51,9 @@ class RunError(Exception):
 Elsewhere = Callable[[list[str]], Launcher | None]
 """Takes its words out of a command line; returns what makes the runs of a sweep, if they say so."""
 
+Report = Callable[[Sequence[Path], Path], str]
+"""Takes the run folders of a sweep and its own folder; returns a last line, empty for none."""
+
 QUEUED = "queued"
 """Status of a run that is made with others, after the sweep."""
 
@@ -62,10 +65,18 @@ class Sweep:
     Attributes:
         codes: Exit codes of those that failed.
         ended: Overrides of each run that ended, with what it returned.
+        folder: Folder of the sweep; None where there is none.
     """
 
     codes: list[int] = field(default_factory=list)
     ended: list[tuple[Sequence[str], Any]] = field(default_factory=list)
+    folder: Path | None = None
+
+    @property
+    def runs(self) -> list[Path]:
+        """Folders of the runs that ended, each once."""
+        places = [returned["folder"] for _, returned in self.ended if isinstance(returned, dict)]
+        return [Path(place) for place in dict.fromkeys(places)]
 
     def print_table(self) -> None:
         """Print a line for each run, failures too, where there is more than one."""
@@ -99,6 +110,8 @@ def telling_failures(process: str, engine: Launcher | None = None) -> Iterator[S
                 raise UserError("hydra/launcher= and launcher= (or jobs=) both say what makes runs")
             engine.setup(hydra_context=hydra_context, task_function=task_function, config=config)
             launcher = engine
+        if config.hydra.mode == RunMode.MULTIRUN:
+            sweep.folder = Path(config.hydra.sweep.dir)
         keep = config.hydra.sweeper._target_ != _name(BasicSweeper)
         return _Watched(launcher, process, sweep, keep, is_here=is_plain and engine is None)
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from optbench.boundary.command_line import Command, Key
 from optbench.boundary.kinds import Count
 from optbench.cli import command_job
-from optbench.cli.sweep import RunError
+from optbench.cli.sweep import Report, RunError
 from optbench.configuration.compose import config_dirs
 from optbench.errors import UserError, printable
 from optbench.launch.engines import LOCAL, EngineName, EngineSettings, RunSeconds, make_launcher
@@ -46,9 +46,13 @@ _OURS = re.compile(r"(jobs|run_seconds|launcher(\.[\w.]+)?)=.*", re.DOTALL)
 _FLAGS = ("--multirun", "-m")
 
 
-def main() -> None:
-    """Be the main job; `--multirun` may name an engine."""
-    command_job.main(take_engine)
+def main(report: Report | None = None) -> None:
+    """Be the main job; `--multirun` may name an engine.
+
+    Args:
+        report: Writes about the runs of a sweep, once all have ended.
+    """
+    command_job.main(take_engine, report)
 
 
 def take_engine(argv: list[str]) -> "SweepOnEngine | None":

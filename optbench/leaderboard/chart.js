@@ -246,3 +246,153 @@ function criticalDifferences(parent, names, ranks, cliques) {
   const at = new Map(order);
   cliques.forEach((members, i) => { const own = members.map((m) => X.at(at.get(m))), y = line + 9 + 9 * i; svg(root, "line", { x1: Math.min(...own) - 5, x2: Math.max(...own) + 5, y1: y, y2: y, class: "clique" }); });
 }
+
+// Panels that share their horizontal axis, one legend, and one reading: what all lines are at the step that is pointed at.
+// panels: {name, second: name of what is dashed, title, log, level, range, note, lines: [{index, second, points: [[x, y]], band: [[x, low, high]]}]}
+class Panels {
+  constructor(parent, groups, panels, most) {
+    this.groups = groups;
+    this.panels = panels;
+    this.hidden = new Set(groups.map((_, i) => i).filter((i) => i >= most));
+    this.legend = make(parent, "div", undefined, { class: "legend", role: "group", "aria-label": "groups" });
+    this.place = make(parent, "div", undefined, { class: "panels" });
+    this.reading = make(parent, "p", "", { class: "reading", "aria-live": "polite" });
+    this.values = make(make(parent, "div", undefined, { class: "scroll values", tabindex: 0, role: "region", "aria-label": "values at a step" }), "table", undefined, { id: "panel-values" });
+    this.frames = panels.map((panel) => {
+      const figure = make(this.place, "figure", undefined, { class: "chart" });
+      make(figure, "figcaption", panel.title);
+      const frame = make(figure, "div", undefined, { class: "frame" });
+      make(figure, "small", panel.note);
+      return frame;
+    });
+    this.width = 0;
+    new ResizeObserver(() => { if (Math.abs(this.frames[0].clientWidth - this.width) > 1) this.draw(); }).observe(this.frames[0]);
+    this.draw();
+  }
+
+  draw() {
+    this.names();
+    const shown = this.panels.map((panel) => panel.lines.filter((line) => !this.hidden.has(line.index)));
+    this.steps = [...new Set(shown.flat().flatMap((line) => line.points.map((p) => p[0])))].sort((a, b) => a - b);
+    this.width = this.frames[0].clientWidth;
+    this.guides = this.panels.map((panel, i) => this.panel(this.frames[i], panel, shown[i]));
+    this.shown = shown;
+    if (this.steps.length) this.mark(this.steps.length - 1);
+    this.clear();
+  }
+
+  panel(frame, panel, lines) {
+    const width = Math.max(260, frame.clientWidth || 500), height = width < 420 ? 210 : 250, left = 52, right = width - 16, top = 6, bottom = height - 36;
+    const X = scaleOf(this.steps, false, left, right, width < 420 ? 5 : 7, this.steps.length > 1 ? [this.steps[0], this.steps[this.steps.length - 1]] : undefined);
+    const Y = scaleOf([...lines.flatMap((line) => [...line.points.map((p) => p[1]), ...line.band.flatMap((p) => [p[1], p[2]])]), ...(panel.level === null || !lines.length ? [] : [panel.level])], panel.log, bottom, top, 5, panel.range || undefined);
+    const root = document.createElementNS(SVG, "svg");
+    frame.replaceChildren(root);
+    for (const [k, v] of Object.entries({ viewBox: "0 0 " + width + " " + height, role: "img", tabindex: 0, "aria-label": panel.title + " against step, " + [...new Set(lines.map((line) => this.groups[line.index]))].join(", ") })) root.setAttribute(k, v);
+    const clip = "clip-panel-" + this.panels.indexOf(panel);
+    svg(svg(svg(root, "defs"), "clipPath", { id: clip }), "rect", { x: left, y: top - 2, width: right - left, height: bottom - top + 4 });
+    for (const t of X.ticks) { svg(root, "line", { x1: X.at(t), x2: X.at(t), y1: top, y2: bottom, class: "grid" }); svg(root, "text", { x: X.at(t), y: bottom + 15, class: "tick middle" }, shortNumber(t)); }
+    for (const t of Y.ticks) { svg(root, "line", { x1: left, x2: right, y1: Y.at(t), y2: Y.at(t), class: "grid" }); svg(root, "text", { x: left - 5, y: Y.at(t) + 4, class: "tick end" }, shortNumber(t)); }
+    svg(root, "text", { x: (left + right) / 2, y: height - 4, class: "title middle" }, "step");
+    const plot = svg(root, "g", { "clip-path": "url(#" + clip + ")" });
+    const usable = (v) => v !== null && Number.isFinite(v) && (!Y.log || v > 0);
+    const at = (p, i) => X.at(p[0]).toFixed(1) + " " + Y.at(p[i]).toFixed(1);
+    if (panel.level !== null && lines.length) svg(plot, "line", { x1: left, x2: right, y1: Y.at(panel.level), y2: Y.at(panel.level), class: "level" });
+    for (const line of lines) {
+      const color = colorOf(line.index), band = line.band.filter((p) => usable(p[1]) && usable(p[2])), points = line.points.filter((p) => usable(p[1]));
+      if (band.length > 1) svg(plot, "path", { d: "M" + band.map((p) => at(p, 1)).join("L") + "L" + band.slice().reverse().map((p) => at(p, 2)).join("L") + "Z", style: "fill:" + color + ";fill-opacity:.15;stroke:none" });
+      if (points.length > 1) svg(plot, "path", { d: "M" + points.map((p) => at(p, 1)).join("L"), class: "line", style: "stroke:" + color + ";stroke-dasharray:" + (line.second ? "5 3" : dashOf(line.index) || "none") });
+      if (points.length < 3) points.forEach((p) => svg(plot, "circle", { cx: X.at(p[0]), cy: Y.at(p[1]), r: 3, style: "fill:" + color }));
+    }
+    if (!lines.length) svg(root, "text", { x: (left + right) / 2, y: (top + bottom) / 2, class: "title middle" }, panel.lines.length ? "no group chosen" : "not measured");
+    const guide = svg(root, "line", { y1: top, y2: bottom, class: "guide", visibility: "hidden" });
+    const marks = svg(root, "g");
+    const point = (event) => { const r = root.getBoundingClientRect(); this.read(X.inverse(((event.clientX - r.left) * width) / r.width)); };
+    root.addEventListener("pointermove", point);
+    root.addEventListener("pointerdown", point);
+    root.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") this.clear(); });
+    root.addEventListener("keydown", (event) => {
+      const move = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
+      if (!move || !this.steps.length) return;
+      event.preventDefault();
+      const now = this.now === null ? (move > 0 ? -1 : this.steps.length) : this.now;
+      this.mark(Math.max(0, Math.min(this.steps.length - 1, now + move)));
+    });
+    return { X, Y, guide, marks, usable };
+  }
+
+  read(x) {
+    if (!this.steps.length) return;
+    let best = 0;
+    this.steps.forEach((s, i) => { if (Math.abs(s - x) < Math.abs(this.steps[best] - x)) best = i; });
+    this.mark(best);
+  }
+
+  // What a line is at a step: straight between its measurements, nothing beyond them.
+  static valueOf(line, x) {
+    const i = line.points.findIndex((p) => p[0] >= x);
+    if (i < 0) return null;
+    const b = line.points[i];
+    if (b[0] === x) return b[1];
+    if (i === 0) return null;
+    const a = line.points[i - 1];
+    return a[1] === null || b[1] === null ? null : a[1] + ((b[1] - a[1]) * (x - a[0])) / (b[0] - a[0]);
+  }
+
+  mark(i) {
+    this.now = i;
+    const step = this.steps[i], rows = new Map();
+    this.panels.forEach((panel, k) => {
+      const { X, Y, guide, marks, usable } = this.guides[k];
+      for (const [key, v] of Object.entries({ x1: X.at(step), x2: X.at(step), visibility: "visible" })) guide.setAttribute(key, v);
+      marks.replaceChildren();
+      for (const line of this.shown[k]) {
+        const value = Panels.valueOf(line, step), name = (line.second ? panel.second : panel.name);
+        if (value === null) continue;
+        if (usable(value) && value >= Y.low && value <= Y.high) svg(marks, "circle", { cx: X.at(step), cy: Y.at(value), r: 3.5, class: "mark", style: "stroke:" + colorOf(line.index) });
+        if (!rows.has(line.index)) rows.set(line.index, new Map());
+        rows.get(line.index).set(name, value);
+      }
+    });
+    this.reading.textContent = "at step " + shortNumber(step) + (rows.size ? ":" : ": nothing measured");
+    const heads = [...new Set(this.panels.flatMap((panel, k) => [...new Set(this.shown[k].map((line) => (line.second ? panel.second : panel.name)))]))];
+    this.values.replaceChildren();
+    const top = make(make(this.values, "thead"), "tr");
+    for (const head of ["group", ...heads]) make(top, "th", head, { scope: "col", class: "plain" });
+    const body = make(this.values, "tbody");
+    for (const [index, own] of [...rows].sort((a, b) => a[0] - b[0])) {
+      const line = make(body, "tr");
+      const name = make(line, "td");
+      this.sign(name, index);
+      name.append(this.groups[index]);
+      heads.forEach((head) => make(line, "td", own.has(head) ? shortNumber(own.get(head)) : "–"));
+    }
+  }
+
+  // The table keeps what was read last.
+  clear() {
+    this.now = null;
+    for (const { guide, marks } of this.guides) { guide.setAttribute("visibility", "hidden"); marks.replaceChildren(); }
+  }
+
+  sign(parent, index) {
+    const sign = svg(parent, "svg", { viewBox: "0 0 26 10", width: 26, height: 10, "aria-hidden": "true" });
+    svg(sign, "line", { x1: 0, x2: 26, y1: 5, y2: 5, style: "stroke:" + colorOf(index) + ";stroke-dasharray:" + (dashOf(index) || "none"), class: "line" });
+  }
+
+  names() {
+    const focused = document.activeElement && this.legend.contains(document.activeElement) ? document.activeElement.textContent : null;
+    this.legend.replaceChildren();
+    const change = (hide, wanted) => { wanted.forEach((i) => (hide ? this.hidden.add(i) : this.hidden.delete(i))); this.draw(); };
+    const button = (label, act, attributes) => { const b = make(this.legend, "button", undefined, { type: "button", ...attributes }); b.append(label); b.addEventListener("click", act); return b; };
+    const buttons = this.groups.map((name, i) => {
+      const on = !this.hidden.has(i), b = button(name, () => change(on, [i]), { "aria-pressed": String(on) });
+      this.sign(b, i);
+      b.prepend(b.lastChild);
+      return b;
+    });
+    const all = this.groups.map((_, i) => i);
+    if (all.length > 3) buttons.push(button("all", () => change(false, all), { class: "few" }), button("none", () => change(true, all), { class: "few" }));
+    const again = buttons.find((b) => b.textContent === focused);
+    if (again) again.focus();
+  }
+}

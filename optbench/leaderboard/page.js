@@ -2,6 +2,7 @@
 // The page is a list of parts, drawn in order. Everything from the data goes in as text, never as markup.
 const page = document.getElementById("page");
 const MOST_LINES = 6; // of a chart at first; its legend shows the others
+const MOST_GROUPS = 8; // of a comparison at first: as many as colors
 const MOST_ROWS = 200; // of a table at first
 let data;
 
@@ -255,6 +256,7 @@ const PARTS = {
   list: (parent, part) => { const list = make(parent, "ul"); part.lines.forEach((text) => sentence(list, "li", text, text.startsWith("WARNING") ? { class: "warning" } : {})); },
   intervals: (parent, part) => { const pair = make(parent, "div", undefined, { class: "pair" }); part.plots.forEach((p) => intervals(pair, p.id, p.rows, p)); },
   differences: (parent, part) => criticalDifferences(parent, part.names, part.ranks, part.cliques),
+  panels: (parent, part) => new Panels(parent, part.groups, part.panels, MOST_GROUPS),
   table, curves, profile, tuning, runs,
 };
 

@@ -24,6 +24,8 @@ from optbench.boundary.counting import counted
 from optbench.leaderboard import tables
 from optbench.leaderboard.board import FACTORS, Board, runs_of
 from optbench.leaderboard.run_line import Run
+from optbench.leaderboard.side_by_side import FINALS, Comparison, thinned
+from optbench.record.panels import Line
 
 Cell = tuple[str, float | str]  # what is shown, and what it is sorted by
 Part = dict[str, Any]
@@ -66,21 +68,84 @@ def board_page(board: Board) -> str:
     )
 
 
-def report_page(runs: Sequence[Run]) -> str:
-    """Return a page about these runs, which are not ranked."""
+def report_page(runs: Sequence[Run], comparison: Comparison | None = None) -> str:
+    """Return a page about these runs, which are not ranked; two or more are compared.
+
+    Args:
+        runs: The runs.
+        comparison: The same runs in groups; None for a page without one.
+    """
+    compared = comparison is not None and len(runs) > 1
     return _page(
         {
-            "title": counted(len(runs), "run"),
-            "origin": origin(runs),
+            "title": comparison.title if comparison and compared else counted(len(runs), "run"),
+            "origin": origin(runs, "report"),
             "order": [run.name for run in runs],
             "sections": [
                 _section("about", "", [_text("Side by side, not ranked.")]),
+                *(_compared(comparison) if comparison and compared else []),
                 *_curves(runs),
                 *_runs(),
             ],
             "runs": [describe(run, run.name, run.task) for run in runs],
         }
     )
+
+
+def _compared(comparison: Comparison) -> list[Part]:
+    """The panels, the table of what differs, and what could not be read."""
+    about = (
+        f"{comparison.differences()} A line is the median over a group's runs, its band from the "
+        "least to the greatest. Point at a panel to read all four at that step; click a name to "
+        "show or hide its lines."
+    )
+    heads, rows = comparison.table()
+    meanings = {
+        "group": "runs that differ in nothing but the seed",
+        "ended": "how many ended how; a divergence is a loss that exploded or became NaN",
+        **dict.fromkeys(
+            [head for head in heads if head in FINALS],
+            "last value of the finished runs: median [least, greatest]",
+        ),
+    }
+    table = table_part("groups", heads, rows) | {"about": meanings}
+    sections = [
+        _section("comparison", "Comparison", [_text(about), _panels(comparison)]),
+        _section("differences", "What differs, and where it ended", [table], "Differences"),
+    ]
+    if comparison.passed_over:
+        lines = [{"kind": "list", "lines": list(comparison.passed_over)}]
+        sections.append(_section("passed-over", "Passed over: not readable", lines, "Passed over"))
+    return sections
+
+
+def _panels(comparison: Comparison) -> Part:
+    panels = [
+        {
+            "name": panel.name,
+            "second": panel.second,
+            "title": panel.title,
+            "log": panel.is_log,
+            "level": panel.level,
+            "range": panel.view,
+            "note": panel.note,
+            "lines": [_line(thinned(line)) for line in panel.lines],
+        }
+        for panel in comparison.panels()
+    ]
+    names = [group.name for group in comparison.groups]
+    return {"kind": "panels", "groups": names, "panels": panels}
+
+
+def _line(line: Line) -> dict[str, Any]:
+    bands = [[_short(v) for v in values] for values in (line.middle, line.low, line.high)]
+    middle, low, high = bands
+    return {
+        "index": line.index,
+        "second": line.is_second,
+        "points": list(map(list, zip(line.steps, middle, strict=True))),
+        "band": list(map(list, zip(line.steps, low, high, strict=True))) if low else [],
+    }
 
 
 def comparison_page(
@@ -105,10 +170,10 @@ def comparison_page(
     return _page(content)
 
 
-def origin(runs: Sequence[Run]) -> list[tuple[str, str]]:
+def origin(runs: Sequence[Run], command: str = "leaderboard") -> list[tuple[str, str]]:
     """Return when the page was made, and on what hardware, with what versions its runs were."""
     lines = [("made", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))]
-    lines.append(("by", f"optbench {__version__}, python -m optbench.leaderboard"))
+    lines.append(("by", f"optbench {__version__}, python -m optbench.{command}"))
     if runs:
         lines += [
             ("runs", str(len(runs))),

@@ -310,8 +310,13 @@ def _finite(node: Any) -> Any:
     return str(node) if isinstance(node, float) and not math.isfinite(node) else node
 
 
-def _series(path: Path) -> list[Line]:
-    """Return the whole lines of a series; a last line without its end is still being written."""
+def read_series(path: Path) -> list[Line]:
+    """Return the whole lines of a series; a last line without its end is still being written.
+
+    Raises:
+        UnreadableError: If there is none, or a line has no step.
+        ShapeError: If a value is not a number, or a few.
+    """
     text = _named(lambda path: read_text(path, LARGEST_SERIES_BYTES), path)
     lines = text.split("\n")[:-1]
     records: list[Line] = shaped_text(cast(Any, list[Line]), f"[{','.join(lines)}]", path.name)
@@ -327,7 +332,7 @@ def _curve(folder: Path) -> dict[str, list[Any]]:
     """
     steps: dict[Any, Line] = {}
     for name in (record.METRICS, record.TIMINGS):
-        for line in _series(folder / name):
+        for line in read_series(folder / name):
             steps.setdefault(line["step"], {}).update(line)
     measured = [values for _, values in sorted(steps.items()) if values.keys() & set(CURVES)]
     kept = [measured[i] for i in _spread_evenly(len(measured))]

@@ -14,8 +14,8 @@ STILL, MOVING = (0.02, 0.1)
 """Relative change below which the cadence slows, and above which it speeds up."""
 
 PRODUCT = 3.0
-"""Updates on its examples that a product with the Hessian counts as, its share of the graph included;
-a product alone is 1.3 (MLP) to 2.3 gradients (transformer), docs/curvature.md."""
+"""Updates on its examples that a product with the Hessian counts as, with its part of the graph;
+alone it is 1.3 (MLP) to 2.3 gradients (transformer), docs/curvature.md."""
 
 FIRST = 10  # steps from the first measurement to the second
 FEWEST = 20  # measurements of a run, whatever they cost

@@ -8,7 +8,7 @@ summary.json       status, last and best values
 digests.json       SHA-256 of the other files, once the run has finished
 checkpoint.pt      the state to resume from
 kept/step-N.pt     states that the run was told to keep
-dynamics.png       the picture
+dynamics.png       the picture; updates.png and spectrum.png where those were measured
 set-aside-1/       what could not be gone on from, as it was found
 """
 

@@ -1,37 +1,41 @@
 """`dynamics.png`: loss, sharpness against its threshold, and the generalization gap, over the run.
 
-Colours are Okabe and Ito's, told apart by colour-blind people; every line also has a dash pattern
-or marker of its own, for print.
+Beside it `updates.png` and `spectrum.png`, for runs that have measured what they show.
 """
 
-import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optbench import metrics
-from optbench.record.durable import write_whole
+from optbench.record.axes import (
+    BLACK,
+    BLUE,
+    DECADES,
+    GREEN,
+    ORANGE,
+    RED,
+    Records,
+    draw_line,
+    picture_file,
+    series,
+)
+from optbench.record.update_picture import draw_updates, has_updates
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PICTURE, SPECTRUM = "dynamics.png", "spectrum.png"
-PICTURES = (PICTURE, SPECTRUM)
-BLUE, ORANGE, GREEN, RED, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#000000"
-Records = Sequence[Mapping[str, Any]]
-
-
-def series(records: Records, metric: str) -> tuple[list[int], list[float]]:
-    """Return (steps, values) of one metric where it was measured."""
-    rows = [(r["step"], r[metric]) for r in records if isinstance(r.get(metric), (int, float))]
-    return [step for step, _ in rows], [value for _, value in rows]
+PICTURE, UPDATES, SPECTRUM = "dynamics.png", "updates.png", "spectrum.png"
+PICTURES = (PICTURE, UPDATES, SPECTRUM)
 
 
 def pictures(records: Records) -> tuple[str, ...]:
     """Return which pictures `draw` makes of a run."""
-    return PICTURES if any(metrics.NODES in record for record in records) else (PICTURE,)
+    updates = (UPDATES,) if has_updates(records) else ()
+    spectrum = (SPECTRUM,) if any(metrics.NODES in record for record in records) else ()
+    return (PICTURE, *updates, *spectrum)
 
 
 def is_drawn(path: Path) -> bool:
@@ -40,7 +44,7 @@ def is_drawn(path: Path) -> bool:
 
 
 def draw(records: Records, title: str, folder: Path, name: str = "") -> None:
-    """Draw `dynamics.png`, and `spectrum.png` if there are spectra.
+    """Draw `dynamics.png`, `updates.png` if updates were measured, `spectrum.png` if spectra were.
 
     A panel without data says so. Where the edge is on another quantity than λ₁, such as Adam's, λ₁
     and the distance to the edge have a panel each.
@@ -54,7 +58,7 @@ def draw(records: Records, title: str, folder: Path, name: str = "") -> None:
     panels = [_loss, _sharpness, _gap]
     if metrics.threshold_is_on(records) != metrics.SHARPNESS:
         panels = [_loss, _sharpness, _lambda_1, _distance, _gap]
-    with _figure(folder / PICTURE, len(panels), title, name=name) as axes:
+    with _column(folder / PICTURE, len(panels), title, name) as axes:
         for axis, panel in zip(axes, panels, strict=True):
             panel(axis, records)
             if axis.lines:
@@ -65,90 +69,26 @@ def draw(records: Records, title: str, folder: Path, name: str = "") -> None:
                 )
             axis.grid(alpha=0.25)
         axes[-1].set_xlabel("step (optimizer updates)")
+    if has_updates(records):
+        draw_updates(records, title, folder / UPDATES, name)
     spectra = [record for record in records if metrics.NODES in record]
     if spectra:
-        with _figure(folder / SPECTRUM, 2, title, sharex=False, name=name) as axes:
+        with _column(folder / SPECTRUM, 2, title, name, sharex=False) as axes:
             _density(axes[0], spectra)
             _outliers(axes[1], records)
 
 
 @contextmanager
-def _figure(
-    path: Path, rows: int, title: str, sharex: bool = True, name: str = ""
+def _column(
+    path: Path, rows: int, title: str, name: str, sharex: bool = True
 ) -> Iterator[Sequence["Axes"]]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure, axes = plt.subplots(
-            rows,
-            1,
-            figsize=(8, (3 if rows < 4 else 2.4) * rows),
-            sharex=sharex,
-            layout="constrained",
-        )
+    size = (8, (3 if rows < 4 else 2.4) * rows)
+    with picture_file(path, rows, 1, size, title, name, sharex) as (_, axes):
         yield axes
-        figure.suptitle(title)
-        if name:
-            figure.supxlabel(name, fontsize=7, color="#888888", x=0.99, ha="right")
-        content = io.BytesIO()
-        figure.savefig(content, dpi=150, format="png", metadata={"Software": None})
-        plt.close(figure)
-    write_whole(path, content.getvalue())
-
-
-def _line(
-    axis: "Axes", records: Records, metric: str, label: str, color: str, style: str, **more: Any
-) -> None:
-    steps, values = series(records, metric)
-    if steps:
-        look: dict[str, Any] = {
-            "linewidth": 1.4,
-            "marker": "o" if len(steps) < 40 else "",
-            "markersize": 3,
-        }
-        if not alternates(values):
-            axis.plot(steps, values, linestyle=style, color=color, label=label, **(look | more))
-            return
-        # Drawn as one line an alternating series is a solid block: each branch is a line.
-        for branch in (0, 1):
-            own = {"label": f"{label}, two branches" if label and not branch else ""}
-            axis.plot(
-                steps[branch::2],
-                values[branch::2],
-                linestyle=style,
-                color=color,
-                **(look | more | own),
-            )
-
-
-ALTERNATING = 0.8  # share of turns among neighbours from which on a series is said to alternate
-LONG = 40  # values below which it is not asked
-
-
-def alternates(values: Sequence[float]) -> bool:
-    """Whether a fifth of the series or more goes up and down at every value.
-
-    In a window of 20 values at least 80 % are above or below both neighbours by changes of about
-    one size, the smaller over half of the larger. Independent noise turns at two thirds of its
-    values, and at fewer by changes of one size.
-    """
-    import numpy as np
-
-    if len(values) < LONG:
-        return False
-    changes = np.diff(np.asarray(values, dtype=float))
-    turns = (changes[1:] * changes[:-1] < 0).astype(float)
-    size = np.abs(changes)
-    even = np.minimum(size[1:], size[:-1]) > 0.5 * np.maximum(size[1:], size[:-1])
-    share = np.convolve(turns * even, np.ones(20) / 20, mode="valid")
-    return bool(np.mean(share >= ALTERNATING) > 0.2)
 
 
 def _loss(axis: "Axes", records: Records) -> None:
-    _line(
+    draw_line(
         axis,
         records,
         metrics.BATCH_LOSS,
@@ -159,9 +99,9 @@ def _loss(axis: "Axes", records: Records) -> None:
         alpha=0.5,
         marker="",
     )
-    _line(axis, records, metrics.TRAIN_LOSS, "train", BLUE, "-")
-    _line(axis, records, metrics.VAL_LOSS, "validation", GREEN, ":")
-    _line(axis, records, metrics.TEST_LOSS, "test", ORANGE, "--")
+    draw_line(axis, records, metrics.TRAIN_LOSS, "train", BLUE, "-")
+    draw_line(axis, records, metrics.VAL_LOSS, "validation", GREEN, ":")
+    draw_line(axis, records, metrics.TEST_LOSS, "test", ORANGE, "--")
     if any(
         value > 0
         for metric in (metrics.BATCH_LOSS, metrics.TRAIN_LOSS)
@@ -181,7 +121,6 @@ NAMES = metrics.MEASURED_AT_THE_EDGE | {
     metrics.NORM_SHARPNESS: "norm sharpness (lower bound)",
 }
 AT_EDGE = 0.95
-DECADES = 100  # range of sharpness from which on its axis is logarithmic
 
 
 def _sharpness(axis: "Axes", records: Records) -> None:
@@ -189,7 +128,7 @@ def _sharpness(axis: "Axes", records: Records) -> None:
     first = metrics.threshold_is_on(records)
     _next_eigenvalues(axis, records, first)
     name = NAMES[first]
-    _line(axis, records, first, name, RED, "-")
+    draw_line(axis, records, first, name, RED, "-")
     _shade(axis, records)
     _, thresholds = series(records, metrics.EDGE_THRESHOLD)
     _, sharpness = series(records, first)
@@ -199,13 +138,13 @@ def _sharpness(axis: "Axes", records: Records) -> None:
     if sharpness:
         _fit(axis, sharpness, shown)
         label += _off_the_picture(thresholds, shown)
-    _line(axis, records, metrics.EDGE_THRESHOLD, label, BLACK, "--", marker="")
+    draw_line(axis, records, metrics.EDGE_THRESHOLD, label, BLACK, "--", marker="")
     axis.set_ylabel(metrics.MEASURED_AT_THE_EDGE[first])
 
 
 def _lambda_1(axis: "Axes", records: Records) -> None:
     """Draw λ₁ of the Hessian itself, where the edge is on another quantity."""
-    _line(axis, records, metrics.SHARPNESS, NAMES[metrics.SHARPNESS], RED, "-")
+    draw_line(axis, records, metrics.SHARPNESS, NAMES[metrics.SHARPNESS], RED, "-")
     sharpness = series(records, metrics.SHARPNESS)[1]
     if sharpness:
         _fit(axis, sharpness, [])
@@ -214,7 +153,7 @@ def _lambda_1(axis: "Axes", records: Records) -> None:
 
 def _distance(axis: "Axes", records: Records) -> None:
     """Draw measured/threshold on a logarithmic axis, 1 at the edge."""
-    _line(axis, records, metrics.EDGE_DISTANCE, "distance to the edge", RED, "-")
+    draw_line(axis, records, metrics.EDGE_DISTANCE, "distance to the edge", RED, "-")
     distances = series(records, metrics.EDGE_DISTANCE)[1]
     if any(distance > 0 for distance in distances):
         axis.axhline(1, color=BLACK, linestyle="--", linewidth=1, label="edge of stability")
@@ -232,7 +171,7 @@ def _next_eigenvalues(axis: "Axes", records: Records, first: str) -> None:
     for i, number in enumerate(numbers):
         label = "" if i else "the next" if len(numbers) == 1 else f"the next {len(numbers)}"
         key = f"{prefix}{number}"
-        _line(axis, records, key, label, RED, "-", marker="", linewidth=0.7, alpha=0.6)
+        draw_line(axis, records, key, label, RED, "-", marker="", linewidth=0.7, alpha=0.6)
 
 
 def _fit(axis: "Axes", sharpness: Sequence[float], thresholds: Sequence[float]) -> None:
@@ -265,8 +204,8 @@ def _shade(axis: "Axes", records: Records) -> None:
 
 
 def _gap(axis: "Axes", records: Records) -> None:
-    _line(axis, records, metrics.GAP_LOSS, "gap of loss", ORANGE, "--")
-    _line(axis, records, metrics.GAP_ERROR, "gap of error", BLUE, "-")
+    draw_line(axis, records, metrics.GAP_LOSS, "gap of loss", ORANGE, "--")
+    draw_line(axis, records, metrics.GAP_ERROR, "gap of error", BLUE, "-")
     if axis.lines:
         axis.axhline(0, color="#888888", linewidth=0.8)
     axis.set_ylabel("test − train")
@@ -303,9 +242,9 @@ def _outliers(axis: "Axes", records: Records) -> None:
         if key.startswith("sharpness/lambda_") and not key.endswith("bound")
     ]
     for name in names:
-        _line(axis, records, name, "", RED, "-", marker="", linewidth=0.9)
-    _line(axis, records, metrics.LAMBDA_MIN, "smallest", BLUE, ":")
-    _line(axis, records, metrics.EDGE_THRESHOLD, "edge of stability", BLACK, "--", marker="")
+        draw_line(axis, records, name, "", RED, "-", marker="", linewidth=0.9)
+    draw_line(axis, records, metrics.LAMBDA_MIN, "smallest", BLUE, ":")
+    draw_line(axis, records, metrics.EDGE_THRESHOLD, "edge of stability", BLACK, "--", marker="")
     axis.plot([], [], color=RED, label=f"{len(names)} largest")
     axis.set(xlabel="step (optimizer updates)", ylabel="eigenvalue")
     axis.legend(frameon=False, fontsize=9)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optbench.intervals import Interval
+from optbench.record.axes import plain_log
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,17 +29,6 @@ def new_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
-
-
-def plain_log(axis: Any, which: str = "x") -> None:
-    """Make the x or the y axis logarithmic, with a few plain numbers however narrow it is."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    getattr(axis, f"set_{which}scale")("log")
-    of = getattr(axis, f"{which}axis")
-    of.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
-    of.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    of.set_minor_formatter(NullFormatter())
 
 
 def save(figure: "Figure", place: Path) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from optbench.studies.figures import LOOKS, draw_heat, new_figure, plain_log, save
+from optbench.record.axes import plain_log
+from optbench.studies.figures import LOOKS, draw_heat, new_figure, save
 from optbench.studies.frame import Table, subset
 from optbench.studies.generalization_runs import ERROR
 

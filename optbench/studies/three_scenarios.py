@@ -14,8 +14,9 @@ from optbench import lab
 from optbench.boundary.counting import counted
 from optbench.lab.measures import definitions
 from optbench.lab.point import Point
+from optbench.record.axes import plain_log
 from optbench.statistics import cluster_bootstrap, kendall_tau, verdict
-from optbench.studies.figures import LOOKS, draw_curves, new_figure, plain_log, save
+from optbench.studies.figures import LOOKS, draw_curves, new_figure, save
 from optbench.studies.frame import (
     REFUTED,
     SUPPORTED,

@@ -15,6 +15,7 @@ from optbench.leaderboard.entrants import admit
 from optbench.leaderboard.page import LARGEST_PAGE, board_page, report_page, unpacked
 from optbench.leaderboard.run_report import main as report
 from optbench.leaderboard.words import words
+from optbench.record.series import read_lines
 from tests.conftest import Command
 from tests.leaderboard.fields import entrant, suite
 from tests.visit import Visit
@@ -324,7 +325,38 @@ def test_a_report_on_chosen_runs(
     assert stop.value.code == 0
     visit = _open(browser, tmp_path / "page.html")
     assert visit.page.locator("#curve-plot path.line").count() == 2
-    assert visit.page.title() == "optbench: 2 runs" and len(visit.column("runs", 1)) == 2
+    assert visit.page.title() == "optbench: 2 runs in 2 groups: digits, mlp"
+    assert len(visit.column("runs", 1)) == 2 and visit.column("groups", 2) == ["1 done"] * 2
+    assert "nothing: not a folder" in visit.page.locator("#passed-over + ul").inner_text()
+    assert visit.page.locator(".panels path.line").count() == 9  # Adam has one distance: a dot
+    assert visit.trouble == []
+
+
+def test_one_reading_is_shared_by_all_four_panels(
+    browser: Any, optbench: Command, tmp_path: Path, monkeypatch: Any
+) -> None:
+    words = ("task=digits", "steps=20", "probes.generalization.every=10")
+    folders = [optbench(*words, f"seed={seed}").folder for seed in (0, 1)]
+    monkeypatch.setattr(sys, "argv", ["report", *map(str, folders), "out=page.html"])
+    with pytest.raises(SystemExit):
+        report()
+    visit = _open(browser, tmp_path / "page.html")
+    visit.page.locator(".panels svg").nth(2).focus()
+    visit.page.keyboard.press("Home")
+    visit.page.keyboard.press("ArrowRight")
+    assert visit.page.locator(".panels .guide[visibility=visible]").count() == 4
+    said = visit.page.locator("#panel-values tbody td").all_text_contents()
+    at_ten = [
+        next(line for line in read_lines(folder / "metrics.jsonl") if line["step"] == 10)
+        for folder in folders
+    ]
+    names = ("train/loss", "val/loss", "sharpness/lambda_max", "edge/distance", "gap/loss")
+    means = [sum(line[name] for line in at_ten) / 2 for name in names]
+    assert [float(cell.replace("−", "-")) for cell in said[1:]] == pytest.approx(means, rel=3e-3)
+    for width in (360, 1200):
+        visit.page.set_viewport_size({"width": width, "height": 800})
+        fits = "document.documentElement.scrollWidth <= window.innerWidth"
+        assert visit.page.evaluate(fits)
     assert visit.trouble == []
 
 

@@ -4,7 +4,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from optbench.record.picture import _distance, _loss, _sharpness, alternates, draw, series
+from optbench.record.axes import alternates, series
+from optbench.record.picture import _distance, _loss, _sharpness, draw
 
 
 def test_series_skips_steps_where_the_metric_was_not_measured() -> None:
