@@ -50,7 +50,7 @@ _CONFIG_DIR = ("--config-dir", "-cd")
 
 def main() -> None:
     """Be the main job; `--multirun` may name an engine."""
-    command_job.main(take_engine)
+    command_job.main(take_engine, COMMAND.key_lines(28))
 
 
 def take_engine(argv: list[str]) -> "SweepOnEngine | None":

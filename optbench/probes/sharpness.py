@@ -32,23 +32,26 @@ class Sharpness:
     of L.
 
     Args:
-        every: Cadence; `adaptive` measures more often while λ₁ changes. The interval halves after a
-            change of more than 10 % since the last measurement, and doubles, up to `longest`, after
-            one of less than 2 %.
+        every: Cadence: steps between measurements, `epoch`, `log`, `never`, the name of a probe, or
+            `adaptive`, more often while λ₁ changes. The interval halves after a change of more than
+            10 % since the last measurement, and doubles, up to `longest`, after one of less than 2
+            %.
         examples: Number of training examples of L, always the first ones; None for all.
         k: Number of eigenvalues.
         accuracy: Bound to reach, relative to λ₁; the error is usually much smaller.
         audit_every: Solves between audits, of 20 products each.
-        solve_every: Of this many measurements, at least one is a solve with guard vectors. The
+        solve_every: Most measurements from one solve with guard vectors to the next. The
             others hold the last solve's vectors, at a product or two, if λ₁ is separated by more
             than the Hessian was seen to change since; see `trust` of
             `optbench.curvature.top_eigenpairs`. `sharpness/solved` is then 0, and the bound assumes
             that change. At the edge, where eigenvalues crowd, nearly all are solves. 1: all are.
         longest: Longest interval of the adaptive cadence, in steps.
-        engine: `lobpcg`, or `pyhessian` to reproduce numbers from PyHessian: in eval mode, the
-            eigenvalues largest in magnitude, with its stopping rule; the bound is the residual.
-        thin: Measure only every so many times that the probe is due, where the optimizer's edge is
-            on another quantity than λ₁ (Adam, Muon). The edge probe measures that one every time.
+        engine: Eigensolver: `lobpcg`, or `pyhessian` to reproduce numbers from PyHessian: in eval
+            mode, the eigenvalues largest in magnitude, with its stopping rule; the bound is the
+            residual.
+        thin: Times that the probe is due for each one that it measures, where the optimizer's edge
+            is on another quantity than λ₁ (Adam, Muon). The edge probe measures that one every
+            time.
 
     References:
         Cohen et al. (2021), arXiv:2103.00065.
