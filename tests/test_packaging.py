@@ -67,7 +67,7 @@ ONLY_IMPORTER = {
         "optbench.cli.sweep",
         "optbench.launch.multirun",
     },
-    "wandb": {"optbench.record.wandb"},
+    "wandb": {"optbench.record.wandb", "optbench.record.workspace"},
     "torchvision": {"optbench.data.torchvision"},
     "ray": {"optbench.launch.ray"},
     "submitit": {"optbench.launch.slurm"},

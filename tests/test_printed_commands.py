@@ -24,14 +24,14 @@ from optbench.lab import measure_command
 from optbench.leaderboard import __main__ as leaderboard
 from optbench.leaderboard import run_report
 from optbench.protocol import tuner
-from optbench.record import tensorboard, trackio, wandb
+from optbench.record import tensorboard, trackio, wandb, workspace
 from optbench.studies import atlas_multipliers
 from optbench.studies import command as study
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(optbench.__file__).parent
 MODULES = ("tune", "leaderboard", "report", "study", "measure", "check", "new")
-MIRRORS = ("record.wandb", "record.tensorboard", "record.trackio")
+MIRRORS = ("record.wandb", "record.tensorboard", "record.trackio", "record.workspace")
 
 
 def _texts(tree: ast.AST) -> Iterator[str]:
@@ -131,6 +131,7 @@ COMMANDS: list[Command[Any]] = [
     wandb.COMMAND,
     tensorboard.COMMAND,
     trackio.COMMAND,
+    workspace.COMMAND,
     build.COMMAND,
     edge_picture.COMMAND,
     metrics.COMMAND,
