@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-from optbench import startup
+from optbench import __version__, startup
 
 COMMANDS = ("tune", "leaderboard", "study", "report", "measure", "check", "new", "metrics")
 
@@ -15,6 +15,9 @@ def main() -> None:
     if command in COMMANDS:
         del sys.argv[1]
         runpy.run_module(f"optbench.{command}", run_name="__main__", alter_sys=True)
+        return
+    if "--version" in sys.argv[1:]:  # which needs none of the slow imports
+        print(f"optbench {__version__}")
         return
     from optbench.launch.multirun import main as run
 

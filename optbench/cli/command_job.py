@@ -13,7 +13,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from optbench.boundary.command_line import VERSION
 from optbench.cli.batch import Member
 from optbench.cli.batch_processes import run_batch_in_processes
 from optbench.cli.job import run_job
@@ -46,9 +45,6 @@ def main(elsewhere: Elsewhere | None = None, sweep_keys: Sequence[str] = ()) -> 
             sweep are made, and returns what makes them, or None for this process.
         sweep_keys: Lines of the help on these words.
     """
-    if "--version" in sys.argv[1:]:  # Hydra would print its version
-        print(VERSION)
-        return
     wants_tracebacks = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     exit_with(
         lambda: (
