@@ -4,7 +4,9 @@ That nothing written here can stop a run is the work of `optbench.startup`.
 """
 
 import math
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -200,9 +202,18 @@ def next_of_series() -> None:
 
 
 def say(line: str) -> None:
-    """Print a line to standard output; a terminal narrower than it breaks it between words."""
-    console = Console(file=sys.stdout, highlight=False)
-    console.print(line, markup=False, soft_wrap=not console.is_terminal)
+    """Print a line to standard output; in a terminal it breaks between words, and stays indented."""
+    if not sys.stdout.isatty():
+        print(line)
+        return
+    text = line.lstrip()
+    indent = " " * (len(line) - len(text) + 2 * text.startswith("- "))
+    columns = shutil.get_terminal_size().columns
+    # an address or a path stays whole, to be copied
+    wrapped = textwrap.wrap(
+        line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    print("\n".join(wrapped))
 
 
 def show_table(

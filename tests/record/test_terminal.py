@@ -131,5 +131,12 @@ def test_a_sentence_breaks_between_words_in_a_terminal_and_nowhere_in_a_file(
     assert capsys.readouterr().out == f"{sentence}\n"
     monkeypatch.setattr(sys, "stdout", shown := _Terminal())
     say(sentence)
-    lines = [line.strip() for line in shown.getvalue().splitlines()]
+    lines = shown.getvalue().splitlines()
     assert max(map(len, lines)) <= 20 and " ".join(lines) == sentence
+    shown.truncate(0)
+    say(f"- {sentence}")
+    first, *others = shown.getvalue().lstrip("\0").splitlines()
+    assert first.startswith("- Mean") and all(line.startswith("  ") for line in others)
+    shown.truncate(0)
+    say("    results/runs/a-name-that-is-longer-than-it")
+    assert "results/runs/a-name-that-is-longer-than-it" in shown.getvalue()
