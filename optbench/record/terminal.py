@@ -202,7 +202,7 @@ def next_of_series() -> None:
 
 
 def say(line: str) -> None:
-    """Print a line to standard output; in a terminal it breaks between words, and stays indented."""
+    """Print a line; in a terminal it breaks between words, and stays indented."""
     if not sys.stdout.isatty():
         print(line)
         return
