@@ -98,8 +98,9 @@ def help_page(words: Sequence[str], folders: Sequence[Path], sweep_keys: Sequenc
     overrides = [word for word in words if "=" in word]
     own = folders[-1] if folders else None
     config, choices = compose_with_choices(overrides, own)
-    content = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(content, dict)
+    container = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(container, dict)
+    content = {str(key): value for key, value in container.items()}
     places = config_folders(own)
     groups = {group: group_keys(group, content[group], places, choices[group]) for group in GROUPS}
     if names:

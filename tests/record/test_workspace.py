@@ -1,6 +1,7 @@
 """The saved W&B workspace: its panels are of metrics that there are, and it is made without a login."""
 
 import pytest
+import wandb
 
 from optbench import metrics
 from optbench.errors import UserError
@@ -39,7 +40,7 @@ def test_without_the_library_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch
 def test_what_w_and_b_refuses_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     class Refusing:
         def save(self) -> None:
-            raise module.wandb.errors.UsageError("No API key configured.\nUse `wandb login`.")
+            raise wandb.errors.UsageError("No API key configured.\nUse `wandb login`.")
 
     monkeypatch.setattr(module, "workspace", lambda _: Refusing())
     with pytest.raises(
