@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from optbench import startup
+from optbench import __version__, startup
 
 COMMANDS = (
     "tune",
@@ -28,6 +28,9 @@ def main() -> None:
     if command in COMMANDS:
         del sys.argv[1]
         runpy.run_module(f"optbench.{command}", run_name="__main__", alter_sys=True)
+        return
+    if "--version" in sys.argv[1:]:  # which needs none of the slow imports
+        print(f"optbench {__version__}")
         return
     from optbench.launch.multirun import main as run
 

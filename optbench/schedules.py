@@ -7,7 +7,13 @@ from optbench.boundary.kinds import BelowOne
 
 
 def warmup_cosine(optimizer: Optimizer, steps: int, warmup: BelowOne) -> LRScheduler:
-    """Rise linearly over the first `warmup`·`steps` updates, then fall along half a cosine to 0."""
+    """Rise linearly over the first `warmup`·`steps` updates, then fall along half a cosine to 0.
+
+    Args:
+        optimizer: Optimizer whose learning rates are set.
+        steps: Number of updates of the run.
+        warmup: Share of them in which the rate rises, in [0, 1).
+    """
     rising = round(warmup * steps)
     falling = CosineAnnealingLR(optimizer, T_max=max(1, steps - rising))
     if rising == 0:

@@ -49,7 +49,7 @@ def char_lm(
         train_size: Windows to train on; None for all that are left.
         val_share: Share of the windows to choose with.
         test_share: Share of the windows to report on.
-        split_seed: Seed of that division, the same for every run.
+        split_seed: Seed of the division into splits, the same for every run.
         label_noise: Share of the training targets replaced by another character.
     """
     if characters is not None and not (isinstance(characters, int) and characters >= 1):

@@ -46,12 +46,14 @@ def cifar(
         root: The folder that holds, or is to receive, `cifar-10-batches-py/`.
         verify: Check the published checksums, and download where files are missing. False takes the
             files as they are (a re-encoded copy); the record then says so.
-        val_size: How many of the published 50,000.
-        normalise: `standard` by the published statistics of the channels, or `none`.
-        augment: Random crops of the zero-padded image and random mirroring of training batches.
+        val_size: Examples to choose with, of the published 50,000 for training.
+        normalise: Scaling of pixels: `standard`, by the published statistics of the channels, or
+            `none`, pixels in [0, 1].
+        augment: Whether training batches get random crops of the zero-padded image and random
+            mirroring.
         padding: Pixels of zeros around the image. 2 does better over a few epochs, the usual 4 over
             many.
-        handling: The rest of them.
+        handling: Other label options (train_size, label_noise, imbalance, …).
     """
     options = Handling(seed, val_size=val_size, normalise=normalise, **handling)
     options.check_sizes("cifar", 50_000)

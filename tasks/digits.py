@@ -28,9 +28,9 @@ def digits(
 
     Args:
         seed: See `optbench.data.splits.Handling`, as for the others.
-        loss: `mse` (½‖f − y‖²) or `ce`.
-        val_size: How many of the 1,297 that are not for reporting.
-        handling: The rest of them.
+        loss: Loss: `mse` (½‖f − y‖²) or `ce` (mean cross-entropy, natural log).
+        val_size: Examples to choose with, of the 1,297 that are not for reporting.
+        handling: Other label options (train_size, label_noise, imbalance, …).
     """
     table = torch.from_numpy(_read())
     images, labels = table[:, :64].float().reshape(-1, 1, 8, 8) / 16, table[:, 64].long()

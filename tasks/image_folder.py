@@ -48,16 +48,16 @@ def image_folder(
 
     Args:
         seed: See `optbench.data.splits.Handling`, as for the others.
-        folder: DIR.
+        folder: Folder DIR of the images.
         size: Resize every image to size × size pixels (bicubic); None to take them as they are, all
             the same.
         mode: Convert every image to `L` (grey) or `RGB`; None to take them as they are, all the
             same.
         test_share: Share of each class to report on, where there is no folder DIR/test.
         val_share: Share of each class, of those that remain, to choose with.
-        normalise: `standard` by mean and standard deviation of the training images' channels, or
-            `none`.
-        handling: The rest of them, but for `val_size`, which `val_share` says.
+        normalise: Scaling of pixels: `standard`, by mean and standard deviation of the training
+            images' channels, or `none`, pixels in [0, 1].
+        handling: Other label options, but for `val_size`, which `val_share` says.
     """
     where = Path(folder).expanduser()
     apart = (where / "test").is_dir() and (where / "train").is_dir()

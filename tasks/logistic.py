@@ -36,11 +36,12 @@ def logistic(
 
     Args:
         seed: See `optbench.data.splits.Handling`, as for the others.
-        smoothing: Between 0 and ½, neither included.
-        val_size: How many of the 450 that are not for reporting.
-        normalise: `standard` subtracts mean and divides by standard deviation of the training
-            examples, feature by feature; `none` leaves a condition number of about 1e12.
-        handling: The rest of them, but for the loss.
+        smoothing: Smoothing of the labels, between 0 and ½, neither included.
+        val_size: Examples to choose with, of the 450 that are not for reporting.
+        normalise: Scaling of features: `standard` subtracts mean and divides by standard deviation
+            of the training examples, feature by feature; `none` leaves a condition number of about
+            1e12.
+        handling: Other label options, but for the loss.
     """
     table = torch.from_numpy(_read())
     features, labels = table[:, :-1].float(), table[:, -1].long()

@@ -37,7 +37,7 @@ def mnist(seed: int, root: str, verify: bool = True, **handling: Labelled) -> Ta
         root: The folder that holds, or is to receive, `MNIST/raw/`.
         verify: Check the published checksums of the .gz files, and download where one is missing.
             False takes the files as they are, unpacked or not; the record then says so.
-        handling: The rest of them.
+        handling: Other label options (train_size, label_noise, imbalance, …).
     """
     return _read_as_task("MNIST", seed, root, verify, handling)
 
@@ -46,10 +46,11 @@ def fashion_mnist(seed: int, root: str, verify: bool = True, **handling: Labelle
     """Articles of clothing, a harder drop-in for MNIST. Xiao et al. (2017), arXiv:1708.07747.
 
     Args:
-        seed: As for `mnist`.
+        seed: See `optbench.data.splits.Handling`, as for the others.
         root: The folder that holds, or is to receive, `FashionMNIST/raw/`.
-        verify: As for `mnist`.
-        handling: As for `mnist`.
+        verify: Check the published checksums of the .gz files, and download where one is missing;
+            False takes the files as they are, as for `mnist`.
+        handling: Other label options (train_size, label_noise, imbalance, …).
     """
     return _read_as_task("FashionMNIST", seed, root, verify, handling)
 

@@ -29,11 +29,12 @@ def modular_addition(
 
     Args:
         seed: Seed of the run; which pairs are trained on depends on it.
-        p: The modulus.
+        p: Modulus.
         train_share: Share of the pairs that are not for reporting, between 0 and 1.
-        val_size: How many of those are for choosing.
-        encoding: `tokens` gives the three integers a, b, p ("="), shape (N, 3), to `model=gpt`, and
-            reads the answer after the last; `one_hot` gives 2p numbers, to any model.
+        val_size: Pairs to choose with, of those that are not for reporting.
+        encoding: Form of the inputs: `tokens` gives the three integers a, b, p ("="), shape (N, 3),
+            to `model=gpt`, and reads the answer after the last; `one_hot` gives 2p numbers, to any
+            model.
         handling: See `optbench.data.splits.Handling`; the loss is the cross-entropy.
 
     References:

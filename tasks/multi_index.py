@@ -47,11 +47,11 @@ def multi_index(
 
     Args:
         seed: Seed of the run; teacher and examples depend on it.
-        dimension: d.
-        directions: k, at most d; 1 is the single-index model.
-        link: g: linear, relu, sign, absolute, he2, he3 or he4, each shifted and scaled to mean 0,
-            mean square 1.
-        combine: `sum` or `staircase`.
+        dimension: Number d of inputs.
+        directions: Number k of hidden directions, at most d; 1 is the single-index model.
+        link: Function g of one direction: linear, relu, sign, absolute, he2, he3 or he4, each
+            shifted and scaled to mean 0, mean square 1.
+        combine: How directions are combined: `sum` or `staircase`.
         train_size: Training examples.
         val_size: Examples to choose with.
         test_size: Examples to report on.

@@ -28,7 +28,7 @@ def sparse_parity(
     Args:
         seed: Seed of the run; the label noise depends on it.
         bits: Number of bits.
-        hidden: How many of them count.
+        hidden: Number of bits that count.
         train_size: Training examples.
         val_size: Examples to choose with.
         test_size: Examples to report on.

@@ -36,9 +36,10 @@ def zipf_bigram(
 
     Args:
         seed: Seed of the run; σ and the examples depend on it.
-        tokens: C.
-        imbalance: π_1/π_C, at least 1.
-        noise: ε. For 0 the classes can be told apart, and their losses fall to 0.
+        tokens: Number C of tokens.
+        imbalance: Share of the most frequent token over that of the rarest, π_1/π_C, at least 1.
+        noise: Share ε of next tokens that do not depend on the current one. For 0 the classes can
+            be told apart, and their losses fall to 0.
         train_size: Training examples, at least C.
         val_size: Examples to choose with.
         test_size: Examples to report on.

@@ -8,6 +8,7 @@ import sys
 import tomllib
 import zipfile
 from collections import Counter
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -69,7 +70,7 @@ ONLY_IMPORTER = {
         "optbench.cli.sweep",
         "optbench.launch.multirun",
     },
-    "wandb": {"optbench.record.wandb"},
+    "wandb": {"optbench.record.wandb", "optbench.record.workspace"},
     "torchvision": {"optbench.data.torchvision"},
     "ray": {"optbench.launch.ray"},
     "submitit": {"optbench.launch.slurm"},
@@ -115,14 +116,15 @@ def _modules() -> dict[str, Path]:
     return named
 
 
-def _imports(file: Path) -> set[str]:
+@cache
+def _imports(file: Path) -> frozenset[str]:
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
 def _level(module: str) -> int:

@@ -24,7 +24,7 @@ from optbench.lab import landscape_command, lr_range_command, measure_command
 from optbench.leaderboard import __main__ as leaderboard
 from optbench.leaderboard import run_report
 from optbench.protocol import tuner
-from optbench.record import tensorboard, trackio, wandb
+from optbench.record import tensorboard, trackio, wandb, workspace
 from optbench.studies import atlas_multipliers
 from optbench.studies import command as study
 
@@ -41,7 +41,7 @@ MODULES = (
     "check",
     "new",
 )
-MIRRORS = ("record.wandb", "record.tensorboard", "record.trackio")
+MIRRORS = ("record.wandb", "record.tensorboard", "record.trackio", "record.workspace")
 
 
 def _texts(tree: ast.AST) -> Iterator[str]:
@@ -143,6 +143,7 @@ COMMANDS: list[Command[Any]] = [
     wandb.COMMAND,
     tensorboard.COMMAND,
     trackio.COMMAND,
+    workspace.COMMAND,
     build.COMMAND,
     edge_picture.COMMAND,
     metrics.COMMAND,

@@ -153,3 +153,24 @@ def test_the_script_takes_the_name_of_a_command(command: str) -> None:
     arguments = [sys.executable, "-m", "optbench", command, "--help"]
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=True)
     assert f"python -m optbench.{command}" in done.stdout
+
+
+def test_the_main_jobs_imports_leave_torchs_compiler_out(tmp_path: Path) -> None:
+    """It takes half as long as all of torch; `--help` and a wrong setting need no optimizer."""
+    code = (
+        "import sys, optbench.launch.multirun\n"
+        "assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules"
+    )
+    err = _python(tmp_path, code).communicate(timeout=120)[1]
+    assert err == b""
+
+
+def test_the_version_is_said_without_torch(tmp_path: Path) -> None:
+    code = (
+        "import runpy, sys\n"
+        "sys.argv[1:] = ['--version']\n"
+        "runpy.run_module('optbench', run_name='__main__')\n"
+        "assert 'torch' not in sys.modules"
+    )
+    out, err = _python(tmp_path, code).communicate(timeout=120)
+    assert out.startswith(b"optbench ") and err == b""

@@ -32,7 +32,7 @@ from optbench.boundary.signature import adapter, shown, unknown
 from optbench.errors import Explain, UserError, exit_with, nearest, one_line, printable
 
 VERSION = f"optbench {__version__}"
-WIDTH = 100  # of the help
+WIDTH = 80  # of the help
 HELP = ("--help", "-h")
 
 FilePath = Annotated[Path, pydantic.Field(description="a path")]
@@ -296,7 +296,8 @@ class Command(Generic[S]):
         """Return the page that `--help` prints."""
         keys = self._keys()
         width = min(30, max((len(key.word) for key in keys), default=0) + 2)
-        lines = [f"usage: {self._usage(keys)}", "", textwrap.dedent(_doc(self.settings)), ""]
+        usage = textwrap.wrap(f"usage: {self._usage(keys)}", WIDTH, subsequent_indent="  ")
+        lines = [*usage, "", _rewrapped(textwrap.dedent(_doc(self.settings))), ""]
         bare = [key for key in keys if key.about.positional]
         named = [key for key in keys if not key.about.positional]
         for title, group in (("names:", bare), ("keys:", named)):
@@ -313,6 +314,10 @@ class Command(Generic[S]):
             "exit code: 0 done; 1 something failed; 2 the command must be mended; 130 Ctrl-C.",
         ]
         return "\n".join(lines)
+
+    def key_lines(self, width: int) -> list[str]:
+        """The lines of the help on its keys, for a page that has them among others."""
+        return [line for key in self._keys() for line in _entry(key, width)]
 
     def _usage(self, keys: Sequence[_Key]) -> str:
         bare = [key.word + " ..." * key.many for key in keys if key.about.positional]
@@ -341,13 +346,45 @@ def _doc(settings: type) -> str:
     return f"{first}\n{textwrap.dedent(rest)}".rstrip()
 
 
+def _rewrapped(text: str) -> str:
+    """Prose in lines of the help's width; what is indented or a list stays as it is."""
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(
+        paragraph
+        if any(line.startswith((" ", "- ")) for line in paragraph.splitlines())
+        else "\n".join(wrapped(" ".join(paragraph.split())))
+        for paragraph in paragraphs
+    )
+
+
 def _entry(key: _Key, width: int) -> list[str]:
     """The lines of the help on one key: its word, what it means, what its value must be."""
     several = key.about.positional and key.many
     obvious = several or key.about.below or key.wanted in ("text", "a path")
     wanted = "" if obvious else f" ({key.wanted})"
-    said = textwrap.wrap(key.about.about + wanted, WIDTH - width - 2)
-    first = f"  {key.word:{width}}{said[0]}"
-    if len(key.word) > width - 2:
-        first = f"  {key.word}\n{'':{width + 2}}{said[0]}"
+    return described(key.word, sentence(key.about.about) + wanted, width)
+
+
+def sentence(text: str) -> str:
+    """A description as a help has it: a capital, and no full stop."""
+    return text[:1].upper() + text[1:].removesuffix(".")
+
+
+def wrapped(text: str, width: int = WIDTH) -> list[str]:
+    """Lines of at most this width; what has no space in it, such as an address, stays whole."""
+    return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
+
+
+def described(word: str, text: str, width: int) -> list[str]:
+    """The lines of a help on one word: the word, and what it means in a column of its own.
+
+    Args:
+        word: What is described.
+        text: What it means.
+        width: Width of the words' column; a longer word has a line of its own.
+    """
+    said = wrapped(text, WIDTH - width - 2) or [""]
+    first = f"  {word:{width}}{said[0]}".rstrip()
+    if len(word) > width - 2:
+        first = f"  {word}" + f"\n{'':{width + 2}}{said[0]}" * bool(said[0])
     return [first, *(f"{'':{width + 2}}{line}" for line in said[1:])]

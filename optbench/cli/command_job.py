@@ -4,7 +4,7 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,10 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from optbench.boundary.command_line import VERSION
 from optbench.cli.batch import Member
 from optbench.cli.batch_processes import run_batch_in_processes
-from optbench.cli.help import key_page
 from optbench.cli.job import run_job
 from optbench.cli.sweep import QUEUED, Elsewhere, Report, RunError, telling_failures
 from optbench.configuration.compose import (
@@ -24,6 +22,7 @@ from optbench.configuration.compose import (
     find_plugins,
     options_first,
     with_paths,
+    without_options,
 )
 from optbench.configuration.explain import explain
 from optbench.configuration.finished import PresentData
@@ -33,8 +32,14 @@ from optbench.errors import UserError, exit_with, printable, who_ended
 from optbench.paths import conf_folder
 from optbench.startup import secure_terminal
 
+HELP = {"--help", "-h"}
 
-def main(elsewhere: Elsewhere | None = None, report: Report | None = None) -> None:
+
+def main(
+    elsewhere: Elsewhere | None = None,
+    report: Report | None = None,
+    sweep_keys: Sequence[str] = (),
+) -> None:
     """Run what the command line says.
 
     Exit code 0 is finished (a divergence too), 1 and 2 an error, 130 Ctrl-C.
@@ -43,17 +48,30 @@ def main(elsewhere: Elsewhere | None = None, report: Report | None = None) -> No
         elsewhere: Takes from the words of the command line those that say where the runs of a
             sweep are made, and returns what makes them, or None for this process.
         report: Writes about the runs of a sweep, once all have ended; None for nothing.
+        sweep_keys: Lines of the help on these words.
     """
-    if "--version" in sys.argv[1:]:  # Hydra would print its version
-        print(VERSION)
-        return
     wants_tracebacks = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     exit_with(
-        lambda: _main(wants_tracebacks, elsewhere, report),
+        lambda: (
+            _help(sweep_keys)
+            if HELP & set(sys.argv[1:])
+            else _main(wants_tracebacks, elsewhere, report)
+        ),
         explain=lambda error, _: explain(error),
         heed_signals=False,  # they are the training loop's, which saves a checkpoint first
         tracebacks=wants_tracebacks,
     )
+
+
+def _help(sweep_keys: Sequence[str]) -> int:
+    from optbench.cli.help import help_page  # a run needs none of it
+
+    _find_own_files()
+    for problem in find_plugins():
+        print(f"optbench: {problem}", file=sys.stderr)
+    folders = config_dirs(sys.argv[1:])
+    print(help_page(without_options(sys.argv[1:]), folders, sweep_keys))
+    return 0
 
 
 def _main(wants_tracebacks: bool, elsewhere: Elsewhere | None, report: Report | None) -> int:
@@ -65,8 +83,6 @@ def _main(wants_tracebacks: bool, elsewhere: Elsewhere | None, report: Report | 
     os.environ["HYDRA_FULL_ERROR"] = "1"
     config_dirs(sys.argv[1:])
     sys.argv[1:] = options_first(with_paths(sys.argv[1:]))
-    if {"--help", "-h"} & set(sys.argv[1:]):  # Hydra prints the rest, and ends the process
-        print(f"{key_page()}\n", flush=True)
     job = Job(wants_tracebacks, _process())
     try:
         with telling_failures(_process(), engine) as sweep:

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -77,12 +77,18 @@ def config_dirs(arguments: Sequence[str]) -> list[Path]:
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config-dir", "-cd", action="append", default=[], type=Path)
-    folders = list[Path]()
-    with suppress(argparse.ArgumentError):  # Hydra says what is missing
-        folders = parser.parse_known_args(arguments)[0].config_dir
+    try:
+        folders: list[Path] = parser.parse_known_args(arguments)[0].config_dir
+    except argparse.ArgumentError:  # Hydra says what is missing
+        return []
     for folder in folders:
         _check_folder(folder)
     return folders
+
+
+def config_folders(own: Path | None = None) -> list[Path]:
+    """The folders of YAMLs: optbench's, those of installed packages, and the user's own."""
+    return [conf_folder(), *_PlugIns.folders, *([own] if own is not None else [])]
 
 
 def _check_folder(config_dir: Path) -> None:
@@ -117,6 +123,17 @@ def options_first(arguments: Iterable[str]) -> list[str]:
         (options if is_option else overrides).append(word)
         before = word
     return options + overrides
+
+
+def without_options(arguments: Iterable[str]) -> list[str]:
+    """Leave out options, and what follows one as its value."""
+    ordered = options_first(arguments)
+    before = ["", *ordered]
+    return [
+        word
+        for word, last in zip(ordered, before, strict=False)
+        if not word.startswith("-") and last not in VALUED
+    ]
 
 
 def with_paths(arguments: Iterable[str]) -> list[str]:

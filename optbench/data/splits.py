@@ -22,18 +22,19 @@ class Handling:
     """What can be said of any labelled data, under `task.`; each task's YAML has its defaults.
 
     Attributes:
-        seed: Of the run; only the label noise depends on it.
-        loss: `ce` (mean cross-entropy, natural log) or `mse` (½‖f − y‖² on one-hot targets).
+        seed: Seed of the run; only the label noise depends on it.
+        loss: Loss: `ce` (mean cross-entropy, natural log) or `mse` (½‖f − y‖² on one-hot targets).
         train_size: Training examples; None for as many as validation and imbalance leave.
         val_size: Examples to choose with, class-balanced, taken from those meant for training; 0
             for none.
-        split_seed: Seed of that division, the same for every run.
+        split_seed: Seed of the division into training and validation, the same for every run.
         label_noise: Share of training labels replaced by a wrong one.
         imbalance: Training examples of the most frequent class over those of the rarest. In between
             they fall off geometrically with the number of the class, as in Cui et al. (2019),
             arXiv:1901.05555.
-        normalise: `standard` subtracts the mean and divides by the standard deviation of each
-            channel (or feature); `none` leaves bytes in [0, 1] and numbers as they are.
+        normalise: Scaling of inputs: `standard` subtracts the mean and divides by the standard
+            deviation of each channel (or feature); `none` leaves bytes in [0, 1] and numbers as
+            they are.
     """
 
     seed: Whole

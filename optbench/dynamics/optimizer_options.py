@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from enum import Enum
+from functools import cache
 from numbers import Number
 from typing import Any
 
@@ -26,11 +27,14 @@ HARMLESS = frozenset(
 )
 """Arguments that choose how the same update is computed, rounded or reported, never which one."""
 
-TORCHS = frozenset(vars(SGD([torch.zeros(1)]))) | {"_opt_called"}
-"""Attributes that torch.optim.Optimizer itself keeps, and the mark of torch's schedules."""
-
 AROUND = frozenset({"zero_grad", "state_dict", "load_state_dict", "add_param_group"})
 """Methods that may be replaced without changing the update."""
+
+
+@cache  # not at import: torch's first optimizer loads its compiler, 1.5 s
+def torch_attributes() -> frozenset[str]:
+    """Attributes that torch.optim.Optimizer itself keeps, and the mark of torch's schedules."""
+    return frozenset(vars(SGD([torch.zeros(1)]))) | {"_opt_called"}
 
 
 def arguments(cls: type) -> dict[str, inspect.Parameter]:

@@ -8,7 +8,13 @@ from typing import Any
 from torch.optim import Optimizer
 
 from optbench.dynamics.black_box.twin import settings
-from optbench.dynamics.optimizer_options import HARMLESS, TORCHS, arguments, constructors, told
+from optbench.dynamics.optimizer_options import (
+    HARMLESS,
+    arguments,
+    constructors,
+    told,
+    torch_attributes,
+)
 
 SCHEDULED = frozenset(
     {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr", "param_names"}
@@ -58,7 +64,15 @@ def _beyond_the_signature(optimizer: Optimizer, understood: Collection[str]) -> 
     ]
     if all(name in understood for name in open_ends):
         return ""
-    known = {*arguments(cls), *understood, *HARMLESS, *SCHEDULED, *TORCHS, "params", "step"}
+    known = {
+        *arguments(cls),
+        *understood,
+        *HARMLESS,
+        *SCHEDULED,
+        *torch_attributes(),
+        "params",
+        "step",
+    }
     for group in optimizer.param_groups:
         held = {k: v for k, v in {**vars(optimizer), **group}.items() if k not in known and _on(v)}
         if not held:

@@ -17,7 +17,7 @@ from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import differentiable, kept_rng, seed_globals
 from optbench.curvature.loss_state import kept_state
 from optbench.dynamics.optimizer_copy import copied, tensors
-from optbench.dynamics.optimizer_options import TORCHS
+from optbench.dynamics.optimizer_options import torch_attributes
 from optbench.optimizers.looking import look
 from optbench.optimizers.nested import nested
 
@@ -230,7 +230,7 @@ class TrainingMap:
             for group in part.param_groups:
                 found += _slots({k: v for k, v in group.items() if k != "params"}, group, seen)
             found += [s for state in part.state.values() for s in _slots(state, state, seen)]
-            rest = {k: v for k, v in vars(part).items() if k not in TORCHS}
+            rest = {k: v for k, v in vars(part).items() if k not in torch_attributes()}
             found += _slots(rest, vars(part), seen)
         return [s for s in found if s.name == "weight" or not _aliases(s, storages)]
 

@@ -18,6 +18,9 @@ from optbench.watching import Data, Watch, watch
 class WatchCallback(Callback):
     """Send sharpness, distance to the edge and generalization gap to the trainer's own loggers.
 
+    The last values are in `trainer.callback_metrics` too, for callbacks that watch a metric, such
+    as `EarlyStopping("sharpness/lambda_max")`; with several processes, in the first one's alone.
+
     All data go through the transfer hooks of the module or data module, such as
     `on_after_batch_transfer`: `test` as in validation, the rest as in training. What the hooks draw
     at random is drawn once.
@@ -70,8 +73,11 @@ class WatchCallback(Callback):
             return
         self._updates = trainer.global_step
         found = {key: value for key, value in self._watch().items() if not isinstance(value, list)}
-        for logger in trainer.loggers if found else []:
+        if not found:
+            return
+        for logger in trainer.loggers:
             logger.log_metrics(found, step=trainer.global_step)
+        pl_module.log_dict(found, on_step=True, logger=False, rank_zero_only=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Go into the trainer's checkpoints."""

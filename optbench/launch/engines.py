@@ -35,7 +35,8 @@ RunSeconds = Annotated[
 EngineSettings = Annotated[
     tuple[str, ...],
     Key(
-        "setting of the engine, such as launcher.cores=2 launcher.memory_gb=8; its YAML lists them",
+        "setting of the engine, such as launcher.cores=2 launcher.memory_gb=8; "
+        "`python -m optbench --help launcher` lists them",
         name=KIND,
         below=True,
     ),

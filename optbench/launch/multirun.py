@@ -52,7 +52,7 @@ def main(report: Report | None = None) -> None:
     Args:
         report: Writes about the runs of a sweep, once all have ended.
     """
-    command_job.main(take_engine, report)
+    command_job.main(take_engine, report, COMMAND.key_lines(28))
 
 
 def take_engine(argv: list[str]) -> "SweepOnEngine | None":

@@ -83,11 +83,11 @@ class SlurmLauncher:
             a job has one GPU and makes as many runs at once as fit.
         memory_gb: Memory that a run needs.
         minutes: Time limit of a job.
-        runs_per_job: Most runs of a job.
-        partition: As sbatch has it, as the next three.
-        account: See there.
-        qos: See there.
-        constraint: See there.
+        runs_per_job: Most runs of a job, made one after the other.
+        partition: Partition of the jobs, as sbatch has it.
+        account: Account that is charged, as sbatch has it.
+        qos: Quality of service, as sbatch has it.
+        constraint: Features that a node must have, as sbatch has it.
         setup: Lines of shell before a job.
         shared: Whether the nodes see the results folder; None: each looks.
     """

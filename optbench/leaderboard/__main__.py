@@ -40,7 +40,7 @@ from optbench.leaderboard.verify import unverified, verify
 from optbench.leaderboard.words import words
 from optbench.leaderboard.write_together import write_together
 from optbench.protocol.suite import FINAL, Suite, known_suites, read_suite
-from optbench.record.terminal import show_table
+from optbench.record.terminal import say, show_table
 
 UNVERIFIED, ALL, NONE = "unverified", "all", "none"
 MOST_PRINTED = 10  # problems, and runs left out, that a comparison prints
@@ -308,11 +308,12 @@ def _print(board: Board) -> None:
         table.add_column(column, justify="left" if column == "optimizer" else "right")
     for line in tables.standings(board):
         table.add_row(*[escape(printable(cell)) for cell in line])
-    show_table(table, f"{board.suite.name}, version {board.suite.version}", width=110)
+    title = f"{board.suite.name}, version {board.suite.version}"
+    show_table(table, title, width=110, all_in="the page")
     for sentence in board.words:
-        print(printable(f"- {sentence}"))
+        say(printable(f"- {sentence}"))
     for name, why in board.admitted.refused.items():
-        print(printable(f"not ranked: {name}: {'; '.join(why)}"))
+        say(printable(f"not ranked: {name}: {'; '.join(why)}"))
 
 
 def _enter(suite: Suite, runs: list[Run], ranked: list[str], settings: Settings) -> int:

@@ -20,6 +20,13 @@ def cnn(
     """Per channel entry: 3×3 convolution, normalisation, 2×2 max-pool, activation; then linear.
 
     Pooling before a monotone activation gives what the usual order gives, at a quarter of its cost.
+
+    Args:
+        input_shape: Shape of one example.
+        output_width: Number of outputs.
+        channels: Feature maps of each convolution; each pooling halves the image.
+        activation: Activation after each pooling.
+        norm: Normalisation after each convolution: `batch`, `group` or `none`.
     """
     depth, height, width = image_shape(input_shape, "cnn")
     halvings = len(channels)

@@ -21,15 +21,15 @@ def deep_linear(
     """f(x) = W_depth … W_1 x with `depth` − 1 hidden layers, no biases and no activation.
 
     Args:
-        input_shape: Of one example; flattened.
+        input_shape: Shape of one example; it is flattened.
         output_width: Rows of the last matrix.
-        width: Of every hidden layer; at least the smaller of inputs and outputs, or the map cannot
-            be learnt.
+        width: Width of every hidden layer; at least the smaller of inputs and outputs, or the map
+            cannot be learnt.
         depth: Number of matrices; 1 is the linear model.
-        init: `orthogonal`, every singular value of every matrix equal to `scale`, hence balanced
-            where the matrices are square; or `gaussian`, entries of standard deviation
-            scale/√fan_in.
-        scale: Small for saddle-to-saddle dynamics, 1 for none of them.
+        init: Distribution of the initial weights: `orthogonal`, every singular value of every
+            matrix equal to `scale`, hence balanced where the matrices are square; or `gaussian`,
+            entries of standard deviation scale/√fan_in.
+        scale: Size of the initial weights; small for saddle-to-saddle dynamics, 1 for none of them.
 
     References:
         Saxe et al. (2014), arXiv:1312.6120.

@@ -44,6 +44,16 @@ def gpt(
     drawn with standard deviation width^-½, the linear layers as torch draws them. Radford et al.
     (2019), the GPT-2 report, without its dropout and its tied embedding.
 
+    Args:
+        input_shape: Shape of one example.
+        output_width: Number of outputs.
+        width: Width of a token; `heads` divides it.
+        depth: Number of blocks.
+        heads: Attention heads of each block.
+        expansion: Width of a block's hidden layer, in units of `width`.
+        activation: Activation of a block's hidden layer.
+        norm: Normalisation before each part of a block: `layer` or `none`.
+
     Raises:
         UserError: If the input is no sequence, or the heads do not divide the width.
     """

@@ -46,19 +46,20 @@ def mlp(
     U(−1/√fan_in, 1/√fan_in).
 
     Args:
-        input_shape: Of one example.
-        output_width: Of the last layer.
-        widths: Of the hidden layers.
-        activation: After each hidden layer.
+        input_shape: Shape of one example.
+        output_width: Number of outputs.
+        widths: Widths of the hidden layers.
+        activation: Activation after each hidden layer.
         bias: Whether the linear layers have biases.
-        norm: `layer`, `batch` or `none`, after each hidden linear layer, before the activation.
-        residual: Add its input to the output of each hidden layer that is as wide as the one
-            before.
-        scaling: `mup_sgd` or `mup_adam` is the maximal update parametrization for SGD-like (heavy
-            ball, SAM, …) or entrywise normalising (Adam, sign, …) optimizers: a learning rate that
-            is best at one width is so at others. See `_mup`. At `base_width` it is the standard
-            scaling.
-        base_width: The width at which learning rates mean what they say.
+        norm: Normalisation after each hidden linear layer, before the activation: `layer`, `batch`
+            or `none`.
+        residual: Whether to add its input to the output of each hidden layer that is as wide as the
+            one before.
+        scaling: Parametrization: `standard`, `mup_sgd` or `mup_adam`. The last two are the maximal
+            update parametrization for SGD-like (heavy ball, SAM, …) and for entrywise normalising
+            (Adam, sign, …) optimizers: a learning rate that is best at one width is so at others.
+            See `_mup`. At `base_width` they are the standard scaling.
+        base_width: Width at which learning rates mean what they say.
 
     References:
         Yang et al. (2022), arXiv:2203.03466, table 3.

@@ -42,6 +42,13 @@ def resnet(
     fan_out. With `norm=none` the second convolution of each block starts at zero, without which it
     would diverge.
 
+    Args:
+        input_shape: Shape of one example.
+        output_width: Number of outputs.
+        depth: Number of layers with weights, 6n + 2: 20, 32, 44, 56, 110.
+        width: Feature maps of the first stage; the next two have two and four times as many.
+        norm: Normalisation after each convolution: `batch`, `group` or `none`.
+
     Raises:
         UserError: If depth is not 6n + 2, or the input is no image.
     """

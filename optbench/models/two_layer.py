@@ -36,13 +36,13 @@ def two_layer(
     Weights and biases as torch draws them: U(−1/√fan_in, 1/√fan_in).
 
     Args:
-        input_shape: Of one example; flattened.
+        input_shape: Shape of one example; it is flattened.
         output_width: Rows of W₂.
         width: Number of hidden units.
-        bias: Whether there is b₁.
-        norm: `simple`, the hidden layer over its norm (no mean is taken off, nothing is learnt
-            about it), or `none`.
-        eps: ε.
+        bias: Whether the hidden layer has a bias b₁.
+        norm: Normalisation of the hidden layer: `simple` divides it by its norm (no mean is taken
+            off, nothing is learnt about it); or `none`.
+        eps: Smallest norm ε that the hidden layer is divided by.
 
     References:
         Wen, Li & Ma (2023), arXiv:2307.11007: with b₁ or without, and with this simplified layer

@@ -46,6 +46,15 @@ def vit(
 
     Dosovitskiy et al. (2021), arXiv:2010.11929, with mean pooling in place of the class token.
 
+    Args:
+        input_shape: Shape of one example.
+        output_width: Number of outputs.
+        patch: Side of a patch in pixels; it divides the image.
+        width: Width of a token; `heads` divides it.
+        depth: Number of blocks.
+        heads: Attention heads of each block.
+        expansion: Width of a block's hidden layer, in units of `width`.
+
     Raises:
         UserError: If the patch does not divide the image, or the heads the width.
     """

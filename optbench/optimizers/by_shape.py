@@ -21,8 +21,8 @@ class ByShape(Optimizer):
 
     Args:
         params: Parameters of one model, or groups of them; a group's settings go to both parts.
-        matrices: Makes the optimizer of the matrices; None of them is allowed.
-        rest: Makes the optimizer of the rest; none of them is allowed too.
+        matrices: Makes the optimizer of the matrices, of which there may be none.
+        rest: Makes the optimizer of the rest, of which there may be none.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], matrices: Factory, rest: Factory) -> None:
@@ -121,7 +121,12 @@ def _as_matrix(p: nn.Parameter) -> nn.Parameter:
 
 
 def marked(params: Iterable[Any], optimizer: Callable[[list[Group]], Optimizer]) -> Optimizer:
-    """Make one of pytorch_optimizer's variants of Muon, whose groups say `use_muon`."""
+    """Make one of pytorch_optimizer's variants of Muon, whose groups say `use_muon`.
+
+    Args:
+        params: Matrices, or groups of them.
+        optimizer: Makes the variant of Muon.
+    """
     given = list(params)
     groups = given if given and isinstance(given[0], dict) else [{"params": given}]
     return optimizer([group | {"use_muon": True} for group in groups])

@@ -17,8 +17,8 @@ class GrokFast(Wrapper):
     Args:
         params: Parameters of one model.
         base: Makes the optimizer that takes the step.
-        alpha: α, in [0, 1).
-        lamb: λ, not negative.
+        alpha: Decay α of the mean gradient m, in [0, 1).
+        lamb: Weight λ of m, not negative.
 
     References:
         Lee et al. (2024), arXiv:2405.20233, algorithm 2.

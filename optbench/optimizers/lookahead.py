@@ -22,7 +22,7 @@ class Lookahead(Wrapper):
         params: Parameters of one model.
         base: Makes the optimizer of the fast weights.
         k: Steps of the base between two of the slow weights.
-        alpha: α, in (0, 1].
+        alpha: Share α of the way that the slow weights go, in (0, 1].
 
     References:
         Zhang et al. (2019), arXiv:1907.08610, algorithm 1.

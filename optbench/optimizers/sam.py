@@ -49,7 +49,7 @@ class ASAM(SAM):
         params: Parameters of one model.
         base: Makes the optimizer that takes the step.
         rho: Radius ρ, not negative.
-        xi: ξ, keeps a weight of 0 from standing still in the ascent.
+        xi: Offset ξ, which keeps a weight of 0 from standing still in the ascent.
 
     References:
         Kwon et al. (2021), arXiv:2102.11600, equation (6) with element-wise normalization, biases

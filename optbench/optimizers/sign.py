@@ -17,9 +17,9 @@ class Signum(Optimizer):
 
     Args:
         params: Parameters.
-        lr: η.
-        momentum: β, in [0, 1).
-        weight_decay: λ, decoupled.
+        lr: Learning rate η, the size of a step.
+        momentum: Decay β of the mean gradient m, in [0, 1).
+        weight_decay: Weight decay λ, decoupled.
 
     References:
         Bernstein et al. (2018), arXiv:1802.04434.
@@ -58,9 +58,9 @@ class Lion(Optimizer):
 
     Args:
         params: Parameters.
-        lr: η.
-        betas: (β₁, β₂), in [0, 1).
-        weight_decay: λ, decoupled.
+        lr: Learning rate η, the size of a step.
+        betas: Share β₁ of m in a step, and decay β₂ of m; both in [0, 1).
+        weight_decay: Weight decay λ, decoupled.
 
     References:
         Chen et al. (2023), arXiv:2302.06675.

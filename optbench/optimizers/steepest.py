@@ -23,8 +23,8 @@ class SteepestDescent(Optimizer):
 
     Args:
         params: Parameters, one group.
-        lr: η.
-        norm: `linf` or `spectral`.
+        lr: Learning rate η.
+        norm: Norm in which the descent is steepest: `linf` or `spectral`.
         normalised: Whether steps have one size whatever the gradient's.
 
     References:

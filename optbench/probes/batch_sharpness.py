@@ -38,7 +38,8 @@ class BatchSharpness:
     with H.
 
     Args:
-        every: Cadence.
+        every: Cadence: steps between measurements, `epoch`, `log`, `never`, or the name of a probe
+            whose cadence is taken.
         size: Examples per batch, by default the run's.
         batches: Largest number of batches, at least 2.
         until: Relative half width of batch sharpness's interval at which to stop drawing.

@@ -67,13 +67,14 @@ class Edge:
     `edge/distance` alone is absent where the threshold is not positive.
 
     Args:
-        every: Cadence.
+        every: Cadence: steps between measurements, `epoch`, `log`, `never`, or the name of a probe
+            whose cadence is taken.
         examples: Number of training examples of H, always the first ones; None for all.
         k: Number of eigenvalues of the preconditioned Hessian.
         accuracy: Bound to reach for the eigenvalues, relative to the largest.
         audit_every: Solves between audits, of 20 products each.
-        solve_every: See `Sharpness`, here for the preconditioned Hessian; `edge/solved` is 0
-            between solves.
+        solve_every: Most measurements from one solve to the next, as for `Sharpness`, here of the
+            preconditioned Hessian; `edge/solved` is 0 between solves.
         norm_hvps: Products per measurement of norm sharpness, at most 60.
 
     References:

@@ -41,7 +41,8 @@ class Generalization:
     over examples. Cost: a forward pass over these examples.
 
     Args:
-        every: Cadence.
+        every: Cadence: steps between measurements, `epoch`, `log`, `never`, or the name of a probe
+            whose cadence is taken.
         train_examples: Number of training examples, always the first ones; None for all.
         chunk: Examples per forward pass, which bounds memory. Where examples of a batch affect each
             other, all are taken at once.

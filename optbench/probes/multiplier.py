@@ -60,7 +60,8 @@ class Multiplier:
     gradients for SAM); memory: that copy, and a vector of the size of weights and state a product.
 
     Args:
-        every: Cadence.
+        every: Cadence: steps between measurements, `epoch`, `log`, `never`, or the name of a probe
+            whose cadence is taken.
         examples: Number of training examples of the loss, always the first ones; None for all.
         accuracy: Residual at which the search stops, relative to |μ|.
         max_products: Most products of a search.

@@ -25,7 +25,8 @@ class Noise:
     statistics do. Cost: one full gradient, and one gradient per batch.
 
     Args:
-        every: Cadence.
+        every: Cadence: steps between measurements, `epoch`, `log`, `never`, or the name of a probe
+            whose cadence is taken.
         size: Examples per batch, b, below N.
         batches: Number of batches, at least 2.
 

@@ -18,7 +18,8 @@ class Sharpening:
     to 10 gradients, and as much memory.
 
     Args:
-        every: Cadence.
+        every: Cadence: steps between measurements, `epoch`, `log`, `never`, or the name of a probe
+            whose cadence is taken.
         examples: Number of training examples; must be the sharpness probe's.
 
     References:

@@ -31,8 +31,9 @@ class Sharpness:
     of L.
 
     Args:
-        every: Cadence; `adaptive` measures more often while curvature changes, at `share` of what
-            training costs: see `optbench.probes.pace.Pace`. It follows λ₁, or the quantity of the
+        every: Cadence: steps between measurements, `epoch`, `log`, `never`, the name of a probe, or
+            `adaptive`, more often while curvature changes, at `share` of what training costs: see
+            `optbench.probes.pace.Pace`. It follows λ₁, or the quantity of the
             optimizer's edge where the edge probe measures another at the same steps.
         share: Of the adaptive cadence: updates' worth of products for each update, at most; those
             of the edge probe count too. The other probes come on top.
@@ -40,16 +41,18 @@ class Sharpness:
         k: Number of eigenvalues.
         accuracy: Bound to reach, relative to λ₁; the error is usually much smaller.
         audit_every: Solves between audits, of 20 products each.
-        solve_every: Of this many measurements, at least one is a solve with guard vectors. The
+        solve_every: Most measurements from one solve with guard vectors to the next. The
             others hold the last solve's vectors, at a product or two, if λ₁ is separated by more
             than the Hessian was seen to change since; see `trust` of
             `optbench.curvature.top_eigenpairs`. `sharpness/solved` is then 0, and the bound assumes
             that change. At the edge, where eigenvalues crowd, nearly all are solves. 1: all are.
         longest: Longest interval of the adaptive cadence, in steps, where the share allows it.
-        engine: `lobpcg`, or `pyhessian` to reproduce numbers from PyHessian: in eval mode, the
-            eigenvalues largest in magnitude, with its stopping rule; the bound is the residual.
-        thin: Measure only every so many times that the probe is due, where the optimizer's edge is
-            on another quantity than λ₁ (Adam, Muon). The edge probe measures that one every time.
+        engine: Eigensolver: `lobpcg`, or `pyhessian` to reproduce numbers from PyHessian: in eval
+            mode, the eigenvalues largest in magnitude, with its stopping rule; the bound is the
+            residual.
+        thin: Times that the probe is due for each one that it measures, where the optimizer's edge
+            is on another quantity than λ₁ (Adam, Muon). The edge probe measures that one every
+            time.
 
     References:
         Cohen et al. (2021), arXiv:2103.00065.

@@ -40,7 +40,8 @@ class Spectrum:
     Hessian-vector products.
 
     Args:
-        every: Cadence.
+        every: Cadence: steps between measurements, `epoch`, `log`, `never`, or the name of a probe
+            whose cadence is taken.
         examples: Number of training examples of L, always the first ones; None for all.
         samples: Random vectors of the trace's estimate.
         deflate: Eigenvectors that are deflated from that estimate, and tracked for it.

@@ -158,7 +158,8 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Print a line."""
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        soft = not self.console.is_terminal  # a terminal breaks lines between words
+        self.console.print(line, highlight=False, markup=False, soft_wrap=soft)
 
     def begin(self, doing: str, line: bool = True) -> None:
         """Say what is done now.

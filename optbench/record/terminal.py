@@ -4,7 +4,9 @@ That nothing written here can stop a run is the work of `optbench.startup`.
 """
 
 import math
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -13,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from optbench import metrics
@@ -198,25 +201,53 @@ def next_of_series() -> None:
         _series[-1].number += 1
 
 
-def show_table(table: Table, title: str = "", width: int | None = None) -> None:
+def say(line: str) -> None:
+    """Print a line; in a terminal it breaks between words, and stays indented."""
+    if not sys.stdout.isatty():
+        print(line)
+        return
+    text = line.lstrip()
+    indent = " " * (len(line) - len(text) + 2 * text.startswith("- "))
+    columns = shutil.get_terminal_size().columns
+    # an address or a path stays whole, to be copied
+    wrapped = textwrap.wrap(
+        line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    print("\n".join(wrapped))
+
+
+def show_table(
+    table: Table, title: str = "", width: int | None = None, all_in: str | None = None
+) -> None:
     """Print a table to standard output under a title that does not wrap, however narrow the table.
 
     Args:
         table: The table.
         title: Its title, on a line of its own.
         width: Columns to use where standard output is no terminal; None for 80.
+        all_in: Where the whole table is; given, columns on the right that a terminal has no room
+            for are left out, and named.
     """
     console = Console(file=sys.stdout, highlight=False)
     if width is not None and not console.is_terminal:
         console.width = width
     if title:
         console.print(title, style="italic", markup=False, soft_wrap=True)
+    left_out: list[str] = []
+    while all_in is not None and len(table.columns) > 1 and _is_wider(table, console):
+        left_out.insert(0, str(table.columns.pop().header))
     console.print(table)
+    if left_out:
+        say(f"{', '.join(left_out)}: in {all_in}, or in a wider terminal")
+
+
+def _is_wider(table: Table, console: Console) -> bool:
+    unlimited = console.options.update(max_width=10_000)
+    return Measurement.get(console, unlimited, table).maximum > console.width
 
 
 def closing_table(summary: Mapping[str, Any], lr: float | None) -> None:
     """Print the run's result as a small table, to standard output, and what to try next."""
-    console = Console(file=sys.stdout, highlight=False)
     table = Table()
     table.add_column("")
     for column in ("train", "validation", "test", "gap"):
@@ -228,7 +259,7 @@ def closing_table(summary: Mapping[str, Any], lr: float | None) -> None:
             table.add_row(quantity, *("–" if cell is None else f"{cell:.4f}" for cell in cells))
     show_table(table, f"{summary['name']}: {summary['status']} at step {summary['step']}")
     for line in [*_findings(summary), f"try next: {_try_next(summary, lr)}"]:
-        console.print(line, soft_wrap=True, markup=False)
+        say(line)
 
 
 def _findings(summary: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from optbench.launch.index import INDEX
 from optbench.launch.launcher import RUN_SECONDS, Launcher, Order
 from optbench.launch.runs import Runs
 from optbench.processes import cores
-from optbench.record.terminal import show_table
+from optbench.record.terminal import say, show_table
 from optbench.studies import lr_choice as choice
 from optbench.studies import overview, phase
 from optbench.studies.atlas_entries import Atlas, Entry, read_atlas
@@ -147,9 +147,10 @@ def _list(config_dir: Path | None) -> list[str]:
     for name in known_studies(config_dir):
         declaration = read_study(name, config_dir).study.declaration
         cost = declaration.cost.get("small", "")
-        print(f"{name} ({declaration.direction}): {declaration.title}")
-        print(f"    {' '.join(declaration.question.split())}")
-        print(f"    size=small: {cost}" if cost else "")
+        say(f"{name} ({declaration.direction}): {declaration.title}")
+        say(f"    {' '.join(declaration.question.split())}")
+        if cost:
+            say(f"    size=small: {cost}")
     return []
 
 
@@ -214,7 +215,7 @@ def do_phase(settings: Settings) -> list[str]:
     title = f"{words or 'the default run'}: {over}"
     name = phase.draw(rows, x, y, title, folder / "phase")
     for line in phase.told(rows, x, y):
-        print(line)
+        say(line)
     for path in (folder / f"{name}.png", folder / TABLE):
         print(path)
     return runs.failures

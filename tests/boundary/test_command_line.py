@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import pytest
 
 import optbench
-from optbench.boundary.command_line import Command, FilePath, Key, Names, Seconds
+from optbench.boundary.command_line import WIDTH, Command, FilePath, Key, Names, Seconds
 from optbench.boundary.kinds import Count
 from optbench.errors import UserError
 
@@ -138,7 +138,7 @@ def test_the_help_has_every_key_with_its_default_and_what_it_expects() -> None:
     for words in (
         "KIND",
         "jobs=2",
-        "runs at a time (a whole number, at least 1)",
+        "Runs at a time (a whole number, at least 1)",
         "short=false",
         "only=NAMES",
         "out=FILE",
@@ -147,7 +147,7 @@ def test_the_help_has_every_key_with_its_default_and_what_it_expects() -> None:
         "  python -m optbench.mine old short=true",
     ):
         assert words in page
-    assert max(map(len, page.splitlines())) <= 100
+    assert max(map(len, page.splitlines())) <= WIDTH
 
 
 def _run(

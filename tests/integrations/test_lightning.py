@@ -72,6 +72,36 @@ def test_the_loggers_get_sharpness_and_training_does_not_notice(tmp_path: Path) 
     assert [int(row[header.index("step")]) for row in rows] == [1, 3, 5]
 
 
+class _Reads(pl.Callback):  # type: ignore[name-defined]
+    """What the trainer's metrics hold at the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
+        self.seen.append({name: float(v) for name, v in trainer.callback_metrics.items()})
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_other_callbacks_can_watch_what_is_measured(tmp_path: Path) -> None:
+    from optbench.integrations.lightning import WatchCallback
+
+    reads = _Reads()
+    name = "sharpness/lambda_max"
+    stop = pl.callbacks.EarlyStopping(name, check_on_train_epoch_end=True, patience=100)
+    _, csv = _fit(tmp_path, [WatchCallback(F.cross_entropy, every=2), reads, stop])
+    header, *rows = [line.split(",") for line in csv.read_text().splitlines()]
+    logged = [float(row[header.index(name)]) for row in rows]
+    # an epoch has two updates, so each ends with a measurement
+    assert [seen[name] for seen in reads.seen] == pytest.approx(logged, rel=1e-6)
+    assert float(stop.best_score) == pytest.approx(min(logged), rel=1e-6)
+    best = pl.callbacks.ModelCheckpoint(
+        tmp_path / "kept", monitor=name, mode="max", every_n_train_steps=1, save_top_k=1
+    )  # reads them within an epoch, too
+    _fit(tmp_path / "again", [WatchCallback(F.cross_entropy, every=2), best])
+    assert float(best.best_model_score) == pytest.approx(max(logged), rel=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_several_optimizers_are_refused(tmp_path: Path) -> None:
     from optbench.integrations.lightning import WatchCallback

@@ -1,12 +1,16 @@
-"""What a run's closing lines say of the edge."""
+"""What a run's closing lines say of the edge, and how tables and sentences fit a terminal."""
 
+import sys
+from io import StringIO
 from typing import Any
 
 import numpy as np
+import pytest
+from rich.table import Table
 
 from optbench.dynamics.run_events import report
 from optbench.record.summary import summarise
-from optbench.record.terminal import _findings, _try_next
+from optbench.record.terminal import _findings, _try_next, say, show_table
 
 
 def _summary(lr: "np.ndarray[Any, Any]", ratio: "np.ndarray[Any, Any]") -> dict[str, Any]:
@@ -85,3 +89,54 @@ def test_no_advice_goes_beyond_the_threshold() -> None:
         "optimizer.lr=200, which halves"
     )
     assert _try_next(_ended("done", 0.015, None), 100.0) == "steps=20"
+
+
+class _Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def _wide_table() -> Table:
+    table = Table("first", "second", "third")
+    table.add_row("a" * 12, "b" * 12, "c" * 12)
+    return table
+
+
+@pytest.mark.parametrize(("columns", "left_out"), [(80, ""), (40, "third"), (25, "second, third")])
+def test_a_table_leaves_out_what_a_terminal_has_no_room_for_and_says_so(
+    columns: int, left_out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys, "stdout", shown := _Terminal())
+    show_table(_wide_table(), all_in="the page")
+    said = shown.getvalue()
+    assert "a" * 12 in said and ("c" * 12 in said) == (not left_out)
+    assert " ".join(said.split()).count(f"{left_out}: in the page") == bool(left_out)
+
+
+def test_a_table_in_a_file_has_every_column(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "25")
+    show_table(_wide_table(), width=110, all_in="the page")
+    assert "c" * 12 in capsys.readouterr().out
+
+
+def test_a_sentence_breaks_between_words_in_a_terminal_and_nowhere_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    sentence = "Mean ranks of the [others] change their order."
+    say(sentence)
+    assert capsys.readouterr().out == f"{sentence}\n"
+    monkeypatch.setattr(sys, "stdout", shown := _Terminal())
+    say(sentence)
+    lines = shown.getvalue().splitlines()
+    assert max(map(len, lines)) <= 20 and " ".join(lines) == sentence
+    shown.truncate(0)
+    say(f"- {sentence}")
+    first, *others = shown.getvalue().lstrip("\0").splitlines()
+    assert first.startswith("- Mean") and all(line.startswith("  ") for line in others)
+    shown.truncate(0)
+    say("    results/runs/a-name-that-is-longer-than-it")
+    assert "results/runs/a-name-that-is-longer-than-it" in shown.getvalue()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from optbench.dynamics.optimizer_options import TORCHS, plain
+from optbench.dynamics.optimizer_options import plain, torch_attributes
 
 TOLERANCE = 1e-3
 """Relative agreement asked of two numbers that a linear, time-invariant optimizer makes equal."""
@@ -84,7 +84,9 @@ def remember(optimizer: Optimizer, params: list[Tensor]) -> Callable[[], None]:
     state = copy.deepcopy(optimizer.state_dict())
     start = [p.detach().clone() for p in params]
     same = {id(p): p for p in params} | {id(optimizer): optimizer}
-    attributes = {k: v for k, v in vars(optimizer).items() if k not in TORCHS and _of_numbers(v)}
+    attributes = {
+        k: v for k, v in vars(optimizer).items() if k not in torch_attributes() and _of_numbers(v)
+    }
     kept = copy.deepcopy(attributes, dict(same))
 
     def restore() -> None:

@@ -15,12 +15,12 @@ from torch.optim import Optimizer
 from optbench.dynamics.black_box.responses import UnclearError, feed
 from optbench.dynamics.optimizer_options import (
     HARMLESS,
-    TORCHS,
     arguments,
     constructors,
     patched,
     plain,
     told,
+    torch_attributes,
 )
 
 Group = dict[str, Any]
@@ -70,7 +70,7 @@ def hyperparameters(optimizer: Optimizer, group: Group) -> dict[str, Any]:
     found = own(optimizer, group)
     values = {k: told(v) for k, v in group.items() if k not in {"params", *found.moving_keys}}
     for name, value in vars(optimizer).items():
-        if name not in TORCHS and name not in found.moving_attributes:
+        if name not in torch_attributes() and name not in found.moving_attributes:
             values[f".{name}"] = told(value)
     return values
 
@@ -88,7 +88,7 @@ def settings(optimizer: Optimizer, group: Group) -> dict[str, Any]:
     attributes = {
         k: v
         for k, v in vars(optimizer).items()
-        if k not in TORCHS
+        if k not in torch_attributes()
         and told(v) != found.attributes.get(k, unset)
         and k not in found.moving_attributes
     }
@@ -112,7 +112,7 @@ def fresh(optimizer: Optimizer, groups: list[Group]) -> Optimizer:
     twin = _build(optimizer, groups[0], lists)
     for name, value in vars(optimizer).items():
         method = callable(getattr(type(optimizer), name, None))
-        if not method and name not in TORCHS | found.moving_attributes | harmless:
+        if not method and name not in torch_attributes() | found.moving_attributes | harmless:
             _carry(optimizer, twin, name, value)
     return twin
 
@@ -166,7 +166,7 @@ def _trial(optimizer: Optimizer, group: Group, beyond: Group) -> Own:
 def _seen(optimizer: Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
     """Keys of the first group and attributes of an optimizer, to be compared."""
     keys = {k: told(v) for k, v in optimizer.param_groups[0].items() if k != "params"}
-    return keys, {k: told(v) for k, v in vars(optimizer).items() if k not in TORCHS}
+    return keys, {k: told(v) for k, v in vars(optimizer).items() if k not in torch_attributes()}
 
 
 def _build(optimizer: Optimizer, group: Group, lists: list[Group]) -> Optimizer:
@@ -201,7 +201,7 @@ def check_copyable(optimizer: Optimizer) -> None:
             "have"
         )
     for attribute, value in vars(optimizer).items():
-        if attribute not in TORCHS and _holds_an_optimizer(value):
+        if attribute not in torch_attributes() and _holds_an_optimizer(value):
             raise UnclearError(
                 f"{name} holds another optimizer as .{attribute}, and a copy cannot take it along: "
                 f"ask for the edge of that one if {name} leaves its updates as they are"
