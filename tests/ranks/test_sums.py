@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from optbench.curvature import Hessian, top_eigenpairs, trace
 from optbench.curvature.loss import Loss
+from optbench.curvature.product_strategy import Strategy
 from optbench.errors import MachineError
 from optbench.optimizers.sam import SAM
 from optbench.probes.generalization import evaluate
@@ -22,6 +23,7 @@ from optbench.run.update import Update
 from optbench.task import Split, classification
 from tests.ranks.processes import answers
 
+STRATEGIES: tuple[Strategy, ...] = ("cached", "recomputed")
 N = 101  # examples: no two processes get as many
 
 
@@ -38,8 +40,8 @@ def _data(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def _measured(ranks: Ranks, dtype: torch.dtype) -> dict[str, Any]:
     net = _net(dtype)
     found: dict[str, Any] = {}
-    for strategy in ("cached", "recomputed"):
-        H = Hessian(net, cross_entropy, _data(dtype), ranks=ranks, strategy=strategy)  # type: ignore[arg-type]
+    for strategy in STRATEGIES:
+        H = Hessian(net, cross_entropy, _data(dtype), ranks=ranks, strategy=strategy)
         v = torch.randn(H.size, 2, generator=torch.Generator().manual_seed(2)).to(dtype)
         found[f"product/{strategy}"] = H @ v
         with torch.no_grad():
@@ -147,7 +149,7 @@ class _Sometimes(nn.Module):
         self.always, self.last, self.never = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.always(x)
+        out: Tensor = self.always(x)
         if bool((x[:, 0] > 90).any()):
             out = out + torch.where(x[:, :1] > 90, self.last(x), torch.zeros_like(out))
         return out
