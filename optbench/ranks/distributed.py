@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -226,8 +227,11 @@ def _heard() -> Iterator[None]:
     try:
         yield
     except RuntimeError as why:
-        line = next(iter(str(why).strip().splitlines()), type(why).__name__)
+        first = next(iter(str(why).strip().splitlines()), type(why).__name__)
+        said = re.sub(r"^\[\S*\] ", "", first).split(". ")[
+            0
+        ]  # gloo begins with a file, and explains
         raise MachineError(
-            f"a process of this run has ended or cannot be reached ({line}): the same command goes "
+            f"a process of this run has ended or cannot be reached ({said}): the same command goes "
             "on from the last checkpoint"
         ) from why
