@@ -7,12 +7,40 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 PRELOADED = ["optbench.cli.command_job", "torch._dynamo", "torch.nn.functional"]
 GRACE = 30.0  # seconds to write a checkpoint in, for a run that is asked to stop
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of the processes that make one run this is.
+
+    Attributes:
+        rank: Its number, from 0.
+        size: Number of processes.
+        local_rank: Its number among those on this machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+
+def place() -> Place:
+    """Return which process this is of those that torchrun has started together; else the only one.
+
+    torchrun, like other launchers of torch, says so in the environment.
+    """
+    said = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    if None in said or "MASTER_ADDR" not in os.environ:
+        return Place()
+    rank, size, local_rank = (int(number or 0) for number in said)
+    return Place(rank, size, local_rank)
 
 
 def cores() -> int:

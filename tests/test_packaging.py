@@ -52,6 +52,7 @@ ORDER = [
     "optbench.search",
     "optbench.seeds",
     "optbench.metrics",
+    "optbench.ranks",
     "optbench.boundary",
     "optbench.paths",
     "optbench.errors",

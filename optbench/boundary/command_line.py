@@ -30,6 +30,7 @@ from optbench import __version__
 from optbench.boundary.kinds import expected
 from optbench.boundary.signature import adapter, shown, unknown
 from optbench.errors import Explain, UserError, exit_with, nearest, one_line, printable
+from optbench.processes import place
 
 VERSION = f"optbench {__version__}"
 WIDTH = 80  # of the help
@@ -203,7 +204,20 @@ class Command(Generic[S]):
         if set(HELP) & set(words):
             print(self.help())
             sys.exit(0)
-        exit_with(lambda: work(self.read(words)), self.elsewhere, explain, heed_signals)
+        exit_with(lambda: work(self._alone().read(words)), self.elsewhere, explain, heed_signals)
+
+    def _alone(self) -> "Command[S]":
+        """This command, which begins its runs itself.
+
+        Raises:
+            UserError: If torchrun has started it in several processes.
+        """
+        if place().size > 1:
+            raise UserError(
+                f"{self.program} starts its runs itself: call it without torchrun, which is for "
+                "one run, python -m optbench"
+            )
+        return self
 
     def read(self, words: Sequence[str]) -> S:
         """Return the settings that the words of a command line say; of one given twice, the last.

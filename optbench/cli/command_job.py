@@ -4,15 +4,18 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn, TextIO
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from optbench.boundary.counting import counted
 from optbench.cli.batch import Member
 from optbench.cli.batch_processes import run_batch_in_processes
 from optbench.cli.job import run_job
@@ -28,8 +31,9 @@ from optbench.configuration.explain import explain
 from optbench.configuration.finished import PresentData
 from optbench.configuration.keys import check
 from optbench.configuration.naming import run_name
-from optbench.errors import UserError, exit_with, printable, who_ended
+from optbench.errors import MachineError, UserError, exit_with, printable, who_ended
 from optbench.paths import conf_folder
+from optbench.processes import place
 from optbench.startup import secure_terminal
 
 HELP = {"--help", "-h"}
@@ -51,12 +55,21 @@ def main(
         sweep_keys: Lines of the help on these words.
     """
     wants_tracebacks = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+
+    def work(errors: TextIO | None) -> int:
+        if HELP & set(sys.argv[1:]):
+            return _help(sweep_keys)
+        return _main(wants_tracebacks, elsewhere, report, errors)
+
+    if place().rank > 0:
+        with silent() as errors:
+            _exit(lambda: work(errors), wants_tracebacks)
+    _exit(lambda: work(None), wants_tracebacks)
+
+
+def _exit(work: Callable[[], int], wants_tracebacks: bool) -> NoReturn:
     exit_with(
-        lambda: (
-            _help(sweep_keys)
-            if HELP & set(sys.argv[1:])
-            else _main(wants_tracebacks, elsewhere, report)
-        ),
+        work,
         explain=lambda error, _: explain(error),
         heed_signals=False,  # they are the training loop's, which saves a checkpoint first
         tracebacks=wants_tracebacks,
@@ -74,8 +87,30 @@ def _help(sweep_keys: Sequence[str]) -> int:
     return 0
 
 
-def _main(wants_tracebacks: bool, elsewhere: Elsewhere | None, report: Report | None) -> int:
+@contextmanager
+def silent() -> Iterator[TextIO]:
+    """Context in which this process prints nothing; yields where errors may go all the same."""
+    errors = sys.stderr
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        redirect_stdout(nowhere),
+        redirect_stderr(nowhere),
+    ):
+        yield errors
+
+
+def _main(
+    wants_tracebacks: bool,
+    elsewhere: Elsewhere | None,
+    report: Report | None,
+    errors: TextIO | None,
+) -> int:
     _find_own_files()
+    if place().size > 1 and {"--multirun", "-m"} & set(sys.argv):
+        raise UserError(
+            f"{counted(place().size, 'process')} that torchrun starts make one run: leave out "
+            "--multirun; or torchrun, without which a sweep has processes of its own (jobs=N)"
+        )
     engine = elsewhere(sys.argv) if elsewhere is not None else None
     for problem in find_plugins():
         print(f"optbench: {problem}", file=sys.stderr)
@@ -83,7 +118,7 @@ def _main(wants_tracebacks: bool, elsewhere: Elsewhere | None, report: Report | 
     os.environ["HYDRA_FULL_ERROR"] = "1"
     config_dirs(sys.argv[1:])
     sys.argv[1:] = options_first(with_paths(sys.argv[1:]))
-    job = Job(wants_tracebacks, _process())
+    job = Job(wants_tracebacks, _process(), errors)
     try:
         with telling_failures(_process(), engine) as sweep:
             hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(
@@ -111,11 +146,13 @@ class Job:
     Attributes:
         wants_tracebacks: Whether errors that one line explains get a traceback, too.
         began_in: Process of the command.
+        errors: Where a process prints errors of its own that another leads; None in the leader.
         present: Data and code as they are now.
     """
 
     wants_tracebacks: bool
     began_in: str
+    errors: TextIO | None = None
     present: PresentData = field(default_factory=PresentData)
     queued: list[Member] = field(default_factory=list)
 
@@ -156,10 +193,20 @@ class Job:
         text, code = _explained(error, self.wants_tracebacks, _which())
         process = _process()
         if process == self.began_in:
-            print(text, file=sys.stderr)
+            self._tell(error, text)
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             sys.exit(code)
         raise RunError(text, code, process)
+
+    def _tell(self, error: BaseException, text: str) -> None:
+        """Print an error; what is wrong in the command, the leader says alone."""
+        if self.errors is None:
+            print(text, file=sys.stderr)
+        elif isinstance(error, MachineError) or not isinstance(error, UserError):
+            print(
+                text.replace("optbench: ", f"optbench: process {place().rank}: ", 1),
+                file=self.errors,
+            )
 
 
 def _prepared(config: DictConfig) -> Member:

@@ -16,6 +16,8 @@ from optbench.configuration.build import build
 from optbench.configuration.finished import PresentData
 from optbench.dynamics.run_events import report
 from optbench.errors import MachineError
+from optbench.ranks import Ranks
+from optbench.ranks.distributed import joined
 from optbench.record import folder as record
 from optbench.record.axes import Records
 from optbench.record.folder import RunFolder
@@ -25,6 +27,7 @@ from optbench.record.provenance import changed_versions, versions
 from optbench.record.sources import sources
 from optbench.record.summary import summarise
 from optbench.record.terminal import Terminal, closing_table, next_of_series
+from optbench.run.follow import GO, NOTHING_TO_DO, follow, share_start
 from optbench.run.loop import Experiment, Runner
 from optbench.run.memory import keep_freed_memory, peak_gib, state_gib
 from optbench.run.resume import Start, resume_or_start
@@ -33,7 +36,8 @@ from optbench.run.resume import Start, resume_or_start
 def run_job(config: DictConfig, name: str, choices: Mapping[str, str], present: PresentData) -> str:
     """Run, and return the status. Prints the table and, as its last line, the run folder's path.
 
-    A run that is finished, and whole, with data and code that are still the same, is not run again,
+    Several processes that torchrun has started make one run; the first of them leads it. A run
+    that is finished, and whole, with data and code that are still the same, is not run again,
     and one that was cut short goes on where it was, unless `overwrite`.
 
     Args:
@@ -45,6 +49,22 @@ def run_job(config: DictConfig, name: str, choices: Mapping[str, str], present: 
     Raises:
         UserError: If something in the way can be mended by the user.
     """
+    with joined(str(config.device)) as ranks:
+        if ranks.leads:
+            return _lead(config, name, choices, present, ranks)
+        if ranks.tell(b"") == NOTHING_TO_DO:
+            return "done"
+        keep_freed_memory()
+        return str(follow(build(config, ranks))["status"])
+
+
+def _lead(
+    config: DictConfig,
+    name: str,
+    choices: Mapping[str, str],
+    present: PresentData,
+    ranks: Ranks,
+) -> str:
     path = Path(config.results_dir) / "runs" / name
     next_of_series()
     before = record.read_finished(path)
@@ -58,9 +78,11 @@ def run_job(config: DictConfig, name: str, choices: Mapping[str, str], present: 
         )
         _complete(path, config.picture)
         print(path)
+        ranks.tell(NOTHING_TO_DO)
         return str(before["status"])
+    ranks.tell(GO)
     keep_freed_memory()
-    experiment = build(config)
+    experiment = build(config, ranks)
     with RunFolder(path) as folder:
         if config.overwrite:
             folder.clear()
@@ -101,8 +123,10 @@ class Session:
         if experiment.inherited is not None:
             about["start_from"] = dict(experiment.inherited)
             terminal.say(_inherited(experiment.inherited))
-        start = Start(lambda: build(config), about, sources(settings))
+        ranks = experiment.update.ranks
+        start = Start(lambda: build(config, ranks), about, sources(settings))
         runner = resume_or_start(start, experiment, folder, terminal)
+        share_start(runner)
         record.write_whole(
             folder.path / record.CONFIG,
             OmegaConf.to_yaml({**settings, "choices": dict(choices)}),

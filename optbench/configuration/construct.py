@@ -18,6 +18,7 @@ from optbench.configuration.numerics import numerics
 from optbench.curvature.selection import named_trainable
 from optbench.errors import UserError
 from optbench.probes import Probe
+from optbench.ranks import ALONE, Ranks
 from optbench.run.batches import Batches
 from optbench.run.loop import Parts, Settings
 from optbench.run.milestones import Keep, Stop
@@ -26,12 +27,13 @@ from optbench.seeds import global_stream, start_global_streams
 from optbench.task import Task
 
 
-def construct(config: DictConfig) -> Parts:
+def construct(config: DictConfig, ranks: Ranks = ALONE) -> Parts:
     """Make every object that a checked configuration names, on its device.
 
     Args:
         config: Configuration that `keys.check` has let pass. Its `steps` is set where it gives
             `epochs`, for schedules and probes that refer to ${steps}.
+        ranks: Processes that share the examples of a batch.
 
     Raises:
         UserError: If what it names refuses its settings; the message shows the value and the way
@@ -57,6 +59,7 @@ def construct(config: DictConfig) -> Parts:
         config.micro_batch_size,
         config.clip_norm,
         numbers.autocast,
+        ranks,
     )
     return Parts(task, batches, update, dict(build_probes(config)), settings)
 

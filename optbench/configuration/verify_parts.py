@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from optbench.configuration.verify_shared import check_shared
 from optbench.errors import UserError
 from optbench.probes import check_cadences
 from optbench.probes.generalization import evaluating, is_mean_of_parts
@@ -16,12 +17,14 @@ def verify(parts: Parts) -> None:
     Raises:
         UserError: If batch norm sees micro-batches, a probe has a cadence that nothing gives, the
             model cannot take the task's inputs, the loss cannot take the model's outputs, or the
-            mean of the micro-batches' losses is another loss.
+            mean of the micro-batches' losses is another loss, or several processes cannot share the
+            examples.
     """
     parts.update.check(parts.batches.size)
     check_cadences(parts.probes)
     _check_fit(parts)
     _check_micro_batches(parts)
+    check_shared(parts)
 
 
 def _check_fit(parts: Parts) -> None:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import kept_rng, seed_globals
+from optbench.ranks import ALONE, Ranks
 
 Pair = tuple[Tensor, Tensor]
 """Inputs and targets of a batch; their first dimension counts examples."""
@@ -33,6 +34,7 @@ class Chunks:
         device: Device of the chunks.
         dtype: Precision of floating-point inputs and targets.
         weight: Weight of a batch in the mean over all; None for its number of examples.
+        ranks: Processes that share the examples of each batch.
 
     Attributes:
         limit: Most examples in a chunk; None for whole batches.
@@ -47,6 +49,7 @@ class Chunks:
         device: torch.device,
         dtype: torch.dtype,
         weight: Weight | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         if not isinstance(batches, Iterable):
             raise ValueError(
@@ -59,7 +62,7 @@ class Chunks:
                 f"batches must be re-iterable, got a {type(batches).__name__}, which can be read "
                 "once: pass a list or a DataLoader"
             )
-        self.device, self.dtype, self.weight = device, dtype, weight
+        self.device, self.dtype, self.weight, self.ranks = device, dtype, weight, ranks
         self.limit: int | None = None
         self._start: list[tuple[torch.Generator, Tensor]] = []
 
@@ -91,6 +94,12 @@ class Chunks:
         """Pairs (weight, chunk) in the order of the batches."""
         for batch in self.uncut():
             yield from self.parts(batch, self.limit)
+
+    def shared(self) -> Iterator[tuple[float, Pair]]:
+        """Pairs (weight, chunk) of this process's part of each batch; of one process, all."""
+        for inputs, targets in self.uncut():
+            mine = self.ranks.shard(len(inputs))
+            yield from self.parts((inputs[mine], targets[mine]), self.limit)
 
     def parts(
         self, batch: Pair, limit: int | None, weigh: bool = True

@@ -21,6 +21,7 @@ from optbench.curvature.second_derivatives import EXAMPLES, check_derivatives
 from optbench.curvature.selection import Selection
 from optbench.curvature.symmetry import Witness
 from optbench.curvature.weighting import still_splits
+from optbench.ranks import ALONE, Ranks
 
 DRIFT = 1e-9  # relative change of the batches' total weight that counts as rounding
 
@@ -56,6 +57,7 @@ class ModelOperator(Operator):
         memory: int = 2 << 30,
         layers: Layers = "fast",
         split_batch_norm: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         """See the class for the matrix, and `Loss` for most of the arguments.
 
@@ -75,6 +77,7 @@ class ModelOperator(Operator):
             memory: See `Loss`.
             layers: See `Loss`.
             split_batch_norm: See `Loss`.
+            ranks: See `Loss`; they add up one (P, K) block for a product with K vectors.
 
         Raises:
             MeasurementError: If an argument is out of range. At a product: if the loss does not
@@ -94,6 +97,7 @@ class ModelOperator(Operator):
             memory=memory,
             layers=layers,
             split_batch_norm=split_batch_norm,
+            ranks=ranks,
         )
         self._begin(mean_loss, strategy)
 
@@ -171,10 +175,13 @@ class ModelOperator(Operator):
                 )
 
     def shares(self) -> Iterator[tuple[float, Pair]]:
-        """Pairs (share, chunk), shares summing to 1; read them inside `chunks.kept_rng()`."""
+        """Pairs (share, chunk) of this process; read them inside `chunks.kept_rng()`.
+
+        Shares sum to 1, over all processes.
+        """
         self.prepare()
         assert self._plan is not None
-        for weight, part in self.chunks.weighted():
+        for weight, part in self.chunks.shared():
             yield weight / self._plan.total, part
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
@@ -213,7 +220,7 @@ class ModelOperator(Operator):
 
     def _is_current(self) -> bool:
         """Whether the plan, and the kept graphs if any, belong to the current model and data."""
-        return bool(self._products or self.strategy == "recomputed") and self._seen == self._state()
+        return bool(self._seen) and self._seen == self._state()
 
     def _images(self, vectors: Tensor, current: bool) -> Tensor:
         rows = vectors.T.contiguous()
@@ -224,7 +231,10 @@ class ModelOperator(Operator):
             for share, product in self._weighted_products():
                 images, total = self._add_images(images, rows, share, product), total + share
                 del product  # else two chunks' graphs would be alive while the next one is built
-            assert images is not None
+            if images is None:  # all examples of this process weigh nothing
+                images = torch.zeros_like(rows)
+            self.chunks.ranks.add_up([images])
+            (total,) = self.chunks.ranks.sums(total)
             if abs(total - 1) > DRIFT:  # the batches' weights have changed since the plan
                 images /= total
             result[:] = [images]
@@ -283,7 +293,7 @@ class ModelOperator(Operator):
             self._products = []
             self._products = list(self._built())
 
-        self._products = []
+        self._products, self._seen = [], ()
         self.objective.check_parameters()
         with self.chunks.kept_rng():
             self.objective.watch_writes(build)

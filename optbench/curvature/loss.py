@@ -21,6 +21,7 @@ from optbench.curvature.product_strategy import Plan, Strategy, make_plan
 from optbench.curvature.products import Builder
 from optbench.curvature.selection import Selection
 from optbench.fast_layers.errors import ThirdDerivativeError
+from optbench.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from optbench.curvature.hessian import GaussNewton, Hessian, ModelOperator
@@ -63,6 +64,7 @@ class Loss:
         memory: int = 2 << 30,
         layers: Layers = "fast",
         split_batch_norm: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         """See the class for the function.
 
@@ -89,6 +91,9 @@ class Loss:
             split_batch_norm: Whether a batch norm in train mode may see several chunks, each with
                 its own statistics. The mean of the chunks' losses is another loss than that of
                 whole batches.
+            ranks: Processes that share the examples of each batch. Each holds all data, and calls
+                the same methods in the same order; values and derivatives are those of one process
+                up to the order of summation.
 
         Raises:
             MeasurementError: If an argument is out of range; see `select`, `Chunks`, `Objective`.
@@ -99,7 +104,7 @@ class Loss:
         self.objective.cheap = layers == "fast"
         self.size = sum(self.objective.sizes)
         self.dtype, self.device = self.objective.dtype, self.objective.device
-        self.chunks = Chunks(data, self.device, self.dtype, weight)
+        self.chunks = Chunks(data, self.device, self.dtype, weight, ranks)
         self.chunk, self.memory, self.split_batch_norm = chunk, memory, split_batch_norm
         self.layers = layers
         self._planned_for: tuple[object, ...] = ()
@@ -179,9 +184,10 @@ class Loss:
         needs_gradients = self.objective.differentiates_itself
         with self._evaluated(), torch.set_grad_enabled(needs_gradients):
             leaves = self.objective.leaves()
-            for weight, part in self.chunks.weighted():
+            for weight, part in self.chunks.shared():
                 total += weight * float(self.objective.value(leaves, part))
                 weights += weight
+        total, weights = self.chunks.ranks.sums(total, weights)
         return total / weights
 
     def value_and_gradient(self) -> tuple[float, Tensor]:
@@ -199,7 +205,7 @@ class Loss:
         flat = torch.zeros(self.size, dtype=self.dtype, device=self.device)
         with self._evaluated():
             leaves = self.objective.leaves()
-            for weight, part in self.chunks.weighted():
+            for weight, part in self.chunks.shared():
                 value = self.objective.value(leaves, part)
                 slopes = torch.autograd.grad(
                     products.dependent(value), leaves, materialize_grads=True
@@ -207,6 +213,8 @@ class Loss:
                 flat.add_(torch.cat([slope.reshape(-1) for slope in slopes]), alpha=weight)
                 total += weight * float(value.detach())
                 weights += weight
+        total, weights = self.chunks.ranks.sums(total, weights)
+        self.chunks.ranks.add_up([flat])
         return total / weights, flat / weights
 
     def gradient(self) -> Tensor:
@@ -260,6 +268,7 @@ class Loss:
             memory=self.memory,
             layers=self.layers,
             split_batch_norm=self.split_batch_norm,
+            ranks=self.chunks.ranks,
         )
 
     @contextlib.contextmanager

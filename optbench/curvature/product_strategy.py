@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from optbench.boundary.counting import counted
 from optbench.curvature.chunk_loss import Objective
 from optbench.curvature.chunks import Chunks, Pair
 from optbench.curvature.errors import MeasurementError, WeightingWarning
@@ -79,6 +80,8 @@ def make_plan(
     4. Take fewer parts where the kept graph is small, measured in `GRAIN` and in vectors of P
        numbers: each part writes and adds one such vector.
 
+    Of processes that share the examples, each cuts its own part of a batch in this way.
+
     Args:
         objective: The loss.
         chunks: The data; its `limit` is set.
@@ -88,26 +91,57 @@ def make_plan(
         memory: Bytes that graphs may take.
 
     Raises:
-        MeasurementError: If a chunk size was asked for and parts have another loss.
+        MeasurementError: If a chunk size was asked for and parts have another loss; if processes
+            cannot share the examples.
     """
     sample, size = _weighed_sample(objective, chunks, builder)
     per_example = size / len(sample[0])
     given = chunks.sizes()
-    total = int(per_example * sum(given))  # bytes of the graphs over all examples
+    shards = chunks.ranks.size
+    total = int(per_example * sum(given) / shards)  # bytes of this process's graphs
     if strategy == "auto":
         strategy = "recomputed" if total > memory else "cached"
     needed = chunk
     if chunk is None and not objective.mixes_examples():
         needed = max(1, int(memory / max(per_example, 1)))
-    largest = min(max(given), needed or max(given))
+    longest = math.ceil(max(given) / shards)
+    largest = min(longest, needed or longest)
     part = math.ceil(largest / _parts(objective, strategy, total))
-    if not objective.never_mixes() or objective.draws(sample[0]):
+    draws = objective.never_mixes() and objective.draws(sample[0])
+    if not objective.never_mixes() or draws:
         part = largest
     chunks.limit = _verified(objective, chunks, [part, largest], max(given), memory, per_example)
+    if shards > 1:
+        _check_shared(objective, chunks, min(given), draws)
     if chunks.limit is None and chunk is not None and largest < max(given):
         raise MeasurementError(ANOTHER_LOSS.format(chunk=chunk))
     weights = _weights(objective, chunks, memory, len(given))
     return Plan(strategy, math.fsum(weights), len(weights), total)
+
+
+def _check_shared(objective: Objective, chunks: Chunks, smallest: int, draws: bool) -> None:
+    """Raise a MeasurementError unless the processes' parts of a batch have its loss together."""
+    processes = counted(chunks.ranks.size, "process")
+    if objective.mixes_examples():
+        raise MeasurementError(
+            f"a batch norm in train mode takes statistics of a batch, of which {processes} have a "
+            "part each: measure in one process, or with mode='eval'"
+        )
+    if draws:
+        raise MeasurementError(
+            f"the model draws random numbers, such as a dropout mask, which {processes} would draw "
+            "otherwise than one: measure in one process, or without dropout"
+        )
+    if smallest < chunks.ranks.size:
+        raise MeasurementError(
+            f"a batch of {counted(smallest, 'example')} is too small for {processes}: give more "
+            "examples, or measure in one process"
+        )
+    if chunks.limit is None:
+        raise MeasurementError(
+            f"the loss is not the mean over examples, so {processes} cannot share them (class "
+            "weights, ignored targets, a contrastive loss): measure in one process"
+        )
 
 
 def _weighed_sample(objective: Objective, chunks: Chunks, builder: Builder) -> tuple[Pair, int]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from optbench.curvature.chunk_loss import Objective
 from optbench.curvature.chunks import Chunks, Pair
+from optbench.ranks import ALONE, Ranks
 
 # Relative tolerances of the comparison of whole and parts:
 EXACT = 2e-10  # losses in double precision: equal up to the order of summation and cancellation
@@ -70,7 +71,7 @@ def still_splits(objective: Objective, chunks: Chunks, memory: int) -> bool:
     limit = chunks.limit
     cut = (batch for batch in chunks.uncut() if limit is not None and len(batch[0]) > limit)
     return not any(
-        loss_differs(objective, chunks.parts(batch, limit), memory, _allowed(chunks))
+        loss_differs(objective, chunks.parts(batch, limit), memory, _allowed(chunks), chunks.ranks)
         for batch in cut
     )
 
@@ -163,7 +164,11 @@ def _parts_differ(
 
 
 def loss_differs(
-    objective: Objective, parts: Iterable[tuple[float, Pair]], memory: int, allowed: float = EXACT
+    objective: Objective,
+    parts: Iterable[tuple[float, Pair]],
+    memory: int,
+    allowed: float = EXACT,
+    ranks: Ranks = ALONE,
 ) -> bool | None:
     """Whether the loss of all parts' outputs together differs from the weighted mean over parts.
 
@@ -175,12 +180,13 @@ def loss_differs(
         parts: Pairs (weight, (inputs, targets)).
         memory: Bytes that the comparison may take.
         allowed: Relative difference that counts as rounding.
+        ranks: Processes that share the forward passes.
 
     Returns:
         None where there is no answer: where outputs are no tensors with one row per example, do not
         fit together, or would take more than the memory.
     """
-    collected = _collected(objective, parts, memory)
+    collected = _collected(objective, parts, memory, ranks)
     if collected is None:
         return None
     weights, outputs, targets = collected
@@ -197,14 +203,17 @@ def loss_differs(
 
 
 def _collected(
-    objective: Objective, parts: Iterable[tuple[float, Pair]], memory: int
+    objective: Objective, parts: Iterable[tuple[float, Pair]], memory: int, ranks: Ranks
 ) -> tuple[list[float], list[Tensor], list[Tensor]] | None:
     """Weights, outputs and targets of all parts; None where they cannot be put together."""
     leaves, weights = objective.leaves(), list[float]()
     outputs, targets, size = list[Tensor](), list[Tensor](), 0
-    for weight, (inputs, target) in parts:
+
+    def outputs_of(part: tuple[float, Pair]) -> Tensor:
         # Gradients stay on: the model may differentiate by itself.
-        output = objective.outputs(leaves, inputs)
+        return objective.outputs(leaves, part[1][0])
+
+    for (weight, (inputs, target)), output in ranks.map(outputs_of, parts):
         size += output.nbytes if isinstance(output, Tensor) else 0
         if not _has_rows(output, len(inputs)) or size * ONLY_VALUE > memory:
             return None

@@ -17,6 +17,7 @@ from optbench.curvature.isolation import untouched
 from optbench.curvature.loss_state import kept_state, modules_of
 from optbench.probes import State, Value
 from optbench.probes.shared import HALF
+from optbench.ranks import ALONE, Ranks
 from optbench.task import Split, Task
 
 Mean = Callable[[Tensor, Tensor], Tensor]
@@ -77,11 +78,10 @@ class Generalization:
 
     def _means(self, state: State, name: str, split: Split) -> dict[str, float]:
         try:
-            return evaluate(state.task, state.model, split, self.chunk, state.say)
+            return self._means_of(state.task, state, split)
         except NoErrorError as why:
             state.say(f"error is absent: {why}")
-            task = replace(state.task, error=None)
-            return evaluate(task, state.model, split, self.chunk, state.say)
+            return self._means_of(replace(state.task, error=None), state, split)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, IndexError) as why:
@@ -91,6 +91,9 @@ class Generalization:
                 f"({type(why).__name__}: {why})"
             ) from why
 
+    def _means_of(self, task: Task, state: State, split: Split) -> dict[str, float]:
+        return evaluate(task, state.model, split, self.chunk, state.say, state.shared.ranks)
+
 
 @torch.no_grad()
 def evaluate(
@@ -99,6 +102,7 @@ def evaluate(
     split: Split,
     chunk: int = 250,
     say: Callable[[str], None] = lambda _: None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """Loss and, where the task has one, error over a split, in the model's mode.
 
@@ -120,6 +124,7 @@ def evaluate(
         split: Inputs and targets.
         chunk: Examples per forward pass.
         say: Function that tells the user something.
+        ranks: Processes that share the forward passes; the numbers are, to the bit, those of one.
 
     Raises:
         MeasurementError: If a quantity is not a real scalar.
@@ -135,7 +140,7 @@ def evaluate(
             name: len(split) * value / len(split)
             for name, value in _at_once(measures, model, split).items()
         }
-    chunked = _by_chunks(task, measures, model, split, chunk)
+    chunked = _by_chunks(task, measures, model, split, chunk, ranks)
     if chunked is None:
         return _at_once(measures, model, split)
     means, outputs = chunked
@@ -149,7 +154,12 @@ def evaluate(
 
 
 def _by_chunks(
-    task: Task, measures: dict[str, Mean], model: nn.Module, split: Split, chunk: int
+    task: Task,
+    measures: dict[str, Mean],
+    model: nn.Module,
+    split: Split,
+    chunk: int,
+    ranks: Ranks,
 ) -> tuple[dict[str, float], list[Tensor] | None] | None:
     """Weighted means over chunks, and the outputs if they fit together and in memory.
 
@@ -157,8 +167,12 @@ def _by_chunks(
     """
     outputs: list[Tensor] | None = []
     parts: list[tuple[float, dict[str, float]]] = []
-    for inputs, targets in split.chunks(chunk):
-        output = model(inputs)
+
+    def outputs_of(part: tuple[Tensor, Tensor]) -> Tensor:
+        output: Tensor = model(part[0])
+        return output
+
+    for (inputs, targets), output in ranks.map(outputs_of, split.chunks(chunk)):
         if not parts and _depends_on_the_batch(model, inputs, output):
             return None
         weight = float(len(inputs) if task.weight is None else task.weight(inputs, targets))

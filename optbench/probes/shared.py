@@ -17,6 +17,7 @@ from optbench.curvature.selection import named_trainable, trainable
 from optbench.dynamics import edge
 from optbench.dynamics.edges import Edge
 from optbench.probes.pace import Pace
+from optbench.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from optbench.probes import State
@@ -30,6 +31,7 @@ class Shared:
     Args:
         dtype: Precision of the measurements; None for that of the weights, or float32 where weights
             are in half precision.
+        ranks: Processes that share the examples of a measurement.
 
     Attributes:
         top_vector: Unit eigenvector of λ₁(H) that the sharpness probe found at this step, flat,
@@ -41,8 +43,8 @@ class Shared:
             those of all its members at once; else empty.
     """
 
-    def __init__(self, dtype: torch.dtype | None = None) -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: torch.dtype | None = None, ranks: Ranks = ALONE) -> None:
+        self.dtype, self.ranks = dtype, ranks
         self.pace: Pace | None = None
         self.top_vector: tuple[Tensor, int | None] | None = None
         self.notes: dict[str, str] = {}
@@ -78,7 +80,14 @@ class Shared:
     def _new_hessian(self, state: State, examples: int | None) -> Hessian:
         chosen = state.task.train.first(examples)
         data, dtype = (chosen.inputs, chosen.targets), self._precision(state)
-        hessian = Hessian(state.model, state.task.loss, data, dtype=dtype, weight=state.task.weight)
+        hessian = Hessian(
+            state.model,
+            state.task.loss,
+            data,
+            dtype=dtype,
+            weight=state.task.weight,
+            ranks=self.ranks,
+        )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             hessian.prepare()

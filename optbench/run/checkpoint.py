@@ -30,7 +30,7 @@ def save(folder: Path, state: Mapping[str, Any]) -> None:
     Raises:
         UserError: If there is something in the state that could not be read back.
     """
-    part = write_part(folder / NAME, _content(state))
+    part = write_part(folder / NAME, content(state))
     if (folder / NAME).exists():
         (folder / NAME).replace(folder / PREVIOUS)
     part.replace(folder / NAME)
@@ -41,15 +41,22 @@ def keep(folder: Path, step: int, state: Mapping[str, Any]) -> None:
     """Keep the state of a step for good, beside the checkpoints that come and go."""
     place = folder / KEPT
     place.mkdir(exist_ok=True)
-    write_part(place / kept_name(step), _content(state)).replace(place / kept_name(step))
+    write_part(place / kept_name(step), content(state)).replace(place / kept_name(step))
     sync_folder(place)
 
 
-def _content(state: Mapping[str, Any]) -> memoryview:
+def content(state: Mapping[str, Any]) -> memoryview:
+    """Return the state as the bytes of a file."""
     # torch.save to a disk that is full raises something that no longer says so
-    content = io.BytesIO()
-    torch.save(_portable(state), content)
-    return content.getbuffer()
+    file = io.BytesIO()
+    torch.save(_portable(state), file)
+    return file.getbuffer()
+
+
+def from_content(received: bytes) -> dict[str, Any]:
+    """Return the state that `content` made bytes of."""
+    state: dict[str, Any] = from_portable(_read(io.BytesIO(received)))
+    return state
 
 
 def kept_name(step: int) -> str:
@@ -163,8 +170,8 @@ def _whole(path: Path) -> dict[str, Any]:
     return unmarked
 
 
-def _read(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+def _read(file: Path | io.BytesIO) -> Any:
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _reason(why: Exception) -> str:

@@ -112,6 +112,9 @@ class Runner:
     # step and seconds of training at which this session began
     _began: tuple[int, float] = (0, 0.0)
 
+    def __post_init__(self) -> None:
+        self._shared.ranks = self.experiment.update.ranks
+
     def run(self) -> dict[str, Any]:
         """Train to the end, and return how it ended."""
         status = "done"
@@ -232,9 +235,13 @@ class Runner:
             DivergenceError: If it has diverged.
         """
         settings, last = self.experiment.settings, self.step == self.experiment.settings.steps
-        if self._stop or (self.wants_save if save is None else save):
+        # clocks and signals differ between processes, which have to do the same
+        save, stop = self.experiment.update.ranks.any(
+            self.wants_save if save is None else save, self._stop
+        )
+        if stop or save:
             self.save()
-        if self._stop:
+        if stop:
             raise KeyboardInterrupt
         found = self._probe()
         if not last and settings.stop and settings.stop.is_reached(self.step, found):
@@ -264,7 +271,10 @@ class Runner:
         self._reached += reached
         if reached or self.step in keep.steps:
             self._read_losses()
-            checkpoint.keep(self.folder.path, self.step, checkpoint.sealed(self.state()))
+            self._keep_checkpoint()
+
+    def _keep_checkpoint(self) -> None:
+        checkpoint.keep(self.folder.path, self.step, checkpoint.sealed(self.state()))
 
     def _read_losses(self) -> None:
         """Bring the batch losses over from the device, and stop at the first that diverged."""
@@ -292,6 +302,7 @@ class Runner:
         self._read_losses()
         if not all(bool(p.isfinite().all()) for p in experiment.update.parameters):
             raise DivergenceError(self.step)
+        experiment.update.ranks.check_same(experiment.update.parameters, "weights")
         self._count_training()
         state = State(
             step=self.step,
@@ -358,6 +369,10 @@ class Runner:
         """
         self._read_losses()
         self._count_training()
+        self._save_checkpoint()
+        self._segment = self._last_save = time.monotonic()
+
+    def _save_checkpoint(self) -> None:
         self.folder.sync()
         state = checkpoint.sealed(self.state())
         checkpoint.save(self.folder.path, state)
@@ -365,7 +380,6 @@ class Runner:
             checkpoint.check_readable(self.folder.path, state)
             self._readable = True
         self.folder.write_summary("running", self.progress())
-        self._segment = self._last_save = time.monotonic()
 
     def state(self) -> dict[str, Any]:
         """Return everything that the rest of the run depends on."""

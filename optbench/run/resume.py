@@ -5,14 +5,16 @@ set aside.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass as declared
 
 from optbench.boundary import LAX, ShapeError, printable, shaped
+from optbench.boundary.counting import counted
 from optbench.errors import UserError
 from optbench.record import folder as record
 from optbench.record.folder import RunFolder
@@ -23,6 +25,7 @@ from optbench.record.terminal import Terminal
 from optbench.run import checkpoint
 from optbench.run.loop import Experiment, Runner
 from optbench.run.portable_state import digest
+from optbench.run.update import Update
 
 Count = Annotated[int, Field(ge=0)]
 CONTAINERS = ("model", "optimizer", "schedule", "batches", "probes")
@@ -79,6 +82,7 @@ def resume_or_start(
         experiment.task, experiment.update.model, experiment.initial_loss, start.sources
     )
     sessions = now.pop("sessions")
+    sessions[-1] |= several(experiment.update)
     now = json.loads(json.dumps(now))
     runner = Runner(experiment, folder, terminal, start.about, now)
     unusable: list[str] = []
@@ -188,6 +192,8 @@ def _go_on(
             "sessions"
         )
         earlier = []
+    if changed := changed_processes(earlier, sessions):
+        say(changed)
     origin.pop("sessions", None)
     folder.write_json(record.PROVENANCE, {**origin, "sessions": [*earlier, *sessions]})
     runner.origin = origin
@@ -198,6 +204,31 @@ def _go_on(
             "end bit-identical"
         )
     say(f"going on from step {state['step']}")
+
+
+def several(update: Update) -> dict[str, Any]:
+    """What the record of a session says of its processes; nothing of one alone."""
+    size, dtype = update.ranks.size, update.parameters[0].dtype
+    if size == 1:
+        return {}
+    rounding = (
+        f"sums over examples are added up in {size} parts, other than in one process: a relative "
+        f"{torch.finfo(dtype).eps / 2:.1e} an addition ({str(dtype).removeprefix('torch.')})"
+    )
+    return {"processes": size, "rounding": rounding}
+
+
+def changed_processes(earlier: Sequence[Any], now: Sequence[Mapping[str, Any]]) -> str:
+    """Say that a run goes on with another number of processes; empty if it does not."""
+    last = next((s for s in reversed(earlier) if isinstance(s, dict)), {})
+    before, after = last.get("processes", 1), now[-1].get("processes", 1)
+    if before == after:
+        return ""
+    rounding = now[-1].get("rounding", last.get("rounding", ""))
+    return (
+        f"went on with {counted(before, 'process')} so far, and with {after} from here, so it may "
+        f"not end bit-identical: {rounding}"
+    )
 
 
 def _start_again(folder: RunFolder, terminal: Terminal, unusable: bool) -> None:

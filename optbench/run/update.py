@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from optbench.curvature.selection import trainable
 from optbench.errors import UserError
 from optbench.optimizers.looking import look
+from optbench.ranks import ALONE, Ranks
 from optbench.task import Loss
 
 
@@ -29,6 +30,8 @@ class Update:
             stays. None: all.
         clip_norm: Largest Euclidean norm of the whole gradient; None for no clipping.
         autocast: Forward passes in bfloat16 where that is safe; weights and loss stay in float32.
+        ranks: Processes that share the examples of a batch. Each is called with the whole of it,
+            and takes the same step along the sum of their gradients.
         gradients: Evaluations of the batch gradient so far; some optimizers take several an update.
             One with its graph counts twice: the Hessian product that it is for costs as much again.
     """
@@ -40,6 +43,7 @@ class Update:
     micro_batch_size: int | None = None
     clip_norm: float | None = None
     autocast: bool = False
+    ranks: Ranks = ALONE
     gradients: int = 0
     parameters: list[nn.Parameter] = field(init=False)
 
@@ -100,17 +104,35 @@ class Update:
 
     def _backward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Add the gradient of the mean loss over the batch to `.grad`, and return that loss."""
+        if self.ranks.size > 1:
+            mine = self.ranks.shard(len(inputs))
+            return self._added_up(self._add_share(inputs[mine], targets[mine], len(inputs)))
         size = self.micro_batch_size
         if size is None or size >= len(inputs):
             loss = self._mean_loss(inputs, targets)
             self._differentiate(loss)
             return loss
+        return self._add_share(inputs, targets, len(inputs))
+
+    def _add_share(self, inputs: Tensor, targets: Tensor, count: int) -> Tensor:
+        """Add these examples' share of the gradient of a mean over `count`; return the loss's."""
+        size = self.micro_batch_size or count
         total = torch.zeros((), device=inputs.device, dtype=self.parameters[0].dtype)
         for x, y in zip(inputs.split(size), targets.split(size), strict=True):
-            loss = self._mean_loss(x, y) * (len(x) / len(inputs))
+            loss = self._mean_loss(x, y) * (len(x) / count)
             self._differentiate(loss)
             total += loss.detach()
         return total
+
+    def _added_up(self, loss: Tensor) -> Tensor:
+        """Put the sum over processes into `.grad`, and return that of the loss."""
+        has_gradient = loss.new_tensor([float(p.grad is not None) for p in self.parameters])
+        sums = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        self.ranks.add_up([loss, has_gradient, *sums])
+        for p, total, held in zip(self.parameters, sums, has_gradient, strict=True):
+            if p.grad is None and held > 0:  # other examples than this process's depend on it
+                p.grad = total
+        return loss
 
     def _attention(self) -> AbstractContextManager[None]:
         """Fused attention has no second derivative."""

@@ -1,0 +1,237 @@
+"""Processes that torchrun has started for one run, over torch.distributed."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from optbench.boundary.counting import counted
+from optbench.errors import MachineError, UserError
+from optbench.processes import Place, place
+from optbench.ranks.alone import ALONE, Item, Ranks, Result
+
+DIMENSIONS = 8  # most of a tensor that one process computes for the others
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64)
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """Context with the processes of this run; `ALONE` where torchrun has not started several.
+
+    Sums travel over gloo on a CPU and over NCCL on GPUs. Each process sees one GPU, the one of its
+    number on its machine, as `cuda`.
+
+    Args:
+        device: The run's, as configured.
+
+    Raises:
+        UserError: If the processes cannot compute on that device.
+        MachineError: If they do not find each other.
+    """
+    here = place()
+    if here.size == 1:
+        yield ALONE
+        return
+    _take_own_gpu(device, here)
+    with _heard():
+        dist.init_process_group("gloo")
+    yield Together(here, _gpus(device, here))
+    dist.destroy_process_group()  # not after an error: it may wait for who has gone
+
+
+def _take_own_gpu(device: str, here: Place) -> None:
+    """Let this process see its own GPU alone; CUDA reads this when it is first used."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(
+            f"device={device} is one device, and there are {counted(here.size, 'process')}: say "
+            "device=cuda, and each takes the GPU of its number; or device=cpu"
+        )
+    if device != "cpu":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        numbers = visible.split(",") if visible is not None else None
+        own = here.local_rank if numbers is None else (numbers + [""] * here.size)[here.local_rank]
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(own)
+
+
+def _gpus(device: str, here: Place) -> dist.ProcessGroup | None:
+    """The group for GPUs if every process has one; None if none has, or device=cpu.
+
+    Raises:
+        UserError: If some have one, or if it is Apple's.
+    """
+    if device == "cpu":
+        return None
+    if device == "auto" and torch.backends.mps.is_available():
+        raise UserError("torch.distributed does not run on mps: say device=cpu")
+    has = torch.cuda.is_available()
+    count = torch.tensor([float(has)])
+    with _heard():
+        dist.all_reduce(count)
+    if 0 < count < here.size:
+        raise UserError(
+            f"{counted(int(count), 'GPU')} for {counted(here.size, 'process')}: each needs its "
+            "own; say device=cpu, or start as many processes as there are GPUs"
+        )
+    return dist.new_group(backend="nccl") if has else None
+
+
+class Together(Ranks):
+    """Several processes, each called with the same arguments in the same order.
+
+    Args:
+        here: Which of them this is.
+        gpus: Group that adds up tensors on GPUs; None: there are none.
+    """
+
+    def __init__(self, here: Place, gpus: dist.ProcessGroup | None = None) -> None:
+        self.rank, self.size, self._gpus = here.rank, here.size, gpus
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """See `Ranks`. Tensors of one precision travel as one; bytes: 2(R − 1)/R of theirs."""
+        kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for tensor in tensors:
+            kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+        for alike in kinds.values():
+            if len(alike) == 1 and alike[0].is_contiguous():
+                self._add_up(alike[0])
+                continue
+            flat = torch.cat([tensor.reshape(-1) for tensor in alike])
+            self._add_up(flat)
+            for tensor, part in zip(alike, flat.split([t.numel() for t in alike]), strict=True):
+                tensor.copy_(part.view(tensor.shape))
+
+    def _add_up(self, tensor: Tensor) -> None:
+        with _heard():
+            dist.all_reduce(tensor, group=self._group(tensor))
+
+    def _group(self, tensor: Tensor) -> dist.ProcessGroup | None:
+        return self._gpus if tensor.is_cuda else None
+
+    def sums(self, *numbers: float) -> tuple[float, ...]:
+        """See `Ranks`."""
+        total = torch.tensor(numbers, dtype=torch.float64)
+        self._add_up(total)
+        return tuple(total.tolist())
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """See `Ranks`."""
+        return tuple(number > 0 for number in self.sums(*map(float, flags)))
+
+    def map(
+        self, function: Callable[[Item], Result], items: Iterable[Item]
+    ) -> Iterator[tuple[Item, Result]]:
+        """See `Ranks`; item i is the work of process i mod R.
+
+        Results are passed on if they are tensors. Else, and where one fails, every process computes
+        those of this round itself.
+        """
+        for group in _rounds(items, self.size):
+            own: object = None
+            if self.rank < len(group):
+                # It fails below, in all processes alike.
+                with contextlib.suppress(Exception):
+                    own = function(group[self.rank])
+            results = self._passed_on(own, len(group))
+            for i, item in enumerate(group):
+                yield item, function(item) if results is None else results[i]  # type: ignore[misc]
+
+    def _passed_on(self, own: object, count: int) -> list[Tensor] | None:
+        """The results of `count` processes; None if one is no tensor that can be passed on."""
+        shapes = torch.zeros((self.size, DIMENSIONS + 3), dtype=torch.int64)
+        shapes[self.rank] = _shape_of(own)
+        self._add_up(shapes)
+        if not bool((shapes[:count, 0] > 0).all()):
+            return None
+        device = own.device if isinstance(own, Tensor) else None
+        results = []
+        for source, (_, dtype, ndim, *shape) in enumerate(shapes[:count].tolist()):
+            if source == self.rank and isinstance(own, Tensor):
+                result = own.detach().contiguous()
+            else:
+                device = device or self._device
+                result = torch.empty(shape[:ndim], dtype=DTYPES[dtype], device=device)
+            with _heard():
+                dist.broadcast(result, source, group=self._group(result))
+            results.append(result)
+        return results
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device("cpu" if self._gpus is None else "cuda")
+
+    def tell(self, content: bytes) -> bytes:
+        """See `Ranks`."""
+        (length,) = self.sums(float(len(content) if self.leads else 0))
+        if not length:
+            return b""
+        held = torch.frombuffer(bytearray(content), dtype=torch.uint8) if self.leads else None
+        told = torch.empty(int(length), dtype=torch.uint8) if held is None else held
+        with _heard():
+            dist.broadcast(told, 0)
+        return told.numpy().tobytes()
+
+    def check_same(self, tensors: Sequence[Tensor], what: str) -> None:
+        """See `Ranks`. Compared is, of each tensor, the sum of its bits as whole numbers."""
+        marks = torch.stack([_bits(tensor).sum(dtype=torch.int64).cpu() for tensor in tensors])
+        # max m = −max(−m) over processes if m is everywhere the same.
+        both = torch.stack([marks, -marks])
+        with _heard():
+            dist.all_reduce(both, dist.ReduceOp.MAX)
+        if not torch.equal(both[0], -both[1]):
+            raise MachineError(
+                f"the processes of this run hold different {what}: they must run the same code on "
+                "machines of one kind; the same command goes on from the last checkpoint"
+            )
+
+
+def _rounds(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Items in groups of `size`; the last may be smaller."""
+    left = iter(items)
+    while group := list(itertools.islice(left, size)):
+        yield group
+
+
+def _shape_of(result: object) -> Tensor:
+    """Numbers (1, dtype, dimensions, shape …) of a tensor that can be passed on, else zeros."""
+    numbers = torch.zeros(DIMENSIONS + 3, dtype=torch.int64)
+    if not isinstance(result, Tensor) or result.layout != torch.strided:
+        return numbers
+    if result.dtype in DTYPES and result.ndim <= DIMENSIONS:
+        about = [1, DTYPES.index(result.dtype), result.ndim, *result.shape]
+        numbers[: len(about)] = torch.tensor(about)
+    return numbers
+
+
+_WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return plain.detach().contiguous().view(_WHOLE[plain.element_size()])
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[None]:
+    """Context of a call that waits for the other processes.
+
+    Raises:
+        MachineError: If one of them is no longer there.
+    """
+    try:
+        yield
+    except RuntimeError as why:
+        first = next(iter(str(why).strip().splitlines()), type(why).__name__)
+        said = re.sub(r"^\[\S*\] ", "", first).split(". ")[
+            0
+        ]  # gloo begins with a file, and explains
+        raise MachineError(
+            f"a process of this run has ended or cannot be reached ({said}): the same command goes "
+            "on from the last checkpoint"
+        ) from why
