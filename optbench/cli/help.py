@@ -46,7 +46,7 @@ examples:
   python -m optbench optimizer.lr=0.05 steps=6000 probes.sharpness.every=5
       half the learning rate, twice the threshold, measured more often
   python -m optbench --multirun optimizer=sgd,momentum,adam seed=0,1,2
-      nine runs one after the other, and their report; issued again, only what is missing
+      nine runs and their report; issued again, only what is missing
   python -m optbench --multirun seed=0,1,2,3 jobs=4
       four at a time; launcher=ray or launcher=slurm makes them on a cluster
       (docs/scale.md)
