@@ -184,8 +184,7 @@ class EdgePlateaus:
                     interval = mean_interval(values, self.declaration.level)
                     panels.setdefault(name, []).append((LABELS[column], interval))
         if panels:
-            unit = "ln of a distance to the edge, or of a prediction over what is measured"
-            yield draw_forest(panels, unit, folder / "distances", sesoi=NEAR)
+            yield draw_forest(panels, "ln(distance or ratio)", folder / "distances", sesoi=NEAR)
 
 
 LABELS = {
