@@ -150,6 +150,16 @@ class TrainingMap:
         start[self._moving] = x
         return self._run(start, updates)[1][self._moving]
 
+    def copies(self, x: Tensor) -> tuple[nn.Module, Optimizer]:
+        """The float64 copies of model and optimizer in the state (w, s) = x.
+
+        They are the map's own, and are written over where it is evaluated next.
+        """
+        start = self._origin.clone()
+        start[self._moving] = x
+        self._run(start, updates=0)
+        return self._model, self._optimizer
+
     @contextlib.contextmanager
     def at_rate(self, factor: float) -> Iterator[None]:
         """Context in which every group's learning rate is this many times the present one."""

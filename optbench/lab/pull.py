@@ -228,9 +228,23 @@ def weight_norm(network: Network, w: Tensor) -> Tensor:
 
 
 def path_norm(network: Network, w: Tensor) -> Tensor:
-    """√Σ over paths of Π w², biases as weights of an input of 1; for ReLU networks."""
+    """√Σ over paths of Π w², biases as weights of an input of 1.
+
+    Squared weights leave every unit ≥ 0, where a ReLU is the identity; so are other activations
+    taken here, since a path is of weights alone.
+    """
     ones = torch.ones_like(network.inputs[:1])
-    total: Tensor = network.outputs(w.square(), ones).sum().sqrt()
+    activations = [
+        module
+        for module in network.model.modules()
+        if not list(module.children()) and not isinstance(module, (nn.Linear, nn.Flatten))
+    ]
+    handles = [a.register_forward_hook(lambda _, given, out: given[0]) for a in activations]
+    try:
+        total: Tensor = network.outputs(w.square(), ones).sum().sqrt()
+    finally:
+        for handle in handles:
+            handle.remove()
     return total
 
 

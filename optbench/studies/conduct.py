@@ -89,9 +89,29 @@ def conduct(
         declared.name, study.declaration, findings, confusion, figures, said, command, len(rows)
     )
     verdict["digest"] = declared.digest
+    _write(folder, verdict)
+    return Outcome(folder, findings, runs.failures)
+
+
+def take_errata(folder: Path, declared: Declared) -> None:
+    """Say the errata of a declaration on the verdict that was given by it; nothing else changes.
+
+    Args:
+        folder: Folder of the study's results.
+        declared: The study as it is declared now; a verdict of another declaration stays.
+    """
+    verdict = read_json(folder / VERDICT)
+    errata = list(declared.study.declaration.errata)
+    if verdict is None or verdict["digest"] != declared.digest:
+        return
+    if verdict.get("errata", []) != errata:
+        verdict["errata"] = errata
+        _write(folder, verdict)
+
+
+def _write(folder: Path, verdict: Mapping[str, Any]) -> None:
     write_whole(folder / VERDICT, json.dumps(verdict, indent=2) + "\n")
     write_whole(folder / verdict_page.PAGE, verdict_page.render(verdict))
-    return Outcome(folder, findings, runs.failures)
 
 
 def read_rows(

@@ -30,8 +30,8 @@ class Declared:
     Attributes:
         name: Name of its YAML.
         study: The study.
-        digest: SHA-256 of the YAML, and of the code of a study of the user's own. The code of
-            optbench's own is held by tests: they judge the committed tables again.
+        digest: SHA-256 of the YAML without its errata, and of the code of a study of the user's
+            own. The code of optbench's own is held by tests: they judge the committed tables again.
         files: The YAMLs that declare it.
     """
 
@@ -63,7 +63,8 @@ def read_study(name: str, config_dir: Path | None = None) -> Declared:
             files = [path]
             if shared := content.pop("shared", None):  # what several studies have in common
                 files.append(folder / f"{shared}.yaml")
-                content = _read(files[1]) | content
+                common = {k: v for k, v in _read(files[1]).items() if k != "errata"}
+                content = common | content
             return _declared(name, content, files)
     known = known_studies(config_dir)
     raise UserError(
@@ -74,9 +75,10 @@ def read_study(name: str, config_dir: Path | None = None) -> Declared:
 def _declared(name: str, content: dict[str, Any], files: Sequence[Path]) -> Declared:
     target = content.pop("_target_")
     settings = content.pop("settings", {})
+    errata = content.pop("errata", ())  # said later, of a declaration that stays as it was
     try:
         hypotheses = [Hypothesis(**entry) for entry in content.pop("hypotheses")]
-        declaration = Declaration(hypotheses=hypotheses, **content)
+        declaration = Declaration(hypotheses=hypotheses, errata=errata, **content)
         study = _class(target)(declaration, **settings)
     except (TypeError, KeyError, ImportError, AttributeError) as why:
         raise UserError(f"conf/study/{name}.yaml does not declare a study: {why}") from why

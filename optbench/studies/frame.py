@@ -66,6 +66,8 @@ class Declaration:
         hypotheses: The claims.
         sizes: Settings of the sizes smoke, small and full.
         cost: Time on two cores, by size.
+        errata: Sentences of the declaration that turned out to be wrong, and what is right. They
+            are said beside it and are no part of its digest.
     """
 
     title: str
@@ -77,6 +79,7 @@ class Declaration:
     hypotheses: Sequence[Hypothesis]
     sizes: Mapping[str, Mapping[str, Any]]
     cost: Mapping[str, str] = field(default_factory=dict)
+    errata: Sequence[str] = ()
 
     @property
     def level(self) -> float:

@@ -124,7 +124,10 @@ class MatchedEdge:
         return [rounded(row)]
 
     def judge(self, table: Table) -> list[Finding]:
-        """Apply the declared rules to the runs that are comparable."""
+        """Apply the declared rules to the runs that are comparable.
+
+        A hypothesis `RULE_TASK` or `RULE_dial_VALUE` is judged on that task, or at that distance.
+        """
         rows, why = comparable(table)
         rules: Mapping[str, Callable[[Errors], float]] = {
             "remains": remaining_share,
@@ -133,14 +136,17 @@ class MatchedEdge:
         }
         found = []
         for hypothesis in self.declaration.hypotheses:
-            estimate = _bootstrap(rows, rules[hypothesis.name], self.declaration.level)
+            rule, _, where = hypothesis.name.partition("_")
+            of_rule = _part(rows, where) if where else rows
+            estimate = _bootstrap(of_rule, rules[rule], self.declaration.level)
             said = verdict(estimate, hypothesis.sesoi, hypothesis.sign)
-            found.append(Finding(hypothesis.name, estimate, said, length(rows), why))
+            found.append(Finding(hypothesis.name, estimate, said, length(of_rule), why))
         return found
 
     def planted(self, world: str, seed: int) -> Table:
         """A simulated table of a world."""
-        return _planted(world, seed)
+        first, second = [*self.declaration.sizes["small"]["tasks"], "another"][:2]
+        return _planted(world, seed, (first, second))
 
     def draw(self, table: Table, findings: Sequence[Finding], folder: Path) -> Iterator[str]:
         """Draw the mean error of each optimizer, at its usual rate and at each dial."""
@@ -233,6 +239,16 @@ def comparable(table: Table) -> tuple[Table, str]:
     return subset(table, mask), words.strip()
 
 
+def _part(rows: Table, where: str) -> Table:
+    """Rows of a task, or those at a dial with those at the usual rates."""
+    if not length(rows):
+        return rows
+    kind, _, value = where.partition("_")
+    if kind == "dial":
+        return subset(rows, (rows["mode"] == USUAL) | (rows["mode"] == f"dial {value}"))
+    return subset(rows, rows["task"] == where)
+
+
 def _dial(mode: str) -> float:
     word, _, value = str(mode).partition(" ")
     return float(value) if word == "dial" else math.nan
@@ -311,7 +327,7 @@ def _wide(rows: Table) -> tuple[list[tuple[str, str, str]], Table]:
     return keys, {"seed": seeds} | {str(i): column for i, column in enumerate(grid)}
 
 
-def _planted(world: str, seed: int) -> Table:
+def _planted(world: str, seed: int, tasks: tuple[str, str]) -> Table:
     """Tables of 2 tasks x 6 optimizers x {usual, 2 dials} x 10 seeds, noise .7 pp, sd 2 pp usual.
 
     - remains: an optimizer is as far from the mean at equal distance as at its usual rate.
@@ -323,7 +339,7 @@ def _planted(world: str, seed: int) -> Table:
     rng = np.random.default_rng([seed, list(MatchedEdge.worlds).index(world)])
     kept = {"remains": 1.0, "a third remains": 0.3}.get(world, 0.0)
     rows = []
-    for task in ("first", "second"):
+    for task in tasks:
         own = dict(zip("abcdef", 2 * np.array([-1.3, -0.8, -0.2, 0.2, 0.8, 1.3]), strict=True))
         for (name, effect), mode in product(own.items(), (USUAL, "dial 0.6", "dial 0.95")):
             scaled = world == "scale passes for distance" and name in "abf"

@@ -18,7 +18,7 @@ from optbench.boundary.counting import counted
 from optbench.paths import conf_folder
 from optbench.record.durable import write_whole
 from optbench.record.folder import read_json
-from optbench.studies.conduct import VERDICT
+from optbench.studies.conduct import VERDICT, take_errata
 from optbench.studies.declaration import known_studies, read_study
 from optbench.studies.frame import REFUTED, SUPPORTED, UNDECIDED
 from optbench.studies.verdict_page import number
@@ -224,7 +224,13 @@ def _answer(answer: Answer, chapter: Chapter) -> str:
 
 
 def write(folder: Path, config_dir: Path | None = None) -> list[Path]:
-    """Write the page as Markdown and as HTML into a folder of studies; return both paths."""
+    """Write the page as Markdown and as HTML into a folder of studies; return both paths.
+
+    The errata of each declaration are said on its verdict first.
+    """
+    judged = [name for name in known_studies(config_dir) if (folder / name / VERDICT).is_file()]
+    for name in judged:
+        take_errata(folder / name, read_study(name, config_dir))
     overview = collect(folder, config_dir)
     folder.mkdir(parents=True, exist_ok=True)
     written = []

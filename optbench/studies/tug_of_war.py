@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
@@ -151,15 +152,22 @@ class TugOfWar:
         if last is not None:
             yield looker.look(last)
 
-    def judge(self, table: Table) -> list[Finding]:
-        """Apply the rules to the paths; see the statistic of each hypothesis."""
-        rows = pulled(table)
+    def rules(self, rows: Table) -> Mapping[str, "Rule"]:
+        """{hypothesis: what it is judged by}.
+
+        Args:
+            rows: Looks at paths; see `pulled`.
+        """
         at_one, at_end = contrasts(rows), ends(rows)
-        rules: dict[str, tuple[Table, Callable[[Table], float], Callable[[Table], str]]] = {
-            "flatness": (at_one, _spared, lambda t: _told_slopes(t, FLATNESS)),
-            "function": (at_one, _mean_slope, lambda t: _told_slopes(t, (FUNCTION,))),
+        return {
+            "flatness": (at_one, _spared, lambda t: told_slopes(t, FLATNESS)),
+            "function": (at_one, mean_slope(FUNCTION), lambda t: told_slopes(t, (FUNCTION,))),
             "dissociates": (at_end, dissociation, _told_ends),
         }
+
+    def judge(self, table: Table) -> list[Finding]:
+        """Apply the rules to the paths; see the statistic of each hypothesis."""
+        rules = self.rules(pulled(table))
         findings = []
         for hypothesis in self.declaration.hypotheses:
             told, (of_rule, rule, tell) = left_out(table), rules[hypothesis.name]
@@ -173,8 +181,8 @@ class TugOfWar:
 
     def planted(self, world: str, seed: int) -> Table:
         """A simulated table of a world, as large as that of the size small."""
-        grid = self.declaration.sizes["small"]
-        return plant(world, seed, grid["tasks"], grid["optimizers"], grid["levers"], grid["seeds"])
+        rng = np.random.default_rng([seed, list(TugOfWar.worlds).index(world)])
+        return plant(rng, WORLDS[world], self.declaration.sizes["small"])
 
     def draw(self, table: Table, findings: Sequence[Finding], folder: Path) -> Iterator[str]:
         """Draw the slopes, each arm against random at equal displacement, and the responses."""
@@ -189,6 +197,10 @@ class TugOfWar:
         yield draw_forest(net, "error less random's, pp", folder / "against_random", sesoi=POINT)
         title = "change at the end of a pull: of measures in nats, of the error in pp"
         yield draw_heat(responses(ends(rows), levers), title, folder / "cross_response", limit=2.0)
+
+
+Rule = tuple[Table, Callable[[Table], float], Callable[[Table], str]]
+"""The rows that a hypothesis is judged by, its statistic, and what is told of it."""
 
 
 class Looker:
@@ -345,9 +357,9 @@ def _spared(at_one: Table) -> float:
     return POINT - FARTHEST * max(map(abs, each), default=math.nan)
 
 
-def _mean_slope(at_one: Table) -> float:
-    """Mean over the tasks of the slope along the input Jacobian."""
-    return float(np.mean(list(slopes(at_one, FUNCTION).values())))
+def mean_slope(lever: str) -> Callable[[Table], float]:
+    """Mean over the tasks of the slope along a measure, pp per e-fold."""
+    return lambda at_one: float(np.mean(list(slopes(at_one, lever).values())))
 
 
 def ends(rows: Table) -> Table:
@@ -422,7 +434,8 @@ def net_panels(at_one: Table, level: float) -> dict[str, list[tuple[str, Interva
     return panels
 
 
-def _told_slopes(at_one: Table, levers: Sequence[str]) -> str:
+def told_slopes(at_one: Table, levers: Sequence[str]) -> str:
+    """Say the means that the slopes along some levers are made of, by task."""
     told = []
     for lever in levers:
         for task, slope in slopes(at_one, lever).items():
@@ -456,26 +469,49 @@ MOVES: Mapping[str, Mapping[str, float]] = {
 """Planted responses: nats of the column by a nat of the row; others do not move each other."""
 
 
-def plant(
-    world: str,
-    seed: int,
-    tasks: Sequence[str],
-    optimizers: Sequence[str],
-    levers: Sequence[str],
-    seeds: int,
-) -> Table:
-    """A simulated table: paths of five looks, up farther than down.
+@dataclass(frozen=True)
+class World:
+    """A planted test function.
 
-    - flatness: error = 1.5 Δ ln λ₁ (a factor of ten costs 3.5 pp) + 5 d;
-    - function: error = 2 Δ ln Jacobian + 5 d;
-    - nothing: noise;
-    - displacement: error = 40 d on every path, twice as much at random, and the pull up goes three
-      times as far as the pull down: only a comparison at one displacement is not fooled.
+    Attributes:
+        effects: {measure: change of the error by a nat of it, in pp}.
+        cost: Change of the error by displacement, whatever the way, in pp.
+        random: Factor of the cost on the random path.
     """
-    rng = np.random.default_rng([seed, list(TugOfWar.worlds).index(world)])
+
+    effects: Mapping[str, float] = field(default_factory=dict)
+    cost: float = 0.0
+    random: float = 1.0
+
+
+WORLDS = {
+    "flatness": World({"sharpness": 1.5}, cost=5),
+    "function": World({FUNCTION: 2.0}, cost=5),
+    "nothing": World(),
+    "displacement": World(cost=40, random=2),
+}
+"""A factor of ten of λ₁ costs 3.5 pp in the first; in the last only a comparison at one
+displacement is not fooled."""
+
+
+def plant(
+    rng: np.random.Generator,
+    world: World,
+    grid: Mapping[str, Any],
+    moves: Mapping[str, Mapping[str, float]] = MOVES,
+) -> Table:
+    """A simulated table: paths of five looks, the pull up three times as far as that down.
+
+    Args:
+        rng: What it is drawn with.
+        world: The test function.
+        grid: A size of the declaration: tasks, optimizers, levers, seeds.
+        moves: Responses of measures to pulls; see `MOVES`.
+    """
     found: list[dict[str, Any]] = []
-    cost = {"flatness": 5.0, "function": 5.0, "nothing": 0.0, "displacement": 40.0}[world]
-    for task, optimizer, run in product(tasks, optimizers, range(1, seeds + 1)):
+    levers = grid["levers"]
+    runs = range(1, grid["seeds"] + 1)
+    for task, optimizer, run in product(grid["tasks"], grid["optimizers"], runs):
         for lever, way in [*product(levers, WAYS), (RANDOM, "up")]:
             far = {"up": 2.0, "down": 0.7}[way] * rng.uniform(0.8, 1.2)
             size = (0.09 if way == "up" else 0.03) * rng.uniform(0.8, 1.2)
@@ -486,12 +522,10 @@ def plant(
                 if lever != RANDOM:
                     x = WAYS[way] * far * share
                     for name in levers:
-                        logs[name] += x * (name == lever or MOVES.get(lever, {}).get(name, 0.0))
+                        logs[name] += x * (name == lever or moves.get(lever, {}).get(name, 0.0))
                 d = size * share
-                error = cost * d * (2 if lever == RANDOM and world == "displacement" else 1)
-                error += {"flatness": 1.5 * logs["sharpness"], "function": 2 * logs[FUNCTION]}.get(
-                    world, 0.0
-                )
+                error = world.cost * d * (world.random if lever == RANDOM else 1)
+                error += sum(slope * logs[name] for name, slope in world.effects.items())
                 found.append(
                     {
                         "task": task,

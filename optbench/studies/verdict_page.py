@@ -32,6 +32,7 @@ def content(
         "protocol": declaration.protocol,
         "controls": declaration.controls,
         "not_shown": declaration.not_shown,
+        "errata": list(declaration.errata),
         "level": declaration.level,
         "rows": rows,
         "declared": history,
@@ -83,11 +84,19 @@ def render(verdict: Mapping[str, Any]) -> str:
         "",
         f"What it does not show: {verdict['not_shown']}",
         "",
+        *_errata(verdict.get("errata", ())),
         f"{verdict['declared']} {counted(verdict['rows'], 'row')} in table.csv. Again: "
         f"`{verdict['command']}`",
         "",
     ]
     return "\n".join(lines)
+
+
+def _errata(errata: Sequence[str]) -> list[str]:
+    if not errata:
+        return []
+    told = [f"- {sentence}" for sentence in errata]
+    return ["Wrong in the declaration, said after it and no part of it:", "", *told, ""]
 
 
 def _row(h: Mapping[str, Any]) -> str:

@@ -368,3 +368,15 @@ def test_the_distance_is_eta_lambda_over_the_threshold(
 ) -> None:
     found, map_ = _found(lambda p: make(p, share * threshold), 4)
     assert critical_rate(map_, found).distance == pytest.approx(share, rel=6e-3)
+
+
+def test_copies_hold_the_state_that_is_asked_for_and_the_map_goes_on_from_it() -> None:
+    model, optimizer = _trained(lambda p: torch.optim.SGD(p, lr=0.5, momentum=0.9))
+    step = TrainingMap(model, _quadratic, NOTHING, optimizer)
+    x = step.image(step.origin) + 0.25
+    held, copied = step.copies(x)
+    (w,), (buffer,) = held.parameters(), [s["momentum_buffer"] for s in copied.state.values()]
+    torch.testing.assert_close(torch.cat([w.detach(), buffer]), x, rtol=0, atol=0)
+    again = TrainingMap(held, _quadratic, NOTHING, copied)
+    torch.testing.assert_close(again.image(again.origin), step.image(x), rtol=0, atol=0)
+    assert not torch.equal(model.w, w), "the run is only read"

@@ -84,8 +84,6 @@ def test_a_random_direction_is_a_straight_way_in_a_linear_model() -> None:
 @pytest.mark.parametrize("name", list(LEVERS))
 def test_every_lever_moves_as_asked_and_the_outputs_stay(name: str, sign: int) -> None:
     point = _point(_net(), 5, 3, "ce")
-    if name == "path_norm":
-        point = _point(_net(nn.ReLU()), 5, 3, "ce")
     before = [p.detach().clone() for p in point.model.parameters()]
     states = list(islice(lab.pull(point, name, sign, length=0.01), 6))
     values = [sign * state.value for state in states]
@@ -106,6 +104,19 @@ def test_levers_are_the_measures_of_their_names() -> None:
     theirs["trace"] = float(torch.trace(_dense_hessian(network)))
     # λ₁ is solved to 1e-3, its error is quadratic in that; the rest to rounding
     assert mine == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("activation", [nn.GELU(), nn.Tanh(), nn.ReLU()])
+def test_a_path_norm_is_of_the_weights_whatever_the_activation(activation: nn.Module) -> None:
+    network = Network(_point(_net(activation), 5, 3, "ce"))
+    first, b, last, c = (p.square() for p in network.named(network.start).values())
+    paths = torch.einsum("kh,hi->", last, first) + (last @ b).sum() + c.sum()
+    found = lever_values(network, network.start, ["path_norm"])["path_norm"]
+    # sums of about a hundred positive terms in float64
+    assert found == pytest.approx(float(paths.sqrt()), rel=1e-13)
+    outputs = network.outputs(network.start)
+    net = network.model
+    assert torch.equal(outputs, net(network.inputs)), "the activation is back"
 
 
 def test_held_outputs_leave_a_homogeneous_network_no_fisher_rao_norm_to_pull() -> None:

@@ -27,6 +27,7 @@ def test_verdicts_follow_from_the_table(name: str) -> None:
         ends = (finding.estimate.value, finding.estimate.low, finding.estimate.high)
         # other versions of numpy and scipy sum in another order
         np.testing.assert_allclose((h["value"], h["low"], h["high"]), ends, rtol=1e-6)
+    assert verdict.get("errata", []) == list(declared.study.declaration.errata), "study overview"
     assert (folder / "verdict.md").read_text() == render(verdict)
     for figure in verdict["figures"]:
         assert (folder / f"{figure}.png").is_file() and (folder / f"{figure}.svg").is_file()

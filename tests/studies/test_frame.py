@@ -18,7 +18,7 @@ from optbench.record.commits import committed, git
 from optbench.statistics import verdict
 from optbench.studies import conduct as conducting
 from optbench.studies import verdict_page
-from optbench.studies.conduct import conduct, plant, read_table, write_table
+from optbench.studies.conduct import conduct, plant, read_table, take_errata, write_table
 from optbench.studies.declaration import (
     HISTORY,
     Declared,
@@ -140,6 +140,38 @@ def test_a_changed_declaration_is_another_and_says_what_had_been_seen(tmp_path: 
     said = _told(results, second, 7)
     assert "after 7 of its runs were seen" in said and "declaration 2 of this study" in said
     assert len((results / HISTORY).read_text().splitlines()) == 2
+
+
+def test_an_erratum_is_said_on_the_page_and_leaves_declaration_and_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conducting, "_pool", lambda jobs: _Here())
+    before = read_study("coin", _declare(tmp_path))
+    outcome = conduct(before, "small", NoLauncher(), tmp_path, 1, draws=2)
+    verdict, page = ((outcome.folder / name).read_text() for name in ("verdict.json", "verdict.md"))
+    take_errata(outcome.folder, before)
+    assert (outcome.folder / "verdict.json").read_text() == verdict
+    after = read_study("coin", _declare(tmp_path, errata=["It was no coin."]))
+    assert after.digest == before.digest
+    take_errata(outcome.folder, after)
+    said = json.loads((outcome.folder / "verdict.json").read_text())
+    assert said == json.loads(verdict) | {"errata": ["It was no coin."]}
+    told = (outcome.folder / "verdict.md").read_text()
+    assert told == verdict_page.render(said) and "- It was no coin." in told
+    take_errata(outcome.folder, before)
+    assert (outcome.folder / "verdict.md").read_text() == page, "and taken back"
+    changed = read_study("coin", _declare(tmp_path, title="Was it?", errata=["It was no coin."]))
+    take_errata(outcome.folder, changed)
+    assert (outcome.folder / "verdict.md").read_text() == page, "a verdict of another declaration"
+
+
+def test_errata_of_a_shared_file_are_not_those_of_the_study_that_shares_it(tmp_path: Path) -> None:
+    _declare(tmp_path, errata=["It was no coin."])
+    own = "shared: coin\n_target_: tests.studies.test_frame.Coin\ntitle: Is this?\n"
+    (tmp_path / "study" / "other.yaml").write_text(own)
+    declaration = read_study("other", tmp_path).study.declaration
+    assert (declaration.title, declaration.question) == ("Is this?", "Is it?")
+    assert list(declaration.errata) == []
 
 
 def _told(results: Path, declared: Declared, runs_seen: int) -> str:
