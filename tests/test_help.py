@@ -103,7 +103,9 @@ def test_one_group_or_key_is_told_in_full() -> None:
     assert "  optimizer=lion " in page and "arXiv:2302.06675" in page
     assert "  optimizer.weight_decay=0 " in page and "steps=" not in page
     probe = help_page(["probes.sharpness"], [], [])
-    assert "`share` of what training costs" in " ".join(probe.split()) and "probes.edge" not in probe
+    assert (
+        "`share` of what training costs" in " ".join(probe.split()) and "probes.edge" not in probe
+    )
     assert help_page(["seed"], [], []).startswith("  seed=0 ")
     assert "launcher.partition=null" in help_page([LAUNCHER], [], [])
 

@@ -13,6 +13,9 @@ from optbench.statistics.grouping import Array, Labels, Table, group_labels
 Method = Literal["percentile", "bca"]
 Statistic = Callable[[Table], float]
 
+ROUNDING = 1e-12
+"""Difference of two draws, relative to the largest of all, that the order of summation makes."""
+
 
 def cluster_bootstrap(
     table: Table,
@@ -70,7 +73,7 @@ def cluster_bootstrap(
     chosen = np.random.default_rng(seed).integers(C, size=(draws, C))
     drawn = np.array([statistic(_rows(table, [members[c] for c in d], cluster)) for d in chosen])
     # Clusters that are copies differ by rounding alone.
-    if not np.isfinite([value, *drawn]).all() or np.ptp(drawn) <= 1e-12 * np.abs(drawn).max():
+    if not np.isfinite([value, *drawn]).all() or np.ptp(drawn) <= ROUNDING * np.abs(drawn).max():
         return unknown
     tails = _tails(C, level, expand)
     if method == "bca":
@@ -101,7 +104,9 @@ def _tails(C: int, level: float, expand: bool) -> Array:
 
 def _bca_tails(tails: Array, value: float, drawn: Array, left_out: Array) -> Array:
     """The two quantiles of BCa; NaN where the correction is not defined."""
-    below = float(np.mean(drawn < value) + np.mean(drawn == value) / 2)
+    # a draw of every cluster once, in another order, differs from the value by rounding alone
+    equal = np.abs(drawn - value) <= ROUNDING * np.abs(drawn).max()
+    below = float(np.mean((drawn < value) & ~equal) + np.mean(equal) / 2)
     d = left_out.mean() - left_out
     spread = float((d**2).sum())
     if not 0 < below < 1 or not spread > 0:

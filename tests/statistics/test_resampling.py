@@ -98,3 +98,15 @@ def test_the_interval_of_ten_seeds_covers(method: Any) -> None:
         by_run.append(abs(y.mean()) <= half)
     assert np.mean(by_seed) == pytest.approx(0.95, abs=3 * 0.011)
     assert np.mean(by_run) < 0.8
+
+
+def test_draws_that_are_the_table_in_another_order_count_as_equal() -> None:
+    """Sums of whole numbers are exact, those of the same in tenths are not."""
+    seeds = np.arange(7)
+    whole = {"seed": seeds, "y": np.array([1.0, 2.0, 4.0, 7.0, 8.0, 9.0, 11.0])}
+    tenths = {"seed": seeds, "y": whole["y"] / 10}
+    exact = s.cluster_bootstrap(whole, lambda t: float(t["y"].sum()))
+    rounded = s.cluster_bootstrap(tenths, lambda t: float(sum(t["y"].tolist())))
+    assert (rounded.low * 10, rounded.high * 10) == pytest.approx(
+        (exact.low, exact.high), rel=1e-12
+    )
