@@ -2,7 +2,8 @@
 
 These are docs/optimizers.md, the table of all optimizers, from their YAMLs and from what
 `python -m perf.optimizers` has measured; docs/metrics.md, from `optbench.metrics`; docs/gallery.md,
-from the verdicts of the studies; and the result in README.md, from the committed board.
+from the verdicts of the studies; the table in docs/edge_atlas.md, from its study; and the result in
+README.md, from the committed board.
 """
 
 import csv
@@ -25,7 +26,9 @@ METRICS = ROOT / "docs" / "metrics.md"
 GALLERY = ROOT / "docs" / "gallery.md"
 README = ROOT / "README.md"
 BOARD = ROOT / "results" / "leaderboard.csv"
-BEGIN, END = "<!-- board: python -m docs.build -->\n", "<!-- end of board -->"
+ATLAS = ROOT / "docs" / "edge_atlas.md"
+ENTRIES = ROOT / "results" / "studies" / "edge_atlas" / "entries.md"
+BEGIN, END = "<!-- made by python -m docs.build -->\n", "<!-- end of it -->"
 ROWS = 5
 COSTS = ROOT / "perf" / "optimizers.json"
 HEAD = """# Optimizers
@@ -55,10 +58,11 @@ rate, P the preconditioner, d the last update, B a mini-batch. `â€¦_low` and `â€
 
 @dataclass(frozen=True)
 class Settings:
-    """Write docs/optimizers.md, docs/metrics.md, docs/gallery.md and the board in README.md.
+    """Write docs/optimizers.md, docs/metrics.md, docs/gallery.md, and parts of two other pages.
 
-    They are made from conf/optimizer/ and perf/optimizers.json, from optbench.metrics, from
-    results/studies/*/verdict.json, and from results/leaderboard.csv.
+    They are made from conf/optimizer/ and perf/optimizers.json, from optbench.metrics, and from
+    results/studies/*/verdict.json. The parts are the table of docs/edge_atlas.md, from that study,
+    and the board of README.md, from results/leaderboard.csv.
     """
 
 
@@ -76,6 +80,7 @@ def build(_: Settings) -> int:
         (METRICS, render_metrics()),
         (TABLE, render()),
         (GALLERY, gallery_page.render()),
+        (ATLAS, with_entries(ATLAS.read_text())),
         (README, with_board(README.read_text())),
     )
     for path, page in pages:
@@ -86,9 +91,18 @@ def build(_: Settings) -> int:
 
 def with_board(readme: str) -> str:
     """Return the README with the first rows of the committed board between its two marks."""
-    before, rest = readme.split(BEGIN)
+    return _with_part(readme, "\n".join(_board()) + "\n")
+
+
+def with_entries(page: str) -> str:
+    """Return the page of the edge atlas with the table of its study between its two marks."""
+    return _with_part(page, ENTRIES.read_text())
+
+
+def _with_part(page: str, part: str) -> str:
+    before, rest = page.split(BEGIN)
     _, after = rest.split(END)
-    return before + BEGIN + "\n".join(_board()) + "\n" + END + after
+    return before + BEGIN + part + END + after
 
 
 def _board() -> Iterator[str]:

@@ -61,5 +61,7 @@ def test_the_edges_picture_is_of_its_table(tmp_path: Path) -> None:
 def test_the_pages_made_from_results_are_current() -> None:
     readme = build.README.read_text()
     assert readme == build.with_board(readme), "say python -m docs.build"
+    atlas = build.ATLAS.read_text()
+    assert atlas == build.with_entries(atlas), "say python -m docs.build"
     assert build.GALLERY.read_text() == gallery_page.render(), "say python -m docs.build"
     assert readme.split(build.BEGIN)[1].split(build.END)[0].count("\n") == 2 + build.ROWS
