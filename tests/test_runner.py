@@ -60,7 +60,7 @@ def _assert_same(a: Any, b: Any, path: str = "") -> None:
 def test_the_record_has_every_step_of_the_full_batch_and_probes_at_their_cadence(
     optbench: Command,
 ) -> None:
-    folder = optbench(*SHORT, "picture=true").folder
+    folder = optbench(*SHORT, "picture=true", "probes.sharpness.every=10").folder
     lines = _lines(folder)
     assert [line["step"] for line in lines] == list(range(41))
     assert all("batch/loss" in line for line in lines[:-1]) and "batch/loss" not in lines[-1]

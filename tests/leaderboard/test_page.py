@@ -335,7 +335,8 @@ def test_a_report_on_chosen_runs(
 def test_one_reading_is_shared_by_all_four_panels(
     browser: Any, optbench: Command, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    words = ("task=digits", "steps=20", "probes.generalization.every=10")
+    every_ten = ("probes.generalization.every=10", "probes.sharpness.every=10")
+    words = ("task=digits", "steps=20", *every_ten)
     folders = [optbench(*words, f"seed={seed}").folder for seed in (0, 1)]
     monkeypatch.setattr(sys, "argv", ["report", *map(str, folders), "out=page.html"])
     with pytest.raises(SystemExit):
