@@ -1,7 +1,5 @@
 """`python -m optbench.landscape RUN…`: the loss on lines and planes about a run's weights."""
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from optbench import lab
+from optbench.boundary.comma_separated import comma_separated
 from optbench.boundary.command_line import Command, FilePath, Key
 from optbench.boundary.kinds import CountFromZero, Positive
 from optbench.errors import UserError, printable
@@ -209,7 +208,7 @@ def _notes(landscape: Landscape, directions: Sequence[Direction]) -> Iterator[st
         yield "the task has no validation split: the training loss alone is drawn"
     elif loss_slices.has_batch_norm(landscape.point.model):
         yield (
-            "batch norm: the validation loss has the running statistics of the run's end at every "
+            "batch norm: the validation loss has the running statistics of the checkpoint at every "
             "place, the training loss those of each place"
         )
 
@@ -224,7 +223,7 @@ def _table_of_lines(lines: Sequence[Line]) -> str:
         for line in lines
         for a, found in zip(line.coefficients, line.losses, strict=True)
     )
-    return _csv(("direction", "coefficient", "train_loss", "val_loss"), rows)
+    return comma_separated(("direction", "coefficient", "train_loss", "val_loss"), rows)
 
 
 def _table_of_plane(plane: Plane) -> str:
@@ -234,15 +233,7 @@ def _table_of_plane(plane: Plane) -> str:
         for a, found in zip(plane.alphas, row, strict=True)
     )
     heads = (plane.one.name, plane.other.name, "train_loss", "val_loss")
-    return _csv(heads, rows)
-
-
-def _csv(heads: Sequence[str], rows: Iterator[list[str]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(heads)
-    writer.writerows(rows)
-    return text.getvalue()
+    return comma_separated(heads, rows)
 
 
 def draw(lines: Sequence[Line], plane: Plane | None, title: str, path: Path) -> None:

@@ -1,7 +1,5 @@
 """`python -m optbench.lr_range`: which learning rate is the largest stable one."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from rich.table import Table
 
+from optbench.boundary.comma_separated import comma_separated
 from optbench.boundary.command_line import Command, FilePath, Key
 from optbench.boundary.kinds import Count, CountFromZero, Positive
 from optbench.errors import UserError, printable
@@ -102,7 +101,7 @@ def find(settings: Settings) -> int:
     trials, run = _trials(settings, words)
     by_theory = theory(trials, run)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / TABLE, _csv(trials))
+    write_whole(folder / TABLE, comma_separated(COLUMNS, map(_cells, trials)))
     about = f"{settings.optimizer} · {settings.task}, {run.choices['model']} · seed {settings.seed}"
     draw(trials, by_theory, settings.steps, about, folder / PICTURE)
     _show(trials, settings.steps)
@@ -168,18 +167,13 @@ def _show(trials: Sequence[Trial], steps: int) -> None:
     show_table(table)
 
 
-def _csv(trials: Sequence[Trial]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for t in trials:
-        rate = "" if t.rate is None else f"{t.rate:.6g}"
-        numbers = [t.loss, t.sharpness, t.distance, t.first_distance]
-        cells = [f"{v:.6g}" if math.isfinite(v) else "" for v in numbers]
-        first = t.measured_at if t.measured_at >= 0 else ""
-        ends = [t.status, str(t.is_stable).lower()]
-        writer.writerow([rate, f"{t.scale:.6g}", *ends, *cells, first, t.folder])
-    return text.getvalue()
+def _cells(t: Trial) -> list[object]:
+    """A line of the table, under `COLUMNS`."""
+    rate = "" if t.rate is None else f"{t.rate:.6g}"
+    numbers = [t.loss, t.sharpness, t.distance, t.first_distance]
+    cells = [f"{v:.6g}" if math.isfinite(v) else "" for v in numbers]
+    first = t.measured_at if t.measured_at >= 0 else ""
+    return [rate, f"{t.scale:.6g}", t.status, str(t.is_stable).lower(), *cells, first, t.folder]
 
 
 def draw(
