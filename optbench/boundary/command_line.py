@@ -384,9 +384,11 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:].removesuffix(".")
 
 
-def wrapped(text: str, width: int = WIDTH) -> list[str]:
+def wrapped(text: str, width: int = WIDTH, indent: str = "") -> list[str]:
     """Lines of at most this width; what has no space in it, such as an address, stays whole."""
-    return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
+    return textwrap.wrap(
+        text, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+    )
 
 
 def described(word: str, text: str, width: int) -> list[str]:

@@ -80,8 +80,7 @@ def _help(sweep_keys: Sequence[str]) -> int:
     from optbench.cli.help import help_page  # a run needs none of it
 
     _find_own_files()
-    for problem in find_plugins():
-        print(f"optbench: {problem}", file=sys.stderr)
+    _find_plugins()
     folders = config_dirs(sys.argv[1:])
     print(help_page(without_options(sys.argv[1:]), folders, sweep_keys))
     return 0
@@ -112,8 +111,7 @@ def _main(
             "--multirun; or torchrun, without which a sweep has processes of its own (jobs=N)"
         )
     engine = elsewhere(sys.argv) if elsewhere is not None else None
-    for problem in find_plugins():
-        print(f"optbench: {problem}", file=sys.stderr)
+    _find_plugins()
     # Without it Hydra prints an error in its own words, and exits.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     config_dirs(sys.argv[1:])
@@ -254,6 +252,12 @@ def _find_own_files() -> None:
     """
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+
+
+def _find_plugins() -> None:
+    """Find the YAMLs that packages bring along, and say what is wrong with any."""
+    for problem in find_plugins():
+        print(f"optbench: {problem}", file=sys.stderr)
 
 
 def _process() -> str:

@@ -73,8 +73,8 @@ class Pace:
             examples: Number of examples of the Hessian; None for all.
         """
         total = len(state.task.train.inputs)
-        share = 1.0 if examples is None else min(1.0, examples / total)
-        self._spent += PRODUCT * products * share * state.steps_per_epoch
+        part = 1.0 if examples is None else min(1.0, examples / total)
+        self._spent += PRODUCT * products * part * state.steps_per_epoch
         before = self._last.get(quantity)
         self._last[quantity] = value
         is_known = state.steps > state.step  # how long the run is

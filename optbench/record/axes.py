@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN, RED, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#000000"
 DECADES = 100  # range of sharpness from which on its axis is logarithmic
+STEP = "step (optimizer updates)"
 Records = Sequence[Mapping[str, Any]]
 
 

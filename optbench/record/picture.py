@@ -17,6 +17,7 @@ from optbench.record.axes import (
     GREEN,
     ORANGE,
     RED,
+    STEP,
     Records,
     draw_line,
     picture_file,
@@ -68,7 +69,7 @@ def draw(records: Records, title: str, folder: Path, name: str = "") -> None:
                     0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="#666666"
                 )
             axis.grid(alpha=0.25)
-        axes[-1].set_xlabel("step (optimizer updates)")
+        axes[-1].set_xlabel(STEP)
     if has_updates(records):
         draw_updates(records, title, folder / UPDATES, name)
     spectra = [record for record in records if metrics.NODES in record]
@@ -246,5 +247,5 @@ def _outliers(axis: "Axes", records: Records) -> None:
     draw_line(axis, records, metrics.LAMBDA_MIN, "smallest", BLUE, ":")
     draw_line(axis, records, metrics.EDGE_THRESHOLD, "edge of stability", BLACK, "--", marker="")
     axis.plot([], [], color=RED, label=f"{len(names)} largest")
-    axis.set(xlabel="step (optimizer updates)", ylabel="eigenvalue")
+    axis.set(xlabel=STEP, ylabel="eigenvalue")
     axis.legend(frameon=False, fontsize=9)

@@ -6,7 +6,6 @@ That nothing written here can stop a run is the work of `optbench.startup`.
 import math
 import shutil
 import sys
-import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -19,6 +18,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from optbench import metrics
+from optbench.boundary.command_line import wrapped
 from optbench.boundary.counting import counted
 from optbench.record.progress import Left, Progress
 
@@ -208,12 +208,8 @@ def say(line: str) -> None:
         return
     text = line.lstrip()
     indent = " " * (len(line) - len(text) + 2 * text.startswith("- "))
-    columns = shutil.get_terminal_size().columns
     # an address or a path stays whole, to be copied
-    wrapped = textwrap.wrap(
-        line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
-    print("\n".join(wrapped))
+    print("\n".join(wrapped(line, shutil.get_terminal_size().columns, indent)))
 
 
 def show_table(

@@ -20,6 +20,7 @@ from optbench.record.axes import (
     GREEN,
     ORANGE,
     RED,
+    STEP,
     Records,
     draw_line,
     picture_file,
@@ -36,7 +37,6 @@ DRAWN = (
     metrics.BATCH_SHARPNESS,
     metrics.NOISE_SCALE,
 )
-STEP = "step (optimizer updates)"
 
 
 def has_updates(records: Records) -> bool:
