@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy import special, stats
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
 from optbench.intervals import LEVEL, Interval, t_quantile
 from optbench.statistics.association import kendall_tau
-from optbench.statistics.grouping import Array
+from optbench.statistics.grouping import Array, average_ranks
+from optbench.statistics.resampling import ROUNDING, bca_tails
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,6 @@ class Pair:
     effect: float
     wins: float
     p: float
-
-
-def average_ranks(values: ArrayLike) -> Array:
-    """Return ranks along the last axis, 1 for the least; equal values share their mean rank."""
-    return np.asarray(stats.rankdata(values, axis=-1), dtype=np.float64)
 
 
 def iqm(values: ArrayLike, axis: int = -1) -> Array:
@@ -152,7 +148,7 @@ def paired_differences(first: ArrayLike, second: ArrayLike) -> Array:
     return np.where(both, 0.0, np.where(both, 0.0, first) - np.where(both, 0.0, second))
 
 
-PAIRS_AT_A_TIME = 64  # bounds the memory of their draws: 64 × 2000 × T·S numbers
+PAIRS_AT_A_TIME = 256  # bounds the memory of their draws: 256 × 2000 numbers
 
 
 def _mean_differences(
@@ -167,28 +163,57 @@ def _mean_differences(
     places = [i for i, values in rest.items() if np.ptp(values) > 0]
     for start in range(0, len(places), PAIRS_AT_A_TIME):
         batch = places[start : start + PAIRS_AT_A_TIME]
-        found = stats.bootstrap(
-            (np.array([rest[i] for i in batch]),),
-            np.mean,
-            axis=-1,
-            confidence_level=level,
-            n_resamples=draws,
-            method="BCa",
-            rng=np.random.default_rng(seed),
-        )
-        lows, highs = found.confidence_interval
-        for i, low, high in zip(batch, lows, highs, strict=True):
+        ends = _bca_of_means(np.array([rest[i] for i in batch]), level, draws, seed)
+        for i, (low, high) in zip(batch, ends.tolist(), strict=True):
             mean = float(differences[i].mean())
-            unknown = math.isnan(low) or math.isnan(high)  # every draw alike
+            unknown = math.isnan(low)  # every draw alike
             intervals[i] = (
                 Interval(mean, -math.inf, math.inf)
                 if unknown
-                else Interval(mean, mean + float(low), mean + float(high))
+                else Interval(mean, mean + low, mean + high)
             )
     return [
         interval or Interval(mean := float(d.mean()), mean, mean)
         for interval, d in zip(intervals, differences, strict=True)
     ]
+
+
+def _bca_of_means(samples: Array, level: float, draws: int, seed: int) -> Array:
+    """Ends (P, 2) of the BCa interval of each row's mean, for samples (P, N); NaN where undefined.
+
+    A draw's mean is Σᵢ cᵢ xᵢ / N, cᵢ how often it took i: with the counts C (N, draws), the means
+    of all rows are one product of matrices. The jackknife of a mean has a closed form: its values
+    lie xᵢ − x̄ from their mean, less the factor 1/(N − 1), which cancels in the acceleration.
+    """
+    N = samples.shape[1]
+    drawn = samples @ _counts(N, draws, seed) / N
+    means = samples.mean(axis=1)
+    tail = (1 - level) / 2
+    tails = bca_tails(
+        np.array([tail, 1 - tail]), means, drawn, means[:, None] - samples
+    )
+    known = np.isfinite(tails).all(axis=1)
+    ends = np.full((len(samples), 2), math.nan)
+    ends[known] = _quantiles(np.sort(drawn[known], axis=1), tails[known])
+    return ends
+
+
+@lru_cache(maxsize=4)
+def _counts(N: int, draws: int, seed: int) -> Array:
+    """How often each of N is in each draw of N with replacement, shape (N, draws)."""
+    chosen = np.random.default_rng(seed).integers(N, size=(draws, N))
+    places = chosen + N * np.arange(draws)[:, None]
+    counts = np.bincount(places.ravel(), minlength=N * draws).reshape(draws, N)
+    return np.ascontiguousarray(counts.T, dtype=np.float64)
+
+
+def _quantiles(ordered: Array, shares: Array) -> Array:
+    """Quantiles of each row of (P, N) at its own shares (P, Q), straight between two values."""
+    places = shares * (ordered.shape[1] - 1)
+    below = np.floor(places).astype(np.intp)
+    low = np.take_along_axis(ordered, below, axis=1)
+    high = np.take_along_axis(ordered, np.minimum(below + 1, ordered.shape[1] - 1), axis=1)
+    return np.asarray(low + (high - low) * (places - below))
 
 
 def _without_spread(differences: Array) -> Interval | None:
@@ -268,8 +293,28 @@ def friedman(values: ArrayLike, level: float = LEVEL) -> tuple[Array, float, flo
     means = ranks.mean(axis=0)
     spread = float(((ranks - (E + 1) / 2) ** 2).sum()) / (N * (E - 1))
     statistic = N * float(((means - (E + 1) / 2) ** 2).sum()) / spread if spread > 0 else 0.0
-    q = float(stats.studentized_range.ppf(level, E, np.inf)) / math.sqrt(2)
-    return means, float(stats.chi2.sf(statistic, E - 1)), q * math.sqrt(E * (E + 1) / (6 * N))
+    q = studentized_range(level, E) / math.sqrt(2)
+    p_value = float(special.chdtrc(E - 1, statistic))
+    return means, p_value, q * math.sqrt(E * (E + 1) / (6 * N))
+
+
+def studentized_range(level: float, E: int) -> float:
+    """Return the quantile of the range of E standard normal variables.
+
+        P(range ≤ q) = E ∫ φ(z) [Φ(z + q) − Φ(z)]^(E−1) dz
+
+    The integrand is analytic and vanishes at both ends, so that equally spaced points give the
+    integral to rounding; the quantile is halved in on. It is what scipy.stats.studentized_range
+    has for infinite degrees of freedom, in a thousandth of the time, and without its import.
+    """
+    z = np.arange(-12, 12, 1 / 64)
+    density = E / 64 * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    below = special.ndtr(z)
+    low, high = 0.0, 24.0
+    while (middle := (low + high) / 2) not in (low, high):
+        at_most = float(density @ (special.ndtr(z + middle) - below) ** (E - 1))
+        low, high = (middle, high) if at_most < level else (low, middle)
+    return high
 
 
 def cliques(mean_ranks: ArrayLike, critical_difference: float) -> list[tuple[int, ...]]:
@@ -329,7 +374,7 @@ def best_of_median(values: ArrayLike, k: int, level: float = LEVEL) -> Interval:
 def _places_of_best(n: int, k: int, level: float) -> tuple[int, int, int]:
     """Which of n sorted values is the quantile, and which two bracket it, counted from 1."""
     p, tail = 1 - 2 ** (-1 / k), (1 - level) / 2
-    at_most = stats.binom.cdf(np.arange(n + 1), n, p)
+    at_most = special.bdtr(np.arange(n + 1), n, p)
     lower = int(np.searchsorted(at_most, tail, side="right"))  # the most l with P(Bin < l) ≤ tail
     upper = int(np.flatnonzero(at_most >= 1 - tail)[0]) + 1  # the least u with P(Bin ≥ u) ≤ tail
     return min(n, math.ceil(n * p)), lower, upper
