@@ -182,15 +182,15 @@ def _bca_of_means(samples: Array, level: float, draws: int, seed: int) -> Array:
     """Ends (P, 2) of the BCa interval of each row's mean, for samples (P, N); NaN where undefined.
 
     A draw's mean is Σᵢ cᵢ xᵢ / N, cᵢ how often it took i: with the counts C (N, draws), the means
-    of all rows are one product of matrices. The jackknife of a mean has a closed form: its values
-    lie xᵢ − x̄ from their mean, less the factor 1/(N − 1), which cancels in the acceleration.
+    of all rows are one product of matrices. The jackknife of a mean has a closed form: its mean
+    less its i-th value is (xᵢ − x̄)/(N − 1), and the factor cancels in the acceleration.
     """
     N = samples.shape[1]
     drawn = samples @ _counts(N, draws, seed) / N
     means = samples.mean(axis=1)
     tail = (1 - level) / 2
     tails = bca_tails(
-        np.array([tail, 1 - tail]), means, drawn, means[:, None] - samples
+        np.array([tail, 1 - tail]), means, drawn, samples - means[:, None]
     )
     known = np.isfinite(tails).all(axis=1)
     ends = np.full((len(samples), 2), math.nan)
