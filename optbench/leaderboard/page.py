@@ -14,7 +14,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
@@ -462,7 +462,9 @@ def _data_that_fits(content: Mapping[str, Any], room: int) -> str:
             if taken + of_runs > SAMPLE_SLACK * room:
                 continue
         origin = [*content["origin"], *_left_out(longest, points)]
-        texts = [_run_text(head, run["curve"], points) for head, run in zip(heads, runs, strict=True)]
+        texts = [
+            _run_text(head, run["curve"], points) for head, run in zip(heads, runs, strict=True)
+        ]
         whole = {"title": above["title"], "origin": _json(origin)} | above
         whole["runs"] = f"[{','.join(texts)}]"
         data = _packed("{" + ",".join(f'"{key}":{part}' for key, part in whole.items()) + "}")
@@ -494,7 +496,7 @@ def _run_text(head: str, curve: Mapping[str, Sequence[Any]], points: int) -> str
     if length > points:
         kept = sorted({round(i * (length - 1) / (points - 1)) for i in range(points)})
     series = [
-        f"{_json(key)}:[{_numbers(values if kept is None else [values[i] for i in kept])}]"
+        f"{_key(key)}:[{_numbers(values if kept is None else [values[i] for i in kept])}]"
         for key, values in curve.items()
     ]
     return f'{head[:-1]},"curve":{{{",".join(series)}}}}}'
@@ -507,7 +509,14 @@ def _numbers(values: Sequence[float | None]) -> str:
     """
     if set(map(type, values)) == {float}:
         return _format_of(len(values)) % tuple(values)
-    return json.dumps([_short(value) for value in values], allow_nan=False, separators=(",", ":"))[1:-1]
+    return json.dumps([_short(value) for value in values], allow_nan=False, separators=(",", ":"))[
+        1:-1
+    ]
+
+
+@cache
+def _key(name: str) -> str:
+    return _json(name)
 
 
 @cache
@@ -519,6 +528,7 @@ def _cells(texts: Sequence[str]) -> list[Cell]:
     return [(text, _sort_key(text)) for text in texts]
 
 
+@lru_cache(maxsize=2**16)  # names and small numbers come again in many rows
 def _sort_key(text: str) -> float | str:
     """Read the number that a cell begins with, to sort by.
 

@@ -3,6 +3,8 @@
 Whatever it holds, reading it harms nothing.
 """
 
+import contextlib
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -50,7 +52,7 @@ def read_folders(results: Path, any_run: bool = False) -> tuple[list[Run], list[
     """
     kind = ANY if any_run else OF_A_SUITE
     index = FolderIndex.opened(index_file(results, kind), kind)
-    folders = sorted((results / "runs").glob("[!.]*"))
+    folders = _folders(results / "runs")
     states = {folder: signature(folder) for folder in folders}
     texts = {folder: index.find(folder.name, states[folder][0]) for folder in folders}
     reasons = []
@@ -69,6 +71,15 @@ def read_folders(results: Path, any_run: bool = False) -> tuple[list[Run], list[
             file=sys.stderr,
         )
     return read_local(text for text in texts.values() if text is not None), reasons
+
+
+def _folders(above: Path) -> list[Path]:
+    """All that lies in a folder, by name, but for what is hidden; nothing if it cannot be read."""
+    with contextlib.suppress(OSError):
+        with os.scandir(above) as entries:
+            names = sorted(entry.name for entry in entries)
+        return [above / name for name in names if not name.startswith(".")]
+    return []
 
 
 def _read_each(folders: Sequence[Path], any_run: bool) -> Iterator[tuple[Path, str, str]]:

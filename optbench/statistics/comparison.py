@@ -6,7 +6,7 @@ that was not reached.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,7 +17,7 @@ from scipy import special
 from optbench.intervals import LEVEL, Interval, t_quantile
 from optbench.statistics.association import kendall_tau
 from optbench.statistics.grouping import Array, average_ranks
-from optbench.statistics.resampling import ROUNDING, bca_tails
+from optbench.statistics.resampling import bca_tails
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,7 @@ def iqm_interval(
     scores = np.asarray(scores, dtype=np.float64)
     T, S = scores.shape
     value = float(iqm(scores.reshape(-1)))
-    chosen = np.random.default_rng(seed).integers(S, size=(draws, T, S))
-    drawn = iqm(
-        np.take_along_axis(np.broadcast_to(scores, (draws, T, S)), chosen, axis=2).reshape(
-            draws, -1
-        )
-    )
+    drawn = iqm(scores.reshape(-1)[_stratified(T, S, draws, seed)])
     if not np.isfinite(drawn).all():
         return Interval(
             value, -math.inf, float(np.quantile(drawn, (1 + level) / 2, method="higher"))
@@ -83,6 +78,13 @@ def iqm_interval(
     error = float(drawn.std()) * math.sqrt(S / (S - 1))
     half = t_quantile(_degrees_of_freedom(scores), level) * error
     return Interval(value, value - half, value + half)
+
+
+@lru_cache(maxsize=4)
+def _stratified(T: int, S: int, draws: int, seed: int) -> NDArray[np.intp]:
+    """Places in (T, S), flat, of draws of S seeds within each task, shape (draws, T·S)."""
+    chosen = np.random.default_rng(seed).integers(S, size=(draws, T, S))
+    return (chosen + S * np.arange(T)[:, None]).reshape(draws, T * S)
 
 
 def _degrees_of_freedom(scores: Array) -> float:
@@ -121,24 +123,24 @@ def compare_each(
     seed: int = 0,
 ) -> list[Pair]:
     """Compare many pairs of one shape, each as `compare` does, a hundred times as fast."""
-    differences = [paired_differences(a, b) for a, b in zip(firsts, seconds, strict=True)]
-    intervals = _mean_differences(differences, level, draws, seed)
-    if not differences:
+    if not len(firsts):
         return []
+    differences = paired_differences(np.array(firsts), np.array(seconds))
+    intervals = _mean_differences(differences, level, draws, seed)
+    flat = differences.reshape(len(differences), -1)
+    n = flat.shape[1]
+    signs, unequal = np.sign(flat), np.count_nonzero(flat, axis=1)
     # ties with 0 rank below all others: less their number, these are the ranks without them
-    ranks = average_ranks(np.abs(np.array(differences)).reshape(len(differences), -1))
+    signed = signs * (average_ranks(np.abs(flat)) - (n - unequal)[:, None])
+    weight = unequal * (unequal + 1) / 2  # 1 + 2 + … + unequal
+    effects = signed.sum(axis=1) / np.where(unequal > 0, weight, 1)
+    wins = ((flat > 0) + 0.5 * (flat == 0)).mean(axis=1)
     return [
-        _pair(d.reshape(-1), r, i) for d, r, i in zip(differences, ranks, intervals, strict=True)
+        Pair(interval, effect, share, _signed_rank_p(ranks[ranks != 0]))
+        for interval, effect, share, ranks in zip(
+            intervals, effects.tolist(), wins.tolist(), signed, strict=True
+        )
     ]
-
-
-def _pair(flat: Array, all_ranks: Array, interval: Interval) -> Pair:
-    unequal = flat != 0
-    ranks = all_ranks[unequal] - (len(flat) - np.count_nonzero(unequal))
-    signed = np.sign(flat[unequal])
-    effect = float((ranks * signed).sum() / ranks.sum()) if len(ranks) else 0.0
-    wins = float(np.mean((flat > 0) + 0.5 * (flat == 0)))
-    return Pair(interval, effect, wins, _signed_rank_p(signed * ranks))
 
 
 def paired_differences(first: ArrayLike, second: ArrayLike) -> Array:
@@ -151,30 +153,27 @@ def paired_differences(first: ArrayLike, second: ArrayLike) -> Array:
 PAIRS_AT_A_TIME = 256  # bounds the memory of their draws: 256 × 2000 numbers
 
 
-def _mean_differences(
-    differences: Sequence[Array], level: float, draws: int, seed: int
-) -> list[Interval]:
+def _mean_differences(differences: Array, level: float, draws: int, seed: int) -> list[Interval]:
     """Mean over the tasks, BCa over what remains of each difference after its task's mean.
 
     What remains has (1 − 1/S) of the variance, which is put back. Every pair gets the same draws.
     """
-    intervals = [_without_spread(d) for d in differences]
-    rest = {i: _remains(d) for i, d in enumerate(differences) if intervals[i] is None}
-    places = [i for i, values in rest.items() if np.ptp(values) > 0]
-    for start in range(0, len(places), PAIRS_AT_A_TIME):
-        batch = places[start : start + PAIRS_AT_A_TIME]
-        ends = _bca_of_means(np.array([rest[i] for i in batch]), level, draws, seed)
-        for i, (low, high) in zip(batch, ends.tolist(), strict=True):
-            mean = float(differences[i].mean())
-            unknown = math.isnan(low)  # every draw alike
-            intervals[i] = (
-                Interval(mean, -math.inf, math.inf)
-                if unknown
-                else Interval(mean, mean + low, mean + high)
-            )
+    finite = np.isfinite(differences).all(axis=(1, 2))
+    means = np.full(len(differences), math.nan)
+    means[finite] = differences[finite].reshape(finite.sum(), -1).mean(axis=1)
+    rest = np.zeros((len(differences), differences[0].size))
+    rest[finite] = _remains(differences[finite])
+    spread = np.flatnonzero(np.ptp(rest, axis=1) > 0)
+    ends = np.repeat(means[:, None], 2, axis=1)
+    for start in range(0, len(spread), PAIRS_AT_A_TIME):
+        batch = spread[start : start + PAIRS_AT_A_TIME]
+        ends[batch] += _bca_of_means(rest[batch], level, draws, seed)
+    ends[np.isnan(ends)] = np.broadcast_to([-math.inf, math.inf], ends.shape)[np.isnan(ends)]
     return [
-        interval or Interval(mean := float(d.mean()), mean, mean)
-        for interval, d in zip(intervals, differences, strict=True)
+        Interval(mean, low, high) if known else _without_bound(d)
+        for known, mean, (low, high), d in zip(
+            finite.tolist(), means.tolist(), ends.tolist(), differences, strict=True
+        )
     ]
 
 
@@ -189,9 +188,7 @@ def _bca_of_means(samples: Array, level: float, draws: int, seed: int) -> Array:
     drawn = samples @ _counts(N, draws, seed) / N
     means = samples.mean(axis=1)
     tail = (1 - level) / 2
-    tails = bca_tails(
-        np.array([tail, 1 - tail]), means, drawn, samples - means[:, None]
-    )
+    tails = bca_tails(np.array([tail, 1 - tail]), means, drawn, samples - means[:, None])
     known = np.isfinite(tails).all(axis=1)
     ends = np.full((len(samples), 2), math.nan)
     ends[known] = _quantiles(np.sort(drawn[known], axis=1), tails[known])
@@ -216,10 +213,8 @@ def _quantiles(ordered: Array, shares: Array) -> Array:
     return np.asarray(low + (high - low) * (places - below))
 
 
-def _without_spread(differences: Array) -> Interval | None:
-    """Mean with ends that a divergence makes unknown; None where there is none."""
-    if np.isfinite(differences).all():
-        return None
+def _without_bound(differences: Array) -> Interval:
+    """Mean with ends that a divergence makes unknown."""
     lost, won = bool(np.isneginf(differences).any()), bool(np.isposinf(differences).any())
     low, high = (-math.inf if lost else math.inf), (math.inf if won else -math.inf)
     value = math.nan if lost and won else low if lost else high
@@ -227,9 +222,10 @@ def _without_spread(differences: Array) -> Interval | None:
 
 
 def _remains(differences: Array) -> Array:
-    S = differences.shape[1]
-    rest = differences - differences.mean(axis=1, keepdims=True)
-    return np.asarray(rest.reshape(-1) * math.sqrt(S / (S - 1)))
+    """What is left of differences (P, T, S) after their tasks' means, shape (P, T·S)."""
+    P, _, S = differences.shape
+    rest = differences - differences.mean(axis=2, keepdims=True)
+    return np.asarray(rest.reshape(P, -1) * math.sqrt(S / (S - 1)))
 
 
 def _signed_rank_p(signed_ranks: Array) -> float:
@@ -330,11 +326,11 @@ def cliques(mean_ranks: ArrayLike, critical_difference: float) -> list[tuple[int
     return found
 
 
-def censored_median(costs: ArrayLike) -> float:
+def censored_median(costs: Iterable[float]) -> float:
     """Return the median cost, +∞ where half or more of the runs missed: a miss is never dropped."""
-    ordered = np.sort(np.asarray(costs, dtype=np.float64))
+    ordered = sorted(map(float, costs))
     low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
-    return float(high) if np.isinf(high) else float((low + high) / 2)
+    return high if math.isinf(high) else (low + high) / 2
 
 
 def performance_profile(costs: ArrayLike, factors: ArrayLike) -> Array:
