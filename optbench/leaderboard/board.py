@@ -319,12 +319,13 @@ def _smaller_budgets(
 def _fewer_entrants(names: Sequence[str], every: Array) -> list[Robust]:
     """Leave each entrant out. Scores do not depend on who else is in; mean ranks do."""
     under = []
+    of_tasks = -every.mean(axis=2)
+    of_all = mean_ranks(of_tasks)
     for e, name in enumerate(names if len(names) > 2 else []):
         rest = [i for i in range(len(names)) if i != e]
-        with_all = mean_ranks(-every.mean(axis=2))[rest]
-        without = mean_ranks(-every[rest].mean(axis=2))
+        without = mean_ranks(of_tasks[rest])
         others = [names[i] for i in rest]
-        under.append(_robust(f"mean rank without {name}", others, with_all, without))
+        under.append(_robust(f"mean rank without {name}", others, of_all[rest], without))
     return under
 
 

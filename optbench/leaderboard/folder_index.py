@@ -129,7 +129,7 @@ def signature(folder: Path) -> tuple[str, float]:
     else:
         # a folder's own times and size change with files that are not read
         parts = [f"{own.st_dev}/{own.st_ino}/{own.st_mode}"]
-    latest = 0
+    times = [0]
     for name in READ:
         try:
             found = os.lstat(f"{place}/{name}")
@@ -138,8 +138,8 @@ def signature(folder: Path) -> tuple[str, float]:
             continue
         modified, changed = found.st_mtime_ns, found.st_ctime_ns
         parts.append(f"{found.st_ino}/{found.st_mode}/{found.st_size}/{modified}/{changed}")
-        latest = max(latest, changed, modified)
-    return " ".join(parts), latest / 1e9
+        times += (modified, changed)
+    return " ".join(parts), max(times) / 1e9
 
 
 def index_file(results: Path, kind: str) -> Path | None:

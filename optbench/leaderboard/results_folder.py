@@ -52,17 +52,17 @@ def read_folders(results: Path, any_run: bool = False) -> tuple[list[Run], list[
     """
     kind = ANY if any_run else OF_A_SUITE
     index = FolderIndex.opened(index_file(results, kind), kind)
-    folders = _folders(results / "runs")
-    states = {folder: signature(folder) for folder in folders}
-    texts = {folder: index.find(folder.name, states[folder][0]) for folder in folders}
+    above = results / "runs"
+    states = {name: signature(above / name) for name in _names(above)}
+    texts = {name: index.find(name, seen) for name, (seen, _) in states.items()}
     reasons = []
-    unknown = [folder for folder, text in texts.items() if text is None]
+    unknown = [above / name for name, text in texts.items() if text is None]
     for folder, text, why in _read_each(unknown, any_run):
         if why:
             reasons.append((printable(folder.name), why))
             continue
-        texts[folder] = text
-        index.enter(folder.name, *states[folder], text)
+        texts[folder.name] = text
+        index.enter(folder.name, *states[folder.name], text)
     try:
         index.close()
     except OSError as why:
@@ -73,12 +73,10 @@ def read_folders(results: Path, any_run: bool = False) -> tuple[list[Run], list[
     return read_local(text for text in texts.values() if text is not None), reasons
 
 
-def _folders(above: Path) -> list[Path]:
-    """All that lies in a folder, by name, but for what is hidden; nothing if it cannot be read."""
-    with contextlib.suppress(OSError):
-        with os.scandir(above) as entries:
-            names = sorted(entry.name for entry in entries)
-        return [above / name for name in names if not name.startswith(".")]
+def _names(above: Path) -> list[str]:
+    """What lies in a folder, in order, but for what is hidden; nothing if it cannot be read."""
+    with contextlib.suppress(OSError), os.scandir(above) as entries:
+        return sorted(entry.name for entry in entries if not entry.name.startswith("."))
     return []
 
 

@@ -1,5 +1,6 @@
 """One run of a suite's protocol, as a line of a committed file holds it: its declared shape."""
 
+import gc
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -150,8 +151,14 @@ def read_local(lines: Iterable[str]) -> list[Run]:
 
     So it is only for what this code has written itself, and nobody has changed since.
     """
-    contents = from_json(f"[{','.join(lines)}]")
-    return [_run(content) for content in contents if content is not None]
+    collecting = gc.isenabled()
+    gc.disable()  # it would walk all that has been read, again and again, and find nothing
+    try:
+        contents = from_json(f"[{','.join(lines)}]")
+        return [_run(content) for content in contents if content is not None]
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _run(content: dict[str, Any]) -> Run:

@@ -158,17 +158,18 @@ def _mean_differences(differences: Array, level: float, draws: int, seed: int) -
 
     What remains has (1 − 1/S) of the variance, which is put back. Every pair gets the same draws.
     """
-    finite = np.isfinite(differences).all(axis=(1, 2))
-    means = np.full(len(differences), math.nan)
-    means[finite] = differences[finite].reshape(finite.sum(), -1).mean(axis=1)
-    rest = np.zeros((len(differences), differences[0].size))
+    finite = np.asarray(np.isfinite(differences).all(axis=(1, 2)))
+    flat = differences.reshape(len(differences), -1)
+    means = np.full(len(flat), math.nan)
+    means[finite] = flat[finite].mean(axis=1)
+    rest = np.zeros(flat.shape)
     rest[finite] = _remains(differences[finite])
     spread = np.flatnonzero(np.ptp(rest, axis=1) > 0)
     ends = np.repeat(means[:, None], 2, axis=1)
     for start in range(0, len(spread), PAIRS_AT_A_TIME):
         batch = spread[start : start + PAIRS_AT_A_TIME]
         ends[batch] += _bca_of_means(rest[batch], level, draws, seed)
-    ends[np.isnan(ends)] = np.broadcast_to([-math.inf, math.inf], ends.shape)[np.isnan(ends)]
+    ends[np.isnan(ends[:, 0])] = -math.inf, math.inf  # every draw alike
     return [
         Interval(mean, low, high) if known else _without_bound(d)
         for known, mean, (low, high), d in zip(
@@ -223,9 +224,9 @@ def _without_bound(differences: Array) -> Interval:
 
 def _remains(differences: Array) -> Array:
     """What is left of differences (P, T, S) after their tasks' means, shape (P, T·S)."""
-    P, _, S = differences.shape
+    P, T, S = differences.shape
     rest = differences - differences.mean(axis=2, keepdims=True)
-    return np.asarray(rest.reshape(P, -1) * math.sqrt(S / (S - 1)))
+    return np.asarray(rest.reshape(P, T * S) * math.sqrt(S / (S - 1)))
 
 
 def _signed_rank_p(signed_ranks: Array) -> float:
