@@ -119,7 +119,7 @@ class FolderIndex:
         return f"optbench folder index\t{self.kind}\t{code_digest()}"
 
 
-def signature(folder: Path) -> tuple[str, float]:
+def signature(folder: Path | str) -> tuple[str, float]:
     """Return what identifies the state of a run folder's files, and the time of the last change."""
     place = os.fspath(folder)
     try:

@@ -36,8 +36,9 @@ def test_interquartile_mean_by_hand_and_by_scipy() -> None:
 def test_the_interval_of_a_paired_difference_is_scipys() -> None:
     """On skewed differences, where the correction for bias and skew counts, of either sign."""
     first = np.random.default_rng(0).exponential(size=(3, 4, 5)) ** 2
-    pairs = s.compare_each(first, -0.5 * first[::-1])
-    for pair, a, b in zip(pairs, first, -0.5 * first[::-1], strict=True):
+    second = -0.5 * first[::-1]
+    pairs = s.compare_each(list(first), list(second))
+    for pair, a, b in zip(pairs, first, second, strict=True):
         rest = (a - b - (a - b).mean(axis=1, keepdims=True)).ravel() * math.sqrt(5 / 4)
         found = stats.bootstrap(
             (rest,), np.mean, n_resamples=2000, method="BCa", rng=np.random.default_rng(0)
