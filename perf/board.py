@@ -10,6 +10,11 @@ process of its own:
 
 Printed beside the goals: 3 s and 1 GiB for 10,000 folders, a page of 3 MB, and as a ratio to the
 plain work that nobody can avoid, a look at the date and the size of every file.
+
+Measured on two idle cores with 10,000 folders (120 optimizers): first 13 s, which is mostly YAML;
+again 2.8 s, of which imports take 0.5 s, the index and the look at files 0.6 s, statistics 0.8 s,
+the page 0.7 s, admission, tables and the terminal 0.3 s; one changed 3.1 s, since the index is
+written anew; 0.3 GiB; a page of 2.2 MB.
 """
 
 import argparse

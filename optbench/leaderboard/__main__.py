@@ -5,6 +5,7 @@ It writes `leaderboard.md`, `.csv` and `.html` for the suite `small`, and `leade
 another.
 """
 
+import gc
 import shlex
 import shutil
 import sys
@@ -151,6 +152,7 @@ def leaderboard(settings: Settings) -> int:
     if settings.suite == NONE:
         return _compare(settings, began)
     runs, passed_over = read_results(results)
+    gc.freeze()  # what has been read stays to the end: no collection walks it again
     name = settings.suite or _usual_suite(runs, results)
     if name is None:
         return _compare(settings, began)

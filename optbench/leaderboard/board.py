@@ -132,7 +132,7 @@ def make_board(suite: Suite, admitted: Field) -> Board:
     rows = [row(suite, entrant, task) for entrant in entrants for task in suite.tasks]
     ranks = _possible_ranks(names, _both_ways(compared, p_values))
     standings = _standings(names, every, rows, ranks, mean_rank, profile)
-    order = [s.name for s in standings]
+    place = {s.name: i for i, s in enumerate(standings)}
     curves = {task: _tuning_curves(suite, entrants, task) for task in suite.tuned}
     several = len(names) > 1
     groups = cliques(mean_rank, difference) if several else []
@@ -141,8 +141,8 @@ def make_board(suite: Suite, admitted: Field) -> Board:
         admitted=admitted,
         standings=standings,
         rows=rows,
-        pairs=_ordered(order, compared),
-        adjusted={_in(order, pair): p_value for pair, p_value in p_values.items()},
+        pairs=_ordered(place, compared),
+        adjusted={_in(place, pair): p_value for pair, p_value in p_values.items()},
         friedman_p=friedman_p,
         critical_difference=difference,
         cliques=[[names[e] for e in group] for group in groups],
@@ -218,19 +218,20 @@ def _possible_ranks(
     return rank_intervals(better)
 
 
-def _in(order: Sequence[str], pair: tuple[str, str]) -> tuple[str, str]:
-    first, second = sorted(pair, key=order.index)
-    return first, second
+def _in(place: Mapping[str, int], pair: tuple[str, str]) -> tuple[str, str]:
+    """Return a pair with the entrant first that is ranked before the other."""
+    return pair if place[pair[0]] < place[pair[1]] else pair[::-1]
 
 
 def _ordered(
-    order: Sequence[str], compared: Mapping[tuple[str, str], Pair]
+    place: Mapping[str, int], compared: Mapping[tuple[str, str], Pair]
 ) -> dict[tuple[str, str], Pair]:
     """Return the comparisons with the entrant first that is ranked before the other."""
-    return {
-        _in(order, names): pair if _in(order, names) == names else _turned(pair)
-        for names, pair in compared.items()
-    }
+    ordered = {}
+    for names, pair in compared.items():
+        turned = _in(place, names)
+        ordered[turned] = pair if turned == names else _turned(pair)
+    return ordered
 
 
 def _turned(pair: Pair) -> Pair:
@@ -318,12 +319,13 @@ def _smaller_budgets(
 def _fewer_entrants(names: Sequence[str], every: Array) -> list[Robust]:
     """Leave each entrant out. Scores do not depend on who else is in; mean ranks do."""
     under = []
+    of_tasks = -every.mean(axis=2)
+    of_all = mean_ranks(of_tasks)
     for e, name in enumerate(names if len(names) > 2 else []):
         rest = [i for i in range(len(names)) if i != e]
-        with_all = mean_ranks(-every.mean(axis=2))[rest]
-        without = mean_ranks(-every[rest].mean(axis=2))
+        without = mean_ranks(of_tasks[rest])
         others = [names[i] for i in rest]
-        under.append(_robust(f"mean rank without {name}", others, with_all, without))
+        under.append(_robust(f"mean rank without {name}", others, of_all[rest], without))
     return under
 
 

@@ -119,26 +119,27 @@ class FolderIndex:
         return f"optbench folder index\t{self.kind}\t{code_digest()}"
 
 
-def signature(folder: Path) -> tuple[str, float]:
+def signature(folder: Path | str) -> tuple[str, float]:
     """Return what identifies the state of a run folder's files, and the time of the last change."""
-    parts, latest = [], 0
     place = os.fspath(folder)
-    for name in ("", *READ):
+    try:
+        own = os.lstat(place)
+    except (OSError, ValueError):
+        parts = ["-"]
+    else:
+        # a folder's own times and size change with files that are not read
+        parts = [f"{own.st_dev}/{own.st_ino}/{own.st_mode}"]
+    times = [0]
+    for name in READ:
         try:
-            found = os.lstat(f"{place}/{name}" if name else place)
+            found = os.lstat(f"{place}/{name}")
         except (OSError, ValueError):
             parts.append("-")
             continue
-        # a folder's own times and size change with files that are not read
-        state = (
-            (found.st_dev, found.st_ino, found.st_mode)
-            if not name
-            else (found.st_ino, found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-        )
-        parts.append("/".join(map(str, state)))
-        if name:
-            latest = max(latest, found.st_ctime_ns, found.st_mtime_ns)
-    return " ".join(parts), latest / 1e9
+        modified, changed = found.st_mtime_ns, found.st_ctime_ns
+        parts.append(f"{found.st_ino}/{found.st_mode}/{found.st_size}/{modified}/{changed}")
+        times += (modified, changed)
+    return " ".join(parts), max(times) / 1e9
 
 
 def index_file(results: Path, kind: str) -> Path | None:

@@ -91,7 +91,8 @@ function table(parent, part) {
         if (first) make(place, "a", "#", { class: "anchor", href: "#row/" + part.id + "/" + encodeURIComponent(key), "aria-label": "link to the row " + key, title: "link to this row" });
       });
     }
-    count.textContent = (kept.length > most ? "first " + most + " of " : "") + kept.length + " of " + part.rows.length + " rows";
+    const all = kept.length > most && kept.length === part.rows.length ? "" : " of " + part.rows.length;
+    count.textContent = (kept.length > most ? "first " + most + " of " : "") + kept.length + all + " rows";
     more.hidden = kept.length <= most;
   }
   filter.addEventListener("input", show);

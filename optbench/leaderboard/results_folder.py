@@ -3,6 +3,8 @@
 Whatever it holds, reading it harms nothing.
 """
 
+import contextlib
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -50,17 +52,17 @@ def read_folders(results: Path, any_run: bool = False) -> tuple[list[Run], list[
     """
     kind = ANY if any_run else OF_A_SUITE
     index = FolderIndex.opened(index_file(results, kind), kind)
-    folders = sorted((results / "runs").glob("[!.]*"))
-    states = {folder: signature(folder) for folder in folders}
-    texts = {folder: index.find(folder.name, states[folder][0]) for folder in folders}
+    above = results / "runs"
+    states = {name: signature(f"{above}/{name}") for name in _names(above)}
+    texts = {name: index.find(name, seen) for name, (seen, _) in states.items()}
     reasons = []
-    unknown = [folder for folder, text in texts.items() if text is None]
+    unknown = [above / name for name, text in texts.items() if text is None]
     for folder, text, why in _read_each(unknown, any_run):
         if why:
             reasons.append((printable(folder.name), why))
             continue
-        texts[folder] = text
-        index.enter(folder.name, *states[folder], text)
+        texts[folder.name] = text
+        index.enter(folder.name, *states[folder.name], text)
     try:
         index.close()
     except OSError as why:
@@ -69,6 +71,13 @@ def read_folders(results: Path, any_run: bool = False) -> tuple[list[Run], list[
             file=sys.stderr,
         )
     return read_local(text for text in texts.values() if text is not None), reasons
+
+
+def _names(above: Path) -> list[str]:
+    """What lies in a folder, in order, but for what is hidden; nothing if it cannot be read."""
+    with contextlib.suppress(OSError), os.scandir(above) as entries:
+        return sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    return []
 
 
 def _read_each(folders: Sequence[Path], any_run: bool) -> Iterator[tuple[Path, str, str]]:

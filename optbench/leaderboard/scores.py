@@ -2,8 +2,10 @@
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean as mean
+from statistics import median
 
 import numpy as np
 
@@ -80,19 +82,21 @@ def row(suite: Suite, entrant: Entrant, task: str) -> Row:
         task=task,
         score=[score(suite, run) for run in runs],
         metrics=_metrics(suite, runs),
-        hit_rate=float(np.mean(np.isfinite(reached[STEP]))),
+        hit_rate=_share(map(math.isfinite, reached[STEP])),
         steps_to_target=censored_median(reached[STEP]),
         gradients_to_target=censored_median(reached[GRADIENTS]),
         seconds_to_target=censored_median(reached[SECONDS]),
-        step_milliseconds=float(
-            np.median([1000 * run.train_seconds / max(1, run.step) for run in runs])
-        ),
-        gradients_per_step=float(np.median([run.gradients / max(1, run.step) for run in runs])),
+        step_milliseconds=median(1000 * run.train_seconds / max(1, run.step) for run in runs),
+        gradients_per_step=median(run.gradients / max(1, run.step) for run in runs),
         peak_gib=max(run.peak_gib for run in runs),
         state_mib=max(1024 * run.optimizer_gib for run in runs),
-        diverged=float(np.mean([run.status == "diverged" for run in runs])),
+        diverged=_share(run.status == "diverged" for run in runs),
         point=entrant.points[task],
     )
+
+
+def _share(these: Iterable[bool]) -> float:
+    return mean(map(float, these))
 
 
 def _metrics(suite: Suite, runs: Sequence[Run]) -> dict[str, Interval]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Sequence
 
 from optbench import metrics
@@ -113,11 +114,9 @@ def markdown(board: Board) -> str:
         "takes forever (∞). Edge: measured sharpness over the optimizer's own threshold.",
         "",
     ]
-    order = [s.name for s in board.standings]
+    place = {s.name: i for i, s in enumerate(board.standings)}
     for name, task in suite.tasks.items():
-        rows = sorted(
-            (r for r in board.rows if r.task == name), key=lambda r: order.index(r.optimizer)
-        )
+        rows = sorted((r for r in board.rows if r.task == name), key=lambda r: place[r.optimizer])
         held = ", held out of tuning" if name == suite.held_out else ""
         lines += [
             f"### {name} ({task.kind}{held})",
@@ -331,7 +330,12 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
 def escape(text: str) -> str:
     """Escape what Markdown and the HTML in it would take for themselves."""
     text = visible(text)
-    signs = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "`": "'", "](": "]\\("}
-    for sign, escaped in signs.items():
+    if not _TAKEN.search(text):  # nearly always
+        return text
+    for sign, escaped in _SIGNS.items():
         text = text.replace(sign, escaped)
     return text
+
+
+_SIGNS = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "`": "'", "](": "]\\("}
+_TAKEN = re.compile("|".join(map(re.escape, _SIGNS)))

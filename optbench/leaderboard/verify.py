@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optbench.boundary import ShapeError, UnreadableError
-from optbench.launch.index import INDEX
 from optbench.launch.launcher import Launcher
-from optbench.launch.runs import Runs
 from optbench.leaderboard.entrants import of_protocol, unlike
 from optbench.leaderboard.entries import Entry, read_digests
 from optbench.leaderboard.marks import Mark, add_mark, read_marks
@@ -135,6 +133,9 @@ def unverified(results: Path, suite: Suite) -> dict[str, str]:
 
 def _again(who: str, runs: Sequence[Run], launcher: Launcher, scratch: Path) -> Mapping[str, Run]:
     """Make the runs again, and return those that could be made, by their names."""
+    from optbench.launch.index import INDEX  # brings omegaconf, and most boards verify nothing
+    from optbench.launch.runs import Runs
+
     commands = {run.name: (*run.command, "wandb.mode=disabled", "picture=false") for run in runs}
     with Runs(launcher, scratch, scratch / INDEX, len(commands)) as made:
         made.make(who, list(commands.values()))

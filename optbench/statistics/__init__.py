@@ -20,7 +20,6 @@ from optbench.statistics.association import (
 )
 from optbench.statistics.comparison import (
     Pair,
-    average_ranks,
     best_of_median,
     censored_median,
     cliques,
@@ -42,7 +41,7 @@ from optbench.statistics.equivalence import (
     equivalence_test,
     verdict,
 )
-from optbench.statistics.grouping import Array, Table, group_labels
+from optbench.statistics.grouping import Array, Table, average_ranks, group_labels
 from optbench.statistics.heterogeneity import (
     Heterogeneity,
     Instrument,

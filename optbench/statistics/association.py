@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 from optbench.statistics.grouping import (
     Array,
     Labels,
+    average_ranks,
     finite_columns,
     group_labels,
     indicators,
@@ -125,11 +126,17 @@ def kendall_tau(x: ArrayLike, y: ArrayLike, ties: Ties = "b") -> float:
     x, y = finite_columns(x=x, y=y)
     if len(x) < 2:
         return math.nan
-    if ties == "b":
-        constant = np.ptp(x) == 0 or np.ptp(y) == 0
-        return math.nan if constant else float(stats.kendalltau(x, y).statistic)
     first, second = pairs_within(np.zeros(len(x), np.intp))
-    return float(np.mean(np.sign(x[first] - x[second]) * np.sign(y[first] - y[second])))
+    by_x, by_y = np.sign(x[first] - x[second]), np.sign(y[first] - y[second])
+    agreement = float(by_x @ by_y)
+    if ties == "sign":
+        return agreement / len(first)
+    untied_x, untied_y = np.count_nonzero(by_x), np.count_nonzero(by_y)
+    if not untied_x or not untied_y:
+        return math.nan
+    # a root each, and no more than 1: what is the same order is 1 whatever the rounding
+    tau = agreement / math.sqrt(untied_x) / math.sqrt(untied_y)
+    return max(-1.0, min(1.0, tau))
 
 
 def granulated_kendall(
@@ -251,7 +258,7 @@ def partial_rank_correlation(
     for name, covariate in covariates.items():
         columns.append(_covariate(name, np.asarray(covariate), len(x)))
     design = np.concatenate(columns, axis=1)
-    ranks = np.stack([stats.rankdata(x), stats.rankdata(y)], axis=1)
+    ranks = np.stack([average_ranks(x), average_ranks(y)], axis=1)
     coefficients, _, rank, _ = np.linalg.lstsq(design, ranks, rcond=None)
     residuals = ranks - design @ coefficients
     degrees = len(x) - 1 - int(rank)
@@ -368,7 +375,7 @@ def _entropy(p: Array, axis: tuple[int, ...] | int) -> Array:
 def _covariate(name: str, values: NDArray[Any], rows: int) -> Array:
     if values.shape != (rows,):
         raise ValueError(f"covariate {name} must have shape ({rows},), got {values.shape}")
-    return indicators(values) if is_categorical(values) else stats.rankdata(values)[:, None]
+    return indicators(values) if is_categorical(values) else average_ranks(values)[:, None]
 
 
 def _errors_of(

@@ -12,6 +12,31 @@ Table = Mapping[str, NDArray[Any]]
 """Columns of equal length N by name, one row a run."""
 
 
+def average_ranks(values: ArrayLike) -> Array:
+    """Return ranks along the last axis, 1 for the least; equal values share their mean rank.
+
+    Ranks of a row with NaN are NaN. They are those of scipy.stats, whose import takes longer than
+    many a board.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    n = values.shape[-1]
+    if not n:
+        return np.zeros(values.shape)
+    order = np.argsort(values, axis=-1, kind="stable")
+    ordered = np.take_along_axis(values, order, axis=-1)
+    differs = ordered[..., 1:] != ordered[..., :-1]
+    ends = np.ones((*values.shape[:-1], 1), dtype=bool)
+    places = np.arange(n)
+    first = np.where(np.concatenate([ends, differs], axis=-1), places, 0)
+    last = np.where(np.concatenate([differs, ends], axis=-1), places, n - 1)
+    first = np.maximum.accumulate(first, axis=-1)
+    last = np.minimum.accumulate(last[..., ::-1], axis=-1)[..., ::-1]
+    ranks = np.empty(values.shape)
+    np.put_along_axis(ranks, order, 1 + (first + last) / 2, axis=-1)
+    ranks[np.isnan(values).any(axis=-1)] = np.nan
+    return ranks
+
+
 def group_labels(columns: Sequence[ArrayLike], rows: int) -> Labels:
     """Number the groups of rows that agree in every column.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special, stats
+from scipy import special
 
 from optbench.intervals import LEVEL, Interval
 from optbench.statistics.grouping import (
@@ -239,7 +239,7 @@ def pool(slopes: ArrayLike, errors: ArrayLike, level: float = LEVEL) -> Heteroge
     return Heterogeneity(
         q,
         degrees,
-        float(stats.chi2.sf(q, degrees)) if degrees else 1.0,
+        float(special.chdtrc(degrees, q)) if degrees else 1.0,
         excess / q if q else 0.0,
         tau_squared,
         _weighted(slopes, weights, level),

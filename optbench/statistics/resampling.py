@@ -80,7 +80,8 @@ def cluster_bootstrap(
         left_out = [
             statistic(_rows(table, members[:c] + members[c + 1 :], cluster)) for c in range(C)
         ]
-        tails = _bca_tails(tails, value, drawn, np.asarray(left_out))
+        d = np.mean(left_out) - np.asarray(left_out)
+        (tails,) = bca_tails(tails, np.array([value]), drawn[None], d[None])
         if not np.isfinite(tails).all():
             return unknown
     low, high = np.quantile(drawn, tails)
@@ -102,19 +103,29 @@ def _tails(C: int, level: float, expand: bool) -> Array:
     return np.array([tail, 1 - tail])
 
 
-def _bca_tails(tails: Array, value: float, drawn: Array, left_out: Array) -> Array:
-    """The two quantiles of BCa; NaN where the correction is not defined."""
+def bca_tails(tails: Array, values: Array, drawn: Array, d: Array) -> Array:
+    """Return the quantiles (P, 2) of the draws at which BCa's intervals end.
+
+    NaN where the correction is not defined.
+
+    Args:
+        tails: α and 1 − α.
+        values: The statistic (P,).
+        drawn: Its draws (P, draws).
+        d: The jackknife's mean less its values (P, C), to any factor.
+    """
     # a draw of every cluster once, in another order, differs from the value by rounding alone
-    equal = np.abs(drawn - value) <= ROUNDING * np.abs(drawn).max()
-    below = float(np.mean((drawn < value) & ~equal) + np.mean(equal) / 2)
-    d = left_out.mean() - left_out
-    spread = float((d**2).sum())
-    if not 0 < below < 1 or not spread > 0:
-        return np.full(2, math.nan)
-    acceleration = float((d**3).sum()) / (6 * spread**1.5)
-    bias = float(special.ndtri(below))
+    slack = ROUNDING * np.abs(drawn).max(axis=1, keepdims=True)
+    above = drawn - values[:, None]
+    share = ((above < -slack).mean(axis=1) + (above <= slack).mean(axis=1)) / 2
+    spread = (d**2).sum(axis=1)
+    known = (share > 0) & (share < 1) & (spread > 0)
+    acceleration = np.zeros(len(values))
+    acceleration[known] = (d[known] ** 3).sum(axis=1) / (6 * spread[known] ** 1.5)
+    bias = special.ndtri(np.where(known, share, 0.5))[:, None]
     moved = bias + special.ndtri(tails)
+    pole = 1 - acceleration[:, None] * moved
     # Past the pole of the correction the order of the quantiles would turn round.
-    if (acceleration * moved >= 1).any():
-        return np.full(2, math.nan)
-    return np.asarray(special.ndtr(bias + moved / (1 - acceleration * moved)))
+    known &= (pole > 0).all(axis=1)
+    ends = special.ndtr(bias + moved / np.where(known[:, None], pole, 1))
+    return np.asarray(np.where(known[:, None], ends, math.nan))

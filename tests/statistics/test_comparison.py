@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as npst
 from scipy import stats
 
 from optbench import statistics as s
+from optbench.statistics.comparison import studentized_range
 
 INF = math.inf
 E_T_S = st.tuples(st.integers(2, 5), st.integers(1, 4), st.integers(2, 5))
@@ -30,6 +31,34 @@ def test_interquartile_mean_by_hand_and_by_scipy() -> None:
     assert s.iqm([0, 1, 2, 3, 100]) == 2.0
     values = np.random.default_rng(0).normal(size=(4, 30))
     assert np.allclose(s.iqm(values), stats.trim_mean(values, 0.25, axis=1), rtol=1e-12)
+
+
+def test_the_interval_of_a_paired_difference_is_scipys() -> None:
+    """On skewed differences, where the correction for bias and skew counts, of either sign."""
+    first = np.random.default_rng(0).exponential(size=(3, 4, 5)) ** 2
+    second = -0.5 * first[::-1]
+    pairs = s.compare_each(list(first), list(second))
+    for pair, a, b in zip(pairs, first, second, strict=True):
+        rest = (a - b - (a - b).mean(axis=1, keepdims=True)).ravel() * math.sqrt(5 / 4)
+        found = stats.bootstrap(
+            (rest,), np.mean, n_resamples=2000, method="BCa", rng=np.random.default_rng(0)
+        ).confidence_interval
+        expected = [found.low + (a - b).mean(), found.high + (a - b).mean()]
+        assert np.allclose([pair.difference.low, pair.difference.high], expected, rtol=1e-9)
+        turned = s.compare(b, a).difference
+        assert turned.low < turned.value < turned.high
+        assert turned.high == pytest.approx(-pair.difference.low, rel=1e-9)
+
+
+@given(npst.arrays(np.float64, (3, 7), elements=st.sampled_from([-INF, -1.0, 0.0, 0.5, INF])))
+def test_average_ranks_are_scipys(values: s.Array) -> None:
+    assert np.array_equal(s.average_ranks(values), stats.rankdata(values, axis=-1))
+
+
+@pytest.mark.parametrize("E", [2, 3, 12, 120])
+def test_the_studentized_range_is_scipys(E: int) -> None:
+    expected = stats.studentized_range.ppf(0.95, E, INF)
+    assert studentized_range(0.95, E) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_divergence_counts_as_the_least_and_is_never_replaced() -> None:
