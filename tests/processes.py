@@ -1,8 +1,14 @@
-"""The main job in processes that can be killed."""
+"""Commands in processes of their own, without the imports that take most of a short one's time."""
 
+import importlib
 import os
+import runpy
+import shutil
 import signal
+import subprocess
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from optbench.launch.local import _main_job
@@ -42,3 +48,64 @@ class Forked:
     def err(self) -> str:
         """What it has written to standard error."""
         return (self._said / "err").read_text()
+
+
+def command(
+    folder: Path,
+    *arguments: str,
+    module: str = "optbench",
+    path: Path | None = None,
+    seconds: float = 120,
+) -> "subprocess.CompletedProcess[str]":
+    """`python -m MODULE ARGUMENTS` in a folder, with this environment, forked as `Forked` is.
+
+    For tests that need a process of its own but not an interpreter that has just started; what Python
+    and optbench do at their start has `tests/test_startup.py`.
+
+    Args:
+        folder: Where it is called.
+        arguments: Words of the command line.
+        module: What is run as `__main__`.
+        path: A folder that `PYTHONPATH` names, before the others.
+        seconds: Time limit, after which it is killed.
+    """
+    said = Path(tempfile.mkdtemp(prefix="said-"))
+    try:
+        process = fork_server(1).Process(
+            target=_command, args=(folder, said, module, arguments, path, dict(os.environ))
+        )
+        process.start()
+        process.join(seconds)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(arguments, seconds)
+        out, err = ((said / name).read_text() for name in ("out", "err"))
+        return subprocess.CompletedProcess([module, *arguments], process.exitcode, out, err)
+    finally:
+        shutil.rmtree(said)
+
+
+def _command(
+    folder: Path,
+    said: Path,
+    module: str,
+    arguments: Sequence[str],
+    path: Path | None,
+    environment: dict[str, str],
+) -> None:
+    """Be the command: what an interpreter takes from outside is set as at its start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), 0)
+    for descriptor, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.path[:0] = [str(folder), *([] if path is None else [str(path)])]
+    sys.argv = [module, *arguments]
+    importlib.invalidate_caches()
+    if not hasattr(sys.modules.get(module), "__path__"):
+        sys.modules.pop(module, None)  # runpy warns of a module that is there already
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -15,7 +15,7 @@ from optbench.configuration.construct import build_probes
 from optbench.probes import check_cadences
 from optbench.task import Task
 from tests.conftest import Command
-from tests.processes import Forked
+from tests.processes import Forked, command
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ("task=quadratic", "steps=5")
@@ -265,22 +265,7 @@ def test_an_optimizer_from_the_users_folder(tmp_path: Path) -> None:
         (("optimizer=custom", "optimizer._target_=my_file.SignGD", "+optimizer.scale=2"), "SignGD"),
         (("--config-dir", "my_conf", "optimizer=signgd"), "signgd"),
     ):
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "optbench",
-                *choice,
-                "task=digits",
-                "steps=20",
-                "wandb.mode=disabled",
-            ],
-            cwd=tmp_path,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        done = command(tmp_path, *choice, "task=digits", "steps=20", "wandb.mode=disabled")
         assert done.returncode == 0, done.stderr
         folder = tmp_path / done.stdout.splitlines()[-1]
         assert f"-{label}-" in folder.name

@@ -1,7 +1,6 @@
 """Plug-ins as their authors meet them: from outside the checkout, in a process of their own."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 
 from optbench.check.scaffold import KINDS, RUN, write
 from optbench.errors import UserError
+from tests.processes import command
 
 TINY = ("steps=4", "wandb.mode=disabled")
 OPTIMIZER = """
@@ -39,22 +39,6 @@ class Count:
 """
 
 
-def _run(
-    folder: Path, *arguments: str, path: Path | None = None, module: str = "optbench"
-) -> "subprocess.CompletedProcess[str]":
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    if path is not None:
-        environment["PYTHONPATH"] = str(path)
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
 def _last(folder: Path, done: "subprocess.CompletedProcess[str]") -> dict[str, float]:
     assert done.returncode == 0, done.stderr
     last: dict[str, float] = json.loads(
@@ -65,7 +49,7 @@ def _last(folder: Path, done: "subprocess.CompletedProcess[str]") -> dict[str, f
 
 def test_an_optimizer_from_a_file_in_the_folder(tmp_path: Path) -> None:
     (tmp_path / "my_file.py").write_text(OPTIMIZER)
-    done = _run(
+    done = command(
         tmp_path,
         "task=quadratic",
         "optimizer=custom",
@@ -115,7 +99,7 @@ def test_yamls_of_ones_own(tmp_path: Path) -> None:
     ):
         (tmp_path / "my_conf" / group).mkdir(parents=True)
         (tmp_path / "my_conf" / group / f"{name}.yaml").write_text(text)
-    done = _run(
+    done = command(
         tmp_path, "--config-dir", "my_conf", "optimizer=mine", "task=line", "probes=counting", *TINY
     )
     last = _last(tmp_path, done)
@@ -197,7 +181,7 @@ their_plugin = ["conf/**/*.yaml"]
 
 
 def test_a_package_brings_its_yamls_along(installed: Path, tmp_path: Path) -> None:
-    done = _run(
+    done = command(
         tmp_path,
         "optimizer=theirs",
         "task=their_line",
@@ -210,14 +194,14 @@ def test_a_package_brings_its_yamls_along(installed: Path, tmp_path: Path) -> No
         last["edge/threshold"] == pytest.approx(40)
         and last["count/parameters"] == 64 * 2 + 64 * 65 + 65
     )
-    shown = _run(tmp_path, "--help", path=installed).stdout
+    shown = command(tmp_path, "--help", path=installed).stdout
     assert "theirs" in shown and "their_line" in shown and "their_probes" in shown
 
 
 def test_what_is_wrong_with_a_package_is_said_and_stops_nobody(
     installed: Path, tmp_path: Path
 ) -> None:
-    done = _run(tmp_path, "optimizer=adam", "task=quadratic", *TINY, "steps=25", path=installed)
+    done = command(tmp_path, "optimizer=adam", "task=quadratic", *TINY, "steps=25", path=installed)
     assert (
         "plug-in their-plugin says it brings optimizer=absent, but their_plugin has no conf/optimizer/absent.yaml"
         in done.stderr
@@ -231,14 +215,14 @@ def test_what_is_wrong_with_a_package_is_said_and_stops_nobody(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_new_writes_passes_its_test_and_runs(kind: str, tmp_path: Path) -> None:
-    done = _run(tmp_path, kind, "my_thing", module="optbench.new")
+    done = command(tmp_path, kind, "my_thing", module="optbench.new")
     assert done.returncode == 0 and RUN[kind].format(name="my_thing") in done.stdout
-    assert _run(tmp_path, "-q", "test_my_thing.py", module="pytest").returncode == 0
-    command = done.stdout.splitlines()[-1].split("python -m optbench ")[1].split()
-    last = _last(tmp_path, _run(tmp_path, *command, *TINY))
+    assert command(tmp_path, "-q", "test_my_thing.py", module="pytest").returncode == 0
+    words = done.stdout.splitlines()[-1].split("python -m optbench ")[1].split()
+    last = _last(tmp_path, command(tmp_path, *words, *TINY))
     assert "sharpness/lambda_max" in last
     assert ("my_thing/weight_norm" in last) == (kind == "probe")
-    again = _run(tmp_path, kind, "my_thing", module="optbench.new")
+    again = command(tmp_path, kind, "my_thing", module="optbench.new")
     assert again.returncode == 2 and "my_thing.py is there already" in again.stderr
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ OPTIMIZERS = sorted(
 )
 
 
+@cache  # read by three tests each, and changed by none
 def _config(optimizer: str, *overrides: str) -> DictConfig:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("config", ["task=quadratic", f"optimizer={optimizer}", *overrides])

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from optbench import startup
 from optbench.record.terminal import Terminal, closing_table
+from tests.processes import command
 
 ROOT = Path(__file__).resolve().parent.parent
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX descriptors")
@@ -147,12 +148,11 @@ def test_a_command_of_many_runs_says_how_to_go_on(tmp_path: Path, number: signal
 
 
 @pytest.mark.parametrize(
-    "command", ["tune", "leaderboard", "study", "report", "check", "new", "metrics"]
+    "name", ["tune", "leaderboard", "study", "report", "check", "new", "metrics"]
 )
-def test_the_script_takes_the_name_of_a_command(command: str) -> None:
-    arguments = [sys.executable, "-m", "optbench", command, "--help"]
-    done = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=True)
-    assert f"python -m optbench.{command}" in done.stdout
+def test_the_script_takes_the_name_of_a_command(name: str) -> None:
+    done = command(ROOT, name, "--help")
+    assert done.returncode == 0 and f"python -m optbench.{name}" in done.stdout
 
 
 def test_the_main_jobs_imports_leave_torchs_compiler_out(tmp_path: Path) -> None:

@@ -30,8 +30,9 @@ def conf_folders(ours: Path) -> tuple[list[Path], list[str]]:
     """
     folders: dict[Path, None] = {}
     problems = []
+    found = entry_points()  # asked once: it reads what every installed package declares
     for group, kind in GROUPS.items():
-        for entry in entry_points(group=group):
+        for entry in found.select(group=group):
             folder = _folder(entry)
             wanted = f"conf/{kind}/{entry.name}.yaml"
             if folder is None or not (folder.parent / wanted).is_file():

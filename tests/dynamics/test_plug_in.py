@@ -1,12 +1,11 @@
 """An optimizer of 15 lines outside the package gets its distance to the edge from its own file and YAML alone."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.processes import command
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = """import torch
@@ -34,24 +33,9 @@ def test_fifteen_lines_and_a_yaml_from_outside_the_checkout(tmp_path: Path) -> N
     (tmp_path / "conf" / "optimizer" / "quick.yaml").write_text(YAML)
     (tmp_path / "quick.py").write_text(CODE)
     assert len([line for line in CODE.splitlines() if line]) <= 15
-    command = [
-        "-m",
-        "optbench",
-        "--config-dir",
-        "conf",
-        "optimizer=quick",
-        "task=digits",
-        "steps=40",
-    ]
-    done = subprocess.run(
-        [sys.executable, *command, "wandb.mode=disabled", "results_dir=out"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
+    words = ("--config-dir", "conf", "optimizer=quick", "task=digits", "steps=40")
+    done = command(tmp_path, *words, "wandb.mode=disabled", "results_dir=out")
+    done.check_returncode()
     assert "(probed)" in done.stderr and "λ₁(P⁻¹H)" in done.stderr
     folder = tmp_path / done.stdout.splitlines()[-1]
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])

@@ -1,7 +1,5 @@
 """Runs from Python: the command line's own, stopped at a loss, opened, gone back to, forked."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from optbench.errors import UserError
 from optbench.lab import Below, Run
 from optbench.optimizers.nested import nested
 from optbench.run import checkpoint
+from tests.processes import command
 
 WORDS = (
     "task=digits",
@@ -53,9 +52,7 @@ def test_it_is_the_run_of_the_command_line_to_the_byte(start: Start, tmp_path: P
     run.train(until=Below("train/loss", 0.5), keep=[1.0, 0.5], keep_steps=[5], steps=500)
     words = ["optimizer=adam", "seed=3", "steps=500", "keep=[1.0,0.5]", "keep_steps=[5]"]
     stop = ["stop.metric=train/loss", "stop.below=0.5", f"results_dir={tmp_path / 'shell'}"]
-    subprocess.run(
-        [sys.executable, "-m", "optbench", *WORDS, *words, *stop], check=True, capture_output=True
-    )
+    command(tmp_path, *WORDS, *words, *stop).check_returncode()
     (folder,) = (tmp_path / "shell" / "runs").iterdir()
     assert folder.name == run.name
     assert (folder / "metrics.jsonl").read_bytes() == (run.folder / "metrics.jsonl").read_bytes()

@@ -5,8 +5,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -31,6 +29,7 @@ from optbench.run.stacked import Stack, _linear
 from optbench.run.stacked_evaluation import StackedEvaluation
 from optbench.run.update import Update
 from optbench.task import half_mse
+from tests.processes import command
 
 WORDS = (
     "task=digits",
@@ -310,12 +309,8 @@ def test_finished_runs_are_not_run_again(together: Together) -> None:
 
 def test_the_command_line_does_the_same(tmp_path: Path) -> None:
     words = ["optimizer=sgd", "seed=1,2,3", "batched=true", "steps=8", f"results_dir={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "optbench", "--multirun", *WORDS, *words],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = command(tmp_path, "--multirun", *WORDS, *words)
+    done.check_returncode()
     assert "3 runs together: one forward pass (bmm), one optimizer step for all" in done.stdout
     folders = sorted((tmp_path / "runs").iterdir())
     assert len(folders) == 3 and all(str(folder) in done.stdout for folder in folders)

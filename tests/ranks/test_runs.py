@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from torch import nn
 from optbench.record import folder as record
 from optbench.run import checkpoint
 from tests.conftest import Command
+from tests.processes import command
 from tests.ranks.processes import Group, main_job
 
 # 3 steps of 37 of 1,000 examples, in float64; two processes have 18 and 19 of a batch
@@ -201,16 +201,11 @@ def test_what_processes_cannot_share_is_refused_in_one_line(words: str, tmp_path
     assert group.err(1) == ""  # it is said once
 
 
-def test_other_commands_are_refused(tmp_path: Path) -> None:
+def test_other_commands_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    found = subprocess.run(
-        [sys.executable, "-m", "optbench.tune", "suite=smoke"],
-        env={**os.environ, **environment},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = command(tmp_path, "suite=smoke", module="optbench.tune")
     assert found.returncode == 2
     assert "optbench.tune starts its runs itself" in found.stderr
 
