@@ -118,8 +118,11 @@ def bca_tails(tails: Array, values: Array, drawn: Array, d: Array) -> Array:
     slack = ROUNDING * np.abs(drawn).max(axis=1, keepdims=True)
     above = drawn - values[:, None]
     share = ((above < -slack).mean(axis=1) + (above <= slack).mean(axis=1)) / 2
+    largest = np.abs(d).max(axis=1)
+    known = (share > 0) & (share < 1) & (largest > 0) & np.isfinite(largest)
+    # times a power of two, which is exact: cubes of small differences would be 0
+    d = np.ldexp(np.where(known[:, None], d, 0), -np.frexp(largest)[1][:, None])
     spread = (d**2).sum(axis=1)
-    known = (share > 0) & (share < 1) & (spread > 0)
     acceleration = np.zeros(len(values))
     acceleration[known] = (d[known] ** 3).sum(axis=1) / (6 * spread[known] ** 1.5)
     bias = special.ndtri(np.where(known, share, 0.5))[:, None]

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from optbench import statistics as s
+from optbench.statistics.resampling import bca_tails
 
 
 def _mean(table: s.Table) -> float:
@@ -110,3 +111,25 @@ def test_draws_that_are_the_table_in_another_order_count_as_equal() -> None:
     assert (rounded.low * 10, rounded.high * 10) == pytest.approx(
         (exact.low, exact.high), rel=1e-12
     )
+
+
+@pytest.mark.parametrize("power", [-120, 0, 120])
+@pytest.mark.filterwarnings("error")
+def test_bca_does_not_depend_on_the_unit(power: int) -> None:
+    """Squares of 10⁻¹²⁰ and cubes of 10¹²⁰ are no numbers; times a power of two nothing moves."""
+    values = np.random.default_rng(3).gamma(2.0, size=8)
+
+    def ends(scale: float) -> Any:
+        table = {"seed": np.arange(8.0), "y": scale * values}
+        found = s.cluster_bootstrap(table, _mean, method="bca", draws=500)
+        return np.array([found.low, found.high]) / scale
+
+    np.testing.assert_array_equal(ends(2.0 ** round(power * np.log2(10))), ends(1.0))
+
+
+@pytest.mark.filterwarnings("error")
+def test_differences_without_end_leave_bca_undefined() -> None:
+    d = np.array([[np.inf, 1.0, -1.0], [0.0, 0.0, 0.0], [1.0, np.nan, 2.0], [1.0, -0.5, -0.5]])
+    drawn = np.tile(np.linspace(-1, 1, 100), (4, 1))
+    found = bca_tails(np.array([0.025, 0.975]), np.zeros(4), drawn, d)
+    assert np.isnan(found[:3]).all() and np.isfinite(found[3]).all()
