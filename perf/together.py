@@ -31,7 +31,7 @@ from optbench import lab
 
 SEEDS = 16
 PROCESSES = 2
-BATCHES: dict[str, int] = {"32": 1000, "64": 1000, "full": 300}
+BATCHES: dict[str, int] = {"32": 5000, "64": 5000, "full": 300}
 """Steps at each batch size."""
 
 Words = list[str]
