@@ -124,11 +124,11 @@ def test_a_run_with_probes_is_bit_identical_to_the_run_without(
         *(
             (MODELS[0], optimizer, batch)
             for optimizer in ("adam", "lion", "muon")
-            for batch in ("full", "50")
+            for batch in ("full", "20")
         ),
         *(
             (MODELS[2], *rest)
-            for rest in (("adam", "full"), ("adam", "50"), ("lion", "50"), ("muon", "full"))
+            for rest in (("adam", "full"), ("adam", "20"), ("lion", "20"), ("muon", "full"))
         ),
     ],
 )
@@ -137,7 +137,7 @@ def test_every_probe_only_reads(optbench: Command, model: str, optimizer: str, b
         "task=digits",
         "steps=4",
         f"batch_size={batch}",
-        "task.train_size=100",
+        "task.train_size=40",
         f"optimizer={optimizer}",
     )
     every = (

@@ -41,21 +41,19 @@ def find(name: str, settings: Sequence[str] = (), config_dir: Path | None = None
     """
     if "." in name:
         return _of_path(name, settings, config_dir)
-    kinds: dict[str, Callable[[], Target]] = {
-        n: lambda: _probe(name, config_dir) for n in _probe_names(config_dir)
-    }
-    kinds |= {
-        n: lambda: _task(f"task={name}", name, config_dir) for n in entries("task", config_dir)
-    }
-    kinds |= {
-        n: lambda: _optimizer(name, settings, config_dir) for n in entries("optimizer", config_dir)
-    }
-    if name not in kinds:
-        raise UserError(
-            f"there is no optimizer, task or probe called {name}.{nearest(name, kinds)} "
-            "For a class of your own say its import path, my_file.MyOptimizer"
-        )
-    return kinds[name]()
+    optimizer_names, task_names = entries("optimizer", config_dir), entries("task", config_dir)
+    if name in optimizer_names:
+        return _optimizer(name, settings, config_dir)
+    if name in task_names:
+        return _task(f"task={name}", name, config_dir)
+    probe_names = _probe_names(config_dir)  # last, for it composes each set of probes
+    if name in probe_names:
+        return _probe(name, probe_names[name], config_dir)
+    known = dict.fromkeys([*probe_names, *task_names, *optimizer_names])
+    raise UserError(
+        f"there is no optimizer, task or probe called {name}.{nearest(name, known)} "
+        "For a class of your own say its import path, my_file.MyOptimizer"
+    )
 
 
 def _of_path(path: str, settings: Sequence[str], config_dir: Path | None) -> Target:
@@ -93,9 +91,7 @@ def _probe_names(config_dir: Path | None) -> dict[str, str]:
     return found
 
 
-def _probe(name: str, config_dir: Path | None) -> Target:
-    choice = _probe_names(config_dir)[name]
-
+def _probe(name: str, choice: str, config_dir: Path | None) -> Target:
     def build() -> Any:
         config = compose_config([f"probes={choice}", "task=digits", "steps=4"], config_dir)
         return dict(build_probes(config))[name]
