@@ -206,13 +206,17 @@ class Chart {
 function intervals(parent, id, rows, options) {
   const place = make(parent, "figure", undefined, { class: "chart intervals", id });
   make(place, "figcaption", options.title);
-  const longest = Math.max(...rows.map((r) => r.name.length), 4), width = 460, row = 21, tall = rows.length > 30, top = tall ? 22 : 6; // a tall plot has its axis above, too
+  const longest = Math.max(...rows.map((r) => r.name.length), 4), width = 460, row = 21;
+  const tall = rows.length > 30, top = tall ? 22 : 6; // a tall plot has its axis above, too
   const left = Math.min(200, 16 + 9 * longest), right = width - 12, bottom = top + row * rows.length;
   const ends = rows.flatMap((r) => [r.low, r.value, r.high]).filter((v) => v !== null && Number.isFinite(v));
   const X = scaleOf(ends.length ? ends : [0, 1], false, left + 8, right - 8, 6, options.range);
   const root = svg(place, "svg", { viewBox: "0 0 " + width + " " + (bottom + 34), role: "img", "aria-label": options.title + ": " + rows.map((r) => r.name + " " + r.text).join("; ") });
-  for (const t of X.ticks.filter((t) => !options.whole || Number.isInteger(t))) { svg(root, "line", { x1: X.at(t), x2: X.at(t), y1: top, y2: bottom, class: "grid" }); svg(root, "text", { x: X.at(t), y: bottom + 14, class: "tick middle" }, shortNumber(t)); }
-  if (tall) for (const t of X.ticks.filter((t) => !options.whole || Number.isInteger(t))) svg(root, "text", { x: X.at(t), y: 12, class: "tick middle" }, shortNumber(t));
+  const labels = tall ? [bottom + 14, 12] : [bottom + 14];
+  for (const t of X.ticks.filter((t) => !options.whole || Number.isInteger(t))) {
+    svg(root, "line", { x1: X.at(t), x2: X.at(t), y1: top, y2: bottom, class: "grid" });
+    for (const y of labels) svg(root, "text", { x: X.at(t), y, class: "tick middle" }, shortNumber(t));
+  }
   svg(root, "text", { x: (left + right) / 2, y: bottom + 30, class: "title middle" }, options.axis);
   rows.forEach((r, i) => {
     const y = top + row * (i + 0.5), color = colorOf(i);
