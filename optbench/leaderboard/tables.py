@@ -1,13 +1,12 @@
 """The board as Markdown and as CSV."""
 
-import csv
-import io
 import math
 import re
 from collections.abc import Callable, Sequence
 
 from optbench import metrics
 from optbench.boundary import visible
+from optbench.boundary.comma_separated import comma_separated as lines_of
 from optbench.boundary.counting import counted
 from optbench.intervals import Interval
 from optbench.leaderboard.board import Board, Standing
@@ -211,8 +210,6 @@ def comma_separated(board: Board) -> str:
 
     Infinite is `inf`, not measured is empty.
     """
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
     ranks = {s.name: s for s in board.standings}
     names = list(board.rows[0].metrics) if board.rows else []
     costs: tuple[str, ...] = (
@@ -234,22 +231,14 @@ def comma_separated(board: Board) -> str:
         "score_low",
         "score_high",
     ]
-    writer.writerow([*head, "task", "seeds", *names, *costs])
+    rows = []
     for r in board.rows:
         s = ranks[r.optimizer]
         cells = [plain(board.suite.name), board.suite.version, plain(r.optimizer), s.rank, *s.ranks]
         cells += [_csv(x) for x in (s.score.value, s.score.low, s.score.high)]
-        metrics = [_csv(r.metrics[name].value) for name in names]
-        writer.writerow(
-            [
-                *cells,
-                plain(r.task),
-                len(r.score),
-                *metrics,
-                *[_csv(getattr(r, key)) for key in costs],
-            ]
-        )
-    return stream.getvalue()
+        cells += [plain(r.task), len(r.score), *[_csv(r.metrics[name].value) for name in names]]
+        rows.append([*cells, *[_csv(getattr(r, key)) for key in costs]])
+    return lines_of([*head, "task", "seeds", *names, *costs], rows)
 
 
 def plain(text: str) -> str:

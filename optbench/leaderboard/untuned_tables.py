@@ -1,13 +1,12 @@
 """A comparison as Markdown, CSV and page."""
 
-import csv
-import io
 import math
 from collections.abc import Callable
 from statistics import median
 
 from optbench import metrics
 from optbench.boundary import visible
+from optbench.boundary.comma_separated import comma_separated as lines_of
 from optbench.leaderboard.page import (
     Part,
     comparison_page,
@@ -117,21 +116,19 @@ def markdown(comparison: Comparison) -> str:
 
 def comma_separated(comparison: Comparison) -> str:
     """Return a line for every run, numbers in full; infinite is `inf`, not measured is empty."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
     known = [*AT_END, *CURVATURE]
     own = dict.fromkeys(group.metric for group in comparison.groups if group.metric not in known)
     head = ["problem", "optimizer", "seed", "status", "run", "rank", "rank_low", "rank_high"]
-    writer.writerow([*head, *known, *own, "train_seconds"])
+    rows = []
     for group in comparison.groups:
         for line in group.lines:
             for seed, run in line.runs.items():
                 place = [plain(group.title), plain(line.name), seed, plain(run.status)]
                 values = [_number(run.last.get(key)) for key in (*known, *own)]
-                writer.writerow(
+                rows.append(
                     [*place, plain(run.name), line.rank, *line.ranks, *values, run.train_seconds]
                 )
-    return stream.getvalue()
+    return lines_of([*head, *known, *own, "train_seconds"], rows)
 
 
 def _number(value: float | None) -> str:

@@ -1,5 +1,8 @@
 """The page in a real browser, headless; without one these tests skip and say so."""
 
+import base64
+import gzip
+import re
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -386,3 +389,22 @@ def test_a_page_of_very_many_curves_stays_small_and_says_what_is_left_out(
     monkeypatch.setattr(page_module, "LARGEST_PAGE", 0)
     bare = unpacked(board_page(board))
     assert bare["runs"][0]["curve"] == {} and "curves are left out" in str(bare["origin"])
+
+
+def test_a_number_that_is_not_finite_is_a_gap_and_the_page_stays_json() -> None:
+    """JSON has no infinity: a browser would refuse the whole page."""
+    curve: dict[str, list[float | None]] = {
+        "step": [0, 50, 100],
+        "val/loss": [0.5, float("inf"), float("nan")],
+    }
+    level = 0.1 * np.ones((3, 4))
+    runs = [replace(run, local=True, curve=curve) for run in entrant(SUITE, "adam", level)]
+    board = make_board(SUITE, admit(SUITE, runs))
+    board = replace(board, words=words(board))
+    page = board_page(board)
+    start = page.index('id="data">') + len('id="data">')
+    packed = base64.b64decode(page[start : page.index("</script>", start)])
+    text = gzip.decompress(packed).decode()
+    assert "[0.5,null,null]" in text and not {"NaN", "Infinity", "inf", "nan"} & {
+        *re.split(r"[\[\],]", text)
+    }
