@@ -194,9 +194,7 @@ def test_each_run_has_its_page_with_the_command_that_makes_it_again(
     assert "'board={suite:simulated," in command  # quoted for a shell
     assert '"lr": 0.2' in visit.page.locator("#run").inner_text()
     visit.page.locator("#run .command button").click()
-    visit.page.wait_for_function(
-        "document.querySelector('#run .command button').textContent == 'copied'"
-    )
+    visit.page.locator("#run .command button", has_text="copied").wait_for()
     visit.page.evaluate(
         "document.body.append(Object.assign(document.createElement('textarea'), {id: 'pasted'}))"
     )
