@@ -99,7 +99,7 @@ class SlurmLauncher:
     gpus: NotNegative | None = None
     memory_gb: Positive = 4.0
     minutes: Positive = 240.0
-    runs_per_job: Count = 8
+    runs_per_job: Count = 32
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -158,9 +158,15 @@ class SlurmLauncher:
         executor.update_parameters(**options)
         return executor
 
+    @property
+    def places(self) -> int:
+        """Jobs that runs are spread over: at a time, where that is known."""
+        here = os.cpu_count() or 1
+        return self.order.jobs or (here if self.cluster == "local" else SPREAD)
+
     def divided(self, count: int) -> int:
         """Return how many of so many runs a job gets: few enough that none waits for a place."""
-        even = math.ceil(count / (self.order.jobs or SPREAD))
+        even = math.ceil(count / self.places)
         return max(1, min(max(self.runs_per_job, self.at_once), even))
 
 
@@ -224,10 +230,10 @@ class _Queue:
     def submit(self) -> None:
         """Submit what waits, as one array; processes of this machine as places become free."""
         here = self.engine.cluster == "local"
-        free = max(0, (self.engine.order.jobs or os.cpu_count() or 1) - len(self.jobs))
+        free = max(0, self.engine.places - len(self.jobs))
         if not self.waiting or (here and not free):
             return
-        size = self.engine.divided(len(self.waiting)) if not here else self.engine.at_once
+        size = self.engine.divided(len(self.waiting))
         chunks: list[list[_Wanted]] = []
         while self.waiting and (not here or len(chunks) < free):
             chunks.append([self.waiting.popleft() for _ in range(min(size, len(self.waiting)))])

@@ -149,7 +149,7 @@ def test_the_next_driver_waits_for_the_jobs_of_one_that_was_killed(here: Path) -
     queue = launcher.launch([SLOW_RUN], said.append)
     _first_look(queue, lambda: _checkpoints(here) == 1)
     [run] = list(launcher.launch([SLOW_RUN], said.append))
-    assert said == ["1 job of an earlier call at work: waiting for them"] and _sessions(run) == 1
+    assert said == ["1 job of an earlier call at work: waiting for it"] and _sessions(run) == 1
 
 
 def _first_look(queue: Any, holds: Any) -> None:
@@ -194,8 +194,10 @@ def _when(holds: Any, do: Any) -> None:
 
 def test_few_runs_are_spread_and_many_are_packed(tmp_path: Path) -> None:
     order = Order(tmp_path)
-    assert [SlurmLauncher(order).divided(n) for n in (1, 100, 101, 700, 5000)] == [1, 1, 2, 7, 8]
-    assert SlurmLauncher(Order(tmp_path, jobs=2), runs_per_job=3).divided(4) == 2
+    assert [SlurmLauncher(order).divided(n) for n in (1, 100, 101, 700, 5000)] == [1, 1, 2, 7, 32]
+    two = Order(tmp_path, jobs=2)
+    assert SlurmLauncher(two, runs_per_job=3).divided(4) == 2
+    assert SlurmLauncher(two, cluster="local").divided(10) == 5
     # four runs share a GPU
     assert SlurmLauncher(Order(tmp_path, device="cuda")).at_once == 4
     assert SlurmLauncher(Order(tmp_path, device="cuda"), gpus=2).at_once == 1
