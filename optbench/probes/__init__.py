@@ -116,7 +116,7 @@ def measure(
         with kept_rng(state.task.train.inputs.device):
             for name, probe in probes.items():
                 try:
-                    with watched(name):
+                    with watched(name), state.shared.ranks.one_fate():
                         found = probe(state)
                     state.found |= _numbers(name, found)
                 except MeasurementError as why:

@@ -1,6 +1,7 @@
 """What code that sums over examples asks of the processes that share them; here: of one alone."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from torch import Tensor
@@ -52,6 +53,15 @@ class Ranks:
     def tell(self, content: bytes) -> bytes:
         """What process 0 has to say; the other processes' content is ignored."""
         return content
+
+    @contextmanager
+    def one_fate(self) -> Iterator[None]:
+        """Context in which an exception of one process is raised in all of them.
+
+        Else the others would wait for that process in the next sum, or add to it what that process
+        computes next. May hold further sums and contexts of this kind.
+        """
+        yield
 
     def check_same(self, tensors: Sequence[Tensor], what: str) -> None:
         """Raise a MachineError unless all processes hold the same bits."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -92,9 +93,11 @@ class Together(Ranks):
 
     def __init__(self, here: Place, gpus: dist.ProcessGroup | None = None) -> None:
         self.rank, self.size, self._gpus = here.rank, here.size, gpus
+        self._fates = 0  # contexts of one fate that this process is in
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """See `Ranks`. Tensors of one precision travel as one; bytes: 2(R − 1)/R of theirs."""
+        self._meet()
         kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
         for tensor in tensors:
             kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
@@ -116,6 +119,7 @@ class Together(Ranks):
 
     def sums(self, *numbers: float) -> tuple[float, ...]:
         """See `Ranks`."""
+        self._meet()
         total = torch.tensor(numbers, dtype=torch.float64)
         self._add_up(total)
         return tuple(total.tolist())
@@ -144,6 +148,7 @@ class Together(Ranks):
 
     def _passed_on(self, own: object, count: int) -> list[Tensor] | None:
         """The results of `count` processes; None if one is no tensor that can be passed on."""
+        self._meet()
         shapes = torch.zeros((self.size, DIMENSIONS + 3), dtype=torch.int64)
         shapes[self.rank] = _shape_of(own)
         self._add_up(shapes)
@@ -168,17 +173,62 @@ class Together(Ranks):
 
     def tell(self, content: bytes) -> bytes:
         """See `Ranks`."""
-        (length,) = self.sums(float(len(content) if self.leads else 0))
+        self._meet()
+        return self._told(content, 0)
+
+    def _told(self, content: bytes, source: int) -> bytes:
+        """What one process has to say."""
+        speaks = self.rank == source
+        length = torch.tensor([len(content) if speaks else 0])
+        self._add_up(length)
         if not length:
             return b""
-        held = torch.frombuffer(bytearray(content), dtype=torch.uint8) if self.leads else None
+        held = torch.frombuffer(bytearray(content), dtype=torch.uint8) if speaks else None
         told = torch.empty(int(length), dtype=torch.uint8) if held is None else held
         with _heard():
-            dist.broadcast(told, 0)
+            dist.broadcast(told, source)
         return told.numpy().tobytes()
+
+    @contextlib.contextmanager
+    def one_fate(self) -> Iterator[None]:
+        """See `Ranks`. In it, each sum costs one of R numbers more, as does its end."""
+        self._fates += 1
+        try:
+            try:
+                yield
+            except Exception as why:
+                self._meet(why)
+            else:
+                self._meet()
+        except _Told as told:
+            if told.depth < self._fates:
+                raise
+            raise told.error from told.error.__cause__
+        finally:
+            self._fates -= 1
+
+    def _meet(self, error: Exception | None = None) -> None:
+        """Raise in all processes what one of them brings to where they meet.
+
+        Of several errors it is that of the first process. Nothing to do outside of `one_fate`: a
+        process that raises there ends, which the others hear of.
+        """
+        if not self._fates:
+            return
+        depths = torch.zeros(self.size, dtype=torch.int64)  # of the contexts that are being left
+        depths[self.rank] = 0 if error is None else self._fates
+        self._add_up(depths)
+        failed = depths.nonzero().flatten().tolist()
+        if not failed:
+            return
+        source = failed[0]
+        own = _that_travels(error, source) if error is not None and source == self.rank else None
+        told = self._told(pickle.dumps(own), source)
+        raise _Told(own or pickle.loads(told), int(depths[failed].min()))
 
     def check_same(self, tensors: Sequence[Tensor], what: str) -> None:
         """See `Ranks`. Compared is, of each tensor, the sum of its bits as whole numbers."""
+        self._meet()
         marks = torch.stack([_bits(tensor).sum(dtype=torch.int64).cpu() for tensor in tensors])
         # max m = −max(−m) over processes if m is everywhere the same.
         both = torch.stack([marks, -marks])
@@ -189,6 +239,26 @@ class Together(Ranks):
                 f"the processes of this run hold different {what}: they must run the same code on "
                 "machines of one kind; the same command goes on from the last checkpoint"
             )
+
+
+class _Told(BaseException):
+    """An error on its way to the context that all processes leave; nothing else may catch it."""
+
+    def __init__(self, error: Exception, depth: int) -> None:
+        super().__init__(error)
+        self.error, self.depth = error, depth
+
+
+def _that_travels(error: Exception, rank: int) -> Exception:
+    """The error, or one that says the same if it cannot be sent to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:  # exceptions are anybody's
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        said = MachineError(f"process {rank} of this run failed: {line}")
+        said.__cause__ = error
+        return said
 
 
 def _rounds(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

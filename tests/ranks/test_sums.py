@@ -4,6 +4,7 @@ The bound: a mean of N terms x_i, added up in another order, moves by at most 2 
 the unit roundoff u; docs/scale.md.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from optbench.curvature import Hessian, top_eigenpairs, trace
+from optbench.curvature.errors import MeasurementError
 from optbench.curvature.loss import Loss
 from optbench.curvature.product_strategy import Strategy
 from optbench.errors import MachineError
 from optbench.optimizers.sam import SAM
+from optbench.probes import State, measure
 from optbench.probes.generalization import evaluate
 from optbench.ranks import ALONE, Ranks
 from optbench.run.update import Update
@@ -240,3 +243,82 @@ def test_losses_that_processes_cannot_share_are_refused(tmp_path: Path) -> None:
             said, ["not the mean over examples", "batch norm", "dropout", "1 example"], strict=True
         ):
             assert word in line
+
+
+class _UnpicklableError(ValueError):
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("no")
+
+
+def _failing(ranks: Ranks, failing: tuple[int, ...], kind: type[Exception]) -> list[object]:
+    """Some processes fail before a sum that the others are in; then all add up once more."""
+    said: list[object] = []
+    for depth in (1, 2):
+        try:
+            with ranks.one_fate():
+                try:
+                    with ranks.one_fate() if depth == 2 else contextlib.nullcontext():
+                        if ranks.rank in failing:
+                            raise kind(f"of {ranks.rank}")
+                        # what only some processes catch must not part them
+                        with contextlib.suppress(Exception):
+                            ranks.sums(1.0)
+                except kind as why:
+                    if depth == 1:
+                        raise
+                    said.append(f"inside: {why}")
+                ranks.check_same([torch.ones(2)], "weights")
+        except Exception as why:
+            said.append(f"{type(why).__name__}: {why}")
+        said.append(ranks.sums(1.0, 2.0))
+    return said
+
+
+def test_what_one_process_raises_is_raised_in_all_and_later_sums_are_right(tmp_path: Path) -> None:
+    sums = (3.0, 6.0)
+    for failing in ((1,), (1, 2), (0, 1, 2)):
+        error = f"MeasurementError: of {failing[0]}"
+        for said in answers(3, tmp_path / str(failing), _failing, failing, MeasurementError):
+            assert said == [error, sums, f"inside: of {failing[0]}", sums]
+    why = "MachineError: process 1 of this run failed: _UnpicklableError: of 1"
+    for said in answers(3, tmp_path / "odd", _failing, (1,), _UnpicklableError):
+        assert said == [why, sums, why, sums]
+    assert _failing(ALONE, (0,), MeasurementError)[0] == "MeasurementError: of 0"
+
+
+def _probed(ranks: Ranks) -> tuple[list[str], dict[str, Any]]:
+    """A probe that fails between two products in the last process alone, and one that measures."""
+    net, (x, y) = _net(torch.float64), _data(torch.float64)
+    splits = dict.fromkeys(("train", "val", "test"), (x, y))
+    task, said = classification(splits, 4, "ce"), list[str]()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    state = State(0, 10, task, net, optimizer, True, 1, 0, say=said.append)
+    state.shared.ranks = ranks
+
+    class Odd:
+        every: int | str = 1
+
+        def __call__(self, state: State) -> dict[str, float]:
+            H = Hessian(net, cross_entropy, (x, y), ranks=ranks)
+            first = H @ torch.ones(H.size).double()
+            if ranks.rank == ranks.size - 1:
+                raise MeasurementError("this process cannot")
+            return {"odd": float((H @ first).norm())}
+
+    class Plain:
+        every: int | str = 1
+
+        def __call__(self, state: State) -> dict[str, float]:
+            return {"plain": trace(state.shared.hessian(state, None), 2, seed=0).value}
+
+    return said, dict(measure({"odd": Odd(), "plain": Plain()}, state))
+
+
+def test_a_probe_that_fails_in_one_process_is_absent_in_all_and_the_next_one_is_right(
+    tmp_path: Path,
+) -> None:
+    _, alone = _probed(ALONE)
+    for said, found in answers(2, tmp_path, _probed):
+        assert said == ["odd is absent: this process cannot"]
+        # 101 terms in another order: 2 N u = 2e-14
+        assert found == {"plain": pytest.approx(alone["plain"], rel=1e-11)}
