@@ -31,6 +31,7 @@ from optbench.run.follow import GO, NOTHING_TO_DO, follow, share_start
 from optbench.run.loop import Experiment, Runner
 from optbench.run.memory import keep_freed_memory, peak_gib, state_gib
 from optbench.run.resume import Start, resume_or_start
+from optbench.run.threads import fitting_threads
 
 
 def run_job(config: DictConfig, name: str, choices: Mapping[str, str], present: PresentData) -> str:
@@ -55,7 +56,9 @@ def run_job(config: DictConfig, name: str, choices: Mapping[str, str], present: 
         if ranks.tell(b"") == NOTHING_TO_DO:
             return "done"
         keep_freed_memory()
-        return str(follow(build(config, ranks))["status"])
+        experiment = build(config, ranks)
+        with fitting_threads(experiment):
+            return str(follow(experiment)["status"])
 
 
 def _lead(
@@ -83,7 +86,7 @@ def _lead(
     ranks.tell(GO)
     keep_freed_memory()
     experiment = build(config, ranks)
-    with RunFolder(path) as folder:
+    with RunFolder(path) as folder, fitting_threads(experiment):
         if config.overwrite:
             folder.clear()
         status = _train(experiment, folder, config, choices)
