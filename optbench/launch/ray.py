@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from optbench.boundary.kinds import Count, NotNegative, Positive
-from optbench.errors import UserError
+from optbench.errors import MachineError, UserError
 from optbench.launch.launcher import MOST_LOSSES, Finished, Order, Say, once
 from optbench.launch.node import Errand, Report, arrived, errand, missing, work
 from optbench.processes import GRACE, cores
@@ -132,6 +132,12 @@ class _Queue:
             return Finished(run.command, None, str(why.cause or why).strip().split("\n")[-1])
         except errors.TaskCancelledError:
             return Finished(run.command, None, "cancelled: the same command goes on")
+        except errors.LocalRayletDiedError as why:
+            self.ray.shutdown()
+            raise MachineError(
+                "the Ray node of this command has died: the same command goes on, once ray start "
+                "or another address has given it one"
+            ) from why
         except errors.RayError as why:
             run.losses += 1
             kind = type(why).__name__
@@ -178,7 +184,7 @@ def _joined(address: str | None) -> Any:
         ray.init(address=wanted or "auto", **quiet)
     except (ConnectionError, ValueError) as why:
         if wanted:
-            raise _no_cluster(wanted, why) from why
+            raise _not_let_in(wanted, why) from why
         ray.init(address="local", num_cpus=cores(), include_dashboard=False, **quiet)
     return ray
 
@@ -196,11 +202,24 @@ def _check_address(address: str) -> None:
 
 
 def _no_cluster(address: str, why: Exception) -> UserError:
-    line = str(why).strip().split("\n")[0]
     return UserError(
-        f"there is no Ray cluster at {address} ({line}): ray start --head begins one on its first "
-        "machine, and prints the address"
+        f"there is no Ray cluster at {address} ({_first_line(why)}): ray start --head begins one "
+        "on its first machine, and prints the address"
     )
+
+
+def _not_let_in(address: str, why: Exception) -> UserError:
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
+        return _no_cluster(address, why)
+    return UserError(
+        f"the Ray cluster at {address} did not let this command in ({_first_line(why)}): it may "
+        "ask for a token, which Ray sends to an address only if told so; with RAY_AUTH_MODE=token "
+        "it sends that of ~/.ray/auth_token, which is to be the cluster's"
+    )
+
+
+def _first_line(why: Exception) -> str:
+    return str(why).strip().split("\n")[0]
 
 
 def _check_room(ray: Any, needs: dict[str, float], say: Say) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from optbench.errors import UserError
+from optbench.errors import MachineError, UserError
+from optbench.launch import ray as launch_ray
 from optbench.launch.launcher import Finished, Order
 from optbench.launch.local import LocalLauncher
 from optbench.launch.ray import RayLauncher
@@ -113,6 +114,11 @@ def test_a_cluster_makes_runs_loses_a_node_and_sends_folders_home(
     assert _statuses(made) == {"done"}
     assert said[0].startswith("waiting for a node with 2 cores, of which the cluster has none (it")
 
+    # 5. the driver's own node dies, without which it cannot go on
+    two_nodes.head_node.kill_raylet()
+    with pytest.raises(MachineError, match="the Ray node of this command has died: the same"):
+        list(_launched(two_nodes, [(*QUICK, "seed=6")], order)[0])
+
 
 def _sessions(folder: Path) -> list[Any]:
     return list(json.loads((folder / "provenance.json").read_text())["sessions"])
@@ -136,6 +142,24 @@ class _once:  # noqa: N801
             do()
 
         threading.Thread(target=wait, daemon=True).start()
+
+
+def test_a_cluster_that_asks_for_a_token_is_told_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray sends its token to an address only if told so, and says no more than that it failed."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setattr(launch_ray, "_check_address", lambda _: None)  # somebody listens
+
+    def fails(**_: object) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379")
+
+    monkeypatch.setattr(ray, "init", fails)
+    with pytest.raises(
+        UserError, match=r"10\.0\.0\.1:6379 did not let .* with RAY_AUTH_MODE=token"
+    ):
+        launch_ray._joined("10.0.0.1:6379")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with pytest.raises(UserError, match=r"there is no Ray cluster at 10\.0\.0\.1:6379"):
+        launch_ray._joined("10.0.0.1:6379")
 
 
 def test_there_is_one_line_where_no_cluster_is(tmp_path: Path) -> None:
