@@ -43,6 +43,22 @@ def place() -> Place:
     return Place(rank, size, local_rank)
 
 
+TORCHRUN = {
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME"),
+}
+"""What torchrun says in the environment, beside names that begin with TORCHELASTIC_."""
+
+
+def environment_alone() -> dict[str, str]:
+    """Return the environment of a process that is none of those that torchrun has started."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in TORCHRUN and not name.startswith("TORCHELASTIC_")
+    }
+
+
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 from optbench.boundary import UnreadableError, read_yaml
 from optbench.boundary.command_line import Command, Key
 from optbench.errors import MachineError, UserError, nearest
+from optbench.processes import environment_alone
 from optbench.record.folder import (
     CONFIG,
     METRICS,
@@ -277,7 +278,7 @@ def _module(name: str) -> str:
 
 
 def _start(folder: Path, name: str) -> "subprocess.Popen[bytes]":
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    environment = environment_alone() | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     # a FIFO in its place is an error, not a wait
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
     log = os.open(folder / mirror_log(name), flags, 0o644)

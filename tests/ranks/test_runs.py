@@ -210,15 +210,16 @@ def test_other_commands_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "optbench.tune starts its runs itself" in found.stderr
 
 
-def test_torchrun_starts_it(tmp_path: Path) -> None:
+def test_torchrun_starts_it_and_its_mirrors_are_told(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    settings = ["steps=2", "wandb.mode=disabled", f"results_dir={tmp_path}", "picture=false"]
+    settings = ["steps=2", "wandb.mode=offline", "wandb.wait_seconds=60", "picture=false"]
     found = subprocess.run(
-        [*command, "--standalone", "-m", "optbench", *settings],
+        [*command, "--standalone", "-m", "optbench", *settings, f"results_dir={tmp_path}"],
         capture_output=True,
         text=True,
         check=False,
     )
     assert found.returncode == 0, found.stderr
     assert found.stdout.splitlines()[-1] == str(_folder(tmp_path))
+    assert "send it: wandb sync" in found.stdout
     assert math.isfinite(_lines(tmp_path)[-1]["sharpness/lambda_max"])
