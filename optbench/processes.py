@@ -12,7 +12,7 @@ from multiprocessing import connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-PRELOADED = ["optbench.cli.command_job", "torch._dynamo", "torch.nn.functional"]
+PRELOADED = ["optbench.cli.preloaded"]
 GRACE = 30.0  # seconds to write a checkpoint in, for a run that is asked to stop
 
 

@@ -128,6 +128,23 @@ def test_a_program_that_imports_us_keeps_its_own_ctrl_c(tmp_path: Path) -> None:
     assert process.communicate(timeout=60)[1] == b"" and process.returncode == 0
 
 
+@pytest.mark.parametrize("by_the_user", [False, True])
+def test_garbage_is_sought_again_once_the_imports_are_over(
+    tmp_path: Path, by_the_user: bool
+) -> None:
+    """Unless it was not before; what was imported is spared."""
+    code = (
+        "import gc, optbench.errors, optbench.startup\n"
+        f"gc.disable() if {by_the_user} else None\n"
+        "optbench.startup.begin(); optbench.startup.begin(); assert not gc.isenabled()\n"
+        f"work = lambda: 0 if gc.isenabled() is {not by_the_user} else 1\n"
+        "try: optbench.errors.exit_with(work)\n"
+        f"finally: assert (gc.get_freeze_count() == 0) is {by_the_user}"
+    )
+    process = _python(tmp_path, code)
+    assert process.communicate(timeout=60)[1] == b"" and process.returncode == 0
+
+
 @posix
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_command_of_many_runs_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
