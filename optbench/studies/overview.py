@@ -125,11 +125,17 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chapter:
-    """A study on the page."""
+    """A study on the page.
+
+    Attributes:
+        sizes: Width and height of each figure in pixels, by which a browser leaves room for it
+            before it has come, so that a link to what is below leads there.
+    """
 
     name: str
     verdict: Mapping[str, Any]
     claims: Sequence[Claim]
+    sizes: Mapping[str, tuple[int, int]]
 
     @property
     def directions(self) -> list[str]:
@@ -179,7 +185,7 @@ def collect(folder: Path, config_dir: Path | None = None) -> Overview:
     """
     outline, names = read_outline(), known_studies(config_dir)
     chapters = {
-        name: _chapter(name, verdict, config_dir)
+        name: _chapter(folder / name, verdict, config_dir)
         for name in names
         if (verdict := read_json(folder / name / VERDICT)) is not None
     }
@@ -199,9 +205,22 @@ def collect(folder: Path, config_dir: Path | None = None) -> Overview:
     )
 
 
-def _chapter(name: str, verdict: Mapping[str, Any], config_dir: Path | None) -> Chapter:
-    worlds = read_study(name, config_dir).study.worlds
-    return Chapter(name, verdict, [_claim(facts, worlds) for facts in verdict["hypotheses"]])
+def _chapter(folder: Path, verdict: Mapping[str, Any], config_dir: Path | None) -> Chapter:
+    worlds = read_study(folder.name, config_dir).study.worlds
+    figures = {name: folder / f"{name}.png" for name in verdict["figures"]}
+    return Chapter(
+        folder.name,
+        verdict,
+        [_claim(facts, worlds) for facts in verdict["hypotheses"]],
+        {name: _size(file) for name, file in figures.items() if file.is_file()},
+    )
+
+
+def _size(picture: Path) -> tuple[int, int]:
+    """Width and height of a PNG, which it begins with: https://www.w3.org/TR/png-3/#11IHDR."""
+    with picture.open("rb") as stream:
+        head = stream.read(24)
+    return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
 
 
 def _claim(facts: Mapping[str, Any], worlds: Mapping[str, Mapping[str, str]]) -> Claim:

@@ -76,6 +76,12 @@ def test_it_is_read_in_a_browser_at_desktop_and_phone_width(
         "[...document.images].map(image => image.complete && image.naturalWidth)"
     )
     assert len(widths) == 3 and all(widths)
+    # room is left for each, so that a link to what is below them leads there
+    room = visit.page.evaluate(
+        """[...document.images].map(i => [i.getAttribute("width"), i.naturalWidth, i.naturalHeight,
+            getComputedStyle(i).aspectRatio])"""
+    )
+    assert all(int(said) == w and ratio == f"auto {w} / {h}" for said, w, h, ratio in room)
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
     visit.page.locator("#verdicts a", has_text="which_property").first.click()
     assert visit.page.url.endswith("#which_property")
