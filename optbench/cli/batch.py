@@ -114,6 +114,7 @@ class _BatchTerminal(Terminal):
         self._members, self._foretold = members, False
         self.lefts: dict[str, Left] = {}
         self.expected: dict[str, float] = {}  # seconds of the probes' later calls, of each member
+        self.updates: dict[str, float] = {}  # and what they are worth
 
     def foretell(self, line: str) -> None:
         """What the first one says, since the others differ in the seed alone."""
@@ -193,7 +194,7 @@ def _begun(
         folder.clear()
     terminal = _MembersTerminal(experiment.settings.steps, whole, member.name)
     session = Session.begin(experiment, folder, member.config, member.choices, terminal)
-    session.runner.costs.expected = whole.expected
+    session.runner.costs.expected, session.runner.costs.updates = whole.expected, whole.updates
     return session
 
 

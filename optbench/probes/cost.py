@@ -13,6 +13,7 @@ from optbench.boundary.counting import counted
 from optbench.curvature.errors import MeasurementError
 from optbench.curvature.isolation import kept_rng
 from optbench.probes import Probe, State, due
+from optbench.probes.pace import updates_worth
 
 RECENT = 20  # calls whose mean is what the next one is taken to cost; even: some take turns
 ENOUGH = 4  # calls after the first one from which on they are trusted more than what was foretold
@@ -41,11 +42,14 @@ class Costs:
         recent: Seconds of its calls after that, the last ones.
         expected: Seconds of a later call, where its probe foretells them; runs that differ in their
             seed can share it, and then only the first asks.
+        updates: Updates that a later call is worth, as the adaptive cadence counts them; shared as
+            `expected` is.
     """
 
     first: dict[str, float] = field(default_factory=dict)
     recent: dict[str, list[float]] = field(default_factory=dict)
     expected: dict[str, float] = field(default_factory=dict)
+    updates: dict[str, float] = field(default_factory=dict)
 
     def note(self, name: str, seconds: float) -> None:
         """Take in what a call took."""
@@ -76,6 +80,8 @@ class Costs:
                     products = probe.later_products(state)
                     if products is not None:
                         self.expected[name] = products * seconds
+                        examples = getattr(probe, "examples", None)
+                        self.updates[name] = updates_worth(products, state, examples)
         except (MeasurementError, FloatingPointError):
             self.expected.clear()
         finally:
@@ -85,7 +91,7 @@ class Costs:
         self, probes: Mapping[str, Probe], after: int, steps: int, per_epoch: int
     ) -> dict[str, tuple[int, float]]:
         """Calls that are left after a step, and their seconds together, of each probe."""
-        times = times_left(probes, after, steps, per_epoch)
+        times = times_left(probes, after, steps, per_epoch, self.updates)
         return {name: (times[name], times[name] * self.each(name)) for name in probes}
 
     def foretold(
@@ -121,11 +127,22 @@ def _seconds_of_a_product(state: State, asked: Mapping[str, Probe]) -> float:
 
 
 def times_left(
-    probes: Mapping[str, Probe], after: int, steps: int, per_epoch: int
+    probes: Mapping[str, Probe],
+    after: int,
+    steps: int,
+    per_epoch: int,
+    updates: Mapping[str, float] | None = None,
 ) -> dict[str, int]:
     """How often each probe will be due after a step, about where it paces itself.
 
     See `optbench.probes.due`. The last step counts for all but those with the cadence `never`.
+
+    Args:
+        probes: Probes by name.
+        after: Step.
+        steps: Steps of the whole run.
+        per_epoch: Updates per epoch.
+        updates: Updates that a later call of a probe is worth, where that is known.
     """
     times: dict[str, int] = {}
     for name, probe in probes.items():
@@ -137,7 +154,10 @@ def times_left(
         elif every == "log":
             times[name] = len(_log_steps(name, probe, after, steps))
         elif every == "adaptive":
-            times[name] = _at_its_pace(getattr(probe, "next_step", after + 1), after, steps)
+            followed = [n for n, p in probes.items() if n == name or p.every == name]
+            known = [updates[n] for n in followed if n in updates] if updates else []
+            worth = math.fsum(known) if known else None
+            times[name] = _at_its_pace(probe, after, steps, worth)
         else:
             n = per_epoch if every == "epoch" else int(every)
             times[name] = steps // n - after // n + (steps % n != 0)
@@ -153,7 +173,9 @@ def _log_steps(name: str, probe: Probe, after: int, steps: int) -> set[int]:
     return {s for s in near if after < s <= steps and due({name: probe}, s, steps, 1)}
 
 
-def _at_its_pace(next_step: int, after: int, steps: int) -> int:
-    """Times left at the interval that now is; one at the last step."""
-    interval = max(1, next_step - after)
+def _at_its_pace(probe: Probe, after: int, steps: int, updates: float | None) -> int:
+    """Times left as the probe itself foretells them, else at the interval that now is."""
+    if (foretell := getattr(probe, "times_left", None)) is not None:
+        return int(foretell(after, steps, updates))
+    interval = max(1, getattr(probe, "next_step", after + 1) - after)
     return math.ceil((steps - after) / interval)

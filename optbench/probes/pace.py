@@ -22,6 +22,13 @@ FEWEST = 20  # measurements of a run, whatever they cost
 MEMORY = 8  # measurements that the mean cost remembers, about
 
 
+def updates_worth(products: float, state: State, examples: int | None) -> float:
+    """Updates that products with the Hessian of so many examples count as; None for all."""
+    total = len(state.task.train.inputs)
+    part = 1.0 if examples is None else min(1.0, examples / total)
+    return PRODUCT * products * part * state.steps_per_epoch
+
+
 @dataclass
 class Pace:
     """Sets the step of the next measurement from what this one found and cost.
@@ -72,9 +79,7 @@ class Pace:
             state: Training.
             examples: Number of examples of the Hessian; None for all.
         """
-        total = len(state.task.train.inputs)
-        part = 1.0 if examples is None else min(1.0, examples / total)
-        self._spent += PRODUCT * products * part * state.steps_per_epoch
+        self._spent += updates_worth(products, state, examples)
         before = self._last.get(quantity)
         self._last[quantity] = value
         is_known = state.steps > state.step  # how long the run is
@@ -90,6 +95,27 @@ class Pace:
             worth = math.ceil(self._mean_with_this() / self.share)
             interval = max(interval, min(worth, 2 * self._before, most))
         self.next_step = self._step + interval + 1 - interval % 2
+
+    def left(self, after: int, steps: int, updates: float | None) -> int:
+        """Measurements after a step, the one at the last step among them, if nothing moves faster.
+
+        Below what the share allows the interval doubles; it stays where it is above that.
+
+        Args:
+            after: Step.
+            steps: Steps of the whole run.
+            updates: Updates' worth of a later measurement; None if it is not known. What the
+                measurements were seen to cost counts more.
+        """
+        cost = updates if math.isnan(self._mean) else self._mean
+        most = math.ceil(steps / FEWEST)
+        allowed = min(most, math.ceil(0.0 if cost is None else cost / self.share))
+        step, interval, count = self.next_step, max(1, self.next_step - after), 1
+        while step < steps:
+            count += 1
+            interval = max(interval, min(2 * interval, allowed))
+            step += interval + 1 - interval % 2
+        return count
 
     def _mean_with_this(self) -> float:
         if math.isnan(self._mean):

@@ -82,6 +82,10 @@ class Sharpness:
         """Step of the next measurement of the adaptive cadence."""
         return self._pace.next_step
 
+    def times_left(self, after: int, steps: int, updates: float | None) -> int:
+        """Times that the adaptive cadence is due after a step, about; see `Pace.left`."""
+        return self._pace.left(after, steps, updates)
+
     def __call__(self, state: State) -> dict[str, Value]:
         """Find the k largest eigenvalues, starting from the last measurement's eigenvectors."""
         self._pace.begin(state.step)

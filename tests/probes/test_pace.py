@@ -125,3 +125,40 @@ def test_a_restored_pace_goes_on_alike(at: int) -> None:
         begun.take("λ₁", 1.03**step, 1 + step % 5, _state(step, 1000), None)
     resumed.load_state_dict(begun.state_dict())
     assert steps_of(resumed, whole[at] + 1) == whole[at + 1 :]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.25, 2.0])
+@pytest.mark.parametrize(("steps", "per_epoch"), [(400, 1), (2500, 1), (3000, 40)])
+@pytest.mark.parametrize("moves", [0.0, 0.05])
+def test_how_often_it_measures_is_foretold(
+    share: float, steps: int, per_epoch: int, moves: float
+) -> None:
+    """From the first measurement on, of a quantity that moves by what does not change the interval."""
+    pace, products = Pace(share, longest=50), 6
+    taken = _run(
+        pace, lambda step: (1 + moves) ** (step % 2), lambda _: products, steps, per_epoch=per_epoch
+    )
+    worth = PRODUCT * products * per_epoch
+    begun = Pace(share, longest=50)
+    begun.begin(0)
+    begun.take("λ₁", 1.0, 41, _state(0, steps, per_epoch), None)
+    foretold = begun.left(0, steps, worth)
+    # a quantity that stands still is measured up to `longest` apart, which nobody can know
+    if moves:
+        # intervals are odd, and grow to a cost that the mean knows later
+        assert foretold == pytest.approx(len(taken) - 1, rel=0.15, abs=2)
+    else:
+        assert len(taken) - 2 <= foretold
+    half = next(i for i, step in enumerate(taken) if step >= steps / 2)
+    again = Pace(share, longest=50)
+    for step in taken[: half + 1]:
+        again.begin(step)
+        again.take("λ₁", (1 + moves) ** (step % 2), products, _state(step, steps, per_epoch), None)
+    left = len(taken) - 1 - half
+    assert again.left(taken[half], steps, None) == pytest.approx(left, rel=0.1, abs=1)
+
+
+def test_where_no_cost_is_known_the_interval_that_is_counts() -> None:
+    pace = Pace(0.25, longest=50)
+    pace.begin(0)
+    assert pace.left(0, 110, None) == 11  # at 10, 21, … 109, since intervals are odd, and 110
