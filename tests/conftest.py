@@ -73,6 +73,13 @@ def optbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: Call) -> C
     return run
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a launcher says to the processes it starts is not said to those of later tests."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 

@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from optbench.launch.local import _main_job
 from optbench.processes import fork_server
 
@@ -103,6 +105,7 @@ def _command(
         os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT), descriptor)
     os.environ.clear()
     os.environ.update(environment)
+    torch.set_num_threads(1)  # the fork server's number is that of whoever started it
     os.chdir(folder)
     sys.path[:0] = [str(folder), *([] if path is None else [str(path)])]
     sys.argv = [module, *arguments]
