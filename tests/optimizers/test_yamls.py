@@ -38,7 +38,11 @@ def test_every_dense_optimizer_of_torch_has_a_yaml() -> None:
 def test_it_descends_on_digits(optbench: Command, optimizer: str) -> None:
     steps = {"lbfgs": 10}.get(optimizer, 100)  # of lbfgs each is 20 iterations
     folder = optbench(
-        "task=digits", f"optimizer={optimizer}", f"steps={steps}", "probes=none"
+        "task=digits",
+        f"optimizer={optimizer}",
+        f"steps={steps}",
+        "probes=none",
+        "task.train_size=200",
     ).folder
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
     assert json.loads((folder / "summary.json").read_text())["status"] == "done"
