@@ -8,7 +8,7 @@ README.md, from the committed board.
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,8 +129,9 @@ def render() -> str:
         if COSTS.exists()
         else {"machine": "no machine yet", "ratios": {}}
     )
-    rows = [_row(optimizer(name), costs["ratios"].get(name, {})) for name in entries("optimizer")]
-    return HEAD.format(machine=costs["machine"]) + "".join(rows) + "\n" + "".join(_notes())
+    subjects = [optimizer(name) for name in entries("optimizer")]
+    rows = [_row(subject, costs["ratios"].get(subject.name, {})) for subject in subjects]
+    return HEAD.format(machine=costs["machine"]) + "".join(rows) + "\n" + "".join(_notes(subjects))
 
 
 def _row(subject: Subject, costs: Mapping[str, float]) -> str:
@@ -171,10 +172,10 @@ def _state(training: Training) -> float:
     return sum(t.numel() for t in tensors(training.optimizer.state_dict()) if t.numel() > 1) / size
 
 
-def _notes() -> Iterator[str]:
+def _notes(subjects: Iterable[Subject]) -> Iterator[str]:
     """What departs from the paper, and what fails a check, with the reason."""
     named: list[tuple[str, Mapping[str, Any]]] = [
-        (n, optimizer(n).settings["about"]) for n in entries("optimizer")
+        (subject.name, subject.settings["about"]) for subject in subjects
     ]
     yield "## Departures from the papers\n\n"
     yield from (f"- `{name}`: {about['departs']}\n" for name, about in named if "departs" in about)

@@ -1,6 +1,7 @@
 """Commands in processes of their own, without the imports that take most of a short one's time."""
 
 import importlib
+import json
 import os
 import runpy
 import shutil
@@ -10,6 +11,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 from optbench.launch.local import _main_job
 from optbench.processes import fork_server
@@ -102,6 +105,7 @@ def _command(
         os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT), descriptor)
     os.environ.clear()
     os.environ.update(environment)
+    torch.set_num_threads(1)  # the fork server's number is that of whoever started it
     os.chdir(folder)
     sys.path[:0] = [str(folder), *([] if path is None else [str(path)])]
     sys.argv = [module, *arguments]
@@ -109,3 +113,54 @@ def _command(
     if not hasattr(sys.modules.get(module), "__path__"):
         sys.modules.pop(module, None)  # runpy warns of a module that is there already
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+WITH_TORCH = """
+import json, os, signal, sys, torch, torch._dynamo, traceback
+assert not [name for name in sys.modules if name.partition(".")[0] == "optbench"]
+for line in sys.stdin:
+    program, out, err = json.loads(line)
+    child = os.fork()
+    if not child:
+        signal.alarm(120)
+        for number, file in ((1, out), (2, err)):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        try:
+            exec(program, {"__name__": "__main__"})
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        os._exit(code)  # taking a warm interpreter apart would take half a second
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class TorchAlone:
+    """`python -c PROGRAM` again and again, each time forked from a process that has imported torch.
+
+    It has imported nothing of optbench. For tests of what an import does, or the order of imports.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", WITH_TORCH],
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, program: str, said: Path) -> "subprocess.CompletedProcess[str]":
+        """Run a program; what it prints goes through files in a folder."""
+        out, err = said / "out", said / "err"
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        print(json.dumps([program, str(out), str(err)]), file=self._server.stdin, flush=True)
+        code = int(self._server.stdout.readline())
+        return subprocess.CompletedProcess([program], code, out.read_text(), err.read_text())
+
+    def close(self) -> None:
+        """End the process that has imported torch."""
+        self._server.communicate(timeout=60)

@@ -1,9 +1,10 @@
 """Behaviour: schedules, rescaling, the edge on a quadratic, and a first real problem."""
 
 import math
-from functools import partial
+from functools import cache, partial
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -170,7 +171,7 @@ def _on_quadratic(subject: Subject, largest: float, steps: int = 300) -> float:
 
 def descends_on_digits(subject: Subject) -> Finding:
     """A hundred steps, or 300 gradients, on digits, full batch, ½-MSE: the main job's default."""
-    config = compose_config(["task=digits", "device=cpu"])
+    config = _digits()
     task = build_task(config)
     model = build_model(config, task)
     batches = Batches(task, config.batch_size, config.seed)
@@ -189,6 +190,11 @@ def descends_on_digits(subject: Subject) -> Finding:
         f"{counted(len(losses) - 1, 'step')}"
     )
     return Finding("pass" if share < 0.6 else "warn" if share < 0.95 else "fail", detail)
+
+
+@cache
+def _digits() -> DictConfig:
+    return compose_config(["task=digits", "device=cpu"])
 
 
 CHECKS: list[Check] = [

@@ -1,10 +1,11 @@
 """One answer, whatever was imported first and whoever registered a rule before."""
 
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.processes import TorchAlone
 
 ROOT = Path(__file__).resolve().parents[2]
 ASK = """
@@ -36,22 +37,37 @@ REGISTERED = {
 }
 
 
-def _said(program: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+@pytest.fixture(scope="module")
+def torch_alone() -> Iterator[TorchAlone]:
+    processes = TorchAlone(ROOT)
+    yield processes
+    processes.close()
+
+
+@pytest.fixture
+def printed(torch_alone: TorchAlone, tmp_path: Path) -> Callable[[str], str]:
+    """What a program prints that runs where torch alone has been imported."""
+
+    def run(program: str) -> str:
+        done = torch_alone.run(program, tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return run
 
 
 @pytest.mark.parametrize("name", FIRST)
-def test_the_rules_are_there_whatever_was_imported_first(name: str) -> None:
-    assert _said(FIRST[name] + ASK) == RULES
+def test_the_rules_are_there_whatever_was_imported_first(
+    name: str, printed: Callable[[str], str]
+) -> None:
+    assert printed(FIRST[name] + ASK) == RULES
 
 
 @pytest.mark.parametrize("first", ["the package", "the function", "one module of rules"])
 @pytest.mark.parametrize("name", REGISTERED)
-def test_a_rule_of_the_users_replaces_ours_however_early_it_comes(name: str, first: str) -> None:
+def test_a_rule_of_the_users_replaces_ours_however_early_it_comes(
+    name: str, first: str, printed: Callable[[str], str]
+) -> None:
     cls, expected = REGISTERED[name]
     mine = f"""
 import torch
@@ -60,4 +76,4 @@ from optbench.dynamics import EigenvalueEdge
 def _(optimizer):
     return EigenvalueEdge(1.0, "mine", source="mine")
 """
-    assert _said(FIRST[first] + mine + ASK) == expected
+    assert printed(FIRST[first] + mine + ASK) == expected

@@ -18,10 +18,11 @@ from optbench.launch.ray import RayLauncher
 ray = pytest.importorskip("ray", reason="no Ray here (pip install 'optbench[ray]'): not tested")
 
 QUICK = ("task=quadratic", "steps=5", "probes=none", "wandb.mode=disabled", "picture=false")
-SLOW = """import time, torch
+SLOW = """import pathlib, time, torch
 class Slow(torch.optim.SGD):
     def step(self, closure):
-        time.sleep(0.1)
+        if not pathlib.Path("{lost}").exists():
+            time.sleep(0.1)
         return super().step(closure)
 """
 
@@ -60,7 +61,8 @@ def test_a_cluster_makes_runs_loses_a_node_and_sends_folders_home(
 ) -> None:
     """One test, for a cluster takes seconds to come up."""
     # 1. a failure is told, and a module of the driver's folder is found
-    (tmp_path / "slow_one.py").write_text(SLOW)
+    lost = tmp_path / "lost"  # until a node is, the runs take their time
+    (tmp_path / "slow_one.py").write_text(SLOW.format(lost=lost))
     custom = ("optimizer=custom", "optimizer._target_=slow_one.Slow", "optimizer.lr=0.01")
     slow = (*QUICK[:1], "steps=60", *QUICK[2:], "checkpoint_seconds=0.5", *custom)
     order = Order(tmp_path / "results", state=tmp_path / "results" / "sweeps")
@@ -76,6 +78,7 @@ def test_a_cluster_makes_runs_loses_a_node_and_sends_folders_home(
     kept = tmp_path / "results" / "runs"
     killer = _once(lambda: len(list(kept.glob("*Slow*/checkpoint.pt"))) == 2)
     killer.then(lambda: two_nodes.remove_node(two_nodes.second, allow_graceful=False))
+    _once(lambda: said).then(lost.touch)
     assert _statuses(list(runs)) == {"done"} and len(list(kept.glob("*Slow*"))) == 2
     assert any("a worker or a node died" in line for line in said)
     sessions = [

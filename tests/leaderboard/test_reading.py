@@ -19,18 +19,27 @@ from optbench.leaderboard.verify import compare
 from optbench.protocol.suite import FINAL
 from tests.conftest import Command
 from tests.leaderboard.fields import entrant, run, suite
+from tests.processes import Forked
 
 SUITE = suite()
 BOARD = "board={suite:simulated,version:1,digest:abc,task:task0,phase:final,point:0}"
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real run folder of a suite, to be copied."""
+    results = tmp_path_factory.mktemp("made")
+    run = ("task=digits", "steps=20", "model.widths=[4]", "picture=false", BOARD)
+    process = Forked(results, *run)
+    assert process.end() == 0, process.err
+    (folder,) = (results / "runs").iterdir()
+    return folder
+
+
 @pytest.fixture
-def folder(optbench: Command, tmp_path: Path) -> Path:
+def folder(made: Path, tmp_path: Path) -> Path:
     """A real run folder of a suite."""
-    return (
-        tmp_path
-        / optbench("task=digits", "steps=20", "model.widths=[4]", "picture=false", BOARD).folder
-    )
+    return shutil.copytree(made, tmp_path / "results" / "runs" / made.name)
 
 
 def test_a_run_folder_is_read_with_curves_costs_and_command(folder: Path) -> None:

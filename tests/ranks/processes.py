@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from optbench.processes import fork_server
 
 
@@ -24,6 +26,7 @@ def _in_a_process(
     }
     for name, number in (("out", 1), ("err", 2)):
         os.dup2(os.open(Path(folder) / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT), number)
+    torch.set_num_threads(1)  # the fork server's number is that of whoever started it
     work(rank, folder, *arguments)
 
 
