@@ -6,22 +6,20 @@ that.
 """
 
 import csv
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from docs.picture_source import FOLDER, SOURCE, digest
 from optbench import metrics
 from optbench.boundary.command_line import Command, Key
 
-FOLDER = Path(__file__).resolve().parent / "images"
 TABLE, PICTURE = FOLDER / "edge.csv", FOLDER / "edge.png"
 RATES = (0.075, 0.1, 0.2)
 COLOURS = ("#0072B2", "#E69F00", "#009E73")
 MARKS = ("-", "--", ":")
 COLUMNS = ("lr", "step", metrics.TRAIN_LOSS, metrics.SHARPNESS)
-SOURCE = "sha256 of the table"
 
 
 @dataclass(frozen=True)
@@ -69,19 +67,6 @@ def write_table(results: Path) -> None:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows([f"{value:.6g}" for value in row] for row in rows)
-
-
-def digest(table: Path) -> str:
-    """SHA-256 of the table that a picture is of."""
-    return hashlib.sha256(table.read_bytes()).hexdigest()
-
-
-def drawn_from(picture: Path) -> str:
-    """The digest that a picture says it is of."""
-    from PIL import Image
-
-    with Image.open(picture) as image:
-        return str(image.info.get(SOURCE, ""))
 
 
 def draw(table: Path, picture: Path) -> None:

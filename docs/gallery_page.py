@@ -1,15 +1,17 @@
-"""The gallery: every committed picture of a study, with the command that makes it."""
+"""The gallery: what the commands draw, and every committed picture of a study, with its command."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from docs.tool_pictures import DRAWINGS, Drawing
+
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = ROOT / "results" / "studies"
 HEAD = """# Gallery
 
-Made by `python -m docs.build` from the verdict of each study; do not edit by hand. Below each picture is the command that
-makes it again, from runs that it makes where they are missing.
+Made by `python -m docs.build` from `docs/tool_pictures.py` and the verdict of each study; do not edit by hand. Below each
+picture is the command that makes it again, from runs that it makes where they are missing.
 
 ## The edge of stability
 
@@ -17,12 +19,25 @@ makes it again, from runs that it makes where they are missing.
 
     python -m docs.edge_picture renew=true
 
+## What the commands draw
+
+`python -m docs.tool_pictures renew=true` runs these commands, in this order in one folder. What each picture shows is
+beside it as CSV in `docs/images/`, without the loss of every batch; [See what happened](pictures.md) says more of each.
+
 """
 
 
 def render() -> str:
     """Return the page."""
-    return HEAD + "\n".join(_section(path) for path in sorted(STUDIES.glob("*/verdict.json")))
+    sections = [_drawing(drawing) for drawing in DRAWINGS]
+    sections += [_section(path) for path in sorted(STUDIES.glob("*/verdict.json"))]
+    return HEAD + "\n".join(sections)
+
+
+def _drawing(drawing: Drawing) -> str:
+    commands = "\n".join(f"    {command}" for command in drawing.commands)
+    picture = f"![{drawing.title}](images/{drawing.name}.png)"
+    return f"### {drawing.title}\n\n{drawing.about}\n\n{picture}\n\n{commands}\n"
 
 
 def _section(path: Path) -> str:

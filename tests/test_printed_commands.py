@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import optbench
-from docs import build, edge_picture
+from docs import build, edge_picture, tool_pictures
 from optbench import metrics
 from optbench.boundary.command_line import Command
 from optbench.check import __main__ as check_command
@@ -146,6 +146,7 @@ COMMANDS: list[Command[Any]] = [
     workspace.COMMAND,
     build.COMMAND,
     edge_picture.COMMAND,
+    tool_pictures.COMMAND,
     metrics.COMMAND,
 ]
 EXAMPLES = [(command, words) for command in COMMANDS for words in command.examples]
@@ -177,3 +178,17 @@ def test_every_command_in_a_page_is_understood(program: str, words: str) -> None
     if not spoken and any("..." in word for word in command.help().splitlines()[0].split()):
         return  # named, not given
     command.read(spoken)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        command.removeprefix("python -m optbench ")
+        for drawing in tool_pictures.DRAWINGS
+        for command in drawing.commands
+        if command.startswith("python -m optbench ")
+    ],
+)
+def test_every_run_of_the_gallery_is_understood(words: str) -> None:
+    one_run = [word.partition(",")[0] for word in words.split() if word != "--multirun"]
+    check(compose_config(one_run))

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import yaml
 
-from docs import build, edge_picture, gallery_page
-from docs.edge_picture import PICTURE, TABLE, digest, drawn_from
+from docs import build, edge_picture, gallery_page, tool_pictures
+from docs.edge_picture import TABLE
+from docs.picture_source import FOLDER, digest, drawn_from, is_current, tables_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
@@ -80,8 +82,45 @@ def test_three_tutorials() -> None:
     assert len(TUTORIALS) == 3
 
 
-def test_the_edges_picture_is_of_its_table(tmp_path: Path) -> None:
-    assert drawn_from(PICTURE) == digest(TABLE), "say python -m docs.edge_picture"
+@pytest.mark.parametrize("picture", sorted(FOLDER.glob("*.png")), ids=lambda path: path.stem)
+def test_a_picture_is_of_its_tables(picture: Path) -> None:
+    assert is_current(picture), "say python -m docs.edge_picture or docs.tool_pictures renew=true"
+    assert picture.stat().st_size < 150_000
+    assert all(table.stat().st_size < 100_000 for table in tables_of(picture))
+
+
+def test_every_image_is_a_picture_that_a_module_makes_or_a_table_of_one() -> None:
+    pictures = [FOLDER / f"{drawing.name}.png" for drawing in tool_pictures.DRAWINGS]
+    pictures.append(edge_picture.PICTURE)
+    tables = [table for picture in pictures for table in tables_of(picture)]
+    assert sorted(FOLDER.iterdir()) == sorted([*pictures, *tables])
+
+
+def test_a_drawing_is_what_its_commands_draw_with_a_table_of_what_it_shows(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    runs = "results/runs/quadratic-*"
+    drawing = tool_pictures.Drawing(
+        "pair",
+        "A pair",
+        "of runs",
+        (
+            "python -m optbench --multirun task=quadratic steps=12 seed=0,1 picture=false",
+            f"python -m optbench.report {runs}",
+        ),
+        "report.png",
+        tool_pictures.lines_of_groups(runs),
+    )
+    tool_pictures.make(drawing, tmp_path, images)
+    assert is_current(images / "pair.png")
+    assert "loss,sgd (2 runs)," in (images / "pair.csv").read_text()
+    drawn, kept = (plt.imread(file) for file in (tmp_path / "report.png", images / "pair.png"))
+    assert float(abs(drawn[..., :3] - kept[..., :3]).max()) < 0.1, "its colours are the command's"
+    (images / "pair-more.csv").write_text("another table\n")
+    assert not is_current(images / "pair.png")
+
+
+def test_an_edges_picture_says_its_table(tmp_path: Path) -> None:
     shorter = tmp_path / "shorter.csv"
     shorter.write_text("\n".join(TABLE.read_text().splitlines()[:-1]))
     edge_picture.draw(shorter, tmp_path / "shorter.png")

@@ -251,7 +251,7 @@ def draw(lines: Sequence[Line], plane: Plane | None, title: str, path: Path) -> 
     panels = len(lines) + len(splits)
     columns = min(2, panels)
     rows = math.ceil(panels / columns)
-    with picture_file(path, rows, columns, (5.5 * columns, 4.2 * rows), title) as (figure, axes):
+    with picture_file(path, rows, columns, (5.5 * columns, 4.8 * rows), title) as (figure, axes):
         for axis, line in zip(axes, lines, strict=False):
             _draw_line(axis, line)
         for axis, which in zip(axes[len(lines) :], splits, strict=False):
@@ -305,7 +305,10 @@ def _draw_plane(figure: Any, axis: "Axes", plane: Plane, which: str) -> None:
         for place in ((1, 0), (0, 1)):
             axis.plot(*place, "x", color="white", markersize=10, markeredgewidth=3)
             axis.plot(*place, "x", color=BLACK, markersize=8, markeredgewidth=1.5)
-    figure.colorbar(drawn, ax=axis, label=f"{which} loss", format="%.3g", shrink=0.9)
+    bar = figure.colorbar(
+        drawn, ax=axis, label=f"{which} loss", format="%.3g", location="bottom", aspect=40
+    )
+    bar.ax.tick_params(labelsize=8)
     axis.set(xlabel=_short(plane.one.name), ylabel=_short(plane.other.name))
 
 

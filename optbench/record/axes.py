@@ -72,11 +72,27 @@ def picture_file(
 
 def plain_log(axis: Any, which: str = "x") -> None:
     """Make the x or the y axis logarithmic, with a few plain numbers however narrow it is."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    class PlainLocator(LogLocator):
+        """Ticks at 1, 2 and 5 times powers of ten.
+
+        Over many decades at powers of ten alone; evenly spaced where fewer than three would show.
+        """
+
+        def tick_values(self, vmin: float, vmax: float) -> Any:
+            if vmin > 0 and vmax > 2000 * vmin:
+                return decades.tick_values(vmin, vmax)
+            ticks = super().tick_values(vmin, vmax)
+            if sum(vmin <= tick <= vmax for tick in ticks) >= 3:
+                return ticks
+            return evenly.tick_values(vmin, vmax)
+
+    decades, evenly = LogLocator(numticks=6), MaxNLocator(6, steps=(1, 2, 5, 10))
 
     getattr(axis, f"set_{which}scale")("log")
     of = getattr(axis, f"{which}axis")
-    of.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+    of.set_major_locator(PlainLocator(subs=(1, 2, 5), numticks=6))
     of.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     of.set_minor_formatter(NullFormatter())
 

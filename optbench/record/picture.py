@@ -21,6 +21,7 @@ from optbench.record.axes import (
     Records,
     draw_line,
     picture_file,
+    plain_log,
     series,
 )
 from optbench.record.update_picture import draw_updates, has_updates
@@ -108,12 +109,7 @@ def _loss(axis: "Axes", records: Records) -> None:
         for metric in (metrics.BATCH_LOSS, metrics.TRAIN_LOSS)
         for value in series(records, metric)[1]
     ):
-        axis.set_yscale("log")
-        low, high = axis.get_ylim()
-        # within a decade every tick is a minor one, and 2 × 10⁰ is a long name for 2
-        if high < 10 * low:
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.yaxis.set_minor_formatter("{x:g}")
+        plain_log(axis, "y")
     axis.set_ylabel("loss")
 
 
@@ -158,7 +154,7 @@ def _distance(axis: "Axes", records: Records) -> None:
     distances = series(records, metrics.EDGE_DISTANCE)[1]
     if any(distance > 0 for distance in distances):
         axis.axhline(1, color=BLACK, linestyle="--", linewidth=1, label="edge of stability")
-        axis.set_yscale("log")
+        plain_log(axis, "y")
     axis.set_ylabel("measured / threshold")
 
 
@@ -179,7 +175,7 @@ def _fit(axis: "Axes", sharpness: Sequence[float], thresholds: Sequence[float]) 
     """Let the axis hold what is shown; it is logarithmic if the sharpness spans two decades."""
     low, high = min(sharpness), max([*sharpness, *thresholds])
     if low > 0 and max(sharpness) > DECADES * low:
-        axis.set_yscale("log")
+        plain_log(axis, "y")
         axis.set_ylim(low / 1.5, 1.5 * high)
     else:
         axis.set_ylim(min(0.0, low), 1.15 * high)

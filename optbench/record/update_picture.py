@@ -78,13 +78,26 @@ def _predicted(axis: "Axes", records: Records) -> None:
     sizes = [abs(value) for value in (*predicted, *actual) if value]
     largest, typical = max(sizes, default=1.0), sorted(sizes)[len(sizes) // 2] if sizes else 1.0
     if largest > 10 * typical:
-        axis.set_xscale("symlog", linthresh=typical)
-        axis.set_yscale("symlog", linthresh=typical)
+        for scale, ticks in (
+            (axis.set_xscale, axis.set_xticks),
+            (axis.set_yscale, axis.set_yticks),
+        ):
+            scale("symlog", linthresh=typical)
+            ticks(decades_about_0(typical, largest))
     ends = [min(*predicted, *actual), max(*predicted, *actual)]
     axis.plot(ends, ends, color=BLACK, linestyle="--", linewidth=1, label="as predicted")
     steps = [row["step"] for row in rows]
     points = axis.scatter(predicted, actual, c=steps, cmap="cividis", s=16, label="an update")
-    axis.figure.colorbar(points, ax=axis, label="step", shrink=0.9)
+    # the points lie along the diagonal, so the lower right is free
+    place = axis.inset_axes((0.6, 0.16, 0.36, 0.035))
+    axis.figure.colorbar(points, cax=place, label="step", orientation="horizontal")
+
+
+def decades_about_0(linear: float, largest: float) -> list[float]:
+    """Ticks of an axis that is linear up to ±linear: 0, and at most three decades on each side."""
+    low, high = math.ceil(math.log10(linear)), math.floor(math.log10(largest))
+    sizes = [10.0**k for k in range(high, low - 1, -math.ceil((high - low + 1) / 3))]
+    return [*(-size for size in sizes), 0.0, *reversed(sizes)]
 
 
 def _kinds_of_sharpness(axis: "Axes", records: Records) -> None:
@@ -104,7 +117,7 @@ def _kinds_of_sharpness(axis: "Axes", records: Records) -> None:
             label = "edge of stability"
             draw_line(axis, records, metrics.EDGE_THRESHOLD, label, BLACK, "--", marker="")
     if values and min(values) > 0 and max(values) > DECADES * min(values):
-        axis.set_yscale("log")
+        plain_log(axis, "y")
     axis.set(xlabel=STEP, ylabel="curvature")
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from optbench import lab
 from optbench.errors import UserError
 from optbench.lab import loss_slices
-from optbench.lab.landscape_command import COMMAND, draw_landscape
-from optbench.lab.loss_slices import Direction, Landscape
+from optbench.lab.landscape_command import COMMAND, Plane, _draw_plane, draw_landscape
+from optbench.lab.loss_slices import Direction, Landscape, Losses
 from optbench.lab.point import Point
 from optbench.probes.after_update import flat
 from optbench.task import Split, Task
@@ -256,3 +256,16 @@ def test_an_update_of_nothing_is_told(tmp_path: Path) -> None:
     run = lab.start(*words, f"results_dir={tmp_path}").train(steps=3)
     with pytest.raises(UserError, match="is 0, as at the end of a schedule"):
         _do(str(run.folder), "along=update")
+
+
+def test_a_plane_is_as_wide_as_the_line_above_it() -> None:
+    ends = np.array([-1.0, 1.0])
+    losses = [[Losses(1.0, None), Losses(2.0, None)], [Losses(3.0, None), Losses(4.0, None)]]
+    one, other = (Direction(name, torch.ones(2), radius=1.0) for name in ("one", "other"))
+    figure = plt.figure(layout="constrained")
+    above, below = figure.subplots(2, 1)
+    _draw_plane(figure, below, Plane(one, other, ends, ends, losses), "train")
+    figure.draw_without_rendering()
+    assert below.get_position().width == pytest.approx(above.get_position().width)
+    assert below.get_position().x1 > 0.95, "the colours' scale stands below, not beside"
+    plt.close()

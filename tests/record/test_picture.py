@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from optbench.record.axes import alternates, series
+from optbench.record.axes import alternates, plain_log, series
 from optbench.record.picture import _distance, _loss, _sharpness, draw
 
 
@@ -72,7 +72,31 @@ def test_losses_within_a_decade_have_plain_ticks() -> None:
     axis = plt.figure().subplots()
     _loss(axis, [{"step": i, "train/loss": loss} for i, loss in enumerate((5.0, 3.0, 1.9))])
     axis.figure.canvas.draw()
-    assert {"2", "3", "4"} <= {tick.get_text() for tick in axis.get_yticklabels(minor=True)}
+    assert {"2", "3", "4"} <= {tick.get_text() for tick in axis.get_yticklabels()}
+    plt.close()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        (6.4, 18.4, ["8", "10", "12", "14", "16", "18"]),
+        (0.11, 1.3, ["0.2", "0.5", "1"]),
+        (0.3, 50.0, ["0.5", "1", "2", "5", "10", "20", "50"]),
+        (0.3, 2000.0, ["1", "10", "100", "1000"]),
+    ],
+)
+def test_a_logarithmic_axis_has_plain_numbers_however_narrow_it_is(
+    low: float, high: float, shown: list[str]
+) -> None:
+    figure = plt.figure()
+    axis = figure.subplots()
+    plain_log(axis, "y")
+    axis.set_ylim(low, high)
+    figure.canvas.draw()
+    ticks = zip(axis.get_yticks(), axis.get_yticklabels(), strict=True)
+    assert [label.get_text() for at, label in ticks if low <= at <= high] == shown
+    axis.set_ylim(1e-9, 10)
+    assert 3 <= sum(1e-9 <= tick <= 10 for tick in axis.get_yticks()) <= 6, "over many decades"
     plt.close()
 
 

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from optbench.record.picture import draw, pictures
-from optbench.record.update_picture import _kinds_of_sharpness, _noise, _predicted, alignment
+from optbench.record.update_picture import (
+    _kinds_of_sharpness,
+    _noise,
+    _predicted,
+    alignment,
+    decades_about_0,
+)
 from tests.conftest import Command
 
 UPDATE = {"update/predicted_change": -0.5, "update/loss_change": -0.4}
@@ -32,6 +38,18 @@ def test_an_update_is_a_point_at_its_prediction_and_what_it_was() -> None:
     assert offsets.tolist() == [[-0.5, -0.4], [-0.5, -0.4]]
     ends = axis.lines[0].get_xydata()
     assert np.asarray(ends).tolist() == [[-0.5, -0.5], [-0.4, -0.4]]
+    plt.close()
+
+
+def test_changes_over_many_decades_have_few_ticks_none_of_them_near_0() -> None:
+    assert decades_about_0(0.02, 0.5) == [-0.1, 0.0, 0.1]
+    assert decades_about_0(1.0, 1000.0) == [-1000.0, -10.0, 0.0, 10.0, 1000.0]
+    changes = [*(-(10.0 ** -np.arange(1.0, 8.0))), 1e-4, 1e-4, 1e-4]
+    rows = [{"step": i, **dict.fromkeys(UPDATE, float(c))} for i, c in enumerate(changes)]
+    axis = plt.figure().subplots()
+    _predicted(axis, rows)
+    assert axis.get_xticks().tolist() == axis.get_yticks().tolist()
+    assert min(abs(tick) for tick in axis.get_xticks() if tick) >= 1e-4 and 0 in axis.get_xticks()
     plt.close()
 
 
