@@ -4,9 +4,11 @@
 
 Printed is t_R / (t_1 / R), the time of a product on R processes over a fair share of the time on
 one, with one thread each: 1 is perfect, 1.15 the goal. Above 1 are the sum over processes (timed
-alone in the column `sum`) and what the processes take from each other, such as memory bandwidth.
+alone in the column `sum`) and what the processes take from each other, such as memory bandwidth,
+and what a part of the examples costs above its share. The last two are in `apart`: the processes
+multiply with the Hessians of their parts at once, and tell each other nothing.
 
-Both kinds are timed in turn, A B A B …, in the same processes; while one works alone the others
+The kinds are timed in turn, A B C A B C …, in the same processes; while one works alone the others
 sleep. Three ratios: of the shortest times, since whatever else a machine does only adds time; of
 the medians; and of what the CPU spent, which others on the machine hardly change, but which does
 not count waiting. With fewer idle cores than processes the first two say nothing: the line above
@@ -66,22 +68,26 @@ def timed(action: Callable[[], object]) -> tuple[float, float]:
 
 
 def measure(ranks: Ranks, model: nn.Module, data: Pair, repeats: int) -> dict[str, Times]:
-    """Times of a product alone, of one together, and of the sum; in this process."""
+    """Times of a product alone, of one apart, of one together, and of the sum; in this process."""
     together = Hessian(model, cross_entropy, data, strategy="cached", ranks=ranks)
     alone = Hessian(model, cross_entropy, data, strategy="cached")
+    part = tuple(tensor[ranks.shard(len(tensor))] for tensor in data)
+    apart = Hessian(model, cross_entropy, (part[0], part[1]), strategy="cached")
     v = torch.randn(together.size, generator=torch.Generator().manual_seed(0))
     whole = torch.zeros_like(v)
     if ranks.leads:
         whole = alone @ v
-    shared = together @ v
+    shared, _ = together @ v, apart @ v
     if ranks.leads:
         error = float((shared - whole).norm() / whole.norm())
         assert error < 1e-5, f"products differ by {error:.1e}"
-    times: dict[str, Times] = {"alone": [], "together": [], "sum": []}
+    times: dict[str, Times] = {"alone": [], "apart": [], "together": [], "sum": []}
     for _ in range(repeats):
         if ranks.leads:
             times["alone"].append(timed(lambda: alone @ v))
         ranks.sums(0.0)  # the others wait here, asleep
+        times["apart"].append(timed(lambda: apart @ v))
+        ranks.sums(0.0)
         times["together"].append(timed(lambda: together @ v))
         ranks.sums(0.0)
         times["sum"].append(timed(lambda: ranks.add_up([whole])))
@@ -116,12 +122,13 @@ def _print_row(
     walls = {kind: [wall for wall, _ in measured] for kind, measured in times.items()}
     cpu_alone = median(cpu for _, cpu in times["alone"])
     cpu = float(used.mean(0).median()) / (cpu_alone / size)
-    best = min(walls["together"]) / (min(walls["alone"]) / size)
+    share = min(walls["alone"]) / size
+    best, apart = min(walls["together"]) / share, min(walls["apart"]) / share
     middle = median(walls["together"]) / (median(walls["alone"]) / size)
     print(
         f"{name:27}{parameters:10,}{1e3 * min(walls['alone']):9.0f}"
         f"{1e3 * min(walls['together']):9.0f}{1e3 * min(walls['sum']):7.1f}"
-        f"{best:9.2f}{middle:8.2f}{cpu:6.2f}"
+        f"{best:9.2f}{middle:8.2f}{cpu:6.2f}{apart:7.2f}"
     )
 
 
@@ -141,7 +148,7 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before; {size} processes")
     print(
         f"{'model, examples':27}{'P':>10}{'1: ms':>9}{f'{size}: ms':>9}{'sum ms':>7}"
-        f"{'shortest':>9}{'median':>8}{'CPU':>6}"
+        f"{'shortest':>9}{'median':>8}{'CPU':>6}{'apart':>7}"
     )
     context = get_context("spawn")
     workers = [
