@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from optbench.boundary.overrides import as_given, quoted, with_optional
+from optbench.boundary.overrides import as_given, quoted, quoted_path, with_optional
 from optbench.configuration.compose import compose_config, options_first, with_paths
+from optbench.errors import UserError
 from optbench.protocol.suite import read_suite
 from tests.conftest import Command
 
@@ -48,11 +49,22 @@ def _read(text: str) -> str:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.one_of(AWKWARD, NUMBERS, st.text(max_size=8)))
+@given(st.one_of(AWKWARD, NUMBERS, st.text(max_size=8)).filter(lambda text: text != "???"))
+@example("./???").via("a folder whose name alone would be a missing value")
+@example("????")
 def test_any_text_is_read_as_itself(text: str) -> None:
     assert _read(quoted(text)) == text
     assert PARSER.parse_override(f"a={{k:{quoted(text)},l:1}}").value() == {"k": _raw(text), "l": 1}
     assert PARSER.parse_override(f"a=[{quoted(text)},x]").value() == [_raw(text), "x"]
+
+
+def test_what_stands_for_a_missing_value_is_refused_but_as_a_folder() -> None:
+    with pytest.raises(
+        UserError, match=r"no setting can be \?\?\?, which stands for a missing one"
+    ):
+        quoted("???")
+    assert _read(quoted_path("???")) == "./???" and quoted_path("a b") == quoted("a b")
+    assert compose_config(with_paths(["results_dir=???"])).results_dir == "./???"
 
 
 def _raw(text: str) -> object:

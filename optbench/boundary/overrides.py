@@ -4,7 +4,11 @@ The name of a folder is never read as a number, a list or a sweep.
 """
 
 import re
+from pathlib import Path
 
+from optbench.errors import UserError
+
+MISSING = "???"
 _PLAIN = re.compile(r"[A-Za-z0-9_./-]+")
 _NO_TEXT = re.compile(r"[+-]?[\d_.]*(e[+-]?[\d_]*)?|[+-]?(inf|nan)|true|false|null", re.IGNORECASE)
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
@@ -33,8 +37,18 @@ def quoted(text: str) -> str:
     Two readers come one after the other. OmegaConf takes `${` for an interpolation, unless an odd
     number of backslashes stands before it. Hydra ends a quoted value at the first quote that has an
     even number before it.
+
+    Raises:
+        UserError: For `???`, which OmegaConf takes for a missing value, however it is quoted.
     """
+    if text == MISSING:
+        raise UserError(f"no setting can be {MISSING}, which stands for a missing one")
     if _PLAIN.fullmatch(text) and not _NO_TEXT.fullmatch(text):
         return text
     literal = _INTERPOLATION.sub(r"\1\1\\${", text)
     return "'" + _QUOTE.sub(lambda quote: 2 * quote[1] + ("\\'" if quote[2] else ""), literal) + "'"
+
+
+def quoted_path(path: str | Path) -> str:
+    """Return what Hydra reads as this path: `quoted`, but for a folder that is called `???`."""
+    return quoted(f"./{MISSING}" if str(path) == MISSING else str(path))

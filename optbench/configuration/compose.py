@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, open_dict
 
-from optbench.boundary.overrides import quoted, with_optional
+from optbench.boundary.overrides import MISSING, quoted_path, with_optional
 from optbench.configuration.plugins import conf_folders
 from optbench.errors import UserError
 from optbench.paths import conf_folder
@@ -148,7 +148,8 @@ def _with_path(argument: str) -> str:
     try:
         override = OverridesParser.create().parse_override(argument)
     except HydraException:
-        return f"{key}={quoted(value)}"
+        return f"{key}={quoted_path(value)}"
     is_text = override.is_sweep_override() or isinstance(override.value(), str)
+    is_text &= value != MISSING
     is_default = override.value() is None and key != "results_dir"
-    return argument if is_text or is_default else f"{key}={quoted(value)}"
+    return argument if is_text or is_default else f"{key}={quoted_path(value)}"

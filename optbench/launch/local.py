@@ -23,7 +23,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from optbench.boundary.kinds import Count
-from optbench.boundary.overrides import quoted
+from optbench.boundary.overrides import quoted_path
 from optbench.launch.launcher import MOST_LOSSES, Finished, Order, Say, digest, once
 from optbench.processes import (
     GRACE,
@@ -214,7 +214,7 @@ class _Queue:
 
 
 def _results_dir(results: Path | None) -> list[str]:
-    return [] if results is None else [f"results_dir={quoted(str(results))}"]
+    return [] if results is None else [f"results_dir={quoted_path(results)}"]
 
 
 def _start_process(
