@@ -61,7 +61,12 @@ def test_counting_changes_nothing_and_a_model_that_cannot_be_counted_keeps_its_t
     assert multiply_adds(experiment) is None
     with fitting_threads(experiment):
         assert torch.get_num_threads() == 2
-    normed = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)).train()
+
+    class Noisy(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return inputs + torch.randn_like(inputs)
+
+    normed = nn.Sequential(Noisy(), nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)).train()
     experiment = _experiment(normed, 10, 5)
     before, rng = {k: v.clone() for k, v in normed.state_dict().items()}, torch.get_rng_state()
     with fitting_threads(experiment):

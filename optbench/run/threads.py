@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from optbench.curvature.isolation import kept_rng
 from optbench.probes.generalization import evaluating
 from optbench.run.loop import Experiment
 
@@ -55,10 +56,14 @@ def multiply_adds(experiment: Experiment) -> int | None:
     few = train.first(min(EXAMPLES, len(train)))
     counter = FlopCounterMode(display=False)
     try:
-        with evaluating(update.model, update.optimizer, experiment.task), torch.no_grad(), counter:
+        with (
+            kept_rng(few.inputs.device),
+            evaluating(update.model, update.optimizer, experiment.task),
+            torch.no_grad(),
+            counter,
+        ):
             update.model(few.inputs)
     except Exception:  # models are anybody's; what is wrong with one is told where it trains
         return None
-    return (
-        int(counter.get_total_flops()) // 2 * max([experiment.batches.size, *of_probes]) // len(few)
-    )
+    examples = max([experiment.batches.size, *of_probes])
+    return int(counter.get_total_flops()) // 2 * examples // len(few)
