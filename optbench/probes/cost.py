@@ -84,6 +84,7 @@ class Costs:
                         self.updates[name] = updates_worth(products, state, examples)
         except (MeasurementError, FloatingPointError):
             self.expected.clear()
+            self.updates.clear()
         finally:
             state.shared.release()
 

@@ -1,11 +1,14 @@
 """What measuring is foretold to cost, and how the time left follows from it."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 
-from optbench.probes import due
+from optbench.curvature.errors import MeasurementError
+from optbench.probes import cost, due
 from optbench.probes.after_update import AfterUpdate
 from optbench.probes.cost import Costs, times_left
 
@@ -75,3 +78,26 @@ def test_runs_that_share_what_is_expected_ask_once() -> None:
     costs = Costs(expected={"sharpness": 2.0})
     costs.expect({"sharpness": Asked(10)}, state=cast(Any, None))
     assert costs.expected == {"sharpness": 2.0}
+
+
+def test_what_was_expected_is_forgotten_whole_where_a_probe_cannot_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Asked(Idle):
+        def later_products(self, state: Any) -> float:
+            if self.every == 2:
+                raise MeasurementError("no product can be computed")
+            return 6.0
+
+    monkeypatch.setattr(cost, "_seconds_of_a_product", lambda *_: 0.1)
+    inputs = torch.zeros(4)
+    state = SimpleNamespace(
+        task=SimpleNamespace(train=SimpleNamespace(inputs=inputs)),
+        steps_per_epoch=1,
+        shared=SimpleNamespace(release=lambda: None),
+    )
+    costs = Costs()
+    costs.expect({"one": Asked(1), "other": Asked(2)}, cast(Any, state))
+    assert costs.expected == {} and costs.updates == {}
+    costs.expect({"one": Asked(1)}, cast(Any, state))
+    assert costs.expected == {"one": pytest.approx(0.6)} and costs.updates == {"one": 18.0}
