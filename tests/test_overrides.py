@@ -64,7 +64,8 @@ def test_what_stands_for_a_missing_value_is_refused_but_as_a_folder() -> None:
     ):
         quoted("???")
     assert _read(quoted_path("???")) == "./???" and quoted_path("a b") == quoted("a b")
-    assert compose_config(with_paths(["results_dir=???"])).results_dir == "./???"
+    for spelled in ("results_dir=???", "results_dir='???'"):
+        assert compose_config(with_paths([spelled])).results_dir == "./???"
 
 
 def _raw(text: str) -> object:

@@ -149,7 +149,8 @@ def _with_path(argument: str) -> str:
         override = OverridesParser.create().parse_override(argument)
     except HydraException:
         return f"{key}={quoted_path(value)}"
+    if override.value() == MISSING:
+        return f"{key}={quoted_path(MISSING)}"
     is_text = override.is_sweep_override() or isinstance(override.value(), str)
-    is_text &= value != MISSING
     is_default = override.value() is None and key != "results_dir"
     return argument if is_text or is_default else f"{key}={quoted_path(value)}"
