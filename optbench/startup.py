@@ -24,29 +24,42 @@ def begin_command() -> None:
         begin()
 
 
-_LATER = [False]  # whether garbage is collected from `begun` on
+_LATER = [False]  # whether garbage is sought from `imported` on
+
+
+def importing() -> None:
+    """Seek no garbage until `imported`.
+
+    Imports make half a million objects that live on, which to look through again and again is a
+    sixth of their time.
+    """
+    if gc.isenabled():
+        gc.disable()
+        _LATER[0] = True
+
+
+def imported() -> None:
+    """Seek garbage again if it was sought before, but not in what was imported."""
+    if _LATER[0]:
+        _LATER[0] = False
+        gc.freeze()
+        gc.enable()
 
 
 def begin() -> None:
     """Secure the terminal; until `begun`, Ctrl-C ends the process and no garbage is sought.
 
-    Imports do not survive an exception in their middle. They make half a million objects that live
-    on, which to look through again and again is a sixth of their time.
+    Imports do not survive an exception in their middle.
     """
     secure_terminal()
-    if gc.isenabled():
-        gc.disable()
-        _LATER[0] = True
+    importing()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end_at_once)
 
 
 def begun() -> None:
     """The imports are over: Ctrl-C is an exception again, garbage is sought outside of them."""
-    if _LATER[0]:
-        _LATER[0] = False
-        gc.freeze()
-        gc.enable()
+    imported()
     if signal.getsignal(signal.SIGINT) is _end_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,10 +1,10 @@
-"""What a fork server imports once, for all processes that it forks; garbage is not sought there."""
+"""What a fork server imports once, for all processes that it forks."""
 
-import gc
 from importlib import import_module
 
-gc.disable()
+from optbench.startup import imported, importing
+
+importing()
 for _name in ("optbench.cli.command_job", "torch._dynamo", "torch.nn.functional"):
     import_module(_name)
-gc.freeze()
-gc.enable()
+imported()
