@@ -174,9 +174,9 @@ class Together(Ranks):
     def tell(self, content: bytes) -> bytes:
         """See `Ranks`."""
         self._meet()
-        return self._told(content, 0)
+        return self._said_by(0, content)
 
-    def _told(self, content: bytes, source: int) -> bytes:
+    def _said_by(self, source: int, content: bytes) -> bytes:
         """What one process has to say."""
         speaks = self.rank == source
         length = torch.tensor([len(content) if speaks else 0])
@@ -200,10 +200,10 @@ class Together(Ranks):
                 self._meet(why)
             else:
                 self._meet()
-        except _Told as told:
-            if told.depth < self._fates:
+        except _Brought as brought:
+            if brought.depth < self._fates:
                 raise
-            raise told.error from told.error.__cause__
+            raise brought.error from brought.error.__cause__
         finally:
             self._fates -= 1
 
@@ -223,8 +223,8 @@ class Together(Ranks):
             return
         source = failed[0]
         own = _that_travels(error, source) if error is not None and source == self.rank else None
-        told = self._told(pickle.dumps(own), source)
-        raise _Told(own or pickle.loads(told), int(depths[failed].min()))
+        content = self._said_by(source, pickle.dumps(own))
+        raise _Brought(own or pickle.loads(content), int(depths[failed].min()))
 
     def check_same(self, tensors: Sequence[Tensor], what: str) -> None:
         """See `Ranks`. Compared is, of each tensor, the sum of its bits as whole numbers."""
@@ -241,7 +241,7 @@ class Together(Ranks):
             )
 
 
-class _Told(BaseException):
+class _Brought(BaseException):
     """An error on its way to the context that all processes leave; nothing else may catch it."""
 
     def __init__(self, error: Exception, depth: int) -> None:
