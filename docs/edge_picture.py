@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from docs.picture_source import FOLDER, SOURCE, digest
 from optbench import metrics
+from optbench.boundary.comma_separated import comma_separated
 from optbench.boundary.command_line import Command, Key
 
 TABLE, PICTURE = FOLDER / "edge.csv", FOLDER / "edge.png"
@@ -63,10 +64,8 @@ def write_table(results: Path) -> None:
             for step, value in zip(steps, sharpness, strict=True)
         ]
     FOLDER.mkdir(exist_ok=True)
-    with TABLE.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows([f"{value:.6g}" for value in row] for row in rows)
+    cells = ([f"{value:.6g}" for value in row] for row in rows)
+    TABLE.write_text(comma_separated(COLUMNS, cells))
 
 
 def draw(table: Path, picture: Path) -> None:
