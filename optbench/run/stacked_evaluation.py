@@ -75,9 +75,8 @@ class StackedEvaluation:
         values: dict[tuple[str, str], Tensor] = {}
         with evaluating(self._members[0].update.model):
             for name, split in self._splits(self._members[0]).items():
-                outputs = torch.cat(
-                    [self._outputs(x) for x, _ in split.chunks(self._probe.chunk)], 1
-                )
+                chunks = split.chunks(self._probe.at_a_time(split))
+                outputs = torch.cat([self._outputs(x) for x, _ in chunks], 1)
                 targets = split.targets.expand(count, *split.targets.shape)
                 values[name, "loss"] = losses_of(task.loss, outputs, targets)
                 if task.error is not None:
@@ -95,7 +94,9 @@ class StackedEvaluation:
     def _ordinary(self, member: Experiment) -> Evaluations:
         with evaluating(member.update.model, task=member.task):
             return {
-                name: evaluate(member.task, member.update.model, split, self._probe.chunk)
+                name: evaluate(
+                    member.task, member.update.model, split, self._probe.at_a_time(split)
+                )
                 for name, split in self._splits(member).items()
             }
 

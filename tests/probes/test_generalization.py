@@ -4,7 +4,7 @@ from torch import nn
 
 from optbench.probes import State
 from optbench.probes.generalization import Generalization, evaluate, evaluating
-from optbench.task import Task, classification
+from optbench.task import Split, Task, classification
 
 
 def _task() -> Task:
@@ -21,6 +21,22 @@ def _task() -> Task:
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
     return State(0, 10, _task(), model, optimizer, True, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "at_a_time"),
+    [
+        (torch.zeros(3, 1, 8, 8), 2**18 // 64),
+        (torch.zeros(3, 3, 32, 32), 250),  # 85 fit in 2^18 numbers
+        (torch.zeros(3, 64, dtype=torch.long), 250),  # tokens
+        (torch.zeros(3), 2**18),
+        (torch.zeros(0, 4), 250),
+    ],
+)
+def test_small_examples_are_taken_many_at_a_time(inputs: torch.Tensor, at_a_time: int) -> None:
+    split = Split(inputs, torch.zeros(len(inputs)))
+    assert Generalization().at_a_time(split) == at_a_time
+    assert Generalization(chunk=7).at_a_time(split) == 7
 
 
 def test_means_and_gaps_are_those_of_the_definition_whatever_the_chunks() -> None:
