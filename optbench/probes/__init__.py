@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import nn
 from torch.optim import Optimizer
@@ -185,9 +185,8 @@ def _falls(probe: Probe, step: int, steps: int, steps_per_epoch: int) -> bool:
             return False
         case _ if step in (0, steps):
             return True
-        # the slow check last: it looks at a probe's whole protocol, at every step
-        case _ if _paces_itself(probe) and isinstance(probe, SelfPaced):
-            return step >= probe.next_step
+        case _ if _paces_itself(probe) and hasattr(probe, "next_step"):  # isinstance: 10 μs a step
+            return step >= cast(SelfPaced, probe).next_step
         case "epoch":
             return step % steps_per_epoch == 0
         case "log":

@@ -36,7 +36,7 @@ from optbench.dynamics.starting_rate import (
     scale_to_the_edge,
 )
 from optbench.probes import State, Value
-from optbench.probes.tracking import WARM_HVPS, Tracker
+from optbench.probes.tracking import Tracker, later_hvps
 from optbench.seeds import derive
 
 NORM_COST = 1.5  # products that a product and a step to the ball's boundary take as long as
@@ -167,7 +167,9 @@ class Edge:
         edge = state.shared.edge(state)
         if awaits_a_step(edge):
             in_a_norm = isinstance(edge, UnknownEdge) and edge.on_a_norm_ball
-            return NORM_COST * self.norm_hvps if in_a_norm else WARM_HVPS
+            if in_a_norm:
+                return NORM_COST * self.norm_hvps
+            return later_hvps(state.full_batch)
         waits_for_ever = isinstance(edge, GradientEdge) and not state.full_batch
         if isinstance(edge, UnknownEdge) or waits_for_ever:
             return 0.0
@@ -177,7 +179,7 @@ class Edge:
             return None  # no later one begins warmer
         if isinstance(edge, GradientEdge) and edge.on_a_norm_ball:
             return NORM_COST * self.norm_hvps
-        return WARM_HVPS
+        return later_hvps(state.full_batch)
 
     def _known(self, edge: edges.Edge, state: State) -> KnownEdge | None:
         """The edge in the Hessian's order of tensors, at the present gradient; None if unknown.

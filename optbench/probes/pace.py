@@ -18,7 +18,8 @@ PRODUCT = 3.0
 alone it is 1.3 (MLP) to 2.3 gradients (transformer), docs/curvature.md."""
 
 FIRST = 10  # steps from the first measurement to the second
-FEWEST = 20  # measurements of a run, whatever they cost
+FEWEST = 10  # measurements of a run, whatever they cost
+GROWTH = 4  # of the interval from one measurement to the next, at most, where the share wants more
 MEMORY = 8  # measurements that the mean cost remembers, about
 
 
@@ -36,7 +37,7 @@ class Pace:
     The interval halves after a change of more than 10 % since the last measurement of the quantity,
     and doubles, up to `longest`, after one of less than 2 %. It is not below cost/share, where the
     cost is a running mean in updates, each product counted as three updates on its examples. It is
-    never above a twentieth of the run, and grows no faster than to twice the last. It is odd, so
+    never above a tenth of the run, and grows no faster than to four times the last. It is odd, so
     that an oscillation of period two, which training has at its edge, is seen on both sides. Counts
     decide and no clock, so that a resumed run measures at the same steps.
 
@@ -93,13 +94,13 @@ class Pace:
                 interval = min(2 * interval, max(self.longest, interval), most)
         if self._before:
             worth = math.ceil(self._mean_with_this() / self.share)
-            interval = max(interval, min(worth, 2 * self._before, most))
+            interval = max(interval, min(worth, GROWTH * self._before, most))
         self.next_step = self._step + interval + 1 - interval % 2
 
     def left(self, after: int, steps: int, updates: float | None) -> int:
         """Measurements after a step, the one at the last step among them, if nothing moves faster.
 
-        Below what the share allows the interval doubles; it stays where it is above that.
+        Below what the share allows the interval grows fourfold; it stays where it is above that.
 
         Args:
             after: Step.
@@ -113,7 +114,7 @@ class Pace:
         step, interval, count = self.next_step, max(1, self.next_step - after), 1
         while step < steps:
             count += 1
-            interval = max(interval, min(2 * interval, allowed))
+            interval = max(interval, min(GROWTH * interval, allowed))
             step += interval + 1 - interval % 2
         return count
 

@@ -12,7 +12,7 @@ from optbench.dynamics.edges import UnknownEdge, awaits_a_step, on_sharpness
 from optbench.errors import UserError
 from optbench.probes import State, Value
 from optbench.probes.pace import Pace
-from optbench.probes.tracking import WARM_HVPS, Tracker
+from optbench.probes.tracking import Tracker, later_hvps
 from optbench.seeds import derive
 
 
@@ -59,7 +59,7 @@ class Sharpness:
     """
 
     every: int | str = "adaptive"
-    share: Positive = 0.25
+    share: Positive = 0.2
     examples: Count | None = None
     k: Pairs = 1
     accuracy: Positive = 5e-3
@@ -146,7 +146,7 @@ class Sharpness:
             return None
         edge = state.shared.edge(state)
         is_thin = awaits_a_step(edge) or not (isinstance(edge, UnknownEdge) or on_sharpness(edge))
-        return WARM_HVPS / (self.thin if is_thin else 1)
+        return later_hvps(state.full_batch) / (self.thin if is_thin else 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the warm start, the due times left out and the adaptive cadence."""

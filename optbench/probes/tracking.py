@@ -13,7 +13,14 @@ AUDIT_BLOCK, AUDIT_STEPS = (2, 10)
 # With a solve at least every 4th time no bound broke at 2,160 measurements of 24 trajectories
 # (docs/curvature.md).
 TRUST = 1.0
-WARM_HVPS = 7  # products that a warm-started measurement costs, its graph included, about
+WARM_HVPS, FAR_HVPS = 7, 11
+"""Products that a warm-started measurement costs, its graph included, about: some ten updates with
+the whole set after the last one (digits), and some hundreds with small batches (CIFAR-10)."""
+
+
+def later_hvps(full_batch: bool) -> int:
+    """Products that a later measurement of a run costs, about."""
+    return WARM_HVPS if full_batch else FAR_HVPS
 
 
 @dataclass
