@@ -117,6 +117,9 @@ def test_state_of_every_kind_goes_on_bit_identical(
     )
     assert (resumed.folder / METRICS).read_bytes() == (whole / METRICS).read_bytes()
     assert _state(resumed.folder)["digest"] == _state(whole)["digest"]
+    # seconds of each probe are known of a whole run only
+    summaries = [json.loads((x / SUMMARY).read_text()) for x in (whole, resumed.folder)]
+    assert ["each_probe_seconds" in summary for summary in summaries] == [True, False]
 
 
 def test_state_that_no_checkpoint_can_hold_stops_the_run_at_the_first(

@@ -60,7 +60,9 @@ def _assert_same(a: Any, b: Any, path: str = "") -> None:
 def test_the_record_has_every_step_of_the_full_batch_and_probes_at_their_cadence(
     optbench: Command,
 ) -> None:
-    folder = optbench(*SHORT, "picture=true", "probes.sharpness.every=10").folder
+    folder = optbench(
+        *SHORT, "picture=true", "probes.generalization.every=10", "probes.sharpness.every=10"
+    ).folder
     lines = _lines(folder)
     assert [line["step"] for line in lines] == list(range(41))
     assert all("batch/loss" in line for line in lines[:-1]) and "batch/loss" not in lines[-1]
@@ -71,6 +73,9 @@ def test_the_record_has_every_step_of_the_full_batch_and_probes_at_their_cadence
         assert line["edge/distance"] == line["sharpness/lambda_max"] / line["edge/threshold"]
     summary = _summary(folder)
     assert (summary["status"], summary["step"], summary["gradients"]) == ("done", 40, 40)
+    each = summary["each_probe_seconds"]
+    assert each.keys() == {"generalization", "sharpness", "edge", "layers"}
+    assert 0 < sum(each.values()) <= summary["probe_seconds"]
     assert summary["last"]["test/loss"] == lines[-1]["test/loss"]
     best = min((line["val/error"], line["step"]) for line in lines if "val/error" in line)
     assert (summary["best_val"]["value"], summary["best_val"]["step"]) == best

@@ -40,6 +40,7 @@ class Costs:
     Attributes:
         first: Seconds of each probe's first call.
         recent: Seconds of its calls after that, the last ones.
+        spent: Seconds of all of its calls.
         expected: Seconds of a later call, where its probe foretells them; runs that differ in their
             seed can share it, and then only the first asks.
         updates: Updates that a later call is worth, as the adaptive cadence counts them; shared as
@@ -48,11 +49,13 @@ class Costs:
 
     first: dict[str, float] = field(default_factory=dict)
     recent: dict[str, list[float]] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)
     expected: dict[str, float] = field(default_factory=dict)
     updates: dict[str, float] = field(default_factory=dict)
 
     def note(self, name: str, seconds: float) -> None:
         """Take in what a call took."""
+        self.spent[name] = self.spent.get(name, 0.0) + seconds
         if name not in self.first:
             self.first[name] = seconds
         else:

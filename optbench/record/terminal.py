@@ -285,8 +285,15 @@ def _findings(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"best validation {best['metric']} {best['value']:.4f} at step {best['step']}")
     lines.append(
         f"training {summary['train_seconds']:.1f} s, measuring {summary['probe_seconds']:.1f} s"
+        + _dearest(summary.get("each_probe_seconds", {}))
     )
     return lines
+
+
+def _dearest(seconds: Mapping[str, float]) -> str:
+    """What measuring was spent on, the dearest probe first: ` (edge 17.4, sharpness 7.7)`."""
+    dear = sorted(((s, name) for name, s in seconds.items() if s >= 0.05), reverse=True)
+    return f" ({', '.join(f'{name} {s:.1f}' for s, name in dear)})" if len(dear) > 1 else ""
 
 
 def _at_the_edge(

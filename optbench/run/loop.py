@@ -150,7 +150,10 @@ class Runner:
     def outcome(self, status: str) -> dict[str, Any]:
         """Return how it ended, how far it came, and what it cost."""
         measured = {"measured": self._shared.notes} if self._shared.notes else {}
-        return {"status": status} | self.progress() | measured
+        # of a part of a run, or of members that share measurements, they say nothing of the whole
+        is_whole = self._began[0] == 0 and "batched" not in self.about
+        each = {"each_probe_seconds": dict(self.costs.spent)} if is_whole else {}
+        return {"status": status} | self.progress() | each | measured
 
     def progress(self) -> dict[str, Any]:
         """Return how far it is and what it has cost."""

@@ -53,6 +53,12 @@ def test_an_annealed_rate_is_not_told_with_the_artefact_of_its_last_step() -> No
     assert _try_next(summary, 0.1).startswith("schedule=constant")
 
 
+def test_what_measuring_was_spent_on_is_told_the_dearest_first() -> None:
+    summary = _summary(np.full(100, 0.1), np.full(100, 21.0)) | {"probe_seconds": 25.31}
+    summary["each_probe_seconds"] = {"sharpness": 7.74, "edge": 17.36, "layers": 0.04}
+    assert "training 1.0 s, measuring 25.3 s (edge 17.4, sharpness 7.7)" in _findings(summary)
+
+
 def test_a_search_that_did_not_converge_is_told() -> None:
     summary = _summary(np.full(100, 0.1), np.full(100, 21.0))
     summary["last"] |= {"sharpness/lambda_max": 21.0, "sharpness/lambda_max_bound": 3.0}
