@@ -1,0 +1,92 @@
+"""What tracking costs: whole runs of the main job with its probes and without, in pairs.
+
+    python -m perf.tracking                           the default run, five pairs
+    python -m perf.tracking pairs=1 task=cifar optimizer=adam
+    python -m perf.tracking device=cuda task=cifar    the same on a GPU
+
+The words are the main job's. Both runs of a pair train the same weights, bit for bit, which is
+checked; the run without probes looks at loss and error at its ends alone. Pairs take turns in which
+comes first. Shown are the median over pairs of what measuring adds to the seconds of the other run's
+updates, its share of its own run, and what each probe took; of a pair, beside them, the range.
+"""
+
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from optbench import lab
+from optbench.run.memory import keep_freed_memory
+
+FAR = 10**9  # steps: the ends alone
+PAIRS = 5
+
+
+def run(words: list[str], without: bool) -> tuple[dict[str, Any], bytes]:
+    """Train a run in a folder of its own; return its summary and the bytes of its last weights."""
+    none = ["probes=none", f"probes.generalization.every={FAR}"] if without else []
+    with tempfile.TemporaryDirectory() as folder:
+        made = lab.start(*words, *none, *lab.QUIET, results_dir=folder).train()
+        weights = b"".join(p.detach().cpu().numpy().tobytes() for p in made.end.model.parameters())
+        return made.summary, weights
+
+
+def pair(words: list[str], first_without: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Summaries of a run with probes and one without; the weights must be the same."""
+    order = [first_without, not first_without]
+    found = dict(zip(order, [run(words, without) for without in order], strict=True))
+    if found[True][1] != found[False][1]:
+        raise SystemExit("the weights differ: a probe has changed the training")
+    return found[False][0], found[True][0]
+
+
+def middle(values: list[float], unit: str = "") -> str:
+    """Median, and the range where there is one."""
+    scale, sign = (100, " %") if unit == "%" else (1, unit)
+    low, mid, high = (
+        f"{scale * x:.{0 if unit == '%' else 2}f}"
+        for x in (min(values), statistics.median(values), max(values))
+    )
+    return f"{mid}{sign}" + (f" ({low} to {high})" if len(values) > 1 else "")
+
+
+def main() -> None:
+    """Print the table."""
+    given = [word.partition("=") for word in sys.argv[1:]]
+    pairs = next((int(value) for key, _, value in given if key == "pairs"), PAIRS)
+    words = [key + sign + value for key, sign, value in given if key != "pairs"]
+    keep_freed_memory()
+    console = Console()
+    with console.status("") as status:
+        run([*words, "steps=2"], without=False)  # imports, and the data
+        found = []
+        for number in range(pairs):
+            status.update(f"pair {number + 1} of {pairs}")
+            found.append(pair(words, first_without=bool(number % 2)))
+    device = torch.cuda.get_device_name() if "device=cuda" in words else "the CPU"
+    console.print(f"{' '.join(words) or 'the default run'}, torch {torch.__version__}, {device}")
+    table = Table("", "seconds", "of the training without")
+    bare = [without["train_seconds"] for _, without in found]
+
+    def row(name: str, seconds: list[float]) -> None:
+        parts = [s / b for s, b in zip(seconds, bare, strict=True)]
+        table.add_row(name, middle(seconds), middle(parts, "%"))
+
+    row("training, without probes", bare)
+    row("training, with probes", [seen["train_seconds"] for seen, _ in found])
+    row("measuring", [seen["probe_seconds"] for seen, _ in found])
+    for name in found[0][0]["each_probe_seconds"]:
+        row(f"  {name}", [seen["each_probe_seconds"][name] for seen, _ in found])
+    console.print(table)
+    shares = [s["probe_seconds"] / (s["probe_seconds"] + s["train_seconds"]) for s, _ in found]
+    console.print(f"measuring is {middle(shares, '%')} of the run")
+
+
+if __name__ == "__main__":
+    print(Path(__file__).stem)
+    main()
