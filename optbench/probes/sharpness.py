@@ -67,7 +67,7 @@ class Sharpness:
     solve_every: Count = 4
     longest: Count = 50
     engine: Literal["lobpcg", "pyhessian"] = "lobpcg"
-    thin: Count = 10
+    thin: Count = 4
     _left_out: int = field(default=0, init=False)  # due times since the last measurement
 
     def __post_init__(self) -> None:
