@@ -17,6 +17,7 @@ from optbench.boundary.comma_separated import comma_separated
 from optbench.boundary.command_line import Command, Key
 
 TABLE, PICTURE = FOLDER / "edge.csv", FOLDER / "edge.png"
+EVERY_TENTH = ("probes.sharpness.every=10", "probes.generalization.every=10")
 RATES = (0.075, 0.1, 0.2)
 COLOURS = ("#0072B2", "#E69F00", "#009E73")
 MARKS = ("-", "--", ":")
@@ -54,9 +55,7 @@ def write_table(results: Path) -> None:
 
     rows: list[Sequence[float]] = []
     for lr in RATES:
-        run = lab.start(
-            f"optimizer.lr={lr}", "probes.sharpness.every=10", *lab.QUIET, results_dir=results
-        ).train()
+        run = lab.start(f"optimizer.lr={lr}", *EVERY_TENTH, *lab.QUIET, results_dir=results).train()
         losses = dict(zip(*map(list, run.series(metrics.TRAIN_LOSS)), strict=True))
         steps, sharpness = run.series(metrics.SHARPNESS)
         rows += [
