@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from optbench.run.threads import SMALL, fitting_threads, multiply_adds
+from optbench.lab import landscape_command, measures
+from optbench.lab.point import Point
+from optbench.run.threads import SMALL, most_examples, multiply_adds, threads_of
 from optbench.task import classification
 from tests.conftest import Command
 
@@ -36,11 +38,15 @@ def _experiment(model: nn.Module, batch: int, *shape: int, **probes: Any) -> Any
     )
 
 
+def _counted(run: Any) -> int | None:
+    return multiply_adds(run.update.model, run.update.optimizer, run.task, most_examples(run))
+
+
 def test_multiply_adds_are_those_of_the_layers() -> None:
     dense = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
-    assert multiply_adds(_experiment(dense, 10, 5)) == 10 * (5 * 7 + 7 * 3)
+    assert _counted(_experiment(dense, 10, 5)) == 10 * (5 * 7 + 7 * 3)
     conv = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(4 * 6 * 6, 3))
-    assert multiply_adds(_experiment(conv, 6, 2, 8, 8)) == 6 * (36 * 4 * 2 * 9 + 4 * 36 * 3)
+    assert _counted(_experiment(conv, 6, 2, 8, 8)) == 6 * (36 * 4 * 2 * 9 + 4 * 36 * 3)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +55,7 @@ def test_multiply_adds_are_those_of_the_layers() -> None:
 )
 def test_the_examples_of_a_probe_count(examples: int | None, every: int | str, rows: int) -> None:
     probe = SimpleNamespace(examples=examples, every=every)
-    assert multiply_adds(_experiment(nn.Linear(5, 3), 10, 5, p=probe)) == rows * 5 * 3
+    assert _counted(_experiment(nn.Linear(5, 3), 10, 5, p=probe)) == rows * 5 * 3
 
 
 def test_counting_changes_nothing_and_a_model_that_cannot_be_counted_keeps_its_threads() -> None:
@@ -58,8 +64,8 @@ def test_counting_changes_nothing_and_a_model_that_cannot_be_counted_keeps_its_t
             raise RuntimeError("on whole batches only")
 
     experiment = _experiment(Broken(5, 3), 10, 5)
-    assert multiply_adds(experiment) is None
-    with fitting_threads(experiment):
+    assert _counted(experiment) is None
+    with threads_of(experiment):
         assert torch.get_num_threads() == 2
 
     class Noisy(nn.Module):
@@ -69,7 +75,7 @@ def test_counting_changes_nothing_and_a_model_that_cannot_be_counted_keeps_its_t
     normed = nn.Sequential(Noisy(), nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)).train()
     experiment = _experiment(normed, 10, 5)
     before, rng = {k: v.clone() for k, v in normed.state_dict().items()}, torch.get_rng_state()
-    with fitting_threads(experiment):
+    with threads_of(experiment):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2 and torch.equal(rng, torch.get_rng_state())
     assert normed.training and all(
@@ -79,7 +85,7 @@ def test_counting_changes_nothing_and_a_model_that_cannot_be_counted_keeps_its_t
 
 def test_at_the_number_several_threads_are_kept() -> None:
     for batch, threads in ((SMALL // 15, 1), (SMALL // 15 + 1, 2)):
-        with fitting_threads(_experiment(nn.Linear(5, 3), batch, 5)):
+        with threads_of(_experiment(nn.Linear(5, 3), batch, 5)):
             assert torch.get_num_threads() == threads
 
 
@@ -94,3 +100,27 @@ def test_a_run_records_its_threads_and_what_the_environment_says_is_obeyed(
     assert threads() == 1 and torch.get_num_threads() == 2
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert threads("seed=1") == 2
+
+
+def test_a_small_model_is_measured_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(measures, "_read", lambda *_: seen.append(torch.get_num_threads()))
+    for width in (3, SMALL // (20 * 5) + 1):
+        run = _experiment(nn.Linear(5, width), 10, 5)
+        measures.measure_point(Point(run.update.model, run.task), "weight_norm")
+    assert seen == [1, 2] and torch.get_num_threads() == 2
+
+
+def test_a_landscape_of_a_small_model_is_drawn_on_one_thread(
+    optbench: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, seen = optbench(*QUICK).folder, list[int]()
+    directions = landscape_command._directions
+
+    def watched(*given: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return directions(*given)
+
+    monkeypatch.setattr(landscape_command, "_directions", watched)
+    settings = landscape_command.Settings(runs=(folder,), points=3, grid=0, along="random")
+    assert landscape_command.draw_landscape(settings) == 0 and seen == [1]

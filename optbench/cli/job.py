@@ -31,7 +31,7 @@ from optbench.run.follow import GO, NOTHING_TO_DO, follow, share_start
 from optbench.run.loop import Experiment, Runner
 from optbench.run.memory import keep_freed_memory, peak_gib, state_gib
 from optbench.run.resume import Start, resume_or_start
-from optbench.run.threads import fitting_threads
+from optbench.run.threads import threads_of
 
 
 def run_job(config: DictConfig, name: str, choices: Mapping[str, str], present: PresentData) -> str:
@@ -57,7 +57,7 @@ def run_job(config: DictConfig, name: str, choices: Mapping[str, str], present: 
             return "done"
         keep_freed_memory()
         experiment = build(config, ranks)
-        with fitting_threads(experiment):
+        with threads_of(experiment):
             return str(follow(experiment)["status"])
 
 
@@ -86,7 +86,7 @@ def _lead(
     ranks.tell(GO)
     keep_freed_memory()
     experiment = build(config, ranks)
-    with RunFolder(path) as folder, fitting_threads(experiment):
+    with RunFolder(path) as folder, threads_of(experiment):
         if config.overwrite:
             folder.clear()
         status = _train(experiment, folder, config, choices)

@@ -20,6 +20,7 @@ from optbench.lab.point import Point
 from optbench.record.axes import BLACK, BLUE, GREEN, ORANGE, picture_file
 from optbench.record.durable import write_whole
 from optbench.record.terminal import ManyRuns
+from optbench.run.threads import fitting_threads
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,9 +115,10 @@ def draw_landscape(settings: Settings) -> int:
             raise UserError(f"{run.name} has no checkpoint to look around: it is {run.status}")
     first = runs[0]
     point = first.at(step=settings.step).point()
-    directions = _directions(settings, runs, point)
     landscape = Landscape(point)
-    lines, plane = _evaluate(settings, landscape, directions)
+    with fitting_threads(point.model, point.optimizer, point.task, len(point.train)):
+        directions = _directions(settings, runs, point)
+        lines, plane = _evaluate(settings, landscape, directions)
     name = f"landscape-{settings.along}" + "-filter" * (settings.normalize == "filter")
     files = [first.folder / f"{name}.csv"]
     write_whole(files[0], _table_of_lines(lines))

@@ -1,15 +1,18 @@
-"""How many threads a run takes, where nobody has said it."""
+"""How many threads a run or a measurement takes, where nobody has said it."""
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from optbench.curvature.isolation import kept_rng
 from optbench.probes.generalization import evaluating
-from optbench.run.loop import Experiment
+from optbench.run.loop import Parts
+from optbench.task import Task
 
 SMALL = 5 * 10**7
 """Multiply-adds of a forward pass below which a run takes one thread.
@@ -24,15 +27,23 @@ EXAMPLES = 4  # that multiply-adds are counted on
 
 
 @contextmanager
-def fitting_threads(experiment: Experiment) -> Iterator[None]:
-    """Context of one thread if the run is small, on a CPU, and the environment sets no number.
+def fitting_threads(
+    model: nn.Module, optimizer: Optimizer | None, task: Task, examples: int
+) -> Iterator[None]:
+    """Context of one thread if passes are small, on a CPU, and the environment sets no number.
 
-    Decided by the run alone and not by how busy the machine is, since rounding depends on it.
+    Decided by the work alone and not by how busy the machine is, since rounding depends on it.
+
+    Args:
+        model: Model.
+        optimizer: Its optimizer, which may evaluate at other weights.
+        task: Task.
+        examples: The most examples of a pass.
     """
     before = torch.get_num_threads()
-    on_cpu = experiment.update.parameters[0].device.type == "cpu"
+    on_cpu = task.train.inputs.device.type == "cpu"
     if on_cpu and before > 1 and not any(map(os.environ.get, SAID)):
-        count = multiply_adds(experiment)
+        count = multiply_adds(model, optimizer, task, examples)
         if count is not None and count < SMALL:
             torch.set_num_threads(1)
     try:
@@ -41,29 +52,40 @@ def fitting_threads(experiment: Experiment) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def multiply_adds(experiment: Experiment) -> int | None:
-    """Multiply-adds of a forward pass on the most examples that an update or a probe takes.
+def threads_of(run: Parts) -> AbstractContextManager[None]:
+    """Context of the threads that fit a run, see `fitting_threads`."""
+    return fitting_threads(run.update.model, run.update.optimizer, run.task, most_examples(run))
+
+
+def most_examples(run: Parts) -> int:
+    """The most training examples that an update or a probe of a run takes."""
+    count = len(run.task.train)
+    of_probes = [
+        count if probe.examples is None else min(probe.examples, count)
+        for probe in run.probes.values()
+        if hasattr(probe, "examples") and probe.every != "never"
+    ]
+    return max([run.batches.size, *of_probes])
+
+
+def multiply_adds(
+    model: nn.Module, optimizer: Optimizer | None, task: Task, examples: int
+) -> int | None:
+    """Multiply-adds of a forward pass on so many examples.
 
     Matrix products, convolutions and attention count; None for a model that does not run on a few
     examples, or not where operations are counted.
     """
-    train, update = experiment.task.train, experiment.update
-    of_probes = [
-        len(train) if probe.examples is None else min(probe.examples, len(train))
-        for probe in experiment.probes.values()
-        if hasattr(probe, "examples") and probe.every != "never"
-    ]
-    few = train.first(min(EXAMPLES, len(train)))
+    few = task.train.first(min(EXAMPLES, len(task.train)))
     counter = FlopCounterMode(display=False)
     try:
         with (
             kept_rng(few.inputs.device),
-            evaluating(update.model, update.optimizer, experiment.task),
+            evaluating(model, optimizer, task),
             torch.no_grad(),
             counter,
         ):
-            update.model(few.inputs)
+            model(few.inputs)
     except Exception:  # models are anybody's; what is wrong with one is told where it trains
         return None
-    examples = max([experiment.batches.size, *of_probes])
     return int(counter.get_total_flops()) // 2 * examples // len(few)
