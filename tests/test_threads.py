@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from optbench.lab import landscape_command, measures
 from optbench.lab.point import Point
+from optbench.run import together
 from optbench.run.threads import SMALL, most_examples, multiply_adds, threads_of
+from optbench.run.together import Way
 from optbench.task import classification
 from tests.conftest import Command
 
@@ -124,3 +126,16 @@ def test_a_landscape_of_a_small_model_is_drawn_on_one_thread(
     monkeypatch.setattr(landscape_command, "_directions", watched)
     settings = landscape_command.Settings(runs=(folder,), points=3, grid=0, along="random")
     assert landscape_command.draw_landscape(settings) == 0 and seen == [1]
+
+
+def test_a_batch_takes_one_thread_where_that_pays_unless_the_environment_says_a_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    way, seen = Way(True, "bmm", together.SMALL // 4), list[int]()
+    for members in (3, 4):
+        with way.threads(members):
+            seen.append(torch.get_num_threads())
+    monkeypatch.setenv("MKL_NUM_THREADS", "2")
+    with way.threads(3):
+        seen.append(torch.get_num_threads())
+    assert seen == [1, 2, 2] and torch.get_num_threads() == 2

@@ -40,12 +40,20 @@ def fitting_threads(
         task: Task.
         examples: The most examples of a pass.
     """
-    before = torch.get_num_threads()
-    on_cpu = task.train.inputs.device.type == "cpu"
-    if on_cpu and before > 1 and not any(map(os.environ.get, SAID)):
+    small = False
+    if task.train.inputs.device.type == "cpu" and torch.get_num_threads() > 1:
         count = multiply_adds(model, optimizer, task, examples)
-        if count is not None and count < SMALL:
-            torch.set_num_threads(1)
+        small = count is not None and count < SMALL
+    with one_thread(small):
+        yield
+
+
+@contextmanager
+def one_thread(pays: bool) -> Iterator[None]:
+    """Context of one thread where that pays and the environment sets no number."""
+    before = torch.get_num_threads()
+    if pays and not any(map(os.environ.get, SAID)):
+        torch.set_num_threads(1)
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ do on two machines.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from optbench.probes.after_update import flat
 from optbench.run.loop import DivergenceError, Experiment, Runner, stop_signals
 from optbench.run.stacked import NotTogetherError, Stack
 from optbench.run.stacked_evaluation import StackedEvaluation
+from optbench.run.threads import one_thread
 from optbench.run.update import Update
 
 SMALL = 2 * 10**9
@@ -61,18 +62,13 @@ class Way:
         """The step's name in a summary: `stacked`, or `own` for one each."""
         return "stacked" if self.one_step else "own"
 
-    @contextmanager
-    def threads(self, count: int) -> Iterator[None]:
+    def threads(self, count: int) -> AbstractContextManager[None]:
         """Context of one thread where that pays for so many members, else of as many as before.
 
-        A function of the work alone, so that a resumed batch is computed as the first one was.
+        A function of the work, and of what the environment says, so that a resumed batch is
+        computed as the first one was.
         """
-        before = torch.get_num_threads()
-        torch.set_num_threads(1 if count * self.products < SMALL else before)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        return one_thread(count * self.products < SMALL)
 
 
 def way_together(build: Callable[[int], Experiment]) -> Way:
