@@ -16,6 +16,8 @@ from optbench.startup import begun
 GO_ON = "stopped: the same command goes on"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_PLACE = (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP)  # also of folders below /proc
+_LONGEST_PATH = 120  # characters of a path that are shown
 
 
 class UserError(Exception):
@@ -68,7 +70,9 @@ def file_trouble(error: OSError, elsewhere: str = "results_dir=DIR") -> str | No
 
     None if the error is of another kind.
     """
-    where = f" at {error.filename}" if error.filename else ""
+    path = str(error.filename or "")
+    shown = path if len(path) <= _LONGEST_PATH else f"{path[:_LONGEST_PATH]}…"
+    where = f" at {shown}" if path else ""
     if error.errno in _NO_ROOM:
         return (
             f"no room left on the disk{where}. Nothing recorded so far is lost: make room and give "
@@ -80,6 +84,8 @@ def file_trouble(error: OSError, elsewhere: str = "results_dir=DIR") -> str | No
         return f"{what}: say {elsewhere} with a folder of yours"
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return f"a file is in the way{where} ({error.strerror}): say {elsewhere} with a folder"
+    if error.errno in _NO_PLACE and path:
+        return f"{error.strerror}{where}: if it is for results, say {elsewhere} with another folder"
     return None
 
 

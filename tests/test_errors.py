@@ -27,6 +27,11 @@ def test_the_exit_code_is_the_command_s_own() -> None:
             1,
             "optbench: not allowed to read or write at a/b (denied): say --to DIR with a folder of yours",
         ),
+        (
+            OSError(errno.ENAMETOOLONG, "too long", "a" * 300),
+            1,
+            f"optbench: too long at {'a' * 120}…: if it is for results, say --to DIR with another folder",
+        ),
         (OSError(errno.EIO, "broken", "a/b"), 1, f"optbench: [Errno {errno.EIO}] broken: 'a/b'"),
         (KeyboardInterrupt(), 130, "stopped: the same command goes on"),
     ],
