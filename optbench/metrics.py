@@ -70,6 +70,14 @@ SHARPNESS_BOUND = _metric(
     CURVATURE,
     "λ₁ exceeds lambda_max by at most this, unless a larger one was lost (cold audits look for it)",
 )
+SHARPNESS_HELD_OUT = _metric(
+    "sharpness/held_out",
+    CURVATURE,
+    "uᵀH'u of as many other examples; between it and lambda_max is λ₁ of all, on average",
+)
+SHARPNESS_HELD_OUT_ERROR = _metric(
+    "sharpness/held_out_error", CURVATURE, "standard error of it over the choice of examples"
+)
 SHARPNESS_K = _metric("sharpness/lambda_K", CURVATURE, "λ_K(H), for K = 2, 3, …")
 SHARPNESS_HVPS = _metric("sharpness/hvps", "products", "Hessian-vector products that it took")
 SHARPNESS_SOLVED = _metric(
@@ -87,6 +95,14 @@ EDGE_THRESHOLD = _metric(
 )
 EDGE_DISTANCE = _metric(
     "edge/distance", "1", "measured / threshold, 1 at the edge; absent until P has settled"
+)
+EDGE_HELD_OUT = _metric(
+    "edge/held_out",
+    "1",
+    "edge/distance along the same direction on as many other training examples",
+)
+EDGE_HELD_OUT_ERROR = _metric(
+    "edge/held_out_error", "1", "standard error of it over the choice of examples"
 )
 EDGE_LR = _metric("edge/lr", "lr", "learning rate that the threshold is for")
 PRECONDITIONED_SHARPNESS = _metric(

@@ -11,6 +11,7 @@ from optbench.curvature.errors import (
     SecondDerivativeWarning,
     WeightingWarning,
 )
+from optbench.curvature.held_out import HeldOut, held_out
 from optbench.curvature.hessian import GaussNewton, Hessian
 from optbench.curvature.loss import Loss, loss_and_gradient, mean_loss
 from optbench.curvature.operators import Operator, Preconditioned, Restricted, Scaled
@@ -22,6 +23,7 @@ __all__ = [
     "DiagonalEstimate",
     "Eigenpairs",
     "GaussNewton",
+    "HeldOut",
     "Hessian",
     "Loss",
     "MeasurementError",
@@ -39,6 +41,7 @@ __all__ = [
     "block_densities",
     "block_heterogeneity",
     "diagonal",
+    "held_out",
     "loss_and_gradient",
     "mean_loss",
     "per_block",

@@ -150,6 +150,13 @@ class EigenvalueEdge(MeasuredEdge):
             return None
         return torch.cat([d.rsqrt().reshape(-1) for d in self.preconditioner])
 
+    def shift_along(self, x: Tensor) -> float:
+        """xᵀDx of the coupled weight decay D, for a flat vector."""
+        if self.shift is None:
+            return 0.0
+        pieces = zip(split(x, self.parameters), self.shift, strict=True)
+        return math.fsum(s * float(piece.double().square().sum()) for piece, s in pieces)
+
     def operator(self, matvec: MatVec) -> MatVec:
         """Symmetric operator P^-½ (H + r H² + D) P^-½ whose λ₁ meets `threshold`.
 

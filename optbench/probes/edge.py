@@ -13,7 +13,7 @@ from optbench import metrics
 from optbench.boundary.counting import counted
 from optbench.boundary.kinds import Count, Pairs, Positive
 from optbench.boundary.signature import check_fields
-from optbench.curvature import Hessian, Operator
+from optbench.curvature import Eigenpairs, Hessian, Operator
 from optbench.curvature.selection import trainable
 from optbench.dynamics import edge as edge_of
 from optbench.dynamics import edges
@@ -36,6 +36,7 @@ from optbench.dynamics.starting_rate import (
     scale_to_the_edge,
 )
 from optbench.probes import State, Value
+from optbench.probes.others import PRODUCTS, Others
 from optbench.probes.tracking import Tracker, later_hvps
 from optbench.seeds import derive
 
@@ -52,7 +53,8 @@ class Edge:
       SAM one gradient, since its threshold depends on ‖∇L‖.
     - `edge/preconditioned_sharpness` = λ₁(P^-½HP^-½) (Adam and similar), with
       `edge/preconditioned_bound` on its error, and `edge/preconditioned_lambda_2` … for k > 1.
-      Cost: as many products as sharpness, 5 to 8.
+      Cost: as many products as sharpness, 5 to 11. `edge/held_out` ± `edge/held_out_error` is the
+      distance along its eigenvector on other examples, as `sharpness/held_out` is.
     - `edge/norm_sharpness` = max dᵀHd over a ball in max or spectral norm (sign methods, Muon); the
       value found is a lower bound. Cost: one gradient and `norm_hvps` products.
 
@@ -241,6 +243,7 @@ class Edge:
             eigenvalue = isinstance(edge, EigenvalueEdge)
             quantity = metrics.PRECONDITIONED_SHARPNESS if eigenvalue else metrics.NORM_SHARPNESS
             cost = hvps if eigenvalue else NORM_COST * hvps
+            cost += PRODUCTS if metrics.EDGE_HELD_OUT in values else 0
             value = cast(float, values[quantity])
             state.shared.pace.take(quantity, value, cost, state, self.examples)
         return values | {
@@ -264,7 +267,22 @@ class Edge:
             values[metrics.EDGE_CONVERGED] = 0
         for k, eigenvalue in enumerate(eigenvalues[1:], 2):
             values[metrics.numbered(metrics.PRECONDITIONED_K, k)] = eigenvalue
-        return values | _compare(edge, eigenvalues[0])
+        return values | _compare(edge, eigenvalues[0]) | self._held_out(edge, pairs, state)
+
+    def _held_out(self, edge: EigenvalueEdge, pairs: Eigenpairs, state: State) -> dict[str, Value]:
+        """The distance along the same direction on other examples, where H is not over all."""
+        if edge.ascent or not edge.threshold > 0:  # of SAM the operator has H² in it
+            return {}
+        direction = edge.inverse_sqrt(pairs.vectors[:, 0])
+        others = Others(metrics.EDGE_HELD_OUT, self.examples)
+        found = others.along(direction, pairs, self._tracker.count, state)
+        if found is None:
+            return {}
+        value = found.value + edge.shift_along(direction)
+        return {
+            metrics.EDGE_HELD_OUT: value / edge.threshold,
+            metrics.EDGE_HELD_OUT_ERROR: found.error / edge.threshold,
+        }
 
     def _norm(
         self, edge: NormBallEdge, hessian: Hessian, seed: int, state: State

@@ -11,6 +11,7 @@ from optbench.curvature import Eigenpairs
 from optbench.dynamics.edges import UnknownEdge, awaits_a_step, on_sharpness
 from optbench.errors import UserError
 from optbench.probes import State, Value
+from optbench.probes.others import PRODUCTS, Others
 from optbench.probes.pace import Pace
 from optbench.probes.tracking import Tracker, later_hvps
 from optbench.seeds import derive
@@ -22,6 +23,10 @@ class Sharpness:
 
     - `sharpness/lambda_max_bound` bounds λ₁ − lambda_max, if no larger eigenvalue was lost. An
       audit every `audit_every` solves looks for a lost one, and the search then starts anew.
+    - `sharpness/held_out` ± `sharpness/held_out_error`, where H is over some of the training
+      examples only, is the curvature along the eigenvector on as many others, at every fourth solve
+      and at the end: on average the λ₁ of all is between it and lambda_max; see
+      `optbench.curvature.held_out`. The cost is that of 1.5 products.
     - `sharpness/lambda_2` … are further eigenvalues, for k > 1.
     - `sharpness/converged` is 0 where a search ended at its limit of products; else it is absent.
 
@@ -95,7 +100,9 @@ class Sharpness:
         start = time.perf_counter()
         pairs, hvps = (self._lobpcg if self.engine == "lobpcg" else self._pyhessian)(state)
         seconds = time.perf_counter() - start
-        self._pace.take(metrics.SHARPNESS, float(pairs.values[0]), hvps, state, self.examples)
+        held_out = self._held_out(pairs, state)
+        products = hvps + (PRODUCTS if held_out else 0)
+        self._pace.take(metrics.SHARPNESS, float(pairs.values[0]), products, state, self.examples)
         values: dict[str, Value] = {
             metrics.SHARPNESS: float(pairs.values[0]),
             metrics.SHARPNESS_BOUND: float(pairs.bounds[0]),
@@ -106,10 +113,27 @@ class Sharpness:
         }
         if not pairs.converged:
             values[metrics.SHARPNESS_CONVERGED] = 0
-        return values | {
-            metrics.SHARPNESS_SOLVED: int(not pairs.held),
-            metrics.SHARPNESS_HVPS: hvps,
-            metrics.SHARPNESS_SECONDS: seconds,
+        return (
+            values
+            | held_out
+            | {
+                metrics.SHARPNESS_SOLVED: int(not pairs.held),
+                metrics.SHARPNESS_HVPS: hvps,
+                metrics.SHARPNESS_SECONDS: seconds,
+            }
+        )
+
+    def _held_out(self, pairs: Eigenpairs, state: State) -> dict[str, Value]:
+        """What the eigenvector's curvature is on other examples, where H is not over all."""
+        if self.engine == "pyhessian":  # measured in eval mode
+            return {}
+        others = Others(metrics.SHARPNESS_HELD_OUT, self.examples)
+        found = others.along(pairs.vectors[:, 0], pairs, self._tracker.count, state)
+        if found is None:
+            return {}
+        return {
+            metrics.SHARPNESS_HELD_OUT: found.value,
+            metrics.SHARPNESS_HELD_OUT_ERROR: found.error,
         }
 
     def _leaves_out(self, state: State) -> bool:

@@ -126,6 +126,8 @@ def _sharpness(axis: "Axes", records: Records) -> None:
     _next_eigenvalues(axis, records, first)
     name = NAMES[first]
     draw_line(axis, records, first, name, RED, "-")
+    if first == metrics.SHARPNESS:
+        _on_others(axis, records, metrics.SHARPNESS_HELD_OUT, metrics.SHARPNESS_HELD_OUT_ERROR)
     _shade(axis, records)
     _, thresholds = series(records, metrics.EDGE_THRESHOLD)
     _, sharpness = series(records, first)
@@ -142,6 +144,7 @@ def _sharpness(axis: "Axes", records: Records) -> None:
 def _lambda_1(axis: "Axes", records: Records) -> None:
     """Draw λ₁ of the Hessian itself, where the edge is on another quantity."""
     draw_line(axis, records, metrics.SHARPNESS, NAMES[metrics.SHARPNESS], RED, "-")
+    _on_others(axis, records, metrics.SHARPNESS_HELD_OUT, metrics.SHARPNESS_HELD_OUT_ERROR)
     sharpness = series(records, metrics.SHARPNESS)[1]
     if sharpness:
         _fit(axis, sharpness, [])
@@ -151,11 +154,23 @@ def _lambda_1(axis: "Axes", records: Records) -> None:
 def _distance(axis: "Axes", records: Records) -> None:
     """Draw measured/threshold on a logarithmic axis, 1 at the edge."""
     draw_line(axis, records, metrics.EDGE_DISTANCE, "distance to the edge", RED, "-")
+    _on_others(axis, records, metrics.EDGE_HELD_OUT, metrics.EDGE_HELD_OUT_ERROR)
     distances = series(records, metrics.EDGE_DISTANCE)[1]
     if any(distance > 0 for distance in distances):
         axis.axhline(1, color=BLACK, linestyle="--", linewidth=1, label="edge of stability")
         plain_log(axis, "y")
     axis.set_ylabel("measured / threshold")
+
+
+def _on_others(axis: "Axes", records: Records, value: str, error: str) -> None:
+    """Draw the curvature along the same direction on other examples, with its standard error."""
+    found = [(r["step"], r[value], r[error]) for r in records if value in r and error in r]
+    if found:
+        steps, values, errors = zip(*found, strict=True)
+        axis.errorbar(
+            steps, values, errors, fmt="o", color=BLUE, markersize=4, markerfacecolor="none",
+            linewidth=1, capsize=2, label="along it on other examples, ± standard error",
+        )  # fmt: skip
 
 
 def _next_eigenvalues(axis: "Axes", records: Records, first: str) -> None:

@@ -1,0 +1,102 @@
+"""What sharpness of some examples is on others: values, when it is measured, when it is absent."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from optbench.dynamics import edge
+from optbench.dynamics.edges import EigenvalueEdge
+from optbench.probes import State
+from optbench.probes.edge import Edge
+from optbench.probes.others import EVERY
+from optbench.probes.sharpness import Sharpness
+from optbench.task import Split, Task, half_mse
+from tests.curvature.helpers import dense_hessian
+
+N = 80
+
+
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer, step: int = 0) -> State:
+    generator = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(300, n, generator=generator, dtype=torch.float64) for n in (4, 2))
+    said: list[str] = []
+    task = Task(Split(x, y), None, None, 2, half_mse)
+    return State(step, 100, task, model, optimizer, True, 1, 0, say=said.append)
+
+
+def _model(*more: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), *more, nn.Linear(5, 2)).double()
+
+
+def _dense(state: State, first: int, last: int) -> Tensor:
+    train = state.task.train
+    return dense_hessian(
+        state.model, half_mse, (train.inputs[first:last], train.targets[first:last])
+    )
+
+
+def test_sharpness_is_told_along_its_eigenvector_on_as_many_others() -> None:
+    model = _model()
+    state = _state(model, torch.optim.SGD(model.parameters(), 0.1))
+    found = Sharpness(examples=N, accuracy=1e-9)(state)
+    u = torch.linalg.eigh(_dense(state, 0, N))[1][:, -1]
+    expected = u @ _dense(state, N, 2 * N) @ u
+    # the eigenvector's relative error is the residual's, some 1e-5, over a gap of some tenths
+    assert found["sharpness/held_out"] == pytest.approx(expected.item(), rel=1e-4)
+    q = torch.stack([u @ _dense(state, i, i + 5) @ u for i in range(N, 2 * N, 5)])  # 16 groups
+    error = (1 - N / 300) ** 0.5 * q.std() / 4
+    assert found["sharpness/held_out_error"] == pytest.approx(error.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_the_distance_of_adam_is_told_along_its_direction_on_others(weight_decay: float) -> None:
+    model = _model()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01, weight_decay=weight_decay)
+    state = _state(model, optimizer, 30)
+    for _ in range(30):
+        optimizer.zero_grad()
+        half_mse(model(state.task.train.inputs), state.task.train.targets).backward()
+        optimizer.step()
+    found = Edge(examples=N, accuracy=1e-9)(state)
+    known = edge(optimizer)
+    assert isinstance(known, EigenvalueEdge)
+    size = sum(p.numel() for p in model.parameters())
+    root = torch.diag(known.inverse_sqrt(torch.ones(size, dtype=torch.float64)))
+    decay = weight_decay * torch.eye(size, dtype=torch.float64)
+    of_first, of_others = (
+        root @ (_dense(state, *ends) + decay) @ root for ends in ((0, N), (N, 2 * N))
+    )
+    values, vectors = torch.linalg.eigh(of_first)
+    assert found["edge/distance"] == pytest.approx(values[-1].item() / known.threshold, rel=1e-6)
+    expected = vectors[:, -1] @ of_others @ vectors[:, -1] / known.threshold
+    assert found["edge/held_out"] == pytest.approx(expected.item(), rel=1e-4)
+    assert 0 < found["edge/held_out_error"] < found["edge/held_out"]  # type: ignore[operator]
+
+
+def test_it_is_measured_at_every_fourth_solve_and_at_the_end() -> None:
+    model = _model()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    probe, taken = Sharpness(examples=N, solve_every=1), list[int]()
+    for step in (*range(0, 2 * EVERY + 2), 100):
+        found = probe(_state(model, optimizer, step))
+        taken += [step] if "sharpness/held_out" in found else []
+    assert taken == [0, EVERY, 2 * EVERY, 100]
+
+
+@pytest.mark.parametrize("examples", [None, 300, 270])
+def test_it_is_absent_where_few_or_no_others_are_left(examples: int | None) -> None:
+    model = _model()
+    state = _state(model, torch.optim.SGD(model.parameters(), 0.1))
+    assert not any("held_out" in name for name in Sharpness(examples=examples)(state))
+
+
+def test_it_is_absent_with_its_reason_where_examples_affect_each_other() -> None:
+    model = _model(nn.BatchNorm1d(5))
+    state = _state(model, torch.optim.SGD(model.parameters(), 0.1))
+    said: list[str] = []
+    state.say = said.append
+    found = Sharpness(examples=N)(state)
+    assert "sharpness/lambda_max" in found and "sharpness/held_out" not in found
+    (line,) = [line for line in said if "held_out" in line]
+    assert line.startswith("sharpness/held_out is absent: a batch norm in train mode")
