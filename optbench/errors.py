@@ -16,7 +16,7 @@ from optbench.startup import begun
 GO_ON = "stopped: the same command goes on"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
-_NO_PLACE = (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP)  # also of folders below /proc
+_NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
 _LONGEST_PATH = 120  # characters of a path that are shown
 
 
@@ -84,9 +84,18 @@ def file_trouble(error: OSError, elsewhere: str = "results_dir=DIR") -> str | No
         return f"{what}: say {elsewhere} with a folder of yours"
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return f"a file is in the way{where} ({error.strerror}): say {elsewhere} with a folder"
-    if error.errno in _NO_PLACE and path:
-        return f"{error.strerror}{where}: if it is for results, say {elsewhere} with another folder"
+    if error.errno in _NO_PATH or (error.errno == errno.ENOENT and _is_of_a_new_folder(error)):
+        return f"no folder can be made{where} ({error.strerror}): say {elsewhere} with another one"
     return None
+
+
+def _is_of_a_new_folder(error: OSError) -> bool:
+    """Whether it arose where a folder was to be made, not where, say, a file was to be read.
+
+    There is no such place below /proc, for instance.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].name in ("mkdir", "makedirs")
 
 
 class Stopped(KeyboardInterrupt):

@@ -1,30 +1,47 @@
 """What tracking costs: whole runs of the main job with its probes and without, in pairs.
 
     python -m perf.tracking                           the default run, five pairs
-    python -m perf.tracking pairs=1 task=cifar optimizer=adam
-    python -m perf.tracking device=cuda task=cifar    the same on a GPU
+    python -m perf.tracking pairs=1 run.task=cifar run.optimizer=adam
+    python -m perf.tracking run.device=cuda           the same on a GPU
 
-The words are the main job's. Both runs of a pair train the same weights, bit for bit, which is
-checked; the run without probes looks at loss and error at its ends alone. Pairs take turns in which
-comes first. Shown are the median over pairs of what measuring adds to the seconds of the other run's
-updates, its share of its own run, and what each probe took; of a pair, beside them, the range.
+Both runs of a pair train the same weights, bit for bit, which is checked; the run without probes
+looks at loss and error at its ends alone. Pairs take turns in which comes first. Shown are the
+median over pairs of what measuring adds to the seconds of the other run's updates, its share of its
+own run, and what each probe took; beside it the range over the pairs.
 """
 
 import statistics
-import sys
 import tempfile
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from optbench import lab
+from optbench.boundary.command_line import Command, Key
+from optbench.boundary.kinds import Count
+from optbench.errors import UserError
 from optbench.run.memory import keep_freed_memory
 
 FAR = 10**9  # steps: the ends alone
-PAIRS = 5
+SET_HERE = ("results_dir", "probes")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Time whole runs of the main job with its probes and without, in pairs."""
+
+    pairs: Annotated[Count, Key("pairs of runs")] = 5
+    run: Annotated[
+        tuple[str, ...], Key("a setting of every run, as of the main job", below=True)
+    ] = ()
+
+
+COMMAND = Command(
+    "perf.tracking", Settings, examples=("pairs=1 run.task=cifar run.optimizer=adam",)
+)
 
 
 def run(words: list[str], without: bool) -> tuple[dict[str, Any], bytes]:
@@ -32,6 +49,8 @@ def run(words: list[str], without: bool) -> tuple[dict[str, Any], bytes]:
     none = ["probes=none", f"probes.generalization.every={FAR}"] if without else []
     with tempfile.TemporaryDirectory() as folder:
         made = lab.start(*words, *none, *lab.QUIET, results_dir=folder).train()
+        if made.status != "done":
+            raise UserError(f"the run with {' '.join(words)} is {made.status}: nothing to compare")
         weights = b"".join(p.detach().cpu().numpy().tobytes() for p in made.end.model.parameters())
         return made.summary, weights
 
@@ -56,17 +75,23 @@ def middle(values: list[float], unit: str = "") -> str:
 
 
 def main() -> None:
-    """Print the table."""
-    given = [word.partition("=") for word in sys.argv[1:]]
-    pairs = next((int(value) for key, _, value in given if key == "pairs"), PAIRS)
-    words = [key + sign + value for key, sign, value in given if key != "pairs"]
+    """Do what the command line says."""
+    COMMAND.run(compare)
+
+
+def compare(settings: Settings) -> int:
+    """Run the pairs and print the table; return the exit code."""
+    words = list(settings.run)
+    for word in words:
+        if word.partition("=")[0] in SET_HERE:
+            raise UserError(f"run.{word} is set by the command itself: leave it out")
     keep_freed_memory()
     console = Console()
     with console.status("") as status:
         run([*words, "steps=2"], without=False)  # imports, and the data
         found = []
-        for number in range(pairs):
-            status.update(f"pair {number + 1} of {pairs}")
+        for number in range(settings.pairs):
+            status.update(f"pair {number + 1} of {settings.pairs}")
             found.append(pair(words, first_without=bool(number % 2)))
     device = torch.cuda.get_device_name() if "device=cuda" in words else "the CPU"
     console.print(f"{' '.join(words) or 'the default run'}, torch {torch.__version__}, {device}")
@@ -85,8 +110,8 @@ def main() -> None:
     console.print(table)
     shares = [s["probe_seconds"] / (s["probe_seconds"] + s["train_seconds"]) for s, _ in found]
     console.print(f"measuring is {middle(shares, '%')} of the run")
+    return 0
 
 
 if __name__ == "__main__":
-    print(Path(__file__).stem)
     main()

@@ -1,6 +1,7 @@
 """How a command of many runs ends: its own exit code, or one line that says why."""
 
 import errno
+from pathlib import Path
 
 import pytest
 
@@ -28,9 +29,9 @@ def test_the_exit_code_is_the_command_s_own() -> None:
             "optbench: not allowed to read or write at a/b (denied): say --to DIR with a folder of yours",
         ),
         (
-            OSError(errno.ENAMETOOLONG, "too long", "a" * 300),
+            OSError(errno.ENOENT, "none", "a/b"),  # of a file that somebody's code was to read
             1,
-            f"optbench: too long at {'a' * 120}…: if it is for results, say --to DIR with another folder",
+            f"optbench: [Errno {errno.ENOENT}] none: 'a/b'",
         ),
         (OSError(errno.EIO, "broken", "a/b"), 1, f"optbench: [Errno {errno.EIO}] broken: 'a/b'"),
         (KeyboardInterrupt(), 130, "stopped: the same command goes on"),
@@ -43,6 +44,17 @@ def test_what_stops_a_command_takes_one_line(
         exit_with(lambda: _raise(error), "--to DIR")
     assert stop.value.code == code
     assert capsys.readouterr().err == said + "\n"
+
+
+def test_where_no_folder_can_be_made_the_way_out_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = tmp_path / ("a" * 300)
+    with pytest.raises(SystemExit) as stop:
+        exit_with(lambda: len([*long.iterdir()]), "--to DIR")
+    said = capsys.readouterr().err
+    assert stop.value.code == 1 and said.endswith(": say --to DIR with another one\n")
+    assert "no folder can be made at" in said and "aaa… (" in said and len(said) < 250
 
 
 def test_a_traceback_is_there_for_who_asks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,3 +139,9 @@ def test_a_batch_takes_one_thread_where_that_pays_unless_the_environment_says_a_
     with way.threads(3):
         seen.append(torch.get_num_threads())
     assert seen == [1, 2, 2] and torch.get_num_threads() == 2
+
+
+def test_a_task_without_training_examples_keeps_its_threads() -> None:
+    model, empty = nn.Linear(5, 3), (torch.zeros(0, 5), torch.zeros(0, dtype=torch.long))
+    task = classification({"train": empty, "val": empty, "test": empty}, 3, "ce")
+    assert multiply_adds(model, None, task, 10) is None

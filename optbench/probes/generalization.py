@@ -23,9 +23,10 @@ from optbench.task import Split, Task
 Mean = Callable[[Tensor, Tensor], Tensor]
 
 OUTPUTS = 2**28  # bytes of outputs that may be kept, for a loss of all of them at once
-# Examples per forward pass: this many, or more where they have no more than these numbers together.
-# Of digits, 64 numbers each, a pass over 250 takes half its time for calls.
-CHUNK, NUMBERS = 250, 2**18
+# Examples per forward pass: this many, or more, where they have no more than these numbers
+# together, but never more than the last: a layer may make much of a small example. Of digits, 64
+# numbers each, a pass over 250 takes half its time for calls.
+CHUNK, NUMBERS, MOST = 250, 2**18, 4096
 # Relative differences that count as rounding:
 SAME = 1e-5  # between the loss of a whole and the mean of its parts'
 ALIKE = 1e-3  # between outputs of an example in batches of different sizes
@@ -48,9 +49,9 @@ class Generalization:
         every: Cadence: steps between measurements, `epoch`, `log`, `never`, or the name of a probe
             whose cadence is taken.
         train_examples: Number of training examples, always the first ones; None for all.
-        chunk: Examples per forward pass, which bounds memory; None for 250, or as many as have 2^18
-            numbers together if those are more. Where examples of a batch affect each other, all are
-            taken at once.
+        chunk: Examples per forward pass, which bounds memory; None for 250, or, if those are more,
+            as many as have 2^18 numbers together, at most 4,096. Where examples of a batch affect
+            each other, all are taken at once.
     """
 
     every: int | str = "epoch"
@@ -106,7 +107,7 @@ class Generalization:
         # a token, an integer, becomes a whole vector
         are_numbers = split.inputs.is_floating_point() and len(split)
         fit = NUMBERS // max(1, split.inputs[0].numel()) if are_numbers else 0
-        return max(CHUNK, fit)
+        return max(CHUNK, min(fit, MOST))
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ PRODUCT = 3.0
 alone it is 1.3 (MLP) to 2.3 gradients (transformer), docs/curvature.md."""
 
 FIRST = 10  # steps from the first measurement to the second
-FEWEST = 10  # measurements of a run, whatever they cost
+FEWEST = 10  # measurements of a run of as many steps, whatever they cost
 GROWTH = 4  # of the interval from one measurement to the next, at most, where the share wants more
 MEMORY = 8  # measurements that the mean cost remembers, about
 
@@ -30,16 +30,23 @@ def updates_worth(products: float, state: State, examples: int | None) -> float:
     return PRODUCT * products * part * state.steps_per_epoch
 
 
+def _longest(steps: int) -> int:
+    """The longest odd interval of which a run has as many as `FEWEST`; 1 in a shorter one."""
+    most = max(1, steps // FEWEST)
+    return most - (most % 2 == 0)
+
+
 @dataclass
 class Pace:
     """Sets the step of the next measurement from what this one found and cost.
 
     The interval halves after a change of more than 10 % since the last measurement of the quantity,
     and doubles, up to `longest`, after one of less than 2 %. It is not below cost/share, where the
-    cost is a running mean in updates, each product counted as three updates on its examples. It is
-    never above a tenth of the run, and grows no faster than to four times the last. It is odd, so
-    that an oscillation of period two, which training has at its edge, is seen on both sides. Counts
-    decide and no clock, so that a resumed run measures at the same steps.
+    cost is a running mean in updates, each product counted as three updates on its examples; it
+    grows no faster than to four times the last. Then it is made odd, upwards, so that an
+    oscillation of period two, which training has at its edge, is seen on both sides. It is never
+    above a tenth of the run, whatever that costs. Counts decide and no clock, so that a resumed run
+    measures at the same steps.
 
     Args:
         share: Updates' worth of products for each update, at most, the first measurement aside.
@@ -62,7 +69,8 @@ class Pace:
         """A measurement is due at this step; if nothing is taken the interval stays."""
         if step == self._step:
             return
-        if self._before:
+        # at a time before the edge was known nothing was taken, which says nothing of the cost
+        if self._before and (self._spent or not math.isnan(self._mean)):
             self._mean = self._mean_with_this()
         self._before = max(0, self.next_step - self._step) if self._step >= 0 else 0
         self._step, self._spent = step, 0.0
@@ -84,7 +92,7 @@ class Pace:
         before = self._last.get(quantity)
         self._last[quantity] = value
         is_known = state.steps > state.step  # how long the run is
-        most = math.ceil(state.steps / FEWEST) if is_known else sys.maxsize
+        most = _longest(state.steps) if is_known else sys.maxsize
         interval = min(self._before or FIRST, most)
         if before is not None:
             change = abs(value - before) / max(abs(before), 1e-30)
@@ -93,8 +101,8 @@ class Pace:
             elif change < STILL:
                 interval = min(2 * interval, max(self.longest, interval), most)
         if self._before:
-            worth = math.ceil(self._mean_with_this() / self.share)
-            interval = max(interval, min(worth, GROWTH * self._before, most))
+            worth = self._mean_with_this() / self.share
+            interval = max(interval, math.ceil(min(worth, GROWTH * self._before, most)))
         self.next_step = self._step + interval + 1 - interval % 2
 
     def left(self, after: int, steps: int, updates: float | None) -> int:
@@ -109,8 +117,7 @@ class Pace:
                 measurements were seen to cost counts more.
         """
         cost = updates if math.isnan(self._mean) else self._mean
-        most = math.ceil(steps / FEWEST)
-        allowed = min(most, math.ceil(0.0 if cost is None else cost / self.share))
+        allowed = math.ceil(min(_longest(steps), 0.0 if cost is None else cost / self.share))
         step, interval, count = self.next_step, max(1, self.next_step - after), 1
         while step < steps:
             count += 1

@@ -85,6 +85,8 @@ def multiply_adds(
     examples, or not where operations are counted.
     """
     few = task.train.first(min(EXAMPLES, len(task.train)))
+    if not len(few):
+        return None
     counter = FlopCounterMode(display=False)
     try:
         with (

@@ -71,7 +71,9 @@ def plan(x: Axis, y: Axis, words: Sequence[str], seeds: int) -> list[Cell]:
     for word in words:
         if word.partition("=")[0] in (x.key, y.key, "seed"):
             raise UserError(f"run.{word} is set by the diagram itself")
-    common = ("picture=false", "wandb.mode=disabled", "probes.layers.every=never")
+    # the median is over the last quarter of what was measured
+    often = "probes.sharpness.share=1"
+    common = ("picture=false", "wandb.mode=disabled", "probes.layers.every=never", often)
     return [
         Cell(
             {"x": a, "y": b, "seed": seed},

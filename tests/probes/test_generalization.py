@@ -29,7 +29,8 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
         (torch.zeros(3, 1, 8, 8), 2**18 // 64),
         (torch.zeros(3, 3, 32, 32), 250),  # 85 fit in 2^18 numbers
         (torch.zeros(3, 64, dtype=torch.long), 250),  # tokens
-        (torch.zeros(3), 2**18),
+        (torch.zeros(3, 28, 28), 334),
+        (torch.zeros(3), 4096),
         (torch.zeros(0, 4), 250),
     ],
 )

@@ -74,8 +74,8 @@ def test_intervals_are_odd_so_both_sides_of_an_oscillation_are_seen() -> None:
 
 def test_few_measurements_of_a_short_run_are_made_whatever_they_cost() -> None:
     taken = _run(Pace(0.25, 100), lambda _: 1.0, lambda _: 50, 400)
-    # intervals grow up to a tenth of the run, and are made odd
-    assert np.diff(taken)[1:-1].max() <= 400 / FEWEST + 1
+    # intervals grow up to a tenth of the run, which is made odd
+    assert np.diff(taken)[1:-1].max() == 400 / FEWEST - 1
     first = Pace(0.25, 100)
     first.begin(0)
     first.take("λ₁", 1.0, 1000, _state(0, 400), None)
@@ -87,6 +87,29 @@ def test_a_dear_measurement_comes_soon_to_its_share() -> None:
     taken = np.diff(_run(Pace(0.1, 50), lambda step: float(step), lambda _: 8, 20_000))
     assert taken[:4].tolist() == [11, 45, 181, 241]  # fourfold each, and odd
     assert set(taken[3:-1].tolist()) == {241}
+
+
+@pytest.mark.parametrize("steps", [*range(10, 130), 3000])
+def test_no_run_of_ten_steps_or_more_has_fewer_than_ten_measurements(steps: int) -> None:
+    taken = _run(Pace(0.01, 50), lambda _: 1.0, lambda _: 50, steps)
+    assert len(taken) >= FEWEST
+    assert max(np.diff(taken)[1:]) <= steps / FEWEST
+
+
+def test_a_time_at_which_nothing_is_taken_does_not_make_the_later_ones_cheap() -> None:
+    """As before Adam's edge is known: 8 products at the share .2 are 120 updates, from then on."""
+    pace, steps, taken = Pace(0.2, 50), 20_000, list[int]()
+    for step in range(2000):
+        if step >= pace.next_step:
+            pace.begin(step)
+            if step == 0 or step > 20:  # a cold start, then nothing, then the edge
+                pace.take("λ₁", float(step), 8, _state(step, steps), None)
+                taken.append(step)
+    assert np.diff(taken).tolist() == [22, 45] + [121] * (len(taken) - 3)
+
+
+def test_a_share_of_almost_nothing_makes_the_fewest() -> None:
+    assert len(_run(Pace(1e-320, 50), lambda _: 1.0, lambda _: 50, 400)) <= 2 * FEWEST
 
 
 def test_a_product_over_few_examples_of_a_large_set_costs_few_updates() -> None:
