@@ -62,18 +62,17 @@ class Pace:
     _step: int = -1  # of the measurement that is being taken
     _before: int = 0  # interval before it; 0: there was none
     _spent: float = 0.0  # updates at this step
-    _mean: float = math.nan  # updates of a measurement, without the first ones from a cold start
+    _cold: bool = False  # whether a quantity was found at this step for the first time
+    _mean: float = math.nan  # updates of a measurement, without those from a cold start
     _last: dict[str, float] = field(default_factory=dict)
 
     def begin(self, step: int) -> None:
         """A measurement is due at this step; if nothing is taken the interval stays."""
         if step == self._step:
             return
-        # at a time before the edge was known nothing was taken, which says nothing of the cost
-        if self._before and (self._spent or not math.isnan(self._mean)):
-            self._mean = self._mean_with_this()
+        self._mean = self._mean_with_this()
         self._before = max(0, self.next_step - self._step) if self._step >= 0 else 0
-        self._step, self._spent = step, 0.0
+        self._step, self._spent, self._cold = step, 0.0, False
         self.next_step = step + (self._before or FIRST)
 
     def take(
@@ -90,6 +89,7 @@ class Pace:
         """
         self._spent += updates_worth(products, state, examples)
         before = self._last.get(quantity)
+        self._cold |= before is None
         self._last[quantity] = value
         is_known = state.steps > state.step  # how long the run is
         most = _longest(state.steps) if is_known else sys.maxsize
@@ -100,8 +100,9 @@ class Pace:
                 interval = max(1, interval // 2)
             elif change < STILL:
                 interval = min(2 * interval, max(self.longest, interval), most)
-        if self._before:
-            worth = self._mean_with_this() / self.share
+        mean = self._mean_with_this()
+        if not math.isnan(mean):
+            worth = mean / self.share
             interval = max(interval, math.ceil(min(worth, GROWTH * self._before, most)))
         self.next_step = self._step + interval + 1 - interval % 2
 
@@ -126,6 +127,10 @@ class Pace:
         return count
 
     def _mean_with_this(self) -> float:
+        # Nothing was taken before the edge was known, and the first search for a quantity is cold:
+        # neither says what later ones cost.
+        if self._cold or (not self._spent and math.isnan(self._mean)):
+            return self._mean
         if math.isnan(self._mean):
             return self._spent
         return self._mean + (self._spent - self._mean) / MEMORY

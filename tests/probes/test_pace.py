@@ -102,10 +102,11 @@ def test_a_time_at_which_nothing_is_taken_does_not_make_the_later_ones_cheap() -
     for step in range(2000):
         if step >= pace.next_step:
             pace.begin(step)
-            if step == 0 or step > 20:  # a cold start, then nothing, then the edge
-                pace.take("λ₁", float(step), 8, _state(step, steps), None)
+            if step == 0 or step > 20:  # a cold start, then nothing, then the edge, cold too
+                what, products = ("the edge's", 8 if taken[1:] else 100) if step else ("λ₁", 100)
+                pace.take(what, float(step), products, _state(step, steps), None)
                 taken.append(step)
-    assert np.diff(taken).tolist() == [22, 45] + [121] * (len(taken) - 3)
+    assert np.diff(taken).tolist() == [22, 11, 45] + [121] * (len(taken) - 4)
 
 
 def test_a_share_of_almost_nothing_makes_the_fewest() -> None:
