@@ -180,6 +180,7 @@ def watch(
             "generalization": Generalization(),
         }
     shared = Shared(dtype)
+    shared.is_open_ended = True
     per_epoch = 1 if full_batch else math.ceil(len(train) / batch_size)
     return Watch(
         model,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -14,11 +14,20 @@ from optbench.curvature.chunk_loss import Objective
 from optbench.curvature.chunks import Chunks, Pair
 from optbench.curvature.errors import MeasurementError
 from optbench.curvature.hessian import ModelOperator
+from optbench.curvature.weighting import loss_differs
 
 GROUPS = 16
 FEWEST = 2 * GROUPS
 """Other examples below which the spread of their groups says little."""
+EFFECTIVE = 8  # groups of equal weight that those there are must be worth
+ALLOWED = 1e-4  # relative difference at the outputs that counts as rounding
 WHOLE = 1e-3  # largest relative difference of the loss of all from the mean over the groups
+
+# Whether groups of examples have a spread that means anything, by operator: the modes of its
+# modules that this was decided for, and why not.
+_verdicts: WeakKeyDictionary[ModelOperator, tuple[tuple[bool, ...], str | None]] = (
+    WeakKeyDictionary()
+)
 
 
 @dataclass(frozen=True)
@@ -39,27 +48,34 @@ def held_out(
 ) -> HeldOut:
     """Curvature uᵀH'u of other examples than those that the direction u was found on.
 
-    λ₁(H_S) of a sample S of n examples is larger than λ₁ of all, on average: by convexity,
+    λ₁(H_S) of a sample S of all examples is larger than λ₁ of all, on average: by convexity,
     E λ₁(H_S) ≥ λ₁(E H_S). Along its eigenvector u the curvature of other examples S' is smaller,
     since u does not depend on them:
 
         E uᵀH_{S'}u ≤ λ₁(H) ≤ E λ₁(H_S)
 
-    With q_g = uᵀH_g u of G groups of S' of equal weight, N the number of all examples,
+    With q_g = uᵀH_g u of about 16 groups of S' with shares s_g of its weight, and M the number of
+    examples that S' is drawn from,
 
-        value = (1/G) Σ_g q_g,   error² = (1 − n/N) Σ_g (q_g − value)² / (G (G − 1)).
+        value = Σ_g s_g q_g,   error² = (1 − n/M) Σ_g s_g² (q_g − value)² / (1 − Σ_g s_g²).
 
-    Cost: two forward passes, a graph and a product over S', a group at a time.
+    Both hold for examples in random order. In one by class or length, the first ones are no sample.
+
+    Cost: a graph and a product over S', a group at a time; about two products with a kept graph
+    where computing dominates, and more where a group is little work. The first call for an operator
+    looks whether the loss is a mean over groups: two more forward passes.
 
     Args:
         hessian: H_S, or another operator of the same model, loss and parameters.
-        others: Inputs and targets of S', in random order, at least 32; none is in S.
+        others: Inputs and targets of S', n of them, at least 32; none is in S.
         vector: u, shape (P,), of any length.
-        population: N; None for infinitely many.
+        population: M; the error is then that of the mean over all of these. None: of infinitely
+            many.
 
     Raises:
         MeasurementError: If the loss of S' is not the mean over its groups: batch norm in train
-            mode, dropout, losses that compare examples. If a product cannot be computed.
+            mode, dropout, losses that compare examples; if the model takes batches of one size
+            only; if a few groups weigh nearly all. If a product cannot be computed.
         ValueError: If there are too few others.
 
     References:
@@ -71,37 +87,68 @@ def held_out(
         raise ValueError(f"others must be {FEWEST} examples or more, got {count}")
     hessian.prepare()
     objective, chunks = hessian.objective, hessian.chunks
-    if objective.mixes_examples():
-        raise MeasurementError("a batch norm in train mode lets examples affect each other")
     # no more than fit in memory with their graph
     size = min(math.ceil(count / GROUPS), chunks.limit or count)
-    found: list[tuple[float, float, float]] = []  # of each group: weight, q, loss
+    found: list[tuple[float, float]] = []  # of each group: weight, q
     with chunks.kept_rng(), objective.evaluated():
+        if (why := _why_not(hessian, others, size)) is not None:
+            raise MeasurementError(why)
         leaves = objective.leaves()
         for weight, group in chunks.parts(others, size):
-            with torch.no_grad():
-                loss = float(objective.value(leaves, group))
             product = products.build(type(hessian).builder, objective, leaves, group)
             parts = [part.reshape(-1) for part in product(vector, free_graph=True)]
-            found.append((weight, float(torch.cat(parts).double() @ vector.double()), loss))
+            found.append((weight, float(torch.cat(parts).double() @ vector.double())))
             del product
-        # where the examples of H are cut into chunks it is known that their loss is the mean
-        whole = None if chunks.limit else _loss(objective, leaves, chunks, others)
-    if len(found) < 2:
-        raise MeasurementError("all but one of the groups of other examples weigh nothing")
-    total = math.fsum(weight for weight, _, _ in found)
-    mean = math.fsum(weight * loss for weight, _, loss in found) / total
-    if whole is not None and not abs(mean - whole) <= WHOLE * abs(whole):
-        raise MeasurementError(
-            f"the loss of {count} examples, {whole:.6g}, is not the mean over groups, {mean:.6g}"
-        )
-    value = math.fsum(weight * q for weight, q, _ in found) / total
-    square = math.fsum((weight * (q - value)) ** 2 for weight, q, _ in found) / total**2
+    total = math.fsum(weight for weight, _ in found)
+    square = math.fsum(weight**2 for weight, _ in found)
+    if not EFFECTIVE * square <= total**2 or not total:
+        raise MeasurementError("a few groups of the other examples weigh nearly all")
+    value = math.fsum(weight * q for weight, q in found) / total
+    spread = math.fsum((weight * (q - value)) ** 2 for weight, q in found) / (total**2 - square)
     left = 1.0 if population is None else max(0.0, 1 - count / population)
-    return HeldOut(value, math.sqrt(left * square * len(found) / (len(found) - 1)))
+    return HeldOut(value, math.sqrt(left * spread))
 
 
-@torch.no_grad()
-def _loss(objective: Objective, leaves: Sequence[Tensor], chunks: Chunks, pair: Pair) -> float:
+def _why_not(hessian: ModelOperator, others: Pair, size: int) -> str | None:
+    """Why groups of examples say nothing, decided once for an operator in these modes."""
+    modes = hessian.objective.modes()
+    known = _verdicts.get(hessian)
+    if known is None or known[0] != modes:
+        known = modes, _reason(hessian, others, size)
+        _verdicts[hessian] = known
+    return known[1]
+
+
+def _reason(hessian: ModelOperator, others: Pair, size: int) -> str | None:
+    objective, chunks = hessian.objective, hessian.chunks
+    if objective.mixes_examples():
+        return "a batch norm in train mode lets examples affect each other"
+    try:
+        if objective.draws(next(chunks.parts(others, size))[1][0]):
+            return "the model draws random numbers, such as dropout masks, for each group anew"
+        parts = chunks.parts(others, size)
+        is_mean = loss_differs(objective, parts, hessian.loss.memory, ALLOWED) is False
+        # where the examples of H are cut into chunks it is known that their loss is the mean
+        if is_mean and not chunks.limit:
+            is_mean = _is_mean(objective, chunks, others, size)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as why:
+        return f"the model does not run on a group of examples ({type(why).__name__})"
+    return None if is_mean else "the loss of other examples is not the mean over groups of them"
+
+
+def _is_mean(objective: Objective, chunks: Chunks, pair: Pair, size: int) -> bool:
+    """Whether the loss of a pair, through the model, is the mean over its groups."""
+    leaves = objective.leaves()
+
+    def loss(part: Pair) -> float:
+        with torch.set_grad_enabled(objective.differentiates_itself):
+            return float(objective.value(leaves, part).detach())
+
     ((_, whole),) = chunks.parts(pair, None, weigh=False)
-    return float(objective.value(leaves, whole))
+    weighed = [(weight, loss(part)) for weight, part in chunks.parts(pair, size)]
+    total = math.fsum(weight for weight, _ in weighed)
+    mean = math.fsum(weight * value for weight, value in weighed) / total if total else math.nan
+    value = loss(whole)
+    return abs(mean - value) <= WHOLE * abs(value)

@@ -11,7 +11,7 @@ from optbench.curvature.held_out import FEWEST
 from optbench.probes import State
 
 EVERY = 4  # solves, from the first on; and at the last step
-PRODUCTS = 1.5  # with its graph, of which nothing is kept
+PRODUCTS = 2.0  # along a kept graph, that it takes as long as: its own graph is not kept
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,16 @@ class Others:
             solves: Solves so far, that of the pairs among them.
             state: Training.
         """
-        due = state.step == state.steps or (not pairs.held and solves % EVERY == 1)
+        ends = state.step == state.steps and not state.shared.is_open_ended
+        due = ends or (not pairs.held and solves % EVERY == 1)
         train, n = state.task.train, self.examples
-        if not due or n is None or len(train) - n < FEWEST:
+        if not due or n is None:
             return None
         others = train.inputs[n : 2 * n], train.targets[n : 2 * n]
         if len(others[0]) < FEWEST:
             return None
         try:
-            return held_out(state.shared.hessian(state, n), others, vector, len(train))
+            return held_out(state.shared.hessian(state, n), others, vector, len(train) - n)
         except MeasurementError as why:
             state.say(f"{self.metric} is absent: {why}")
             return None

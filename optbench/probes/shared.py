@@ -39,6 +39,7 @@ class Shared:
         pace: Adaptive cadence of the sharpness probe, if it is due at this step; probes that follow
             it tell it what they measured, and what that cost.
         notes: Conditions of the measurements, for the record: precision, modes of modules, layers.
+        is_open_ended: Whether nobody knows which step is the last, as where `watch` measures.
         evaluations: Loss and error of each split at this step, where a batch of runs has found
             those of all its members at once; else empty.
     """
@@ -46,6 +47,7 @@ class Shared:
     def __init__(self, dtype: torch.dtype | None = None, ranks: Ranks = ALONE) -> None:
         self.dtype, self.ranks = dtype, ranks
         self.pace: Pace | None = None
+        self.is_open_ended = False
         self.top_vector: tuple[Tensor, int | None] | None = None
         self.notes: dict[str, str] = {}
         self.evaluations: dict[str, dict[str, float]] = {}

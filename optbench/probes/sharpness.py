@@ -25,8 +25,8 @@ class Sharpness:
       audit every `audit_every` solves looks for a lost one, and the search then starts anew.
     - `sharpness/held_out` ± `sharpness/held_out_error`, where H is over some of the training
       examples only, is the curvature along the eigenvector on as many others, at every fourth solve
-      and at the end: on average the λ₁ of all is between it and lambda_max; see
-      `optbench.curvature.held_out`. The cost is that of 1.5 products.
+      and at the end: on average the λ₁ of all is between it and lambda_max, if examples are in
+      random order; see `optbench.curvature.held_out`. The cost is that of about two products.
     - `sharpness/lambda_2` … are further eigenvalues, for k > 1.
     - `sharpness/converged` is 0 where a search ended at its limit of products; else it is absent.
 
@@ -99,8 +99,8 @@ class Sharpness:
             return {}
         start = time.perf_counter()
         pairs, hvps = (self._lobpcg if self.engine == "lobpcg" else self._pyhessian)(state)
-        seconds = time.perf_counter() - start
         held_out = self._held_out(pairs, state)
+        seconds = time.perf_counter() - start
         products = hvps + (PRODUCTS if held_out else 0)
         self._pace.take(metrics.SHARPNESS, float(pairs.values[0]), products, state, self.examples)
         values: dict[str, Value] = {

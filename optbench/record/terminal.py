@@ -265,7 +265,8 @@ def _findings(summary: Mapping[str, Any]) -> list[str]:
         line = f"sharpness {last[metrics.SHARPNESS]:.4g}" + (
             f" ± {bound:.1g}" if bound is not None else ""
         )
-        if metrics.SHARPNESS_HELD_OUT in last:
+        # else the last of either may be of another step
+        if metrics.SHARPNESS_HELD_OUT in last and summary["status"] == "done":
             line += (
                 f" on the examples measured, {last[metrics.SHARPNESS_HELD_OUT]:.4g} ± "
                 f"{last.get(metrics.SHARPNESS_HELD_OUT_ERROR, math.nan):.1g} along it on others"

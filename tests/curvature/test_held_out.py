@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from optbench.curvature import Hessian, MeasurementError, held_out, top_eigenpairs
+from optbench.curvature.chunk_loss import Criterion
 from tests.curvature.helpers import dense_hessian
 
 WIDTH = 6
@@ -36,7 +37,7 @@ def test_value_and_error_are_those_of_the_closed_form(count: int) -> None:
     groups = squares.split(math.ceil(count / 16))
     q = torch.stack([group.mean() for group in groups])
     share = torch.tensor([len(group) / count for group in groups], dtype=torch.float64)
-    square = (share * (q - squares.mean())).square().sum() * len(q) / (len(q) - 1)
+    square = (share * (q - squares.mean())).square().sum() / (1 - share.square().sum())
     assert found.error == pytest.approx(math.sqrt((1 - count / 1000) * square), rel=1e-12)
 
 
@@ -104,3 +105,113 @@ def test_what_has_no_groups_is_refused() -> None:
     hessian = Hessian(norm, half_mse, (x, _targets(x)))
     with pytest.raises(MeasurementError, match="batch norm"):
         held_out(hessian, (x, _targets(x)), torch.ones(hessian.size, dtype=torch.float64))
+
+
+class _Score(nn.Module):
+    """∇_x of a potential: it differentiates itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.potential = nn.Sequential(nn.Linear(WIDTH, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(self.potential(x).sum(), x, create_graph=True)
+        return slope[:, :1]
+
+
+def test_a_model_that_differentiates_itself_is_measured() -> None:
+    torch.manual_seed(0)
+    model, (x, others) = _Score(), torch.randn(2, 64, WIDTH, dtype=torch.float64)
+    hessian = Hessian(model, half_mse, (x, _targets(x)))
+    u = torch.randn(hessian.size, dtype=torch.float64)
+    expected = u @ (Hessian(model, half_mse, (others, _targets(others))) @ u)
+    found = held_out(hessian, (others, _targets(others)), u)
+    assert found.value == pytest.approx(expected.item(), rel=1e-10)
+
+
+class _Fixed(nn.Module):
+    """It takes batches of 64 only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, 1, bias=False).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear(x.view(64, WIDTH))
+        return out
+
+
+class _ZeroHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(WIDTH, 4).double(), nn.Linear(4, 4).double()
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.tanh(self.body(x)))
+        return out
+
+
+def _weighted(outputs: Tensor, targets: Tensor) -> Tensor:
+    """All examples' losses are ln 4 at first, and yet it is no mean over examples."""
+    weights = torch.tensor([1.0, 1.0, 1.0, 50.0], dtype=torch.float64)
+    return nn.functional.cross_entropy(outputs, targets, weights)
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "reason"),
+    [
+        (_Fixed(), half_mse, "does not run on a group"),
+        (_ZeroHead(), _weighted, "is not the mean over groups"),
+        (
+            nn.Sequential(nn.Linear(WIDTH, 4), nn.Dropout(0.1), nn.Linear(4, 1)).double(),
+            half_mse,
+            "draws random numbers",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_on_groups_is_refused_each_time_alike(
+    model: nn.Module, loss: Criterion, reason: str
+) -> None:
+    torch.manual_seed(0)
+    x, others = torch.randn(2, 64, WIDTH, dtype=torch.float64)
+    targets = torch.randint(0, 4, (64,)) if loss is _weighted else _targets(x)
+    hessian = Hessian(model, loss, (x, targets))
+    u = torch.ones(hessian.size, dtype=torch.float64)
+    said = []
+    for _ in range(2):
+        with pytest.raises(MeasurementError, match=reason) as why:
+            held_out(hessian, (others, targets), u)
+        said.append(str(why.value))
+    assert said[0] == said[1]
+
+
+def test_the_error_is_that_of_unequal_groups_and_few_heavy_ones_are_refused() -> None:
+    """Weights of 1 to 3: over 300 draws the error told is that of the values, see above."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.ones(64, 2, dtype=torch.float64)
+    model = nn.Linear(2, 1, bias=False).double()
+
+    def weight(inputs: Tensor, targets: Tensor) -> float:
+        return float(targets.sum())
+
+    def mean(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (targets * 0.5 * outputs.square()).sum() / targets.sum()
+
+    hessian = Hessian(model, mean, (x, torch.ones(64, 1, dtype=torch.float64)), weight=weight)
+    u = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    weights = (1 + 2 * (torch.arange(64) % 16 > 8)).double()[:, None]
+    values, squares = [], []
+    for _ in range(300):
+        others = torch.randn(64, 2, generator=generator, dtype=torch.float64)
+        found = held_out(hessian, (others, weights), u)
+        values.append(found.value)
+        squares.append(found.error**2)
+    assert math.sqrt(math.fsum(squares) / 300) == pytest.approx(
+        torch.tensor(values).std().item(), rel=0.15
+    )
+    weights[:4] = 1000
+    with pytest.raises(MeasurementError, match="weigh nearly all"):
+        held_out(hessian, (torch.randn(64, 2, dtype=torch.float64), weights), u)
