@@ -10,6 +10,7 @@ median over pairs of what measuring adds to the seconds of the other run's updat
 own run, and what each probe took; beside it the range over the pairs.
 """
 
+import json
 import statistics
 import tempfile
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from optbench import lab
 from optbench.boundary.command_line import Command, Key
 from optbench.boundary.kinds import Count
 from optbench.errors import UserError
-from optbench.run.memory import keep_freed_memory
+from optbench.record.folder import PROVENANCE
 
 FAR = 10**9  # steps: the ends alone
 SET_HERE = ("results_dir", "probes")
@@ -52,7 +53,8 @@ def run(words: list[str], without: bool) -> tuple[dict[str, Any], bytes]:
         if made.status != "done":
             raise UserError(f"the run with {' '.join(words)} is {made.status}: nothing to compare")
         weights = b"".join(p.detach().cpu().numpy().tobytes() for p in made.end.model.parameters())
-        return made.summary, weights
+        hardware = json.loads((made.folder / PROVENANCE).read_text())["hardware"]
+        return made.summary | {"device": hardware["device"]}, weights
 
 
 def pair(words: list[str], first_without: bool) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -85,7 +87,6 @@ def compare(settings: Settings) -> int:
     for word in words:
         if word.partition("=")[0] in SET_HERE:
             raise UserError(f"run.{word} is set by the command itself: leave it out")
-    keep_freed_memory()
     console = Console()
     with console.status("") as status:
         run([*words, "steps=2"], without=False)  # imports, and the data
@@ -93,8 +94,8 @@ def compare(settings: Settings) -> int:
         for number in range(settings.pairs):
             status.update(f"pair {number + 1} of {settings.pairs}")
             found.append(pair(words, first_without=bool(number % 2)))
-    device = torch.cuda.get_device_name() if "device=cuda" in words else "the CPU"
-    console.print(f"{' '.join(words) or 'the default run'}, torch {torch.__version__}, {device}")
+    said = " ".join(words) or "the default run"
+    console.print(f"{said}, torch {torch.__version__}, {found[0][0]['device']}")
     table = Table("", "seconds", "of the training without")
     bare = [without["train_seconds"] for _, without in found]
 

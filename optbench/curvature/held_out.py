@@ -10,18 +10,15 @@ import torch
 from torch import Tensor
 
 from optbench.curvature import products
-from optbench.curvature.chunk_loss import Objective
 from optbench.curvature.chunks import Chunks, Pair
 from optbench.curvature.errors import MeasurementError
 from optbench.curvature.hessian import ModelOperator
-from optbench.curvature.weighting import loss_differs
+from optbench.curvature.weighting import splits_into_parts
 
 GROUPS = 16
 FEWEST = 2 * GROUPS
 """Other examples below which the spread of their groups says little."""
 EFFECTIVE = 8  # groups of equal weight that those there are must be worth
-ALLOWED = 1e-4  # relative difference at the outputs that counts as rounding
-WHOLE = 1e-3  # largest relative difference of the loss of all from the mean over the groups
 
 # Whether groups of examples have a spread that means anything, by operator: the modes of its
 # modules that this was decided for, and why not.
@@ -63,7 +60,7 @@ def held_out(
 
     Cost: a graph and a product over S', a group at a time; about two products with a kept graph
     where computing dominates, and more where a group is little work. The first call for an operator
-    looks whether the loss is a mean over groups: two more forward passes.
+    looks whether the loss is a mean over groups: a forward pass and two gradients more.
 
     Args:
         hessian: H_S, or another operator of the same model, loss and parameters.
@@ -86,15 +83,16 @@ def held_out(
     if count < FEWEST:
         raise ValueError(f"others must be {FEWEST} examples or more, got {count}")
     hessian.prepare()
-    objective, chunks = hessian.objective, hessian.chunks
+    objective, cut = hessian.objective, hessian.chunks.limit
+    chunks = Chunks(others, hessian.device, hessian.dtype, hessian.chunks.weight)
     # no more than fit in memory with their graph
-    size = min(math.ceil(count / GROUPS), chunks.limit or count)
+    chunks.limit = min(math.ceil(count / GROUPS), cut or count)
     found: list[tuple[float, float]] = []  # of each group: weight, q
     with chunks.kept_rng(), objective.evaluated():
-        if (why := _why_not(hessian, others, size)) is not None:
+        if (why := _why_not(hessian, chunks, chunks.limit)) is not None:
             raise MeasurementError(why)
         leaves = objective.leaves()
-        for weight, group in chunks.parts(others, size):
+        for weight, group in chunks.weighted():
             product = products.build(type(hessian).builder, objective, leaves, group)
             parts = [part.reshape(-1) for part in product(vector, free_graph=True)]
             found.append((weight, float(torch.cat(parts).double() @ vector.double())))
@@ -109,46 +107,29 @@ def held_out(
     return HeldOut(value, math.sqrt(left * spread))
 
 
-def _why_not(hessian: ModelOperator, others: Pair, size: int) -> str | None:
+def _why_not(hessian: ModelOperator, chunks: Chunks, size: int) -> str | None:
     """Why groups of examples say nothing, decided once for an operator in these modes."""
     modes = hessian.objective.modes()
     known = _verdicts.get(hessian)
     if known is None or known[0] != modes:
-        known = modes, _reason(hessian, others, size)
+        known = modes, _reason(hessian, chunks, size)
         _verdicts[hessian] = known
     return known[1]
 
 
-def _reason(hessian: ModelOperator, others: Pair, size: int) -> str | None:
-    objective, chunks = hessian.objective, hessian.chunks
+def _reason(hessian: ModelOperator, chunks: Chunks, size: int) -> str | None:
+    objective = hessian.objective
     if objective.mixes_examples():
         return "a batch norm in train mode lets examples affect each other"
+    # where the examples of H are cut into chunks, the graph of them all does not fit
+    per_example = math.inf if hessian.chunks.limit else 0.0
     try:
-        if objective.draws(next(chunks.parts(others, size))[1][0]):
+        if objective.draws(next(iter(chunks))[0]):
             return "the model draws random numbers, such as dropout masks, for each group anew"
-        parts = chunks.parts(others, size)
-        is_mean = loss_differs(objective, parts, hessian.loss.memory, ALLOWED) is False
-        # where the examples of H are cut into chunks it is known that their loss is the mean
-        if is_mean and not chunks.limit:
-            is_mean = _is_mean(objective, chunks, others, size)
+        if splits_into_parts(objective, chunks, size, hessian.loss.memory, per_example):
+            return None
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, IndexError) as why:
         return f"the model does not run on a group of examples ({type(why).__name__})"
-    return None if is_mean else "the loss of other examples is not the mean over groups of them"
-
-
-def _is_mean(objective: Objective, chunks: Chunks, pair: Pair, size: int) -> bool:
-    """Whether the loss of a pair, through the model, is the mean over its groups."""
-    leaves = objective.leaves()
-
-    def loss(part: Pair) -> float:
-        with torch.set_grad_enabled(objective.differentiates_itself):
-            return float(objective.value(leaves, part).detach())
-
-    ((_, whole),) = chunks.parts(pair, None, weigh=False)
-    weighed = [(weight, loss(part)) for weight, part in chunks.parts(pair, size)]
-    total = math.fsum(weight for weight, _ in weighed)
-    mean = math.fsum(weight * value for weight, value in weighed) / total if total else math.nan
-    value = loss(whole)
-    return abs(mean - value) <= WHOLE * abs(value)
+    return "the loss of other examples is not the mean over groups of them"

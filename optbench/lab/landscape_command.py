@@ -20,7 +20,6 @@ from optbench.lab.point import Point
 from optbench.record.axes import BLACK, BLUE, GREEN, ORANGE, picture_file
 from optbench.record.durable import write_whole
 from optbench.record.terminal import ManyRuns
-from optbench.run.threads import fitting_threads
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,7 +115,7 @@ def draw_landscape(settings: Settings) -> int:
     first = runs[0]
     point = first.at(step=settings.step).point()
     landscape = Landscape(point)
-    with fitting_threads(point.model, point.optimizer, point.task, len(point.train)):
+    with point.fitting_threads():
         directions = _directions(settings, runs, point)
         lines, plane = _evaluate(settings, landscape, directions)
     name = f"landscape-{settings.along}" + "-filter" * (settings.normalize == "filter")

@@ -1,7 +1,7 @@
 """A model at its weights with a task: what the measures look at, each quantity computed once."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 
 import torch
@@ -14,6 +14,7 @@ from optbench.curvature.isolation import kept_rng
 from optbench.curvature.selection import trainable
 from optbench.lab import per_example
 from optbench.probes.generalization import evaluating
+from optbench.run.threads import fitting_threads
 from optbench.task import Split, Task
 
 ACCURACY = 1e-3
@@ -66,6 +67,10 @@ class Point:
             evaluating(self.model, self.optimizer, self.task),
         ):
             yield self.model
+
+    def fitting_threads(self) -> AbstractContextManager[None]:
+        """Context of the threads that fit passes over the training examples."""
+        return fitting_threads(self.model, self.optimizer, self.task, len(self.train))
 
     def held_out(self) -> Split:
         """The test split.

@@ -36,7 +36,7 @@ from optbench.dynamics.starting_rate import (
     scale_to_the_edge,
 )
 from optbench.probes import State, Value
-from optbench.probes.others import PRODUCTS, Others
+from optbench.probes.others import PRODUCTS, on_others
 from optbench.probes.tracking import Tracker, later_hvps
 from optbench.seeds import derive
 
@@ -169,9 +169,7 @@ class Edge:
         edge = state.shared.edge(state)
         if awaits_a_step(edge):
             in_a_norm = isinstance(edge, UnknownEdge) and edge.on_a_norm_ball
-            if in_a_norm:
-                return NORM_COST * self.norm_hvps
-            return later_hvps(state.full_batch)
+            return NORM_COST * self.norm_hvps if in_a_norm else later_hvps(state.full_batch)
         waits_for_ever = isinstance(edge, GradientEdge) and not state.full_batch
         if isinstance(edge, UnknownEdge) or waits_for_ever:
             return 0.0
@@ -274,8 +272,7 @@ class Edge:
         if edge.ascent or not edge.threshold > 0:  # of SAM the operator has H² in it
             return {}
         direction = edge.inverse_sqrt(pairs.vectors[:, 0])
-        others = Others(metrics.EDGE_HELD_OUT, self.examples)
-        found = others.along(direction, pairs, self._tracker.count, state)
+        found = on_others(self._tracker, direction, self.examples, metrics.EDGE_HELD_OUT, state)
         if found is None:
             return {}
         value = found.value + edge.shift_along(direction)

@@ -2,49 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
-from optbench.curvature import Eigenpairs, HeldOut, MeasurementError, held_out
+from optbench.curvature import HeldOut, MeasurementError, held_out
 from optbench.curvature.held_out import FEWEST
 from optbench.probes import State
+from optbench.probes.tracking import Tracker
 
 EVERY = 4  # solves, from the first on; and at the last step
 PRODUCTS = 2.0  # along a kept graph, that it takes as long as: its own graph is not kept
 
 
-@dataclass(frozen=True)
-class Others:
-    """Which other examples a probe over the first `examples` looks at, and when.
+def on_others(
+    tracker: Tracker, vector: Tensor, examples: int | None, metric: str, state: State
+) -> HeldOut | None:
+    """Curvature along a vector on the examples that follow the first; None where it is not due.
 
     Args:
-        metric: What is absent where the loss has no mean over groups of examples; the user is told.
-        examples: Number of training examples that the probe looks at; None for all.
+        tracker: Tracker that has just found the pairs that the vector is of.
+        vector: Direction, shape (P,).
+        examples: Number of training examples that it was found on, the first ones; None for all.
+        metric: What is absent where the loss is no mean over groups of examples; the user is told.
+        state: Training.
     """
-
-    metric: str
-    examples: int | None
-
-    def along(self, vector: Tensor, pairs: Eigenpairs, solves: int, state: State) -> HeldOut | None:
-        """Curvature along a vector on the examples that follow; None where that is not due.
-
-        Args:
-            vector: Direction, shape (P,).
-            pairs: Pairs that it is of.
-            solves: Solves so far, that of the pairs among them.
-            state: Training.
-        """
-        ends = state.step == state.steps and not state.shared.is_open_ended
-        due = ends or (not pairs.held and solves % EVERY == 1)
-        train, n = state.task.train, self.examples
-        if not due or n is None:
-            return None
-        others = train.inputs[n : 2 * n], train.targets[n : 2 * n]
-        if len(others[0]) < FEWEST:
-            return None
-        try:
-            return held_out(state.shared.hessian(state, n), others, vector, len(train) - n)
-        except MeasurementError as why:
-            state.say(f"{self.metric} is absent: {why}")
-            return None
+    ends = state.step == state.steps and not state.shared.is_open_ended
+    is_solved = tracker.since == 0  # and not held
+    if examples is None or not (ends or (is_solved and tracker.count % EVERY == 1)):
+        return None
+    train = state.task.train
+    others = tuple(x[examples : 2 * examples] for x in (train.inputs, train.targets))
+    if len(others[0]) < FEWEST:
+        return None
+    hessian = state.shared.hessian(state, examples)
+    try:
+        return held_out(hessian, (others[0], others[1]), vector, len(train) - examples)
+    except MeasurementError as why:
+        state.say(f"{metric} is absent: {why}")
+        return None

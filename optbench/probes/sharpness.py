@@ -11,7 +11,7 @@ from optbench.curvature import Eigenpairs
 from optbench.dynamics.edges import UnknownEdge, awaits_a_step, on_sharpness
 from optbench.errors import UserError
 from optbench.probes import State, Value
-from optbench.probes.others import PRODUCTS, Others
+from optbench.probes.others import PRODUCTS, on_others
 from optbench.probes.pace import Pace
 from optbench.probes.tracking import Tracker, later_hvps
 from optbench.seeds import derive
@@ -113,22 +113,20 @@ class Sharpness:
         }
         if not pairs.converged:
             values[metrics.SHARPNESS_CONVERGED] = 0
-        return (
-            values
-            | held_out
-            | {
-                metrics.SHARPNESS_SOLVED: int(not pairs.held),
-                metrics.SHARPNESS_HVPS: hvps,
-                metrics.SHARPNESS_SECONDS: seconds,
-            }
-        )
+        values |= held_out
+        return values | {
+            metrics.SHARPNESS_SOLVED: int(not pairs.held),
+            metrics.SHARPNESS_HVPS: hvps,
+            metrics.SHARPNESS_SECONDS: seconds,
+        }
 
     def _held_out(self, pairs: Eigenpairs, state: State) -> dict[str, Value]:
         """What the eigenvector's curvature is on other examples, where H is not over all."""
         if self.engine == "pyhessian":  # measured in eval mode
             return {}
-        others = Others(metrics.SHARPNESS_HELD_OUT, self.examples)
-        found = others.along(pairs.vectors[:, 0], pairs, self._tracker.count, state)
+        found = on_others(
+            self._tracker, pairs.vectors[:, 0], self.examples, metrics.SHARPNESS_HELD_OUT, state
+        )
         if found is None:
             return {}
         return {

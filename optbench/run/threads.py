@@ -41,7 +41,7 @@ def fitting_threads(
         examples: The most examples of a pass.
     """
     small = False
-    if task.train.inputs.device.type == "cpu" and torch.get_num_threads() > 1:
+    if task.train.inputs.device.type == "cpu" and torch.get_num_threads() > 1 and not _is_said():
         count = multiply_adds(model, optimizer, task, examples)
         small = count is not None and count < SMALL
     with one_thread(small):
@@ -52,12 +52,17 @@ def fitting_threads(
 def one_thread(pays: bool) -> Iterator[None]:
     """Context of one thread where that pays and the environment sets no number."""
     before = torch.get_num_threads()
-    if pays and not any(map(os.environ.get, SAID)):
+    if pays and not _is_said():
         torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _is_said() -> bool:
+    """Whether the environment sets a number of threads."""
+    return any(map(os.environ.get, SAID))
 
 
 def threads_of(run: Parts) -> AbstractContextManager[None]:

@@ -8,13 +8,10 @@ from torch import Tensor, nn
 
 from optbench.curvature import Hessian, MeasurementError, held_out, top_eigenpairs
 from optbench.curvature.chunk_loss import Criterion
+from optbench.task import half_mse
 from tests.curvature.helpers import dense_hessian
 
 WIDTH = 6
-
-
-def half_mse(outputs: Tensor, targets: Tensor) -> Tensor:
-    return 0.5 * (outputs - targets).square().sum(-1).mean()
 
 
 def _linear(x: Tensor) -> Hessian:

@@ -16,7 +16,6 @@ from typing import Literal
 from optbench.curvature.errors import MeasurementError
 from optbench.errors import UserError, nearest
 from optbench.lab.point import Point
-from optbench.run.threads import fitting_threads
 
 Invariance = Literal["yes", "no", "global scale only"]
 
@@ -160,7 +159,7 @@ def measure_point(point: Point, names: str | Iterable[str] = "all") -> dict[str,
         UserError: If there is no measure of a name.
     """
     wanted = chosen(names if isinstance(names, str) else list(names))
-    with fitting_threads(point.model, point.optimizer, point.task, len(point.train)):
+    with point.fitting_threads():
         return {m.name: _read(m, point) for m in wanted}
 
 
