@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import os
 import pickle
@@ -41,10 +42,28 @@ def joined(device: str) -> Iterator[Ranks]:
         yield ALONE
         return
     _take_own_gpu(device, here)
+    _import_what_keeps_a_group()
     with _heard():
         dist.init_process_group("gloo")
-    yield Together(here, _gpus(device, here))
-    dist.destroy_process_group()  # not after an error: it may wait for who has gone
+    gpus = None
+    try:
+        gpus = _gpus(device, here)
+        yield Together(here, gpus)
+    except BaseException:
+        if gpus is None:  # NCCL may wait for who has gone; gloo waits for nobody
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def _import_what_keeps_a_group() -> None:
+    """Import before there is a group what makes the group of that moment a default argument.
+
+    Imported later, by `torch._dynamo`, it keeps the destroyed group and its threads. One that lets
+    go of a tensor while the interpreter is taken apart aborts the process (PyTorch, issue 190489):
+    a run that is done would have failed.
+    """
+    importlib.import_module("torch.distributed.nn.functional")
 
 
 def _take_own_gpu(device: str, here: Place) -> None:
