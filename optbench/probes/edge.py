@@ -13,7 +13,7 @@ from optbench import metrics
 from optbench.boundary.counting import counted
 from optbench.boundary.kinds import Count, Pairs, Positive
 from optbench.boundary.signature import check_fields
-from optbench.curvature import Eigenpairs, Hessian, Operator
+from optbench.curvature import Hessian, Operator
 from optbench.curvature.selection import trainable
 from optbench.dynamics import edge as edge_of
 from optbench.dynamics import edges
@@ -56,7 +56,8 @@ class Edge:
       Cost: as many products as sharpness, 5 to 11. `edge/held_out` ± `edge/held_out_error` is the
       distance along its eigenvector on other examples, as `sharpness/held_out` is.
     - `edge/norm_sharpness` = max dᵀHd over a ball in max or spectral norm (sign methods, Muon); the
-      value found is a lower bound. Cost: one gradient and `norm_hvps` products.
+      value found is a lower bound. Cost: one gradient and `norm_hvps` products. `edge/held_out` is
+      the distance along d on other examples; on average it is below that of all.
 
     H and ∇L are over the same examples, in the same mode, as the sharpness probe's. `edge/lr` is
     the learning rate that the threshold is for, the largest of the groups'. All are absent
@@ -94,6 +95,7 @@ class Edge:
     # Maximizer d of the last norm sharpness, as a warm start, and the signature of its parameters.
     _direction: Tensor | None = field(default=None, init=False)
     _of: str | None = field(default=None, init=False)
+    _searches: int = field(default=0, init=False)  # of such maximizers
     # Sources and quantities of the edges that the user was told of.
     _said: set[tuple[str, str]] = field(default_factory=set, init=False)
     # Step until which the user was told that the distance is absent.
@@ -265,19 +267,29 @@ class Edge:
             values[metrics.EDGE_CONVERGED] = 0
         for k, eigenvalue in enumerate(eigenvalues[1:], 2):
             values[metrics.numbered(metrics.PRECONDITIONED_K, k)] = eigenvalue
-        return values | _compare(edge, eigenvalues[0]) | self._held_out(edge, pairs, state)
-
-    def _held_out(self, edge: EigenvalueEdge, pairs: Eigenpairs, state: State) -> dict[str, Value]:
-        """The distance along the same direction on other examples, where H is not over all."""
-        if edge.ascent or not edge.threshold > 0:  # of SAM the operator has H² in it
-            return {}
+        values |= _compare(edge, eigenvalues[0])
+        if edge.ascent:  # of SAM the operator has H² in it
+            return values
         direction = edge.inverse_sqrt(pairs.vectors[:, 0])
-        found = on_others(self._tracker, direction, self.examples, metrics.EDGE_HELD_OUT, state)
+        shift = edge.shift_along(direction)
+        return values | self._held_out(edge, direction, self._tracker.solves, state, shift)
+
+    def _held_out(
+        self,
+        edge: KnownEdge,
+        direction: Tensor,
+        solves: int | None,
+        state: State,
+        shift: float = 0.0,
+    ) -> dict[str, Value]:
+        """The distance along the same direction on other examples, where H is not over all."""
+        if not edge.threshold > 0:
+            return {}
+        found = on_others(solves, direction, self.examples, metrics.EDGE_HELD_OUT, state)
         if found is None:
             return {}
-        value = found.value + edge.shift_along(direction)
         return {
-            metrics.EDGE_HELD_OUT: value / edge.threshold,
+            metrics.EDGE_HELD_OUT: (found.value + shift) / edge.threshold,
             metrics.EDGE_HELD_OUT_ERROR: found.error / edge.threshold,
         }
 
@@ -285,7 +297,7 @@ class Edge:
         self, edge: NormBallEdge, hessian: Hessian, seed: int, state: State
     ) -> dict[str, Value]:
         if self._of not in (None, state.shared.signature(state)):
-            self._direction = None
+            self._direction, self._searches = None, 0
         self._of = state.shared.signature(state)
         best = norm_sharpness(
             hessian.__matmul__,
@@ -297,8 +309,10 @@ class Edge:
             max_hvps=self.norm_hvps,
             dtype=hessian.dtype,
         )
-        self._direction = best.direction
-        return {metrics.NORM_SHARPNESS: best.value} | _compare(edge, best.value)
+        self._direction, self._searches = best.direction, self._searches + 1
+        values: dict[str, Value] = {metrics.NORM_SHARPNESS: best.value}
+        values |= _compare(edge, best.value)
+        return values | self._held_out(edge, best.direction, self._searches, state)
 
     def _say_where_from(self, edge: KnownEdge, state: State) -> None:
         key = edge.source, edge.quantity
@@ -310,12 +324,18 @@ class Edge:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the warm starts of both measurements."""
-        return {"tracker": self._tracker.state_dict(), "direction": self._direction, "of": self._of}
+        return {
+            "tracker": self._tracker.state_dict(),
+            "direction": self._direction,
+            "of": self._of,
+            "searches": self._searches,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the warm starts."""
         self._tracker.load_state_dict(state["tracker"])
         self._direction, self._of = state["direction"], state.get("of")
+        self._searches = state.get("searches", 0)
 
 
 class AtEdge(Operator):

@@ -7,27 +7,25 @@ from torch import Tensor
 from optbench.curvature import HeldOut, MeasurementError, held_out
 from optbench.curvature.held_out import FEWEST
 from optbench.probes import State
-from optbench.probes.tracking import Tracker
 
 EVERY = 4  # solves, from the first on; and at the last step
 PRODUCTS = 2.0  # along a kept graph, that it takes as long as: its own graph is not kept
 
 
 def on_others(
-    tracker: Tracker, vector: Tensor, examples: int | None, metric: str, state: State
+    solves: int | None, vector: Tensor, examples: int | None, metric: str, state: State
 ) -> HeldOut | None:
     """Curvature along a vector on the examples that follow the first; None where it is not due.
 
     Args:
-        tracker: Tracker that has just found the pairs that the vector is of.
+        solves: Solves so far, of which the last has found the vector; None if it was held.
         vector: Direction, shape (P,).
         examples: Number of training examples that it was found on, the first ones; None for all.
         metric: What is absent where the loss is no mean over groups of examples; the user is told.
         state: Training.
     """
     ends = state.step == state.steps and not state.shared.is_open_ended
-    is_solved = tracker.since == 0  # and not held
-    if examples is None or not (ends or (is_solved and tracker.count % EVERY == 1)):
+    if examples is None or not (ends or (solves is not None and solves % EVERY == 1)):
         return None
     train = state.task.train
     others = tuple(x[examples : 2 * examples] for x in (train.inputs, train.targets))

@@ -125,7 +125,11 @@ class Sharpness:
         if self.engine == "pyhessian":  # measured in eval mode
             return {}
         found = on_others(
-            self._tracker, pairs.vectors[:, 0], self.examples, metrics.SHARPNESS_HELD_OUT, state
+            self._tracker.solves,
+            pairs.vectors[:, 0],
+            self.examples,
+            metrics.SHARPNESS_HELD_OUT,
+            state,
         )
         if found is None:
             return {}

@@ -50,6 +50,11 @@ class Tracker:
     pairs: Eigenpairs | None = None
     of: str | None = None
 
+    @property
+    def solves(self) -> int | None:
+        """Number of solves, the last measurement included; None if that held the pairs."""
+        return self.count if self.since == 0 else None
+
     def solve(
         self, operator: Operator, of: str, seed: int, say: Callable[[str], None]
     ) -> Eigenpairs:

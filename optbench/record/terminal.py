@@ -265,12 +265,7 @@ def _findings(summary: Mapping[str, Any]) -> list[str]:
         line = f"sharpness {last[metrics.SHARPNESS]:.4g}" + (
             f" ± {bound:.1g}" if bound is not None else ""
         )
-        # else the last of either may be of another step
-        if metrics.SHARPNESS_HELD_OUT in last and summary["status"] == "done":
-            line += (
-                f" on the examples measured, {last[metrics.SHARPNESS_HELD_OUT]:.4g} ± "
-                f"{last.get(metrics.SHARPNESS_HELD_OUT_ERROR, math.nan):.1g} along it on others"
-            )
+        line += _on_others(summary, metrics.SHARPNESS_HELD_OUT, metrics.SHARPNESS_HELD_OUT_ERROR)
         lines.append(
             line
             + (
@@ -294,6 +289,17 @@ def _findings(summary: Mapping[str, Any]) -> list[str]:
         + _dearest(summary.get("each_probe_seconds", {}))
     )
     return lines
+
+
+def _on_others(summary: Mapping[str, Any], value: str, error: str) -> str:
+    """What the same is on other examples, where the last of both is of the same step."""
+    last = summary["last"]
+    if value not in last or summary["status"] != "done":
+        return ""
+    return (
+        f" on the examples measured, {last[value]:.4g} ± {last.get(error, math.nan):.1g} along it "
+        "on others"
+    )
 
 
 def _dearest(seconds: Mapping[str, float]) -> str:
@@ -320,6 +326,7 @@ def _at_the_edge(
         lines.append(
             f"{what}{last[metrics.EDGE_DISTANCE]:.3f} of the edge at "
             f"{last[metrics.EDGE_THRESHOLD]:.4g}"
+            + _on_others(summary, metrics.EDGE_HELD_OUT, metrics.EDGE_HELD_OUT_ERROR)
         )
     if events.get("max_ratio_at") is not None:
         lines.append(

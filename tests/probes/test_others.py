@@ -1,11 +1,14 @@
 """What sharpness of some examples is on others: values, when it is measured, when it is absent."""
 
+from collections.abc import Callable, Iterable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from optbench.dynamics import edge
 from optbench.dynamics.edges import EigenvalueEdge
+from optbench.optimizers.sign import Signum
 from optbench.probes import State
 from optbench.probes.edge import Edge
 from optbench.probes.others import EVERY
@@ -28,6 +31,10 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer, step: int = 0) ->
 def _model(*more: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), *more, nn.Linear(5, 2)).double()
+
+
+def _signs(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    return Signum(parameters, lr, momentum=0.0)
 
 
 def _dense(state: State, first: int, last: int) -> Tensor:
@@ -73,6 +80,38 @@ def test_the_distance_of_adam_is_told_along_its_direction_on_others(weight_decay
     expected = vectors[:, -1] @ of_others @ vectors[:, -1] / known.threshold
     assert found["edge/held_out"] == pytest.approx(expected.item(), rel=1e-4)
     assert 0 < found["edge/held_out_error"] < found["edge/held_out"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("make", [_signs, torch.optim.Muon])
+def test_the_distance_on_a_norm_ball_is_told_along_its_direction_on_others(
+    make: Callable[..., torch.optim.Optimizer],
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(4, 3, bias=False), nn.Tanh(), nn.Linear(3, 2, bias=False)))
+    model.double()
+    state = _state(model, make(model.parameters(), lr=0.01), 30)
+    probe = Edge(examples=N)
+    found = probe(state)
+    threshold, d = found["edge/threshold"], probe.state_dict()["direction"]
+    assert isinstance(threshold, float)
+    of_first, of_others = (d @ _dense(state, *ends) @ d for ends in ((0, N), (N, 2 * N)))
+    # products and sums of float64
+    assert found["edge/distance"] == pytest.approx(of_first.item() / threshold, rel=1e-10)
+    assert found["edge/held_out"] == pytest.approx(of_others.item() / threshold, rel=1e-10)
+    assert 0 < found["edge/held_out_error"] < found["edge/held_out"]  # type: ignore[operator]
+
+
+def test_on_a_norm_ball_it_is_measured_as_often_and_so_after_a_resume() -> None:
+    model = _model()
+    probe, taken = Edge(examples=N, norm_hvps=1), list[int]()
+    optimizer = _signs(model.parameters(), lr=0.01)
+    for step in (*range(0, 2 * EVERY + 2), 100):
+        found = probe(_state(model, optimizer, step))
+        taken += [step] if "edge/held_out" in found else []
+        resumed = Edge(examples=N, norm_hvps=1)
+        resumed.load_state_dict(probe.state_dict())
+        probe = resumed
+    assert taken == [0, EVERY, 2 * EVERY, 100]
 
 
 def test_it_is_measured_at_every_fourth_solve_and_at_the_end() -> None:

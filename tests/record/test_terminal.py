@@ -67,6 +67,23 @@ def test_a_search_that_did_not_converge_is_told() -> None:
     assert _findings(summary)[0] == "sharpness 21 ± 3; not every search for it converged"
 
 
+def test_what_is_so_of_some_examples_is_told_with_what_it_is_on_others() -> None:
+    summary = _summary(np.full(100, 0.1), np.full(100, 21.0))
+    summary["last"] |= {
+        "sharpness/lambda_max_bound": 0.02,
+        "sharpness/held_out": 18.25,
+        "sharpness/held_out_error": 1.5,
+        "edge/held_out": 0.9125,
+        "edge/held_out_error": 0.075,
+    }
+    assert _findings(summary)[:2] == [
+        "sharpness 21 ± 0.02 on the examples measured, 18.25 ± 2 along it on others",
+        "1.050 of the edge at 20 on the examples measured, 0.9125 ± 0.07 along it on others",
+    ]
+    summary["status"] = "interrupted"  # the last of each may be of another step
+    assert _findings(summary)[:2] == ["sharpness 21 ± 0.02", "1.050 of the edge at 20"]
+
+
 def test_one_catapult_is_singular() -> None:
     summary = _summary(np.full(100, 0.1), np.full(100, 21.0))
     for count, text in ((0, "0 catapults"), (1, "1 catapult"), (2, "2 catapults")):
