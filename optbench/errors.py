@@ -98,6 +98,22 @@ def _is_of_a_new_folder(error: OSError) -> bool:
     return bool(frames) and frames[-1].name in ("mkdir", "makedirs")
 
 
+def mark_origin(error: Exception, rank: int) -> None:
+    """Note in an error where process `rank` has raised it: a traceback cannot be sent."""
+    frames = traceback.extract_tb(error.__traceback__)
+    error.__dict__["origin"] = rank, [(frame.filename, frame.lineno) for frame in frames]
+
+
+def origin(error: BaseException) -> tuple[str, list[tuple[str, int | None]]]:
+    """Where an error was raised: `process 1: ` if that sent it; (file, line), outermost first."""
+    if noted := error.__dict__.get("origin"):
+        rank, frames = noted
+        return f"process {rank}: " if rank else "", frames
+    return "", [
+        (frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)
+    ]
+
+
 class Stopped(KeyboardInterrupt):
     """A signal asks a command of many runs to end, as Ctrl-C does."""
 

@@ -5,10 +5,10 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -34,6 +34,7 @@ from optbench.configuration.naming import run_name
 from optbench.errors import MachineError, UserError, exit_with, printable, who_ended
 from optbench.paths import conf_folder
 from optbench.processes import place
+from optbench.ranks.meeting import Meeting, meet
 from optbench.startup import secure_terminal
 
 HELP = {"--help", "-h"}
@@ -56,21 +57,58 @@ def main(
     """
     wants_tracebacks = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 
-    def work(errors: TextIO | None) -> int:
+    def work(meeting: Meeting | None) -> int:
         if HELP & set(sys.argv[1:]):
             return _help(sweep_keys)
-        return _main(wants_tracebacks, elsewhere, report, errors)
+        return _main(wants_tracebacks, elsewhere, report, meeting)
 
-    if place().rank > 0:
-        with silent() as errors:
-            _exit(lambda: work(errors), wants_tracebacks)
-    _exit(lambda: work(None), wants_tracebacks)
+    if place().size == 1:
+        _exit(lambda: work(None), wants_tracebacks)
+    try:
+        meeting = meet(place(), explain)
+    except MachineError as why:
+        sys.exit(_alone(why))
+    with _parting(meeting):
+        _exit(lambda: work(meeting), wants_tracebacks, meeting)
 
 
-def _exit(work: Callable[[], int], wants_tracebacks: bool) -> NoReturn:
+def _alone(error: MachineError) -> int:
+    """Say that this process has not met the others; return the exit code."""
+    print(f"optbench: process {place().rank}: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+@contextmanager
+def _parting(meeting: Meeting) -> Iterator[None]:
+    """Context of all that a process does in which others have a part; the leader alone prints."""
+    errors = None if meeting.here.rank == 0 else sys.stderr
+    code = 1
+    try:
+        with nullcontext() if errors is None else silent():
+            yield
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+        raise
+    except Exception as error:
+        meeting.leave_word(error, "".join(traceback.format_exception(error)).rstrip())
+        if errors is None:
+            raise
+        sys.exit(code)  # the traceback is printed below
+    finally:
+        meeting.part(code, errors)
+
+
+def _exit(
+    work: Callable[[], int], wants_tracebacks: bool, meeting: Meeting | None = None
+) -> NoReturn:
+    def explained(error: BaseException, _: str) -> tuple[str | None, int]:
+        if meeting is not None:
+            meeting.leave_word(error)
+        return explain(error)
+
     exit_with(
         work,
-        explain=lambda error, _: explain(error),
+        explain=explained,
         heed_signals=False,  # they are the training loop's, which saves a checkpoint first
         tracebacks=wants_tracebacks,
     )
@@ -87,22 +125,21 @@ def _help(sweep_keys: Sequence[str]) -> int:
 
 
 @contextmanager
-def silent() -> Iterator[TextIO]:
-    """Context in which this process prints nothing; yields where errors may go all the same."""
-    errors = sys.stderr
+def silent() -> Iterator[None]:
+    """Context in which this process prints nothing."""
     with (
         Path(os.devnull).open("w") as nowhere,
         redirect_stdout(nowhere),
         redirect_stderr(nowhere),
     ):
-        yield errors
+        yield
 
 
 def _main(
     wants_tracebacks: bool,
     elsewhere: Elsewhere | None,
     report: Report | None,
-    errors: TextIO | None,
+    meeting: Meeting | None,
 ) -> int:
     _find_own_files()
     if place().size > 1 and {"--multirun", "-m"} & set(sys.argv):
@@ -116,7 +153,7 @@ def _main(
     os.environ["HYDRA_FULL_ERROR"] = "1"
     config_dirs(sys.argv[1:])
     sys.argv[1:] = options_first(with_paths(sys.argv[1:]))
-    job = Job(wants_tracebacks, _process(), errors)
+    job = Job(wants_tracebacks, _process(), meeting)
     try:
         with telling_failures(_process(), engine) as sweep:
             hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(
@@ -144,13 +181,13 @@ class Job:
     Attributes:
         wants_tracebacks: Whether errors that one line explains get a traceback, too.
         began_in: Process of the command.
-        errors: Where a process prints errors of its own that another leads; None in the leader.
+        meeting: The processes that make this run; None if this one makes it alone.
         present: Data and code as they are now.
     """
 
     wants_tracebacks: bool
     began_in: str
-    errors: TextIO | None = None
+    meeting: Meeting | None = None
     present: PresentData = field(default_factory=PresentData)
     queued: list[Member] = field(default_factory=list)
 
@@ -197,14 +234,10 @@ class Job:
         raise RunError(text, code, process)
 
     def _tell(self, error: BaseException, text: str) -> None:
-        """Print an error; what is wrong in the command, the leader says alone."""
-        if self.errors is None:
-            print(text, file=sys.stderr)
-        elif isinstance(error, MachineError) or not isinstance(error, UserError):
-            print(
-                text.replace("optbench: ", f"optbench: process {place().rank}: ", 1),
-                file=self.errors,
-            )
+        """Print an error; of several processes the leader does, and the others what it has not."""
+        if self.meeting is not None:
+            self.meeting.leave_word(error, text)
+        print(text, file=sys.stderr)
 
 
 def _prepared(config: DictConfig) -> Member:

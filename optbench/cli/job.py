@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,6 +167,9 @@ def _train(
 ) -> str:
     terminal = Terminal(experiment.settings.steps)
     session = Session.begin(experiment, folder, config, choices, terminal)
+    if experiment.update.ranks.size > 1:
+        # Training heeds one; closing does not: torchrun sends one to all where a process has died.
+        signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         outcome = _run(session)
     except BaseException:

@@ -4,7 +4,6 @@ import contextlib
 import re
 import sys
 import sysconfig
-import traceback
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -16,7 +15,7 @@ from optbench.boundary import printable
 from optbench.boundary.shape import LONGEST_VALUE
 from optbench.boundary.signature import unknown
 from optbench.configuration.keys import known_keys
-from optbench.errors import UserError, file_trouble, nearest
+from optbench.errors import UserError, file_trouble, nearest, origin
 from optbench.paths import conf_folder
 
 OURS = Path(__file__).resolve().parents[1]
@@ -46,15 +45,16 @@ def _explain(error: BaseException) -> tuple[str | None, int]:
 def _elsewhere(error: BaseException) -> tuple[str | None, int]:
     """Explain an error of Hydra's, or of a user's code; a bug of optbench keeps its traceback."""
     said = f"{type(error).__name__}: {error}"
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = Path(frame.filename)
+    who, frames = origin(error)
+    for name, number in reversed(frames):
+        path = Path(name)
         if path.is_relative_to(OURS) or path.is_relative_to(OURS.parent / "tasks"):
             break
         if {"hydra", "omegaconf"} & set(path.parts):
             return f"this cannot be read as a configuration ({said})", 2
         if path.is_file() and not any(path.is_relative_to(folder) for folder in LIBRARIES):
             return (
-                f"{path.name}, line {frame.lineno}, raised {said}; "
+                f"{who}{path.name}, line {number}, raised {said}; "
                 "HYDRA_FULL_ERROR=1 shows the whole traceback",
                 1,
             )

@@ -117,8 +117,8 @@ def measure(
             for name, probe in probes.items():
                 try:
                     with watched(name), state.shared.ranks.one_fate():
-                        found = probe(state)
-                    state.found |= _numbers(name, found)
+                        found = _numbers(name, probe(state))
+                    state.found |= found
                 except MeasurementError as why:
                     state.say(f"{name} is absent: {why}")
     finally:

@@ -8,16 +8,19 @@ import itertools
 import os
 import pickle
 import re
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
 
 from optbench.boundary.counting import counted
-from optbench.errors import MachineError, UserError
+from optbench.errors import MachineError, UserError, mark_origin, who_ended
 from optbench.processes import Place, place
 from optbench.ranks.alone import ALONE, Item, Ranks, Result
+from optbench.ranks.meeting import meet
 
 DIMENSIONS = 8  # most of a tensor that one process computes for the others
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64)
@@ -34,7 +37,7 @@ def joined(device: str) -> Iterator[Ranks]:
         device: The run's, as configured.
 
     Raises:
-        UserError: If the processes cannot compute on that device.
+        UserError: If the processes cannot compute on that device; if another one has failed.
         MachineError: If they do not find each other.
     """
     here = place()
@@ -44,16 +47,29 @@ def joined(device: str) -> Iterator[Ranks]:
     _take_own_gpu(device, here)
     _import_what_keeps_a_group()
     with _heard():
-        dist.init_process_group("gloo")
+        meeting = meet(here)
+        meeting.gather()
+        store = PrefixStore("gloo", meeting.store)
+        dist.init_process_group("gloo", store=store, rank=here.rank, world_size=here.size)
     gpus = None
     try:
         gpus = _gpus(device, here)
         yield Together(here, gpus)
-    except BaseException:
-        if gpus is None:  # NCCL may wait for who has gone; gloo waits for nobody
+    except BaseException as error:
+        meeting.leave_word(error)
+        meeting.stays = gpus is None  # NCCL waits for who has gone; gloo waits for nobody
+        _clear_frames(error)  # which hold the group
+        if gpus is None:
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Let go of what the frames of an error hold; its traceback can still be printed."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _import_what_keeps_a_group() -> None:
@@ -116,18 +132,22 @@ class Together(Ranks):
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """See `Ranks`. Tensors of one precision travel as one; bytes: 2(R − 1)/R of theirs."""
-        self._meet()
         kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
         for tensor in tensors:
             kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
-        for alike in kinds.values():
-            if len(alike) == 1 and alike[0].is_contiguous():
-                self._add_up(alike[0])
-                continue
-            flat = torch.cat([tensor.reshape(-1) for tensor in alike])
+        # what may fail, for want of memory, comes before they meet
+        flats = [
+            alike[0]
+            if len(alike) == 1 and alike[0].is_contiguous()
+            else torch.cat([tensor.reshape(-1) for tensor in alike])
+            for alike in kinds.values()
+        ]
+        self._meet()
+        for flat, alike in zip(flats, kinds.values(), strict=True):
             self._add_up(flat)
-            for tensor, part in zip(alike, flat.split([t.numel() for t in alike]), strict=True):
-                tensor.copy_(part.view(tensor.shape))
+            if flat is not alike[0]:
+                for tensor, part in zip(alike, flat.split([t.numel() for t in alike]), strict=True):
+                    tensor.copy_(part.view(tensor.shape))
 
     def _add_up(self, tensor: Tensor) -> None:
         with _heard():
@@ -215,6 +235,10 @@ class Together(Ranks):
         try:
             try:
                 yield
+            except SystemExit as ended:
+                error = UserError(who_ended(ended))
+                error.__cause__ = ended
+                self._meet(error)
             except Exception as why:
                 self._meet(why)
             else:
@@ -241,9 +265,12 @@ class Together(Ranks):
         if not failed:
             return
         source = failed[0]
-        own = _that_travels(error, source) if error is not None and source == self.rank else None
-        content = self._said_by(source, pickle.dumps(own))
-        raise _Brought(own or pickle.loads(content), int(depths[failed].min()))
+        depth = int(depths[failed].min())
+        if error is not None and source == self.rank:
+            own, content = _that_travels(error, source)
+            self._said_by(source, content)
+            raise _Brought(own, depth)
+        raise _Brought(pickle.loads(self._said_by(source, b"")), depth)
 
     def check_same(self, tensors: Sequence[Tensor], what: str) -> None:
         """See `Ranks`. Compared is, of each tensor, the sum of its bits as whole numbers."""
@@ -268,16 +295,22 @@ class _Brought(BaseException):
         self.error, self.depth = error, depth
 
 
-def _that_travels(error: Exception, rank: int) -> Exception:
-    """The error, or one that says the same if it cannot be sent to another process."""
+def _that_travels(error: Exception, rank: int) -> tuple[Exception, bytes]:
+    """The error and what is sent of it; another that says the same, if it cannot be sent."""
     try:
-        pickle.loads(pickle.dumps(error))
-        return error
+        copy = pickle.loads(pickle.dumps(error))
+        mark_origin(copy.with_traceback(error.__traceback__), rank)
+        content = pickle.dumps(copy)
+        pickle.loads(content)
+        if not isinstance(error, StopIteration):  # no context can raise it
+            return error, content
     except Exception:  # exceptions are anybody's
-        line = " ".join(f"{type(error).__name__}: {error}".split())
-        said = MachineError(f"process {rank} of this run failed: {line}")
-        said.__cause__ = error
-        return said
+        pass
+    line = " ".join(f"{type(error).__name__}: {error}".split())
+    said = MachineError(f"process {rank} of this run failed: {line}")
+    content = pickle.dumps(said)
+    said.__cause__ = error
+    return said, content
 
 
 def _rounds(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -311,11 +344,16 @@ def _heard() -> Iterator[None]:
     """Context of a call that waits for the other processes.
 
     Raises:
+        UserError: If one of them has failed, with what it says.
         MachineError: If one of them is no longer there.
     """
     try:
         yield
     except RuntimeError as why:
+        meeting = meet(place())
+        if (word := meeting.word_of_another()) is not None:
+            raise word.error() from why
+        meeting.lost = True
         first = next(iter(str(why).strip().splitlines()), type(why).__name__)
         said = re.sub(r"^\[\S*\] ", "", first).split(". ")[
             0

@@ -1,8 +1,10 @@
 """How the processes of a run end: no thread of a group outlives it, whoever else holds the group."""
 
 import importlib
+import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from optbench.errors import MachineError
 from optbench.ranks import Ranks
 from optbench.ranks.distributed import joined
-from tests.ranks.processes import Group
+from tests.ranks.processes import Group, main_job
 
 # It makes the group of the moment in which it is imported a default argument: seen by
 # `torch._dynamo` in the middle of a run.
@@ -62,3 +64,70 @@ def test_no_thread_of_a_group_outlives_it(
     group = Group(2, tmp_path, _end, how)
     assert group.codes() == codes, group.err(0)
     assert group.out(0) == said
+
+
+STEP = ("optimizer=custom", "optimizer._target_=tests.ranks.failing.Failing")
+PROBE = ("+probes.mine._target_=tests.ranks.failing.Probe",)
+RUN = ("task=digits_small", "probes=none", "batch_size=20", "steps=6")
+WAYS: dict[str, tuple[tuple[str, ...], str, str, int]] = {
+    "in a step": (STEP, "optimizer", "UserError", 2),
+    "of somebody's code": (STEP, "optimizer", "ValueError", 1),
+    "as the end of the process": (STEP, "optimizer", "SystemExit", 2),
+    "before the first step": ((*STEP, "+optimizer.at=0"), "optimizer", "ValueError", 2),
+    "in a probe": (PROBE, "probes.mine", "UserError", 2),
+    "in a probe of somebody's": (PROBE, "probes.mine", "ValueError", 1),
+    "in a probe as the end": (PROBE, "probes.mine", "SystemExit", 2),
+    "in a probe as an iterator's": (PROBE, "probes.mine", "StopIteration", 1),
+    "by what a probe returns": (PROBE, "probes.mine", "tensor", 2),
+}
+REASONS = {
+    "UserError": "lr=7 is too much: say lr=1",
+    "ValueError": "no such step",
+    "SystemExit": "calls for the end of the process (sys.exit(3)): take that out",
+    "StopIteration": "StopIteration",
+    "tensor": "probe mine returned my/x=tensor(1.)",
+}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("way", WAYS)
+def test_what_goes_wrong_in_one_process_is_said_once_with_its_reason(
+    way: str, rank: int, tmp_path: Path
+) -> None:
+    words, key, how, code = WAYS[way]
+    words = (*RUN, *words, f"+{key}.how={how}", f"+{key}.rank={rank}")
+    group = main_job(2, tmp_path / "said", *words, f"results_dir={tmp_path / 'results'}")
+    assert group.codes() == [code, code], [group.err(0), group.err(1)]
+    (line,) = [line for line in group.err(0).splitlines() if line.startswith("optbench: ")]
+    assert REASONS[how] in line
+    assert "Traceback" not in group.err(0)
+    assert group.err(1) == ""
+
+
+def test_of_three_processes_the_leader_says_alone_what_went_wrong_in_one(tmp_path: Path) -> None:
+    words = (*RUN, *STEP, "+optimizer.how=UserError", "+optimizer.rank=2")
+    group = main_job(3, tmp_path / "said", *words, f"results_dir={tmp_path / 'results'}")
+    assert group.codes() == [2, 2, 2], group.err(0)
+    assert group.err(0).splitlines()[-1] == "optbench: process 2: lr=7 is too much: say lr=1"
+    assert [group.err(1), group.err(2)] == ["", ""]
+
+
+def test_a_leader_that_is_told_to_stop_closes_before_torchrun_ends_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    words = ["task=digits_small", "probes=none", "batch_size=10", "steps=1000000", "log_every=10"]
+    words += ["optimizer=custom", "optimizer._target_=tests.ranks.failing.Stopped"]
+    process = subprocess.Popen(
+        [*command, "--standalone", "-m", "optbench", *words, f"results_dir={tmp_path}"],
+        env=os.environ | {"WANDB_MODE": "disabled"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert out.splitlines()[-1] == str(folder), err
+    assert (folder / "dynamics.png").exists()
+    assert (folder / "checkpoint.pt").exists()
+    assert "stopped: the same command goes on" in err.splitlines()
+    assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
