@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
 
 from optbench.boundary.counting import counted
 from optbench.errors import MachineError, UserError, mark_origin, who_ended
@@ -24,6 +23,9 @@ from optbench.ranks.meeting import meet
 
 DIMENSIONS = 8  # most of a tensor that one process computes for the others
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64)
+
+
+_groups = itertools.count()  # of this process so far: each has its own keys in the store
 
 
 @contextlib.contextmanager
@@ -46,10 +48,12 @@ def joined(device: str) -> Iterator[Ranks]:
         return
     _take_own_gpu(device, here)
     _import_what_keeps_a_group()
+    from torch.distributed.distributed_c10d import PrefixStore  # not every build of torch has it
+
     with _heard():
         meeting = meet(here)
         meeting.gather()
-        store = PrefixStore("gloo", meeting.store)
+        store = PrefixStore(f"group{next(_groups)}", meeting.store)
         dist.init_process_group("gloo", store=store, rank=here.rank, world_size=here.size)
     gpus = None
     try:

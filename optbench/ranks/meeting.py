@@ -14,13 +14,13 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import TextIO
-
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
+from typing import TYPE_CHECKING, TextIO
 
 from optbench.errors import GO_ON, MachineError, UserError, one_line, printable, who_ended
 from optbench.processes import Place
+
+if TYPE_CHECKING:  # not every build of torch has it
+    from torch.distributed.distributed_c10d import Store
 
 POLL = 0.02  # seconds between two looks at the store
 PATIENCE = 10.0  # seconds that a leader which has failed waits for the others to have heard it
@@ -163,6 +163,9 @@ def meet(here: Place, explain: Explain = one_line) -> Meeting:
         MachineError: If they do not find each other.
     """
     if not _met:
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
         try:
             store, _, _ = next(rendezvous("env://", here.rank, here.size))
         except (RuntimeError, ValueError) as why:
