@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -174,5 +175,7 @@ def meet(here: Place, explain: Explain = one_line) -> Meeting:
                 f"the processes of this run do not find each other ({first}): torchrun says where "
                 "in MASTER_ADDR and MASTER_PORT"
             ) from why
-        _met.append(Meeting(here, PrefixStore("optbench", store), explain))
+        # torchrun may start them again (--max-restarts), in a store that holds the last words
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        _met.append(Meeting(here, PrefixStore(f"optbench{attempt}", store), explain))
     return _met[0]

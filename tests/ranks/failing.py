@@ -50,6 +50,19 @@ class Failing(torch.optim.SGD):
         self.left -= 1
 
 
+class Once(torch.optim.SGD):
+    """SGD whose process 1 fails in its hundredth step, where torchrun has not started it again."""
+
+    steps = 0
+
+    def step(self, closure: Any = None) -> Any:
+        """Take a step, or fail."""
+        self.steps += 1
+        if self.steps == 100 and _here(1) and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            raise ValueError("once")
+        return super().step(closure)
+
+
 class Stopped(torch.optim.SGD):
     """SGD in whose hundredth step process 0 is told to stop."""
 

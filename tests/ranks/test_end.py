@@ -112,22 +112,38 @@ def test_of_three_processes_the_leader_says_alone_what_went_wrong_in_one(tmp_pat
     assert [group.err(1), group.err(2)] == ["", ""]
 
 
-def test_a_leader_that_is_told_to_stop_closes_before_torchrun_ends_it(tmp_path: Path) -> None:
+def _torchrun(results: Path, restarts: int, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    words = ["task=digits_small", "probes=none", "batch_size=10", "steps=1000000", "log_every=10"]
-    words += ["optimizer=custom", "optimizer._target_=tests.ranks.failing.Stopped"]
-    process = subprocess.Popen(
-        [*command, "--standalone", "-m", "optbench", *words, f"results_dir={tmp_path}"],
+    words = ("task=digits_small", "probes=none", "batch_size=10", "optimizer=custom", *words)
+    return subprocess.run(
+        [
+            *(*command, "--standalone", "--max-restarts", str(restarts), "-m", "optbench"),
+            *(*words, f"results_dir={results}"),
+        ],
         env=os.environ | {"WANDB_MODE": "disabled"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
+        check=False,
+        timeout=200,
     )
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 1, err
+
+
+def test_what_torchrun_starts_again_goes_on(tmp_path: Path) -> None:
+    words = ("optimizer._target_=tests.ranks.failing.Once", "steps=150", "checkpoint_seconds=0.01")
+    found = _torchrun(tmp_path, 1, *words)
+    assert found.returncode == 0, found.stderr
+    assert "optbench: process 1: failing.py, line " in found.stderr
+    assert "going on from step 9" in found.stderr
+    assert "done at step 150" in found.stdout
+
+
+def test_a_leader_that_is_told_to_stop_closes_before_torchrun_ends_it(tmp_path: Path) -> None:
+    words = ("optimizer._target_=tests.ranks.failing.Stopped", "steps=1000000", "log_every=10")
+    found = _torchrun(tmp_path, 0, *words)
+    assert found.returncode == 1, found.stderr
     (folder,) = (tmp_path / "runs").iterdir()
-    assert out.splitlines()[-1] == str(folder), err
+    assert found.stdout.splitlines()[-1] == str(folder), found.stderr
     assert (folder / "dynamics.png").exists()
     assert (folder / "checkpoint.pt").exists()
-    assert "stopped: the same command goes on" in err.splitlines()
+    assert "stopped: the same command goes on" in found.stderr.splitlines()
     assert json.loads((folder / "summary.json").read_text())["status"] == "interrupted"
