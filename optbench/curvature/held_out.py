@@ -56,7 +56,8 @@ def held_out(
 
         value = Σ_g s_g q_g,   error² = (1 − n/M) Σ_g s_g² (q_g − value)² / (1 − Σ_g s_g²).
 
-    Both hold for examples in random order. In one by class or length, the first ones are no sample.
+    Both hold for examples in random order. In one by class or length, the first ones are no sample;
+    if S' is drawn at random from the rest, then at least E uᵀH_{S'}u ≤ λ₁ of the rest.
 
     Cost: a graph and a product over S', a group at a time; about two products with a kept graph
     where computing dominates, and more where a group is little work. The first call for an operator

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from optbench.curvature import HeldOut, MeasurementError, held_out
 from optbench.curvature.held_out import FEWEST
 from optbench.probes import State
+from optbench.seeds import generator
+from optbench.task import Split
 
 EVERY = 4  # solves, from the first on; and at the last step
 PRODUCTS = 2.0  # along a kept graph, that it takes as long as: its own graph is not kept
@@ -15,7 +18,7 @@ PRODUCTS = 2.0  # along a kept graph, that it takes as long as: its own graph is
 def on_others(
     solves: int | None, vector: Tensor, examples: int | None, metric: str, state: State
 ) -> HeldOut | None:
-    """Curvature along a vector on the examples that follow the first; None where it is not due.
+    """Curvature along a vector on other training examples; None where it is not due.
 
     Args:
         solves: Solves so far, of which the last has found the vector; None if it was held.
@@ -27,13 +30,23 @@ def on_others(
     ends = state.step == state.steps and not state.shared.is_open_ended
     if examples is None or not (ends or (solves is not None and solves % EVERY == 1)):
         return None
-    train = state.task.train
-    others = tuple(x[examples : 2 * examples] for x in (train.inputs, train.targets))
-    if len(others[0]) < FEWEST:
+    rest = len(state.task.train) - examples
+    if rest < FEWEST:
         return None
+    others = drawn(state.task.train, examples, state.seed)
     hessian = state.shared.hessian(state, examples)
     try:
-        return held_out(hessian, (others[0], others[1]), vector, len(train) - examples)
+        return held_out(hessian, (others.inputs, others.targets), vector, rest)
     except MeasurementError as why:
         state.say(f"{metric} is absent: {why}")
         return None
+
+
+def drawn(train: Split, examples: int, seed: int) -> Split:
+    """As many training examples again as the first ones, drawn from the rest: each time the same.
+
+    At random, since the rest may be sorted.
+    """
+    order = torch.randperm(len(train) - examples, generator=generator(seed, "others"))
+    chosen = (examples + order[:examples]).to(train.inputs.device)
+    return Split(train.inputs[chosen], train.targets[chosen])

@@ -24,9 +24,10 @@ class Sharpness:
     - `sharpness/lambda_max_bound` bounds λ₁ − lambda_max, if no larger eigenvalue was lost. An
       audit every `audit_every` solves looks for a lost one, and the search then starts anew.
     - `sharpness/held_out` ± `sharpness/held_out_error`, where H is over some of the training
-      examples only, is the curvature along the eigenvector on as many others, at every fourth solve
-      and at the end: on average the λ₁ of all is between it and lambda_max, if examples are in
-      random order; see `optbench.curvature.held_out`. The cost is that of about two products.
+      examples only, is the curvature along the eigenvector on as many others, drawn from the rest,
+      at every fourth solve and at the end: on average the λ₁ of all is between it and lambda_max,
+      if the first examples are a random sample; see `optbench.curvature.held_out`. The cost is that
+      of about two products.
     - `sharpness/lambda_2` … are further eigenvalues, for k > 1.
     - `sharpness/converged` is 0 where a search ended at its limit of products; else it is absent.
 

@@ -1,5 +1,6 @@
 """What sharpness of some examples is on others: values, when it is measured, when it is absent."""
 
+import itertools
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -11,7 +12,7 @@ from optbench.dynamics.edges import EigenvalueEdge
 from optbench.optimizers.sign import Signum
 from optbench.probes import State
 from optbench.probes.edge import Edge
-from optbench.probes.others import EVERY
+from optbench.probes.others import EVERY, drawn
 from optbench.probes.sharpness import Sharpness
 from optbench.task import Split, Task, half_mse
 from optbench.watching import watch
@@ -37,22 +38,26 @@ def _signs(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimiz
     return Signum(parameters, lr, momentum=0.0)
 
 
-def _dense(state: State, first: int, last: int) -> Tensor:
-    train = state.task.train
-    return dense_hessian(
-        state.model, half_mse, (train.inputs[first:last], train.targets[first:last])
-    )
+def _dense(state: State, split: Split) -> Tensor:
+    return dense_hessian(state.model, half_mse, (split.inputs, split.targets))
+
+
+def _both(state: State) -> tuple[Split, Split]:
+    """The examples that are measured on, and the others."""
+    return state.task.train.first(N), drawn(state.task.train, N, state.seed)
 
 
 def test_sharpness_is_told_along_its_eigenvector_on_as_many_others() -> None:
     model = _model()
     state = _state(model, torch.optim.SGD(model.parameters(), 0.1))
     found = Sharpness(examples=N, accuracy=1e-9)(state)
-    u = torch.linalg.eigh(_dense(state, 0, N))[1][:, -1]
-    expected = u @ _dense(state, N, 2 * N) @ u
+    own, others = _both(state)
+    u = torch.linalg.eigh(_dense(state, own))[1][:, -1]
+    expected = u @ _dense(state, others) @ u
     # the eigenvector's relative error is the residual's, some 1e-5, over a gap of some tenths
     assert found["sharpness/held_out"] == pytest.approx(expected.item(), rel=1e-4)
-    q = torch.stack([u @ _dense(state, i, i + 5) @ u for i in range(N, 2 * N, 5)])  # 16 groups
+    groups = itertools.starmap(Split, others.chunks(5))  # 16 of them
+    q = torch.stack([u @ _dense(state, group) @ u for group in groups])
     error = (1 - N / 220) ** 0.5 * q.std() / 4
     assert found["sharpness/held_out_error"] == pytest.approx(error.item(), rel=1e-3)
 
@@ -72,9 +77,7 @@ def test_the_distance_of_adam_is_told_along_its_direction_on_others(weight_decay
     size = sum(p.numel() for p in model.parameters())
     root = torch.diag(known.inverse_sqrt(torch.ones(size, dtype=torch.float64)))
     decay = weight_decay * torch.eye(size, dtype=torch.float64)
-    of_first, of_others = (
-        root @ (_dense(state, *ends) + decay) @ root for ends in ((0, N), (N, 2 * N))
-    )
+    of_first, of_others = (root @ (_dense(state, split) + decay) @ root for split in _both(state))
     values, vectors = torch.linalg.eigh(of_first)
     assert found["edge/distance"] == pytest.approx(values[-1].item() / known.threshold, rel=1e-6)
     expected = vectors[:, -1] @ of_others @ vectors[:, -1] / known.threshold
@@ -94,7 +97,7 @@ def test_the_distance_on_a_norm_ball_is_told_along_its_direction_on_others(
     found = probe(state)
     threshold, d = found["edge/threshold"], probe.state_dict()["direction"]
     assert isinstance(threshold, float)
-    of_first, of_others = (d @ _dense(state, *ends) @ d for ends in ((0, N), (N, 2 * N)))
+    of_first, of_others = (d @ _dense(state, split) @ d for split in _both(state))
     # products and sums of float64
     assert found["edge/distance"] == pytest.approx(of_first.item() / threshold, rel=1e-10)
     assert found["edge/held_out"] == pytest.approx(of_others.item() / threshold, rel=1e-10)
@@ -112,6 +115,18 @@ def test_on_a_norm_ball_it_is_measured_as_often_and_so_after_a_resume() -> None:
         resumed.load_state_dict(probe.state_dict())
         probe = resumed
     assert taken == [0, EVERY, 2 * EVERY, 100]
+
+
+def test_the_others_are_drawn_from_all_of_the_rest_each_time_the_same() -> None:
+    x = torch.arange(300.0)
+    others = drawn(Split(x, 2 * x), N, 0)
+    assert torch.equal(others.targets, 2 * others.inputs)
+    assert len(set(others.inputs.tolist())) == N and others.inputs.min() >= N
+    # of 80 of the last 220, sorted: one in ten is above 277, but for a chance of (198/220)^80
+    assert others.inputs.max() > 277
+    assert torch.equal(drawn(Split(x, x), N, 0).inputs, others.inputs)
+    assert not torch.equal(drawn(Split(x, x), N, 1).inputs, others.inputs)
+    assert len(drawn(Split(x, x), 250, 0)) == 50
 
 
 def test_it_is_measured_at_every_fourth_solve_and_at_the_end() -> None:
