@@ -6,7 +6,7 @@ better, and not which optimizer is better. The title says so.
 
 import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -99,12 +99,12 @@ def compare_runs(runs: Sequence[Run], metric: str | None = None) -> Comparison:
             not every run has one.
     """
     left_out: dict[str, str] = {}
-    problems: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    problems: dict[str, list[Run]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run.name):
         if run.status not in FINISHED:
             left_out[run.name] = f"not finished ({run.status})"
         else:
-            problems[run.problem, run.data_hash].append(run)
+            problems[run.problem].append(run)
     titles = _titles(problems)
     groups = [
         group
@@ -160,11 +160,20 @@ def _group(
 
 
 def _of_one_start(runs: Sequence[Run], left_out: dict[str, str]) -> list[Run]:
-    """Keep the runs that start alike, seed by seed: else a seed pairs nothing."""
-    votes: dict[int, dict[tuple[str, str], list[Run]]] = defaultdict(lambda: defaultdict(list))
+    """Keep the runs that start alike, seed by seed: else a seed pairs nothing.
+
+    Data may depend on the seed. Where a seed has as many runs on other data, those stay that are
+    on the data of most runs.
+    """
+    votes: dict[int, dict[tuple[str, ...], list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        votes[run.seed][run.init_hash, f"{run.initial_loss:.3g}"].append(run)
-    usual = {seed: max(starts.values(), key=len)[0] for seed, starts in votes.items()}
+        start = (run.data_hash, run.init_hash, f"{run.initial_loss:.3g}")
+        votes[run.seed][start].append(run)
+    on_data = Counter(run.data_hash for run in runs)
+    usual = {
+        seed: max(starts.values(), key=lambda own: (len(own), on_data[own[0].data_hash]))[0]
+        for seed, starts in votes.items()
+    }
     kept = []
     for run in runs:
         if difference := unlike(run, usual[run.seed]):
@@ -226,7 +235,7 @@ def _spelled(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _titles(problems: Mapping[tuple[str, str], Sequence[Run]]) -> dict[tuple[str, str], str]:
+def _titles(problems: Mapping[str, Sequence[Run]]) -> dict[str, str]:
     """A title for each problem: the usual settings, and those in which the problems differ."""
     conditions = {problem: runs[0].conditions for problem, runs in problems.items()}
     differing = sorted(
@@ -234,7 +243,7 @@ def _titles(problems: Mapping[tuple[str, str], Sequence[Run]]) -> dict[tuple[str
         for key in _differing(list(conditions.values()))
         if key not in ALWAYS and not key.endswith("_target_") and key != "schedule"
     )
-    titles: dict[tuple[str, str], str] = {}
+    titles: dict[str, str] = {}
     for problem, own in conditions.items():
         words = [str(own[key]) for key in ("task", "model") if key in own]
         words += [f"{key} {own[key]}" for key in ("steps", "epochs", "batch_size") if key in own]
@@ -246,7 +255,7 @@ def _titles(problems: Mapping[tuple[str, str], Sequence[Run]]) -> dict[tuple[str
     for problem, title in titles.items():
         if list(titles.values()).count(title) > 1:
             seen[title] += 1
-            titles = titles | {problem: f"{title}, problem {problem[0][:6]}, data {problem[1][:6]}"}
+            titles = titles | {problem: f"{title}, problem {problem[:6]}"}
     return titles
 
 

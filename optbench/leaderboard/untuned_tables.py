@@ -31,8 +31,8 @@ UNTUNED = (
     "optimizers."
 )
 PAIRED = (
-    "Runs are compared where everything is alike but the optimizer and the seed: data, model, "
-    "initial weights, budget, schedule."
+    "Runs are compared where everything is alike but the optimizer and the seed: task, model, "
+    "budget, schedule; and, of each seed, data and initial weights."
 )
 AT_END = (metrics.TRAIN_LOSS, metrics.TEST_LOSS, metrics.TEST_ERROR, metrics.GAP_LOSS)
 CURVATURE = (metrics.SHARPNESS, metrics.EDGE_DISTANCE)

@@ -73,7 +73,6 @@ def test_pairs_are_of_one_seed_not_of_one_place() -> None:
         {"problem": "another", "conditions": CONDITIONS | {"model": "cnn"}},
         {"problem": "another", "conditions": CONDITIONS | {"task.label_noise": 0.2}},
         {"problem": "another", "conditions": CONDITIONS | {"steps": 50}},
-        {"data_hash": "other data"},
     ],
 )
 def test_another_problem_or_budget_is_another_group(changes: dict[str, Any]) -> None:
@@ -82,9 +81,25 @@ def test_another_problem_or_budget_is_another_group(changes: dict[str, Any]) -> 
     assert [line.name for line in first.lines] == ["adam", "sgd"]
     assert [line.name for line in second.lines] == ["lion"] and not second.pairs
     assert first.title != second.title and "alone" in second.said[0]
-    if "conditions" in changes:
-        (value,) = set(changes["conditions"].values()) - set(CONDITIONS.values())
-        assert str(value) in second.title
+    (value,) = set(changes["conditions"].values()) - set(CONDITIONS.values())
+    assert str(value) in second.title
+
+
+def test_data_that_depend_on_the_seed_are_paired_by_seed() -> None:
+    runs = [replace(r, data_hash=f"data {r.seed}") for r in _field({"sgd": 0.4, "adam": 0.2})]
+    [group] = compare_runs(runs).groups
+    assert len(group.pairs) == 1 and [list(line.runs) for line in group.lines] == [[0, 1, 2]] * 2
+
+
+def test_other_data_of_the_same_seed_are_never_merged() -> None:
+    other = [
+        replace(r, data_hash="other", name=f"z{r.name}") for r in _field({"adam": 0.1, "lion": 0.1})
+    ]
+    found = compare_runs([*_field({"sgd": 0.4, "adam": 0.2}), *other[:5]])
+    [group] = found.groups
+    assert [line.name for line in group.lines] == ["adam", "sgd"] and found.runs == 6
+    assert set(found.left_out) == {run.name for run in other[:5]}
+    assert found.left_out["zadam-0-0"] == "another data hash than the other runs of seed 0 have"
 
 
 def test_settings_that_differ_are_in_the_name() -> None:
