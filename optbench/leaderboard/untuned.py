@@ -20,7 +20,7 @@ from optbench.leaderboard.entrants import unlike
 from optbench.leaderboard.run_folders import flat
 from optbench.leaderboard.run_line import Run
 from optbench.record.folder import FINISHED
-from optbench.statistics import Array, Pair, censored_median, compare_each, holm, rank_intervals
+from optbench.statistics import Pair, censored_median, compare_each, holm, rank_intervals
 
 MOST_IN_A_TITLE = 4  # settings that a title names
 ALWAYS = ("task", "model", "steps", "batch_size")
@@ -49,6 +49,29 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """Two lines on the seeds that both have, the better by the median first.
+
+    Attributes:
+        pair: Their comparison; the difference is of −metric, so that more is better.
+        p: Its p after Holm's correction over the pairs of the group.
+        seeds: The seeds; two or more.
+    """
+
+    pair: Pair
+    p: float
+    seeds: Sequence[int]
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the two are told apart."""
+        return self.p < 1 - LEVEL
+
+
+Pairs = Mapping[tuple[str, str], Compared]
+
+
+@dataclass(frozen=True)
 class Group:
     """Runs of one problem and budget.
 
@@ -57,9 +80,7 @@ class Group:
         conditions: Every setting of the problem, by path.
         metric: What is compared at the last step; less is better.
         lines: What is compared, best first.
-        seeds: The seeds that all of them have: what pairs are made of.
-        pairs: Comparison of every two of them on these seeds, the better first, and p after Holm's
-            correction; the difference is of −metric, so that more is better.
+        pairs: Every two of them that share two seeds or more; nothing is known of the others.
         said: What limits the comparison, in sentences.
     """
 
@@ -67,8 +88,7 @@ class Group:
     conditions: Mapping[str, object]
     metric: str
     lines: Sequence[Line]
-    seeds: Sequence[int]
-    pairs: Mapping[tuple[str, str], tuple[Pair, float]]
+    pairs: Pairs
     said: Sequence[str]
 
 
@@ -129,33 +149,32 @@ def _group(
     lines = _by_name([run for run in runs if run not in lacking], left_out)
     if not lines:
         return None
-    seeds = sorted(set.intersection(*[set(of_seed) for of_seed in lines.values()]))
     names = list(lines)
-    values = {name: [_value(run, chosen) for run in lines[name].values()] for name in names}
-    medians = {name: censored_median(values[name]) for name in names}
-    scores = np.array([[[-_value(lines[name][seed], chosen) for seed in seeds]] for name in names])
-    pairs, ranks = _compared(names, scores.reshape(len(names), 1, len(seeds)))
+    values = {
+        name: {seed: _value(run, chosen) for seed, run in lines[name].items()} for name in names
+    }
+    medians = {name: censored_median(values[name].values()) for name in names}
+    names.sort(key=lambda name: (medians[name], name))
+    pairs = _compared(values, names)
+    ranks = _ranks(names, pairs)
     found = [
         Line(
             name=name,
             rank=1 + sum(medians[other] < medians[name] for other in names),
             ranks=ranks[name],
-            value=Interval(medians[name], min(values[name]), max(values[name])),
+            value=Interval(medians[name], min(values[name].values()), max(values[name].values())),
             diverged=sum(run.status == "diverged" for run in lines[name].values()),
             runs=lines[name],
         )
         for name in names
     ]
-    found.sort(key=lambda line: (line.rank, line.name))
-    order = [line.name for line in found]
     return Group(
         title=title,
         conditions=runs[0].conditions,
         metric=chosen,
         lines=found,
-        seeds=seeds,
-        pairs=_ordered(order, pairs),
-        said=_said(found, seeds, pairs),
+        pairs=pairs,
+        said=_said(found, pairs),
     )
 
 
@@ -259,70 +278,82 @@ def _titles(problems: Mapping[str, Sequence[Run]]) -> dict[str, str]:
     return titles
 
 
-def _compared(
-    names: Sequence[str], scores: Array
-) -> tuple[dict[tuple[str, str], tuple[Pair, float]], dict[str, tuple[int, int]]]:
-    """Compare every two on the common seeds, of which it takes two or more."""
-    E, S = len(names), scores.shape[2]
-    if S < 2 or E < 2:
-        return {}, dict.fromkeys(names, (1, E))
-    places = list(itertools.combinations(range(E), 2))
-    found = compare_each([scores[a] for a, _ in places], [scores[b] for _, b in places])
-    adjusted = holm([pair.p for pair in found])
-    better = np.zeros((E, E), dtype=bool)
-    for (a, b), pair, p in zip(places, found, adjusted, strict=True):
-        if p < 1 - LEVEL:
-            better[(a, b) if pair.effect > 0 else (b, a)] = True
-    pairs = {
-        (names[a], names[b]): (pair, float(p))
-        for (a, b), pair, p in zip(places, found, adjusted, strict=True)
+def _compared(values: Mapping[str, Mapping[int, float]], order: Sequence[str]) -> Pairs:
+    """Compare every two that share two seeds or more, on the seeds that both have."""
+    shared = {
+        (first, second): sorted(values[first].keys() & values[second].keys())
+        for first, second in itertools.combinations(order, 2)
     }
-    return pairs, dict(zip(names, rank_intervals(better), strict=True))
+    pairs: dict[tuple[str, str], Pair] = {}
+    for count in sorted({len(seeds) for seeds in shared.values()} - {0, 1}):
+        alike = [names for names, seeds in shared.items() if len(seeds) == count]
+        firsts, seconds = (
+            [[[-values[names[which]][seed] for seed in shared[names]]] for names in alike]
+            for which in (0, 1)
+        )
+        pairs |= dict(zip(alike, compare_each(firsts, seconds), strict=True))
+    adjusted = holm([pair.p for pair in pairs.values()])
+    return {
+        names: Compared(pair, float(p), shared[names])
+        for (names, pair), p in zip(pairs.items(), adjusted, strict=True)
+    }
 
 
-def _ordered(
-    order: Sequence[str], pairs: Mapping[tuple[str, str], tuple[Pair, float]]
-) -> dict[tuple[str, str], tuple[Pair, float]]:
-    """Turn each pair so that the better by the median stands first."""
-    turned = {}
-    for (first, second), (pair, p) in pairs.items():
-        if order.index(first) < order.index(second):
-            turned[first, second] = pair, p
-            continue
-        d = pair.difference
-        other = Pair(Interval(-d.value, -d.high, -d.low), -pair.effect, 1 - pair.wins, pair.p)
-        turned[second, first] = other, p
-    return turned
+def _ranks(names: Sequence[str], pairs: Pairs) -> dict[str, tuple[int, int]]:
+    """First and last rank that each may have."""
+    place = {name: i for i, name in enumerate(names)}
+    better = np.zeros((len(names), len(names)), dtype=bool)
+    for (first, second), compared in pairs.items():
+        if compared.is_sure:
+            a, b = place[first], place[second]
+            better[(a, b) if compared.pair.effect > 0 else (b, a)] = True
+    return dict(zip(names, rank_intervals(better), strict=True))
 
 
-def _said(
-    lines: Sequence[Line], seeds: Sequence[int], pairs: Mapping[tuple[str, str], tuple[Pair, float]]
-) -> list[str]:
+def _said(lines: Sequence[Line], pairs: Pairs) -> list[str]:
     """What limits the comparison."""
     if len(lines) == 1:
         return [f"{lines[0].name} is alone here: there is nothing to compare it with."]
-    said = []
-    every = {seed for line in lines for seed in line.runs}
-    if lost := sorted(every - set(seeds)):
-        said.append(
-            f"Pairs are made of the seeds that all have ({_numbers(seeds) or 'none'}); not of "
-            f"{_numbers(lost)}, which some lack."
-        )
-    if len(seeds) < 2:
+    said = _of_other_seeds(lines)
+    if not pairs:
         return [*said, "With fewer than two common seeds nothing can be told apart from chance."]
-    least, count = 2.0 ** (1 - len(seeds)), counted(len(pairs), "pair")
-    if least * len(pairs) >= 1 - LEVEL:
+    if unknown := math.comb(len(lines), 2) - len(pairs):
         said.append(
-            f"With {len(seeds)} seeds the least possible p is {least:.2g}: too few to tell "
-            f"anything apart among {count}."
+            f"Nothing is known of {counted(unknown, 'pair')} with fewer than two common seeds."
         )
-    else:
-        sure = sum(p < 1 - LEVEL for _, p in pairs.values())
-        said.append(
-            f"Of {count}, {sure} {agreeing(sure, 'is', 'are')} told apart "
-            f"(Wilcoxon, Holm, all claims together wrong at most {1 - LEVEL:.0%} of the time)."
+    return [*said, _told_apart(pairs)]
+
+
+def _of_other_seeds(lines: Sequence[Line]) -> list[str]:
+    """Which lines have which seeds, where they do not all have the same."""
+    having: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for line in lines:
+        having[tuple(line.runs)].append(line.name)
+    if len(having) == 1:
+        return []
+    seeds = "; ".join(f"{_numbers(seeds)} ({', '.join(names)})" for seeds, names in having.items())
+    return [
+        f"Not all have the same seeds: {seeds}. A rank by the median is then of other seeds than "
+        "another's; a pair is of the seeds that both have."
+    ]
+
+
+def _told_apart(pairs: Pairs) -> str:
+    """How many pairs are told apart, or why none can be."""
+    count = counted(len(pairs), "pair")
+    common = {len(compared.seeds) for compared in pairs.values()}
+    least = holm([2.0 ** (1 - len(compared.seeds)) for compared in pairs.values()])
+    if min(least) >= 1 - LEVEL:
+        at_most = "at most " if len(common) > 1 else ""
+        return (
+            f"With {at_most}{max(common)} seeds the least possible p is "
+            f"{2.0 ** (1 - max(common)):.2g}: too few to tell anything apart among {count}."
         )
-    return said
+    sure = sum(compared.is_sure for compared in pairs.values())
+    return (
+        f"Of {count}, {sure} {agreeing(sure, 'is', 'are')} told apart "
+        f"(Wilcoxon, Holm, all claims together wrong at most {1 - LEVEL:.0%} of the time)."
+    )
 
 
 def _numbers(values: Sequence[int]) -> str:

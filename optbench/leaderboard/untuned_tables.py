@@ -1,7 +1,7 @@
 """A comparison as Markdown, CSV and page."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from statistics import median
 
 from optbench import metrics
@@ -23,7 +23,7 @@ from optbench.leaderboard.tables import (
     plain,
     spread_text,
 )
-from optbench.leaderboard.untuned import Comparison, Group, Line
+from optbench.leaderboard.untuned import Compared, Comparison, Group, Line
 
 UNTUNED = (
     "Nothing was tuned: each optimizer ran with the settings that its command gave it, and another "
@@ -36,7 +36,7 @@ PAIRED = (
 )
 AT_END = (metrics.TRAIN_LOSS, metrics.TEST_LOSS, metrics.TEST_ERROR, metrics.GAP_LOSS)
 CURVATURE = (metrics.SHARPNESS, metrics.EDGE_DISTANCE)
-PAIR_HEAD = ("better", "other", "less by", "effect r", "wins", "p (Holm)")
+PAIR_HEAD = ("better", "other", "less by", "effect r", "wins", "p (Holm)", "common seeds")
 
 
 def columns(group: Group) -> list[str]:
@@ -52,17 +52,19 @@ def rows(group: Group) -> list[list[str]]:
 
 def pair_rows(group: Group) -> list[list[str]]:
     """Return the rows of the table of pairs, the surest difference first."""
-    surest = sorted(group.pairs.items(), key=lambda item: item[1][1])
+    surest = sorted(group.pairs.items(), key=lambda item: item[1].p)
+    return [[first, second, *_pair_cells(compared)] for (first, second), compared in surest]
+
+
+def _pair_cells(compared: Compared) -> list[str]:
+    pair = compared.pair
+    known = math.isfinite(pair.difference.value)
     return [
-        [
-            first,
-            second,
-            interval(pair.difference) if math.isfinite(pair.difference.value) else "without bound",
-            f"{pair.effect:.2f}",
-            f"{pair.wins:.0%}",
-            f"{p:.2g}",
-        ]
-        for (first, second), (pair, p) in surest
+        interval(pair.difference) if known else "without bound",
+        f"{pair.effect:.2f}",
+        f"{pair.wins:.0%}",
+        f"{compared.p:.2g}",
+        _numbers(compared.seeds),
     ]
 
 
@@ -75,13 +77,17 @@ def _cell(group: Group, line: Line, column: str) -> str:
         "rank": lambda: str(line.rank),
         "may be": lambda: f"{line.ranks[0]}–{line.ranks[1]}",
         "optimizer": lambda: line.name,
-        "seeds": lambda: ", ".join(map(str, line.runs)),
+        "seeds": lambda: _numbers(line.runs),
         "train seconds": lambda: number(_median(line, lambda run: run.train_seconds)),
         group.metric: lambda: _value_text(line),
     }
     if column in cells:
         return cells[column]()
     return number(_median(line, lambda run: run.last.get(column, math.nan)))
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _value_text(line: Line) -> str:
@@ -172,8 +178,8 @@ def _section(nth: int, group: Group) -> Part:
         table_part(name, columns(group), rows(group), (2,)),
     ]
     if group.pairs:
-        about = f"Pairs by seed ({', '.join(map(str, group.seeds))}): {group.metric} of the other "
-        parts.append(_text(f"{about}minus that of the better, with its 95 % interval."))
+        about = f"Pairs by seed: {group.metric} of the other minus that of the better, with its "
+        parts.append(_text(f"{about}95 % interval, over the seeds that both have."))
         parts.append(table_part(f"{name}-pairs", PAIR_HEAD, pair_rows(group), (0, 1)))
     parts.append(_text(visible(f"Everything that is alike: {conditions}")))
     return {"id": f"{name}-title", "title": group.title, "parts": parts}

@@ -39,12 +39,13 @@ def _field(levels: dict[str, float], seeds: int = 3) -> list[Run]:
 
 def test_optimizers_are_ordered_by_their_median_and_paired_by_seed() -> None:
     [group] = compare_runs(_field({"sgd": 0.4, "adam": 0.2})).groups
-    assert group.metric == "test/loss" and list(group.seeds) == [0, 1, 2]
+    assert group.metric == "test/loss"
     assert [(line.name, line.rank) for line in group.lines] == [("adam", 1), ("sgd", 2)]
     assert group.lines[0].value.value == pytest.approx(0.21)
-    [(names, (pair, p))] = group.pairs.items()
-    assert names == ("adam", "sgd") and pair.difference.value == pytest.approx(0.2)
-    assert p == pytest.approx(0.25) and group.lines[0].ranks == (1, 2)
+    [(names, compared)] = group.pairs.items()
+    assert names == ("adam", "sgd") and list(compared.seeds) == [0, 1, 2]
+    assert compared.pair.difference.value == pytest.approx(0.2)
+    assert compared.p == pytest.approx(0.25) and group.lines[0].ranks == (1, 2)
     assert "least possible p is 0.25" in group.said[-1]
 
 
@@ -62,7 +63,8 @@ def test_pairs_are_of_one_seed_not_of_one_place() -> None:
         for seed in (range(6) if name == "adam" else reversed(range(6)))
     ]
     [group] = compare_runs(runs).groups
-    [(pair, _)] = group.pairs.values()
+    [compared] = group.pairs.values()
+    pair = compared.pair
     assert pair.wins == 1.0 and pair.difference.low == pytest.approx(0.1, abs=1e-6)
 
 
@@ -128,10 +130,27 @@ def test_what_cannot_be_compared_is_left_out_and_named(why: str) -> None:
     assert why in untuned_tables.markdown(found).replace("\\", "")
 
 
-def test_seeds_that_some_lack_are_in_no_pair() -> None:
-    runs = [*_field({"sgd": 0.4, "adam": 0.2}), _run("adam", 7, 0.3)]
-    [group] = compare_runs(runs).groups
-    assert list(group.seeds) == [0, 1, 2] and "not of 7" in group.said[0]
+def test_one_of_other_seeds_leaves_the_pairs_of_the_others_as_they_were() -> None:
+    runs = [*_field({"sgd": 0.4, "adam": 0.2}, seeds=8), _run("lion", 9, 0.1)]
+    found = compare_runs([*runs, *(_run("lars", seed, 0.3) for seed in (1, 2))])
+    [group] = found.groups
+    seeds = {names: list(compared.seeds) for names, compared in group.pairs.items()}
+    assert seeds == {
+        ("adam", "sgd"): list(range(8)),
+        ("adam", "lars"): [1, 2],
+        ("lars", "sgd"): [1, 2],
+    }
+    p = {names: compared.p for names, compared in group.pairs.items()}
+    assert p["adam", "sgd"] == pytest.approx(3 * 2**-7) and p["adam", "lars"] == 1.0
+    assert {line.name: line.ranks for line in group.lines}["lion"] == (1, 4)
+    seeds_said, unknown, sure = group.said
+    assert "9 (lion); 0, 1, 2, 3, 4, 5, 6, 7 (adam, sgd); 1, 2 (lars)" in seeds_said
+    assert "3 pairs with fewer than two common seeds" in unknown and "Of 3 pairs, 1 is" in sure
+    text = untuned_tables.markdown(found)
+    assert "common seeds" in text and "| 1, 2 |" in text
+
+
+def test_fewer_than_two_common_seeds_tell_nothing_apart() -> None:
     [lonely] = compare_runs([_run("sgd", 0, 0.4), _run("adam", 1, 0.2)]).groups
     assert not lonely.pairs and "fewer than two common seeds" in lonely.said[-1]
     assert [line.ranks for line in lonely.lines] == [(1, 2), (1, 2)]
