@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from optbench.leaderboard.run_line import (
 from optbench.protocol.suite import FINAL
 from optbench.record import folder as record
 from optbench.record.later_keys import without_defaults
+from optbench.record.sources import MISSING, is_hash, targets
 
 T = TypeVar("T")
 Line = dict[str, bool | Number | list[bool | Number]]  # of a series: a metric is a number, or a few
@@ -56,6 +58,8 @@ NOT_THE_PROBLEM = {
     *("batched", "overwrite", "checkpoint_seconds", "picture", "wandb", "mirrors"),
     *("keep", "keep_steps"),
 }
+# Packages whose version makes no other code of the user's.
+BROUGHT_ALONG = {"optbench", "torch", "torchvision", *sys.stdlib_module_names}
 NOT_THE_COMMAND = ("results_dir=", "device=", "wandb.", "picture=", "--config-dir")
 CURVES = (
     *(
@@ -160,6 +164,7 @@ class Origin:
     sessions: Annotated[tuple[_Session, ...], Field(min_length=1)]
     hardware: _Hardware
     versions: _Versions
+    sources: Mapping[Text, Text] = Field(default_factory=dict)
     git_commit: Text | None = None
 
 
@@ -189,7 +194,7 @@ def read_run(folder: Path, any_run: bool = False) -> Run | None:
     content = _content(folder.name, place, whole, summary, origin)
     content |= {"curve": curve, "local": True}
     if any_run:
-        content["conditions"] = _conditions(whole)
+        content |= _compared(whole, summary, origin)
     run = shaped(Run, content)
     if summary.status in record.FINISHED and (
         changed := record.check_digests(folder, weights=False)
@@ -264,8 +269,34 @@ def _content(
     }
 
 
-def _problem(config: Mapping[str, Any]) -> str:
-    text = json.dumps(_settings_of_the_problem(config), sort_keys=True)
+def _compared(config: Mapping[str, Any], summary: Summary, origin: Origin) -> dict[str, Any]:
+    """What only a comparison without a suite asks of a run; its problem is of its code, too."""
+    code = _users_code(_settings_of_the_problem(config), origin.sources)
+    named = {f"code of {target}": digest for target, digest in code.items()}
+    return {
+        "problem": _problem(config, code),
+        "conditions": _conditions(config) | named,
+        "given_name": summary.optimizer,
+        "code": _users_code(config["optimizer"], origin.sources),
+    }
+
+
+def _users_code(part: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str, str]:
+    """The code that a part of a configuration names and optbench does not bring along.
+
+    By target, its version or the first digits of its hash.
+    """
+    code = {target: sources.get(target, MISSING) for target in sorted(targets(part))}
+    return {
+        target: source[:12] if is_hash(source) else source
+        for target, source in code.items()
+        if target.partition(".")[0] not in BROUGHT_ALONG
+    }
+
+
+def _problem(config: Mapping[str, Any], code: Mapping[str, str] | None = None) -> str:
+    settings = _settings_of_the_problem(config) | ({"code": dict(code)} if code else {})
+    text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

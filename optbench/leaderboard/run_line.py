@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 from pydantic_core import from_json
@@ -14,7 +14,8 @@ from optbench import metrics
 from optbench.boundary import LAX, Name, Plain, Text, UnreadableError, shaped_text
 
 LINE_SCHEMA = 1
-NOT_IN_A_LINE = ("local", "conditions")
+OF_A_FOLDER = {"local": False, "conditions": {}, "given_name": "", "code": {}}
+"""What no committed line holds, as it is there."""
 CURVE_POINTS = 60
 DIGITS = 6  # significant ones: what a committed line keeps of a measured number
 
@@ -61,6 +62,9 @@ class Run:
         local: Whether its folder is here, so that it was run here.
         conditions: What it is compared under (task, model, steps, …), by key; only of runs that are
             read for a comparison without a suite, and in no committed line.
+        given_name: Name of the optimizer as it was given, such as `mine/adam`; else as conditions.
+        code: The user's code that the optimizer's settings name: digest or version by target; else
+            as conditions.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = LAX
@@ -95,6 +99,8 @@ class Run:
     git_commit: Text | None = None
     local: bool = field(default=False, compare=False)
     conditions: Mapping[Text, Plain] = field(default_factory=dict, compare=False)
+    given_name: Text = field(default="", compare=False)
+    code: Mapping[Text, Text] = field(default_factory=dict, compare=False)
 
     @property
     def label(self) -> str:
@@ -108,7 +114,7 @@ class Run:
 
     def line(self) -> str:
         """Return it as a line of a committed file."""
-        content = {key: value for key, value in asdict(self).items() if key not in NOT_IN_A_LINE}
+        content = {key: value for key, value in asdict(self).items() if key not in OF_A_FOLDER}
         return json.dumps({"schema": LINE_SCHEMA} | content, sort_keys=True, allow_nan=False)
 
 
@@ -138,7 +144,8 @@ def read_line(line: str) -> Run:
     if (schema := shaped_text(_Head, line).schema) != LINE_SCHEMA:
         raise UnreadableError(f"schema {schema}, and this reads {LINE_SCHEMA}")
     run = shaped_text(Run, line)
-    return replace(run, local=False, conditions={}) if run.local or run.conditions else run
+    claimed = any(getattr(run, key) for key in OF_A_FOLDER)
+    return replace(run, **cast(Any, OF_A_FOLDER)) if claimed else run
 
 
 def write_local(run: Run | None) -> str:

@@ -5,6 +5,7 @@ better, and not which optimizer is better. The title says so.
 """
 
 import itertools
+import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -214,52 +215,88 @@ def _value(run: Run, metric: str) -> float:
 
 def _by_name(runs: Sequence[Run], left_out: dict[str, str]) -> dict[str, dict[int, Run]]:
     """Runs by what they are of, and seed; a second run of one place is left out."""
-    names = _names(runs)
     lines: dict[str, dict[int, Run]] = defaultdict(dict)
-    for run, name in zip(runs, names, strict=True):
-        if run.seed in lines[name]:
-            left_out[run.name] = f"the same as {lines[name][run.seed].name}, but for its probes"
+    for run in runs:
+        line = lines[_identity(run)]
+        if run.seed in line:
+            left_out[run.name] = f"the same as {line[run.seed].name}, but for its probes"
         else:
-            lines[name][run.seed] = run
-    return {name: dict(sorted(lines[name].items())) for name in sorted(lines)}
+            line[run.seed] = run
+    names = _names([next(iter(line.values())) for line in lines.values()])
+    named = dict(zip(names, lines.values(), strict=True))
+    return {name: dict(sorted(named[name].items())) for name in sorted(named)}
+
+
+def _identity(run: Run) -> str:
+    """What a run is of: its optimizer, with all settings in full and the user's code."""
+    return json.dumps([run.given_name or run.optimizer, run.settings, run.code], sort_keys=True)
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """Each run's optimizer, with the settings in which runs of this optimizer differ."""
-    settings = [flat(run.settings) for run in runs]
-    different: dict[str, set[str]] = defaultdict(set)
+    """Each run's optimizer, with what runs of this optimizer differ in; no two are alike."""
     of_optimizer: dict[str, list[dict[str, object]]] = defaultdict(list)
-    for run, own in zip(runs, settings, strict=True):
-        of_optimizer[run.optimizer].append(own)
-    for optimizer, all_of_it in of_optimizer.items():
-        different[optimizer] = _differing(all_of_it)
+    own = [
+        flat(run.settings) | {f"code of {target}": code for target, code in run.code.items()}
+        for run in runs
+    ]
+    optimizers = [run.given_name or run.optimizer for run in runs]
+    for optimizer, settings in zip(optimizers, own, strict=True):
+        of_optimizer[optimizer].append(settings)
+    spellings = {optimizer: _spellings(settings) for optimizer, settings in of_optimizer.items()}
+    names = [
+        " ".join([optimizer, *_words(settings, spellings[optimizer], "=")])
+        for optimizer, settings in zip(optimizers, own, strict=True)
+    ]
+    return _numbered(names)
+
+
+def _words(
+    settings: Mapping[str, object], spellings: Mapping[str, Mapping[str, str]], between: str
+) -> list[str]:
+    """The settings that have spellings, in words."""
     return [
-        " ".join(
-            [
-                run.optimizer,
-                *[f"{k}={_spelled(own.get(k))}" for k in own if k in different[run.optimizer]],
-            ]
-        )
-        for run, own in zip(runs, settings, strict=True)
+        f"{key}{between}{spellings[key][repr(value)]}"
+        for key, value in settings.items()
+        if key in spellings
     ]
 
 
-def _differing(settings: Sequence[Mapping[str, object]]) -> set[str]:
-    """Keys that do not have the same value everywhere."""
-    keys = {key for own in settings for key in own}
-    return {key for key in keys if len({repr(own.get(key)) for own in settings}) > 1}
+def _spellings(settings: Sequence[Mapping[str, object]]) -> dict[str, dict[str, str]]:
+    """How each value is spelled, by its `repr`, of the settings that differ."""
+    spellings = {}
+    for key in dict.fromkeys(key for own in settings for key in own):
+        values = {repr(own[key]): own[key] for own in settings if key in own}
+        if len(values) > 1 or any(key not in own for own in settings):
+            spellings[key] = _spelled(values)
+    return spellings
 
 
-def _spelled(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+def _spelled(values: Mapping[str, object]) -> dict[str, str]:
+    """Spell values, given by their `repr`, in short where that tells them apart."""
+    short = {
+        text: f"{value:.6g}" if isinstance(value, float) else str(value)
+        for text, value in values.items()
+    }
+    return short if len(set(short.values())) == len(short) else {text: text for text in values}
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
+    """Number the names that are alike."""
+    frequent, seen = Counter(names), Counter[str]()
+    numbered = []
+    for name in names:
+        seen[name] += 1
+        numbered.append(f"{name} ({seen[name]})" if frequent[name] > 1 else name)
+    return numbered
 
 
 def _titles(problems: Mapping[str, Sequence[Run]]) -> dict[str, str]:
     """A title for each problem: the usual settings, and those in which the problems differ."""
     conditions = {problem: runs[0].conditions for problem, runs in problems.items()}
+    spellings = _spellings(list(conditions.values()))
     differing = sorted(
         key
-        for key in _differing(list(conditions.values()))
+        for key in spellings
         if key not in ALWAYS and not key.endswith("_target_") and key != "schedule"
     )
     titles: dict[str, str] = {}
@@ -268,7 +305,8 @@ def _titles(problems: Mapping[str, Sequence[Run]]) -> dict[str, str]:
         words += [f"{key} {own[key]}" for key in ("steps", "epochs", "batch_size") if key in own]
         if len({str(c.get("schedule")) for c in conditions.values()}) > 1:
             words.append(f"schedule {own.get('schedule')}")
-        words += [f"{key} {_spelled(own.get(key))}" for key in differing[:MOST_IN_A_TITLE]]
+        named = {key: own[key] for key in differing[:MOST_IN_A_TITLE] if key in own}
+        words += _words(named, spellings, " ")
         titles[problem] = ", ".join(words) or "runs"
     seen: dict[str, int] = defaultdict(int)
     for problem, title in titles.items():

@@ -79,13 +79,14 @@ def changed_code(then: Any, now: Mapping[str, str]) -> str:
     known = then if isinstance(then, Mapping) else {}
     for target, value in now.items():
         before = str(known.get(target, MISSING))
-        if before not in (value, MISSING) and (_is_hash(before) or _is_hash(value)):
+        if before not in (value, MISSING) and (is_hash(before) or is_hash(value)):
             hashes = f"source hash {before[:12]} then, {value[:12]} now"
             return f"the code of {target} has changed since ({hashes})"
     return ""
 
 
-def _is_hash(value: str) -> bool:
+def is_hash(value: str) -> bool:
+    """Whether a source is the hash of a user's code."""
     return len(value) == 64 and " " not in value
 
 

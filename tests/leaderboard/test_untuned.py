@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,12 @@ from optbench.errors import UserError
 from optbench.leaderboard import untuned_tables
 from optbench.leaderboard.__main__ import main
 from optbench.leaderboard.page import unpacked
+from optbench.leaderboard.results_folder import read_folders
 from optbench.leaderboard.run_line import Run
 from optbench.leaderboard.untuned import Comparison, compare_runs
 from tests.conftest import Call, Command
 from tests.leaderboard.fields import run, suite
+from tests.leaderboard.hostile import write_folder
 from tests.visit import Visit
 
 SUITE = suite(seeds=8)
@@ -112,6 +115,83 @@ def test_settings_that_differ_are_in_the_name() -> None:
     ]
     [group] = compare_runs(runs).groups
     assert [line.name for line in group.lines] == ["adam lr=0.001", "adam lr=0.01", "sgd"]
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ((0.1234567, 0.1234568), ["adam lr=0.1234567", "adam lr=0.1234568"]),
+        ((0.5, "0.5"), ["adam lr='0.5'", "adam lr=0.5"]),
+        ((1, 1.0), ["adam lr=1", "adam lr=1.0"]),
+        (("a", None), ["adam lr=None", "adam lr=a"]),
+    ],
+)
+def test_settings_that_are_spelled_alike_in_short_are_two_lines(
+    values: tuple[object, object], names: list[str]
+) -> None:
+    runs = [
+        _run("adam", seed, 0.2, settings={"lr": value}, name=f"{value!r}{seed}")
+        for value in values
+        for seed in (0, 1)
+    ]
+    found = compare_runs(runs)
+    assert [line.name for line in found.groups[0].lines] == names and not found.left_out
+
+
+def test_names_that_would_be_alike_are_numbered() -> None:
+    settings = [{"a": "1 b=2"}, {"a": "1", "b": 2}]
+    runs = [_run("adam", 0, 0.2, settings=own, name=str(own)) for own in settings]
+    [group] = compare_runs(runs).groups
+    assert [line.name for line in group.lines] == ["adam a=1 b=2 (1)", "adam a=1 b=2 (2)"]
+
+
+def test_names_that_differ_in_a_sign_that_no_file_has_are_two_lines() -> None:
+    runs = [
+        _run("mine_adam", seed, 0.2, given_name=name, name=f"{name}{seed}")
+        for name in ("mine/adam", "mine_adam")
+        for seed in (0, 1)
+    ]
+    [group] = compare_runs(runs).groups
+    assert [line.name for line in group.lines] == ["mine/adam", "mine_adam"]
+
+
+def _folder(results: Path, sources: dict[str, str], optimizer: str = "torch.optim.Adam") -> None:
+    """A run folder whose provenance has these sources."""
+    count = len(list((results / "runs").glob("*")))
+    folder = results / "runs" / f"run{count}"
+    settings = {"_target_": optimizer, "lr": 0.1}
+    write_folder(folder, _run("adam", count, 0.2, settings=settings))
+    path = folder / "provenance.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sources": sources}))
+    if "mine.task" in sources:
+        config = folder / "config.yaml"
+        config.write_text(config.read_text().replace("size: 1", "_target_: mine.task"))
+
+
+def test_an_optimizer_of_other_code_is_another_line(tmp_path: Path) -> None:
+    for digest in ("1a" * 32, "1a" * 32, "2b" * 32):
+        _folder(tmp_path, {"mine.Adam": digest, "torch.optim.Adam": digest}, "mine.Adam")
+    [group] = compare_runs(read_folders(tmp_path, any_run=True)[0]).groups
+    assert {line.name: list(line.runs) for line in group.lines} == {
+        "adam code of mine.Adam=1a1a1a1a1a1a": [0, 1],
+        "adam code of mine.Adam=2b2b2b2b2b2b": [2],
+    }
+
+
+def test_a_task_of_other_code_is_another_problem(tmp_path: Path) -> None:
+    for digest in ("1a" * 32, "1a" * 32, "2b" * 32):
+        _folder(tmp_path, {"mine.task": digest})
+    first, second = compare_runs(read_folders(tmp_path, any_run=True)[0]).groups
+    assert [list(line.runs) for line in (*first.lines, *second.lines)] == [[0, 1], [2]]
+    assert "code of mine.task 1a1a1a1a1a1a" in first.title
+    assert "code of mine.task 2b2b2b2b2b2b" in second.title
+
+
+def test_another_version_of_what_comes_along_is_no_other_code(tmp_path: Path) -> None:
+    for version in ("2.13.0", "2.14.0"):
+        _folder(tmp_path, {"torch.optim.Adam": f"torch {version}"})
+    [group] = compare_runs(read_folders(tmp_path, any_run=True)[0]).groups
+    assert [line.name for line in group.lines] == ["adam"]
 
 
 LEFT_OUT: dict[str, dict[str, Any]] = {
