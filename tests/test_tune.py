@@ -132,7 +132,7 @@ def test_a_run_that_cannot_be_says_why(tmp_path: Path) -> None:
 
 
 def _finals(results: Path) -> dict[str, float]:
-    runs, unreadable = read_results(results)
+    runs, unreadable, _ = read_results(results)
     assert not unreadable
     return {run.name: run.last["test/error"] for run in runs}
 

@@ -151,7 +151,7 @@ def leaderboard(settings: Settings) -> int:
     results = settings.results_dir
     if settings.suite == NONE:
         return _compare(settings, began)
-    runs, passed_over = read_results(results)
+    runs, passed_over, of_no_suite = read_results(results)
     gc.freeze()  # what has been read stays to the end: no collection walks it again
     name = settings.suite or _usual_suite(runs, results)
     if name is None:
@@ -160,7 +160,12 @@ def leaderboard(settings: Settings) -> int:
     suite = read_suite(name)
     if settings.verify is not None:
         return _verify(suite, settings)
+    if not any(run.suite == suite.name for run in runs):
+        raise UserError(_no_run_of(suite, settings, of_no_suite))
     admitted = admit(suite, runs, unverified(results, suite))
+    others = _of_no_suite(of_no_suite)
+    _tell(others)
+    admitted.left_out = [*passed_over, *others]
     if settings.enter is not None:
         return _enter(suite, runs, [e.name for e in admitted.entrants], settings)
     board = make_board(suite, admitted)
@@ -187,6 +192,22 @@ def _of(suite: Suite, runs: list[Run]) -> int:
     return sum(run.label == suite.label for run in runs)
 
 
+def _no_run_of(suite: Suite, settings: Settings, of_no_suite: int) -> str:
+    """Why there is no board, and the way out."""
+    if of_no_suite:
+        way_out = f"suite=none compares the {counted(of_no_suite, 'run')} of no suite"
+    else:
+        way_out = f"python -m optbench.tune suite={settings.suite} makes some"
+    return printable(f"no run of {suite.label} under {settings.results_dir}: {way_out}")
+
+
+def _of_no_suite(count: int) -> list[tuple[str, str]]:
+    """Runs that a board leaves out, and what compares them."""
+    they = agreeing(count, "it", "them")
+    said = (f"{counted(count, 'run')} of no suite", f"suite=none compares {they}")
+    return [said] if count else []
+
+
 def _tell(passed_over: Iterable[tuple[str, str]]) -> None:
     for name, why in passed_over:
         print(printable(f"passed over {name}: {why}"), file=sys.stderr)
@@ -199,7 +220,7 @@ def _compare(settings: Settings, began: float) -> int:
             raise UserError(f"{key} is for the runs of a suite: say suite=NAME, too")
     runs, passed_over = read_folders(settings.results_dir, any_run=True)
     _tell(passed_over)
-    comparison = compare_runs(runs, settings.metric)
+    comparison = replace(compare_runs(runs, settings.metric), passed_over=passed_over)
     if not comparison.groups:
         where = printable(str(settings.results_dir))
         raise UserError(

@@ -44,11 +44,13 @@ class Field:
         entrants: Those who are ranked, in alphabetic order.
         refused: Reasons against an optimizer, by its name: it is listed, not ranked.
         alarms: A line for each result that beats a provable floor.
+        left_out: (name, why) of what could not be read, or is of no suite.
     """
 
     entrants: list[Entrant] = field(default_factory=list)
     refused: Refusals = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
 
 
 def admit(suite: Suite, runs: Iterable[Run], unverified: Mapping[str, str] | None = None) -> Field:

@@ -57,6 +57,7 @@ def board_page(board: Board) -> str:
         _section("ranking", "Ranking", [_text(about), *_ranking(board)]),
         _section("sure", "How sure", _sure(board)),
         *_refused(board),
+        *left_out_sections(board.admitted.left_out),
         *_curves(shown),
         *(_charts(board) if board.standings else []),
         *(_task_tables(board) if board.standings else []),
@@ -307,6 +308,12 @@ def _refused(board: Board) -> list[Part]:
         return []
     lines = [f"{name}: {'; '.join(why)}" for name, why in board.admitted.refused.items()]
     return [_section("refused", "Listed, not ranked", [{"kind": "list", "lines": lines}])]
+
+
+def left_out_sections(left_out: Iterable[tuple[str, str]]) -> list[Part]:
+    """Return a section that names what is left out, with why; none where nothing is."""
+    lines = [f"{name}: {why}" for name, why in left_out]
+    return [_section("left-out", "Left out", [{"kind": "list", "lines": lines}])] if lines else []
 
 
 def _curves(runs: Sequence[Run]) -> list[Part]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from optbench.boundary import ShapeError, UnreadableError, printable
 from optbench.boundary.counting import agreeing
@@ -29,8 +30,22 @@ A_BATCH = 50  # folders that a process reads at a time
 WORTH_PROCESSES = 500  # folders: to start processes takes as long as to read some hundred
 
 
-def read_results(results: Path) -> tuple[list[Run], list[Reason]]:
-    """Return every run of a suite in a results folder, and (name, why) of what was passed over.
+class Results(NamedTuple):
+    """What a results folder holds.
+
+    Attributes:
+        runs: Every run of a suite.
+        passed_over: (name, why) of what could not be read.
+        of_no_suite: How many other runs there are.
+    """
+
+    runs: list[Run]
+    passed_over: list[Reason]
+    of_no_suite: int
+
+
+def read_results(results: Path) -> Results:
+    """Read the runs of suites in a results folder.
 
     A run that is in a committed file and has its folder here too is read from its folder.
     """
@@ -38,9 +53,10 @@ def read_results(results: Path) -> tuple[list[Run], list[Reason]]:
     reasons = [(entry.name, why) for entry in entries for why in entry.passed_over]
     reasons += _claimed_twice(entries)
     runs = {_key(run): run for entry in entries for run in entry.runs}
-    local, unread = read_folders(results)
+    texts, unread = _read_texts(results, any_run=False)
+    local = read_local(texts)
     runs |= {_key(run): run for run in local}
-    return list(runs.values()), reasons + unread
+    return Results(list(runs.values()), reasons + unread, len(texts) - len(local))
 
 
 def read_folders(results: Path, any_run: bool = False) -> tuple[list[Run], list[Reason]]:
@@ -50,6 +66,12 @@ def read_folders(results: Path, any_run: bool = False) -> tuple[list[Run], list[
         results: The results folder.
         any_run: Whether runs that belong to no suite are among them.
     """
+    texts, reasons = _read_texts(results, any_run)
+    return read_local(texts), reasons
+
+
+def _read_texts(results: Path, any_run: bool) -> tuple[list[str], list[Reason]]:
+    """What `write_local` writes of each folder, from the index where that knows it."""
     kind = ANY if any_run else OF_A_SUITE
     index = FolderIndex.opened(index_file(results, kind), kind)
     above = results / "runs"
@@ -70,7 +92,7 @@ def read_folders(results: Path, any_run: bool = False) -> tuple[list[Run], list[
             f"the index could not be written, so the next board takes as long: {why.strerror}",
             file=sys.stderr,
         )
-    return read_local(text for text in texts.values() if text is not None), reasons
+    return [text for text in texts.values() if text is not None], reasons
 
 
 def _names(above: Path) -> list[str]:

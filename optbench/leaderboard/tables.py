@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from optbench import metrics
 from optbench.boundary import visible
@@ -149,7 +149,13 @@ def markdown(board: Board) -> str:
             for name, why in board.admitted.refused.items()
         ]
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, *left_out_section(board.admitted.left_out)])
+
+
+def left_out_section(left_out: Iterable[tuple[str, str]]) -> list[str]:
+    """Return the lines that name what is left out, with why; none where nothing is."""
+    lines = [f"- {escape(name)}: {escape(why)}" for name, why in left_out]
+    return ["## Left out", "", *lines, ""] if lines else []
 
 
 PAIR_CELLS: dict[str, Callable[[Board, tuple[str, str]], str]] = {

@@ -95,10 +95,22 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All groups, the largest first, and why other runs are in none."""
+    """All groups, the largest first, and why other runs are in none.
+
+    Attributes:
+        groups: The groups.
+        left_out: Why a run cannot be compared, by its name.
+        passed_over: (name, why) of folders that could not be read.
+    """
 
     groups: Sequence[Group]
     left_out: Mapping[str, str]
+    passed_over: Sequence[tuple[str, str]] = ()
+
+    @property
+    def not_compared(self) -> list[tuple[str, str]]:
+        """All that is in no group, with why."""
+        return [*self.left_out.items(), *self.passed_over]
 
     @property
     def runs(self) -> int:

@@ -12,12 +12,14 @@ from optbench.leaderboard.page import (
     comparison_page,
     interval_row,
     intervals_part,
+    left_out_sections,
     row_link,
     table_part,
 )
 from optbench.leaderboard.tables import (
     escape,
     interval,
+    left_out_section,
     markdown_table,
     number,
     plain,
@@ -113,11 +115,7 @@ def markdown(comparison: Comparison) -> str:
         lines += ["", *markdown_table(columns(group), rows(group)), ""]
         if group.pairs:
             lines += [*markdown_table(PAIR_HEAD, pair_rows(group)), ""]
-    if comparison.left_out:
-        lines += ["## Left out", ""]
-        lines += [f"- {escape(name)}: {escape(why)}" for name, why in comparison.left_out.items()]
-        lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, *left_out_section(comparison.not_compared)])
 
 
 def comma_separated(comparison: Comparison) -> str:
@@ -145,10 +143,7 @@ def page(comparison: Comparison) -> str:
     """Return the page."""
     sections = [{"id": "about", "title": "", "parts": [_text(UNTUNED), _text(PAIRED)]}]
     sections += [_section(number, group) for number, group in enumerate(comparison.groups)]
-    if comparison.left_out:
-        lines = [f"{name}: {why}" for name, why in comparison.left_out.items()]
-        parts: list[Part] = [{"kind": "list", "lines": lines}]
-        sections.append({"id": "left-out", "title": "Left out", "parts": parts})
+    sections += left_out_sections(comparison.not_compared)
     order = dict.fromkeys(line.name for group in comparison.groups for line in group.lines)
     runs = [
         (run, line.name, group.title)

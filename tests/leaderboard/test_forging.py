@@ -49,7 +49,7 @@ def results(tmp_path: Path) -> Path:
 
 
 def _admitted(results: Path) -> tuple[Field, str]:
-    runs, passed_over = read_results(results)
+    runs, passed_over, _ = read_results(results)
     return admit(SUITE, runs, unverified(results, SUITE)), "\n".join(
         ": ".join(reason) for reason in passed_over
     )
@@ -108,7 +108,7 @@ def test_of_two_unverified_files_that_claim_one_run_neither_has_it(tmp_path: Pat
             for i, r in enumerate(entrant(SUITE, "b", 0.1))
         ],
     )
-    runs, passed_over = read_results(tmp_path)
+    runs, passed_over, _ = read_results(tmp_path)
     assert own[0].name not in {r.name for r in runs} and len(runs) == 30
     assert [name for name, _ in passed_over] == ["simulated-v1/a.jsonl", "simulated-v1/b.jsonl"]
 

@@ -73,7 +73,7 @@ def _mark(results: Path) -> None:
 
 
 def _render(of: Suite, results: Path) -> tuple[list[str], str]:
-    runs, _ = read_results(results)
+    runs, _, _ = read_results(results)
     board = make_board(of, admit(of, runs, unverified(results, of)))
     board = replace(board, words=words(board))
     page = board_page(board)
@@ -95,7 +95,7 @@ def _faults(case: Case, folder: Path, of: Suite, trusted: bool) -> str:
     if trusted:
         _mark(results)
     try:
-        runs, passed_over = read_results(results)
+        runs, passed_over, _ = read_results(results)
         said = " ".join(" ".join(reason) for reason in passed_over)
         if not said.isprintable():
             return f"a reason is not printable: {said!r}"

@@ -53,7 +53,7 @@ def test_nothing_is_opened_in_a_folder_that_has_not_changed(
     assert len(series) == len(finals)
     assert set(series.values()) <= {1, 2}  # to be read, and to be held against its digest
     opened.clear()
-    again, _ = read_results(tmp_path)
+    again, _, _ = read_results(tmp_path)
     assert len(again) == len(runs)
     assert not [name for name in opened if name.startswith(str(tmp_path / "runs"))]
 

@@ -78,9 +78,9 @@ def test_the_state_of_an_optimizer_is_counted(optbench: Command) -> None:
     assert sizes["muon"] == pytest.approx(4 * 640 + 8 * 10 + 4, rel=1e-5)
 
 
-def test_a_run_of_no_suite_is_passed_over_in_silence(optbench: Command, tmp_path: Path) -> None:
+def test_a_run_of_no_suite_is_counted(optbench: Command, tmp_path: Path) -> None:
     own = Path(optbench("task=quadratic", "steps=3", "picture=false").folder)
-    assert read_results(tmp_path / "results") == ([], [])
+    assert read_results(tmp_path / "results") == ([], [], 1)
     found = read_run(own, any_run=True)
     assert found is not None and found.curve["step"]
 
@@ -127,7 +127,7 @@ def test_a_damaged_folder_is_named_and_the_others_are_read(why: str, folder: Pat
     good = folder.with_name("good")
     shutil.copytree(folder, good)
     DAMAGE[why](folder)
-    runs, unreadable = read_results(folder.parent.parent)
+    runs, unreadable, _ = read_results(folder.parent.parent)
     assert [found.name for found in runs] == ["good"]
     assert [name for name, _ in unreadable] == [folder.name]
     assert why == "deep" or why in unreadable[0][1]
@@ -139,7 +139,7 @@ def test_a_link_out_of_the_results_is_not_followed(folder: Path, tmp_path: Path)
     (folder.parent / "link").symlink_to(elsewhere)
     (folder / "summary.json").unlink()
     (folder / "summary.json").symlink_to(elsewhere / "summary.json")
-    runs, unreadable = read_results(folder.parent.parent)
+    runs, unreadable, _ = read_results(folder.parent.parent)
     assert not runs and len(unreadable) == 2 and all("link" in why for _, why in unreadable)
 
 
@@ -167,7 +167,7 @@ def test_committed_lines_are_read_and_bad_ones_named(tmp_path: Path) -> None:
     long_curve = json.loads(lines[-1])
     long_curve["curve"]["step"] = list(range(1000))
     _entries(tmp_path, "a", [*lines, *bad, json.dumps(long_curve)])
-    runs, unreadable = read_results(tmp_path)
+    runs, unreadable, _ = read_results(tmp_path)
     assert len(runs) == len(lines) and len(unreadable) == len(bad) + 1
     assert "line 22: schema 7" in " ".join(why for _, why in unreadable)
 
@@ -216,7 +216,7 @@ def test_reading_stays_within_its_folder(tmp_path: Path) -> None:
         for r in entrant(SUITE, "a", 0.2)
     ]
     _entries(tmp_path / "results", "a", [json.dumps(line) for line in own])
-    runs, unreadable = read_results(tmp_path / "results")
+    runs, unreadable, _ = read_results(tmp_path / "results")
     assert len(runs) == 1 and not runs[0].local  # one name, so one run
     assert unreadable[0] == (
         f"{SUITE.label}/a.jsonl",

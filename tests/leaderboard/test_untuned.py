@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from optbench.errors import UserError
 from optbench.leaderboard import untuned_tables
@@ -17,6 +18,7 @@ from optbench.leaderboard.page import unpacked
 from optbench.leaderboard.results_folder import read_folders
 from optbench.leaderboard.run_line import Run
 from optbench.leaderboard.untuned import Comparison, compare_runs
+from optbench.protocol.suite import read_suite
 from tests.conftest import Call, Command
 from tests.leaderboard.fields import run, suite
 from tests.leaderboard.hostile import write_folder
@@ -299,9 +301,50 @@ def test_a_sweep_and_then_the_board(optbench: Command, called: Call, tmp_path: P
     assert again.code == 0 and "train/loss" in (tmp_path / "elsewhere/comparison.md").read_text()
 
 
+def test_folders_that_cannot_be_read_are_named_with_what_is_left_out(
+    called: Call, tmp_path: Path
+) -> None:
+    for seed in range(2):
+        write_folder(tmp_path / "results/runs" / str(seed), _run("adam", seed, 0.2))
+    (tmp_path / "results/runs/0/summary.json").rename(tmp_path / "away")
+    outcome = called(main, tmp_path, "suite=none")
+    assert outcome.code == 0 and "passed over 0: no summary.json" in outcome.err
+    text = (tmp_path / "results/comparison.md").read_text()
+    assert "## Left out" in text and "- 0: no summary.json" in text
+    sections = unpacked((tmp_path / "results/comparison.html").read_text())["sections"]
+    [lines] = [s["parts"][0]["lines"] for s in sections if s["id"] == "left-out"]
+    assert lines == ["0: no summary.json"]
+
+
+@pytest.mark.parametrize("of_a_suite", [True, False])
+def test_a_board_says_which_runs_are_of_no_suite(
+    of_a_suite: bool, called: Call, tmp_path: Path
+) -> None:
+    smoke = read_suite("smoke")
+    one = run(smoke, "adam", next(iter(smoke.tasks)), "final", 0, 0, 0.2)
+    for name in ("plain", *["ranked"] * of_a_suite):
+        folder = tmp_path / "results/runs" / name
+        write_folder(folder, one)
+        if name == "plain":
+            config = yaml.safe_load((folder / "config.yaml").read_text()) | {"board": None}
+            (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    outcome = called(main, tmp_path, "suite=smoke")
+    if not of_a_suite:
+        assert outcome.code == 2 and outcome.err.count("\n") == 1
+        assert "no run of smoke-v" in outcome.err
+        assert "under results: suite=none compares the 1 run of no suite" in outcome.err
+        return
+    assert outcome.code == 0 and "1 run of no suite: suite=none compares it" in outcome.err
+    text = (tmp_path / "results/leaderboard-smoke.md").read_text()
+    assert "- 1 run of no suite: suite=none compares it" in text
+    page = unpacked((tmp_path / "results/leaderboard-smoke.html").read_text())
+    assert "left-out" in [section["id"] for section in page["sections"]]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("suite=smoke",), "no run of smoke-v"),
         (("suite=none", "enter=all"), "enter is for the runs of a suite"),
         (("suite=smoke", "metric=test/loss"), "metric is a setting of suite=none"),
         ((), "no finished run under"),
