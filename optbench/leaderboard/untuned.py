@@ -15,7 +15,7 @@ import numpy as np
 
 from optbench import metrics
 from optbench.boundary.counting import agreeing, counted
-from optbench.errors import UserError
+from optbench.errors import UserError, nearest
 from optbench.intervals import LEVEL, Interval
 from optbench.leaderboard.entrants import unlike
 from optbench.leaderboard.run_folders import flat
@@ -131,6 +131,8 @@ def compare_runs(runs: Sequence[Run], metric: str | None = None) -> Comparison:
         metric: What is compared, less is better; None for the test loss, or the training loss where
             not every run has one.
     """
+    if metric is not None:
+        _check_metric(metric, runs)
     left_out: dict[str, str] = {}
     problems: dict[str, list[Run]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run.name):
@@ -144,11 +146,18 @@ def compare_runs(runs: Sequence[Run], metric: str | None = None) -> Comparison:
         for problem, own in problems.items()
         if (group := _group(titles[problem], own, metric, left_out)) is not None
     ]
-    if not groups and metric is not None and runs:
-        known = sorted({key for run in runs for key in run.last})
-        raise UserError(f"no run measured metric={metric}. Measured: {', '.join(known[:12])}")
     groups.sort(key=lambda g: (-sum(len(line.runs) for line in g.lines), g.title))
     return Comparison(groups, left_out)
+
+
+def _check_metric(metric: str, runs: Sequence[Run]) -> None:
+    finished = [run for run in runs if run.status in FINISHED]
+    known = sorted({key for run in finished for key in run.last})
+    if finished and metric not in known:
+        raise UserError(
+            f"no finished run measured metric={metric}. Measured: {', '.join(known[:12])}."
+            f"{nearest(metric, known)}"
+        )
 
 
 def _group(
@@ -156,7 +165,10 @@ def _group(
 ) -> Group | None:
     runs = _of_one_start(runs, left_out)
     chosen = metric or _usual_metric(runs)
-    lacking = [run for run in runs if run.status == "done" and chosen not in run.last]
+    measured = metric is None or any(metric in run.last for run in runs)
+    lacking = [
+        run for run in runs if chosen not in run.last and (run.status == "done" or not measured)
+    ]
     for run in lacking:
         left_out[run.name] = f"without {chosen}"
     lines = _by_name([run for run in runs if run not in lacking], left_out)

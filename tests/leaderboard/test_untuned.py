@@ -251,8 +251,25 @@ def test_a_divergence_is_last_and_counted() -> None:
 
 
 def test_a_metric_that_nobody_measured_is_told() -> None:
-    with pytest.raises(UserError, match=r"no run measured metric=test/accuracy\. Measured: "):
-        compare_runs(_field({"sgd": 0.4}), "test/accuracy")
+    runs = [*_field({"sgd": 0.4}), _run("adam", 0, math.inf)]
+    with pytest.raises(UserError, match=r"no finished run measured metric=test/eror\.") as why:
+        compare_runs(runs, "test/eror")
+    assert "Did you mean test/error" in str(why.value)
+
+
+def test_a_problem_on_which_nobody_measured_the_metric_is_left_out() -> None:
+    other = {"problem": "another", "conditions": CONDITIONS | {"steps": 50}}
+    last = {"train/loss": 9.0}
+    found = compare_runs(
+        [
+            *_field({"sgd": 0.4, "adam": 0.2}),
+            replace(_run("sgd", 0, math.inf, **other, name="y"), last=last),
+            replace(_run("sgd", 1, 0.4, **other, name="z"), last=last),
+        ],
+        "test/loss",
+    )
+    assert len(found.groups) == 1
+    assert found.left_out == dict.fromkeys("yz", "without test/loss")
 
 
 def test_the_csv_has_every_run() -> None:
