@@ -17,10 +17,12 @@ function make(parent, tag, text, attributes = {}) {
 const indexOf = (name) => Math.max(0, data.order.indexOf(name));
 const words = (text) => text.toLowerCase().split(/\s+/).filter(Boolean);
 
-// A sentence; each command in it gets a box of its own.
+// A sentence; each command in it, which stands in backticks, gets a box of its own.
 function sentence(parent, tag, text, attributes) {
-  const element = make(parent, tag, text, attributes);
-  for (const found of text.match(/python -m optbench[^;)]*/g) || []) command(element, found.trim());
+  const element = make(parent, tag, undefined, attributes);
+  const pieces = text.split(/`(python -m [^`]*)`/); // every second one is a command
+  pieces.forEach((piece, i) => (i % 2 ? make(element, "code", piece) : element.append(piece)));
+  pieces.filter((_, i) => i % 2).forEach((found) => command(element, found));
   return element;
 }
 

@@ -16,6 +16,8 @@ from optbench.leaderboard.run_folders import read_run
 from optbench.leaderboard.run_line import Run
 from optbench.protocol.suite import FINAL, Suite
 
+UNVERIFIED = "unverified: `python -m optbench.leaderboard verify=unverified` re-runs it"
+
 
 @dataclass(frozen=True)
 class Check:
@@ -123,9 +125,7 @@ def unverified(results: Path, suite: Suite) -> dict[str, str]:
     for optimizer, digest in read_digests(results, suite.label).items():
         mark = marks.get(digest)
         if mark is None:
-            reasons[optimizer] = (
-                "unverified: python -m optbench.leaderboard verify=unverified re-runs it"
-            )
+            reasons[optimizer] = UNVERIFIED
         elif not mark.agreed:
             reasons[optimizer] = "re-run, and found to differ"
     return reasons

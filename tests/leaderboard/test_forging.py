@@ -122,7 +122,7 @@ def test_marks_that_come_with_the_results_count_for_nothing(results: Path) -> No
             (results / place / "verified.json").write_text(json.dumps(content))
             admitted, _ = _admitted(results)
             assert (
-                "unverified: python -m optbench.leaderboard verify=unverified"
+                "unverified: `python -m optbench.leaderboard verify=unverified`"
                 in admitted.refused["evil"][-1]
             )
 

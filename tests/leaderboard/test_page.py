@@ -17,6 +17,7 @@ from optbench.leaderboard.board import Board, make_board
 from optbench.leaderboard.entrants import admit
 from optbench.leaderboard.page import LARGEST_PAGE, board_page, report_page, unpacked
 from optbench.leaderboard.run_report import main as report
+from optbench.leaderboard.verify import UNVERIFIED
 from optbench.leaderboard.words import words
 from optbench.record.series import read_lines
 from tests.conftest import Command
@@ -36,7 +37,8 @@ def _board(hostile: str = HOSTILE) -> Board:
         for r in entrant(SUITE, name, level + 0.02 * rng.random((3, 4)))
     ]
     runs += entrant(SUITE, "unfinished", 0.1)[:3]
-    board = make_board(SUITE, admit(SUITE, [replace(run, local=True) for run in runs]))
+    runs = [replace(run, local=True) for run in runs] + entrant(SUITE, "sent", 0.1)
+    board = make_board(SUITE, admit(SUITE, runs, {"sent": UNVERIFIED}))
     return replace(board, words=words(board))
 
 
@@ -63,6 +65,13 @@ def test_it_loads_from_disk_without_errors_or_network_and_nothing_hostile_runs(
     assert visit.page.locator("img").count() == 0
     assert "unfinished" in visit.page.locator("#refused + ul").inner_text()
     assert visit.trouble == [] and visit.requests == [file.as_uri()]
+
+
+def test_a_command_in_a_sentence_is_copied_whole_and_alone(browser: Any, file: Path) -> None:
+    visit = _open(browser, file)
+    commands = visit.page.locator("#refused + ul pre").all_inner_texts()
+    assert commands == ["python -m optbench.leaderboard verify=unverified"]
+    assert "verify=unverified re-runs it" in visit.page.locator("#refused + ul").inner_text()
 
 
 def _names(visit: Visit, table: str = "standings", column: int = 3) -> list[str]:

@@ -294,6 +294,8 @@ def test_the_page_shows_each_problem_and_nothing_hostile_runs(browser: Any, tmp_
     assert visit.page.title() == "optbench: Comparison of 6 runs: nothing was tuned"
     assert len(visit.column("group-0", 3)) == 2 and len(visit.column("group-0-pairs", 1)) == 1
     assert visit.page.locator("#group-0-values a").count() == 2
+    command = visit.page.locator(".command pre").first.inner_text()
+    assert command == "python -m optbench.tune suite=smoke"
     assert visit.page.locator("#curve-plot path.line").count() == 2
     assert visit.page.locator("img").count() == 0 and visit.trouble == []
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
