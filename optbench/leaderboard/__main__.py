@@ -258,7 +258,8 @@ def _print_comparison(comparison: Comparison) -> None:
             )
         for line in untuned_tables.rows(group):
             table.add_row(*[escape(printable(cell)) for cell in line[: len(head)]])
-        show_table(table, printable(group.title), width=110)
+        console.print(printable(group.title), style="italic", markup=False)
+        show_table(table, width=110)
         for said in group.said:
             console.print(printable(f"- {said}"), markup=False)
     if (more := len(comparison.groups) - MOST_PRINTED) > 0:

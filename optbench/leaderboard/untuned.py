@@ -24,7 +24,9 @@ from optbench.record.folder import FINISHED
 from optbench.statistics import Pair, censored_median, compare_each, holm, rank_intervals
 
 MOST_IN_A_TITLE = 4  # settings that a title names
-ALWAYS = ("task", "model", "steps", "batch_size")
+PARTS = ("task", "model", "schedule")
+BUDGET = ("steps", "epochs", "batch_size")
+ALL = ("", "")  # what is chosen where a setting is of no part
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Compared:
         return self.p < 1 - LEVEL
 
 
+Spellings = dict[str, dict[str, str]]
+"""How each value of a setting is spelled, by the setting and the value's `repr`."""
 Pairs = Mapping[tuple[str, str], Compared]
 
 
@@ -268,24 +272,18 @@ def _names(runs: Sequence[Run]) -> list[str]:
         of_optimizer[optimizer].append(settings)
     spellings = {optimizer: _spellings(settings) for optimizer, settings in of_optimizer.items()}
     names = [
-        " ".join([optimizer, *_words(settings, spellings[optimizer], "=")])
+        _name(optimizer, settings, spellings[optimizer])
         for optimizer, settings in zip(optimizers, own, strict=True)
     ]
     return _numbered(names)
 
 
-def _words(
-    settings: Mapping[str, object], spellings: Mapping[str, Mapping[str, str]], between: str
-) -> list[str]:
-    """The settings that have spellings, in words."""
-    return [
-        f"{key}{between}{spellings[key][repr(value)]}"
-        for key, value in settings.items()
-        if key in spellings
-    ]
+def _name(optimizer: str, settings: Mapping[str, object], spellings: Spellings) -> str:
+    words = [f"{k}={spellings[k][repr(value)]}" for k, value in settings.items() if k in spellings]
+    return " ".join([optimizer, *words])
 
 
-def _spellings(settings: Sequence[Mapping[str, object]]) -> dict[str, dict[str, str]]:
+def _spellings(settings: Sequence[Mapping[str, object]]) -> Spellings:
     """How each value is spelled, by its `repr`, of the settings that differ."""
     spellings = {}
     for key in dict.fromkeys(key for own in settings for key in own):
@@ -317,27 +315,52 @@ def _numbered(names: Sequence[str]) -> list[str]:
 def _titles(problems: Mapping[str, Sequence[Run]]) -> dict[str, str]:
     """A title for each problem: the usual settings, and those in which the problems differ."""
     conditions = {problem: runs[0].conditions for problem, runs in problems.items()}
-    spellings = _spellings(list(conditions.values()))
-    differing = sorted(
-        key
-        for key in spellings
-        if key not in ALWAYS and not key.endswith("_target_") and key != "schedule"
-    )
-    titles: dict[str, str] = {}
+    spellings = _spellings_by_choice(list(conditions.values()))
+    several = len({str(own.get("schedule")) for own in conditions.values()}) > 1
+    titles = {}
     for problem, own in conditions.items():
         words = [str(own[key]) for key in ("task", "model") if key in own]
-        words += [f"{key} {own[key]}" for key in ("steps", "epochs", "batch_size") if key in own]
-        if len({str(c.get("schedule")) for c in conditions.values()}) > 1:
-            words.append(f"schedule {own.get('schedule')}")
-        named = {key: own[key] for key in differing[:MOST_IN_A_TITLE] if key in own}
-        words += _words(named, spellings, " ")
-        titles[problem] = ", ".join(words) or "runs"
-    seen: dict[str, int] = defaultdict(int)
-    for problem, title in titles.items():
-        if list(titles.values()).count(title) > 1:
-            seen[title] += 1
-            titles = titles | {problem: f"{title}, problem {problem[:6]}"}
-    return titles
+        words += [f"{key} {own[key]}" for key in BUDGET if key in own]
+        words += [f"schedule {own.get('schedule')}"] if several else []
+        titles[problem] = ", ".join([*words, *_differences(own, spellings)]) or "runs"
+    frequent = Counter(titles.values())
+    return {
+        problem: f"{title}, problem {problem[:6]}" if frequent[title] > 1 else title
+        for problem, title in titles.items()
+    }
+
+
+def _spellings_by_choice(
+    conditions: Sequence[Mapping[str, object]],
+) -> dict[tuple[str, str], Spellings]:
+    """The `_spellings` of all problems, and of those with one task, model or schedule.
+
+    A part of another name has other settings: only its name says what differs.
+    """
+    alike: dict[tuple[str, str], list[Mapping[str, object]]] = defaultdict(list)
+    for own in conditions:
+        for part in PARTS:
+            alike[part, str(own.get(part))].append(own)
+    return {choice: _spellings(group) for choice, group in alike.items()} | {
+        ALL: _spellings(conditions)
+    }
+
+
+def _differences(
+    own: Mapping[str, object], spellings: Mapping[tuple[str, str], Spellings]
+) -> list[str]:
+    """The first settings in which a problem differs from others, in words.
+
+    What is null is off, and says nothing.
+    """
+    words = []
+    for key, value in sorted(own.items()):
+        part = key.partition(".")[0]
+        differing = spellings[(part, str(own.get(part))) if part in PARTS else ALL]
+        noise = key in (*PARTS, *BUDGET) or key.endswith(("_partial_", "_target_"))
+        if value is not None and not noise and key in differing:
+            words.append(f"{key} {differing[key][repr(value)]}")
+    return words[:MOST_IN_A_TITLE]
 
 
 def _compared(values: Mapping[str, Mapping[int, float]], order: Sequence[str]) -> Pairs:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from optbench.errors import UserError
+from optbench.leaderboard import __main__ as board_main
 from optbench.leaderboard import untuned_tables
 from optbench.leaderboard.__main__ import main
 from optbench.leaderboard.page import unpacked
@@ -107,6 +108,47 @@ def test_other_data_of_the_same_seed_are_never_merged() -> None:
     assert [line.name for line in group.lines] == ["adam", "sgd"] and found.runs == 6
     assert set(found.left_out) == {run.name for run in other[:5]}
     assert found.left_out["zadam-0-0"] == "another data hash than the other runs of seed 0 have"
+
+
+def _titles(*changes: dict[str, Any]) -> list[str]:
+    runs = [
+        _run("sgd", 0, 0.4, problem=f"{i}problem", conditions=CONDITIONS | own, name=str(i))
+        for i, own in enumerate(changes)
+    ]
+    return sorted(group.title for group in compare_runs(runs).groups)
+
+
+def test_a_title_names_what_is_set_and_differs_not_what_another_part_brings() -> None:
+    cosine = {"schedule.T_max": 8, "schedule.eta_min": 0, "schedule._partial_": True}
+    digits, mlp = "digits, mlp, steps 100, batch_size full, schedule", {"model._partial_": True}
+    assert _titles(
+        {"schedule": "constant", "stop.metric": None, "task.noise": None},
+        {"schedule": "constant", "task.train_size": 100, "task.noise": 0.2, "stop.below": 0.1},
+        {"schedule": "cosine", "stop.below": None} | cosine | mlp,
+        {"schedule": "constant", "task": "blobs", "task.spread": 1},
+    ) == [
+        "blobs, mlp, steps 100, batch_size full, schedule constant",
+        f"{digits} constant",
+        f"{digits} constant, stop.below 0.1, task.noise 0.2, task.train_size 100",
+        f"{digits} cosine",
+    ]
+
+
+def test_titles_that_would_be_alike_all_say_their_problem() -> None:
+    base = "digits, mlp, steps 100, batch_size full, problem"
+    targets = [{"model._target_": name} for name in "ab"]
+    assert _titles(*targets) == [f"{base} 0probl", f"{base} 1probl"]
+
+
+def test_a_title_wraps_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(board_main, "console_width", lambda: 80)
+    task, model = "a_task_of_a_rather_long_name", "a_model_of_a_rather_long_name"
+    conditions = CONDITIONS | {"task": task, "model": model}
+    board_main._print_comparison(compare_runs([_run("sgd", 0, 0.4, conditions=conditions)]))
+    lines = capsys.readouterr().out.splitlines()
+    assert " ".join(map(str.strip, lines[1:3])) == f"{task}, {model}, steps 100, batch_size full"
 
 
 def test_settings_that_differ_are_in_the_name() -> None:
