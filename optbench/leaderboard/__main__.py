@@ -407,8 +407,10 @@ def _chosen(suite: Suite, settings: Settings) -> list[Entry]:
         names = tuple(unverified(settings.results_dir, suite))
     for name in names:
         if name not in entries:
+            said = printable(name)
             raise UserError(
-                f"{suite.label} has no entry {printable(name)}.{nearest(name, entries)}"
+                f"{suite.label} has no entry {said}: enter={said} writes one of your runs."
+                f"{nearest(name, entries)}"
             )
     return [entries[name] for name in names]
 

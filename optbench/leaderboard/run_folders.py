@@ -5,7 +5,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
@@ -120,6 +120,7 @@ class Summary:
     seed: Count
     step: Count
     steps: Count
+    name: Text = ""
     last: Mapping[Text, Number] = Field(default_factory=dict)
     gradients: Count = 0
     train_seconds: NotNegative = 0.0
@@ -190,11 +191,14 @@ def read_run(folder: Path, any_run: bool = False) -> Run | None:
         )
     origin = shaped(Origin, _mapping(read_json, folder / record.PROVENANCE), record.PROVENANCE)
     place = config.board or Place("", 0, "", _as_name(summary.task), "final", 0)
-    curve = _curve(folder) if place.phase == FINAL else {}
+    series = _series(folder) if place.phase == FINAL else []
+    curve = _curve(series) if place.phase == FINAL else {}
     content = _content(folder.name, place, whole, summary, origin)
     content |= {"curve": curve, "local": True}
     if any_run:
         content |= _compared(whole, summary, origin)
+        content["copied"] = summary.name not in ("", folder.name)
+        content["last"] = _of_the_last_step(content["last"], series, summary)
     run = shaped(Run, content)
     if summary.status in record.FINISHED and (
         changed := record.check_digests(folder, weights=False)
@@ -356,15 +360,35 @@ def read_series(path: Path) -> list[Line]:
     return records
 
 
-def _curve(folder: Path) -> dict[str, list[Any]]:
+def _series(folder: Path) -> list[Line]:
+    return [
+        line for name in (record.METRICS, record.TIMINGS) for line in read_series(folder / name)
+    ]
+
+
+def _of_the_last_step(
+    last: Mapping[str, Any], series: Iterable[Line], summary: Summary
+) -> dict[str, Any]:
+    """Last values, but for those that a finished run measured before its last update only.
+
+    What is of an update, such as the loss of its batch, has the step that the update starts from.
+    """
+    steps = {key: line["step"] for line in series for key in line}
+    return {
+        key: value
+        for key, value in last.items()
+        if summary.status != "done" or cast(int, steps.get(key, summary.step)) >= summary.step - 1
+    }
+
+
+def _curve(series: Iterable[Line]) -> dict[str, list[Any]]:
     """Merge both series by step, and keep as many steps as a page can draw.
 
     The first and the last are among them.
     """
     steps: dict[Any, Line] = {}
-    for name in (record.METRICS, record.TIMINGS):
-        for line in read_series(folder / name):
-            steps.setdefault(line["step"], {}).update(line)
+    for line in series:
+        steps.setdefault(line["step"], {}).update(line)
     measured = [values for _, values in sorted(steps.items()) if values.keys() & set(CURVES)]
     kept = [measured[i] for i in _spread_evenly(len(measured))]
     present = ["step", *[key for key in CURVES if any(key in values for values in kept)]]

@@ -14,7 +14,7 @@ from optbench import metrics
 from optbench.boundary import LAX, Name, Plain, Text, UnreadableError, shaped_text
 
 LINE_SCHEMA = 1
-OF_A_FOLDER = {"local": False, "conditions": {}, "given_name": "", "code": {}}
+OF_A_FOLDER = {"local": False, "conditions": {}, "given_name": "", "code": {}, "copied": False}
 """What no committed line holds, as it is there."""
 CURVE_POINTS = 60
 DIGITS = 6  # significant ones: what a committed line keeps of a measured number
@@ -56,7 +56,7 @@ class Run:
         checked: Whether the data had their published checksums, None where there are none to have.
         settings: Settings of the optimizer.
         command: Overrides of the main job that make it again.
-        last: Every metric's last value.
+        last: Every metric's last value; where conditions are read, of the last step only.
         curve: Series by metric, each as long as `curve["step"]`, None where not measured then;
             finals only.
         local: Whether its folder is here, so that it was run here.
@@ -65,6 +65,7 @@ class Run:
         given_name: Name of the optimizer as it was given, such as `mine/adam`; else as conditions.
         code: The user's code that the optimizer's settings name: digest or version by target; else
             as conditions.
+        copied: Whether its folder has another name than the run had; else as conditions.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = LAX
@@ -101,6 +102,7 @@ class Run:
     conditions: Mapping[Text, Plain] = field(default_factory=dict, compare=False)
     given_name: Text = field(default="", compare=False)
     code: Mapping[Text, Text] = field(default_factory=dict, compare=False)
+    copied: bool = field(default=False, compare=False)
 
     @property
     def label(self) -> str:

@@ -53,17 +53,19 @@ class Line:
 
 @dataclass(frozen=True)
 class Compared:
-    """Two lines on the seeds that both have, the better by the median first.
+    """Two lines on the seeds that both have, the one that is ahead by the median first.
 
     Attributes:
         pair: Their comparison; the difference is of −metric, so that more is better.
         p: Its p after Holm's correction over the pairs of the group.
         seeds: The seeds; two or more.
+        diverged: Whether every one of these runs diverged, so that neither is ahead.
     """
 
     pair: Pair
     p: float
     seeds: Sequence[int]
+    diverged: bool = False
 
     @property
     def is_sure(self) -> bool:
@@ -139,7 +141,7 @@ def compare_runs(runs: Sequence[Run], metric: str | None = None) -> Comparison:
         _check_metric(metric, runs)
     left_out: dict[str, str] = {}
     problems: dict[str, list[Run]] = defaultdict(list)
-    for run in sorted(runs, key=lambda run: run.name):
+    for run in sorted(runs, key=lambda run: (run.copied, run.name)):
         if run.status not in FINISHED:
             left_out[run.name] = f"not finished ({run.status})"
         else:
@@ -159,7 +161,7 @@ def _check_metric(metric: str, runs: Sequence[Run]) -> None:
     known = sorted({key for run in finished for key in run.last})
     if finished and metric not in known:
         raise UserError(
-            f"no finished run measured metric={metric}. Measured: {', '.join(known[:12])}."
+            f"no run measured metric={metric} at its last step. Measured: {', '.join(known[:12])}."
             f"{nearest(metric, known)}"
         )
 
@@ -174,7 +176,7 @@ def _group(
         run for run in runs if chosen not in run.last and (run.status == "done" or not measured)
     ]
     for run in lacking:
-        left_out[run.name] = f"without {chosen}"
+        left_out[run.name] = f"without {chosen} at the last step"
     lines = _by_name([run for run in runs if run not in lacking], left_out)
     if not lines:
         return None
@@ -379,7 +381,14 @@ def _compared(values: Mapping[str, Mapping[int, float]], order: Sequence[str]) -
         pairs |= dict(zip(alike, compare_each(firsts, seconds), strict=True))
     adjusted = holm([pair.p for pair in pairs.values()])
     return {
-        names: Compared(pair, float(p), shared[names])
+        names: Compared(
+            pair=pair,
+            p=float(p),
+            seeds=shared[names],
+            diverged=all(
+                math.isinf(values[name][seed]) for name in names for seed in shared[names]
+            ),
+        )
         for (names, pair), p in zip(pairs.items(), adjusted, strict=True)
     }
 

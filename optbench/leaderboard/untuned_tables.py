@@ -38,7 +38,7 @@ PAIRED = (
 )
 AT_END = (metrics.TRAIN_LOSS, metrics.TEST_LOSS, metrics.TEST_ERROR, metrics.GAP_LOSS)
 CURVATURE = (metrics.SHARPNESS, metrics.EDGE_DISTANCE)
-PAIR_HEAD = ("better", "other", "less by", "effect r", "wins", "p (Holm)", "common seeds")
+PAIR_HEAD = ("first", "second", "second − first", "effect r", "wins", "p (Holm)", "common seeds")
 
 
 def columns(group: Group) -> list[str]:
@@ -59,14 +59,16 @@ def pair_rows(group: Group) -> list[list[str]]:
 
 
 def _pair_cells(compared: Compared) -> list[str]:
-    pair = compared.pair
+    pair, seeds = compared.pair, _numbers(compared.seeds)
+    if compared.diverged:
+        return ["–", "–", "–", "–", seeds]
     known = math.isfinite(pair.difference.value)
     return [
         interval(pair.difference) if known else "without bound",
         f"{pair.effect:.2f}",
         f"{pair.wins:.0%}",
         f"{compared.p:.2g}",
-        _numbers(compared.seeds),
+        seeds,
     ]
 
 
@@ -173,7 +175,7 @@ def _section(nth: int, group: Group) -> Part:
         table_part(name, columns(group), rows(group), (2,)),
     ]
     if group.pairs:
-        about = f"Pairs by seed: {group.metric} of the other minus that of the better, with its "
+        about = f"Pairs by seed: {group.metric} of the second minus that of the first, with its "
         parts.append(_text(f"{about}95 % interval, over the seeds that both have."))
         parts.append(table_part(f"{name}-pairs", PAIR_HEAD, pair_rows(group), (0, 1)))
     parts.append(_text(visible(f"Everything that is alike: {conditions}")))

@@ -240,7 +240,7 @@ def test_another_version_of_what_comes_along_is_no_other_code(tmp_path: Path) ->
 
 LEFT_OUT: dict[str, dict[str, Any]] = {
     "not finished (running)": {"status": "running"},
-    "without test/error": {"last": {"test/loss": 0.1}},
+    "without test/error at the last step": {"last": {"test/loss": 0.1}},
     "another hash of the initial weights than the other runs of seed 0 have": {"init_hash": "odd"},
     "the same as sgd-0-0, but for its probes": {},
 }
@@ -292,9 +292,35 @@ def test_a_divergence_is_last_and_counted() -> None:
     assert "without bound" in text
 
 
+def test_where_all_diverged_nobody_is_ahead() -> None:
+    [group] = compare_runs(_field({"adam": math.inf, "sgd": math.inf})).groups
+    [row] = untuned_tables.pair_rows(group)
+    assert row == ["adam", "sgd", "–", "–", "–", "–", "0, 1, 2"]
+    assert [line.rank for line in group.lines] == [1, 1]
+
+
+def test_a_copy_of_a_run_does_not_beat_the_original(tmp_path: Path) -> None:
+    for name in ("a copy of mine", "mine"):
+        write_folder(folder := tmp_path / "runs" / name, _run("adam", 0, 0.2))
+        path = folder / "summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"name": "mine"}))
+    found = compare_runs(read_folders(tmp_path, any_run=True)[0])
+    assert found.left_out == {"a copy of mine": "the same as mine, but for its probes"}
+
+
+def test_a_metric_of_an_earlier_step_is_not_compared(tmp_path: Path) -> None:
+    ends = {"mine/old": 50, "mine/of_the_last_update": 99, "mine/new": 100}
+    write_folder(tmp_path / "runs/one", _run("adam", 0, 0.2, last=dict.fromkeys(ends, 1.0)))
+    lines = [{"step": step, key: 1.0} for key, step in ends.items()]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "runs/one/metrics.jsonl").write_text(text)
+    [run] = read_folders(tmp_path, any_run=True)[0]
+    assert set(run.last) == {"mine/of_the_last_update", "mine/new"}
+
+
 def test_a_metric_that_nobody_measured_is_told() -> None:
     runs = [*_field({"sgd": 0.4}), _run("adam", 0, math.inf)]
-    with pytest.raises(UserError, match=r"no finished run measured metric=test/eror\.") as why:
+    with pytest.raises(UserError, match=r"no run measured metric=test/eror at its last") as why:
         compare_runs(runs, "test/eror")
     assert "Did you mean test/error" in str(why.value)
 
@@ -311,7 +337,7 @@ def test_a_problem_on_which_nobody_measured_the_metric_is_left_out() -> None:
         "test/loss",
     )
     assert len(found.groups) == 1
-    assert found.left_out == dict.fromkeys("yz", "without test/loss")
+    assert found.left_out == dict.fromkeys("yz", "without test/loss at the last step")
 
 
 def test_the_csv_has_every_run() -> None:
@@ -406,6 +432,7 @@ def test_a_board_says_which_runs_are_of_no_suite(
     ("words", "said"),
     [
         (("suite=smoke",), "no run of smoke-v"),
+        (("suite=smoke", "verify=adam"), "has no entry adam: enter=adam writes one"),
         (("suite=none", "enter=all"), "enter is for the runs of a suite"),
         (("suite=smoke", "metric=test/loss"), "metric is a setting of suite=none"),
         ((), "no finished run under"),
