@@ -409,7 +409,7 @@ def _chosen(suite: Suite, settings: Settings) -> list[Entry]:
         if name not in entries:
             said = printable(name)
             raise UserError(
-                f"{suite.label} has no entry {said}: enter={said} writes one of your runs."
+                f"{suite.label} has no entry {said}: enter={said} makes one of the runs here."
                 f"{nearest(name, entries)}"
             )
     return [entries[name] for name in names]

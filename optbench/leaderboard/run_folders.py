@@ -60,6 +60,7 @@ NOT_THE_PROBLEM = {
 }
 # Packages whose version makes no other code of the user's.
 BROUGHT_ALONG = {"optbench", "torch", "torchvision", *sys.stdlib_module_names}
+CODE_DIGITS = 8  # of a hash of the user's code
 NOT_THE_COMMAND = ("results_dir=", "device=", "wandb.", "picture=", "--config-dir")
 CURVES = (
     *(
@@ -292,7 +293,7 @@ def _users_code(part: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str
     """
     code = {target: sources.get(target, MISSING) for target in sorted(targets(part))}
     return {
-        target: source[:12] if is_hash(source) else source
+        target: source[:CODE_DIGITS] if is_hash(source) else source
         for target, source in code.items()
         if target.partition(".")[0] not in BROUGHT_ALONG
     }

@@ -265,10 +265,7 @@ def _identity(run: Run) -> str:
 def _names(runs: Sequence[Run]) -> list[str]:
     """Each run's optimizer, with what runs of this optimizer differ in; no two are alike."""
     of_optimizer: dict[str, list[dict[str, object]]] = defaultdict(list)
-    own = [
-        flat(run.settings) | {f"code of {target}": code for target, code in run.code.items()}
-        for run in runs
-    ]
+    own = [flat(run.settings) | _code(run) for run in runs]
     optimizers = [run.given_name or run.optimizer for run in runs]
     for optimizer, settings in zip(optimizers, own, strict=True):
         of_optimizer[optimizer].append(settings)
@@ -278,6 +275,13 @@ def _names(runs: Sequence[Run]) -> list[str]:
         for optimizer, settings in zip(optimizers, own, strict=True)
     ]
     return _numbered(names)
+
+
+def _code(run: Run) -> dict[str, str]:
+    """The code of a run's optimizer, as settings."""
+    if len(run.code) == 1:
+        return {"code": next(iter(run.code.values()))}
+    return {f"code of {target}": code for target, code in run.code.items()}
 
 
 def _name(optimizer: str, settings: Mapping[str, object], spellings: Spellings) -> str:
@@ -296,12 +300,13 @@ def _spellings(settings: Sequence[Mapping[str, object]]) -> Spellings:
 
 
 def _spelled(values: Mapping[str, object]) -> dict[str, str]:
-    """Spell values, given by their `repr`, in short where that tells them apart."""
+    """Spell values, given by their `repr`, in short where no other is then spelled alike."""
     short = {
         text: f"{value:.6g}" if isinstance(value, float) else str(value)
         for text, value in values.items()
     }
-    return short if len(set(short.values())) == len(short) else {text: text for text in values}
+    frequent = Counter(short.values())
+    return {text: text if frequent[word] > 1 else word for text, word in short.items()}
 
 
 def _numbered(names: Sequence[str]) -> list[str]:
@@ -427,8 +432,8 @@ def _of_other_seeds(lines: Sequence[Line]) -> list[str]:
         return []
     seeds = "; ".join(f"{_numbers(seeds)} ({', '.join(names)})" for seeds, names in having.items())
     return [
-        f"Not all have the same seeds: {seeds}. A rank by the median is then of other seeds than "
-        "another's; a pair is of the seeds that both have."
+        f"Not all have the same seeds: {seeds}. So the medians, and the ranks by them, are of "
+        "different seeds; a pair is of the seeds that both have."
     ]
 
 
