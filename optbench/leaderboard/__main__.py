@@ -156,6 +156,7 @@ def leaderboard(settings: Settings) -> int:
     name = settings.suite or _usual_suite(runs, results)
     if name is None:
         return _compare(settings, began)
+    _check_metric(settings, name)
     _tell(passed_over)
     suite = read_suite(name)
     if settings.verify is not None:
@@ -277,8 +278,7 @@ def console_width() -> int:
 
 def _check(settings: Settings) -> None:
     """Hold the settings against each other, and against what there is."""
-    if settings.metric is not None and settings.suite not in (None, NONE):
-        raise UserError("metric is a setting of suite=none: a suite says what it ranks by")
+    _check_metric(settings, settings.suite or NONE)
     if settings.enter is not None and settings.verify is not None:
         raise UserError("enter and verify are two commands: give one of them")
     for key in ("sample", "marks", "launcher"):
@@ -288,6 +288,13 @@ def _check(settings: Settings) -> None:
         where = printable(str(settings.results_dir))
         raise UserError(
             f"there is no folder {where}: make runs first, python -m optbench.tune suite=smoke"
+        )
+
+
+def _check_metric(settings: Settings, suite: str) -> None:
+    if settings.metric is not None and suite != NONE:
+        raise UserError(
+            f"metric is a setting of suite=none: suite={printable(suite)} says what it ranks by"
         )
 
 

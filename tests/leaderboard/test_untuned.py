@@ -423,6 +423,8 @@ def test_a_board_says_which_runs_are_of_no_suite(
         assert "under results: suite=none compares the 1 run of no suite" in outcome.err
         return
     assert outcome.code == 0 and "1 run of no suite: suite=none compares it" in outcome.err
+    usual = called(main, tmp_path, "metric=test/error")
+    assert usual.code == 2 and "suite=smoke says what it ranks by" in usual.err
     text = (tmp_path / "results/leaderboard-smoke.md").read_text()
     assert "- 1 run of no suite: suite=none compares it" in text
     page = unpacked((tmp_path / "results/leaderboard-smoke.html").read_text())
