@@ -256,7 +256,7 @@ def _content(
         "optimizer": summary.optimizer if place.suite else _as_name(summary.optimizer),
         **{key: getattr(summary, key) for key in ("seed", "status", "step", "steps", "gradients")},
         "name": name,
-        "problem": _problem(config),
+        "problem": _digest(_settings_of_the_problem(config)),
         "data_hash": origin.data_hash[:16],
         "init_hash": origin.init_hash[:16],
         "initial_loss": origin.initial_loss,
@@ -276,11 +276,12 @@ def _content(
 
 def _compared(config: Mapping[str, Any], summary: Summary, origin: Origin) -> dict[str, Any]:
     """What only a comparison without a suite asks of a run; its problem is of its code, too."""
-    code = _users_code(_settings_of_the_problem(config), origin.sources)
+    problem = _settings_of_the_problem(config)
+    code = _users_code(problem, origin.sources)
     named = {f"code of {target}": digest for target, digest in code.items()}
     return {
-        "problem": _problem(config, code),
-        "conditions": _conditions(config) | named,
+        "problem": _digest(problem | {"code": code} if code else problem),
+        "conditions": _conditions(config, problem) | named,
         "given_name": summary.optimizer,
         "code": _users_code(config["optimizer"], origin.sources),
     }
@@ -299,9 +300,8 @@ def _users_code(part: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str
     }
 
 
-def _problem(config: Mapping[str, Any], code: Mapping[str, str] | None = None) -> str:
-    settings = _settings_of_the_problem(config) | ({"code": dict(code)} if code else {})
-    text = json.dumps(settings, sort_keys=True)
+def _digest(problem: Mapping[str, Any]) -> str:
+    text = json.dumps(problem, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -314,7 +314,7 @@ def _settings_of_the_problem(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _conditions(config: Mapping[str, Any]) -> dict[str, Any]:
+def _conditions(config: Mapping[str, Any], problem: Mapping[str, Any]) -> dict[str, Any]:
     """The problem, each setting by its path, after the names that were chosen for its parts."""
     choices = config.get("choices")
     names = choices if isinstance(choices, dict) else {}
@@ -323,10 +323,7 @@ def _conditions(config: Mapping[str, Any]) -> dict[str, Any]:
         for key, name in names.items()
         if key in ("task", "model", "schedule") and isinstance(name, str)
     }
-    return {
-        key: _finite(value)
-        for key, value in (chosen | flat(_settings_of_the_problem(config))).items()
-    }
+    return {key: _finite(value) for key, value in (chosen | flat(problem)).items()}
 
 
 def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
