@@ -139,6 +139,7 @@ def write_folder(folder: Path, run: Run) -> None:
     }
     summary |= {
         "schema": 1,
+        "name": run.name,
         "task": "digits",
         "last": run.last,
         "peak_gib": 0.1,
@@ -148,6 +149,7 @@ def write_folder(folder: Path, run: Run) -> None:
     origin |= {
         "task": {"checksum_verified": True},
         "versions": {"torch": "2"},
+        "sources": {"mine": "0" * 64},
         "hardware": {"device": "cpu"},
     }
     origin |= {"sessions": [{"command": ["optbench", *run.command]}], "git_commit": "0" * 40}
@@ -194,10 +196,10 @@ def exchanged(node: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 Case = tuple[str, Callable[[Path], object]]  # what it is, and what makes it of a results folder
 KEYS = {
-    "summary.json": "schema status optimizer task seed step steps gradients train_seconds peak_gib last "
+    "summary.json": "schema name status optimizer task seed step steps gradients train_seconds peak_gib last "
     "last.test/error last.new",
-    "provenance.json": "data_hash init_hash initial_loss task task.checksum_verified versions.torch hardware "
-    "hardware.device sessions sessions.0 sessions.0.command sessions.0.command.1 git_commit",
+    "provenance.json": "data_hash init_hash initial_loss task task.checksum_verified versions.torch sources sources.mine "
+    "hardware hardware.device sessions sessions.0 sessions.0.command sessions.0.command.1 git_commit",
     "config.yaml": "optimizer optimizer.lr optimizer.new task task.size steps new board board.suite board.version "
     "board.digest board.task board.phase board.point",
     "metrics.jsonl": "step test/loss cost/gradients new",
