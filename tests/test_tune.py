@@ -181,7 +181,7 @@ def _contribute(folder: Path, called: Call) -> None:
     assert board("enter=all")[0] == 0
     local = board()[1]
     (folder / "results/runs").rename(folder / "elsewhere")
-    assert "unverified: python -m optbench.leaderboard verify=unverified" in board()[1]
+    assert "unverified: `python -m optbench.leaderboard verify=unverified`" in board()[1]
     code, said = board("verify=unverified", "sample=2", "jobs=1")
     assert code == 0 and said.count(": same (") == 4 and "2 of 2 entries agree" in said
     ranked = board()[1]
