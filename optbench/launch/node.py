@@ -59,9 +59,14 @@ class Errand:
     at_once: int = 1
 
     @property
+    def token_file(self) -> Path:
+        """Where the token lies."""
+        return Path(self.results) / self.token
+
+    @property
     def sees_results(self) -> bool:
         """Whether this machine has the driver's results folder."""
-        return (Path(self.results) / self.token).is_file() if self.shared is None else self.shared
+        return self.token_file.is_file() if self.shared is None else self.shared
 
     @property
     def own_results(self) -> Path:
@@ -90,29 +95,35 @@ class Report:
     packed: bytes | None = field(default=None, repr=False)
 
 
-@contextmanager
-def errand(order: Order, threads: int, shared: bool | None, at_once: int = 1) -> Iterator[Errand]:
-    """Context with an errand, during which its token lies in the results folder."""
+def new_errand(order: Order, threads: int, shared: bool | None, at_once: int = 1) -> Errand:
+    """Return an errand, and lay its token into the results folder."""
     assert order.results is not None, "a cluster is told the results folder"
     results = order.results.resolve()
     results.mkdir(parents=True, exist_ok=True)
-    token = results / f".launch-{secrets.token_hex(8)}"
-    token.touch()
     claims = order.claims.resolve() if order.claims is not None else None
+    told = Errand(
+        results=str(results),
+        token=f".launch-{secrets.token_hex(8)}",
+        claims=str(claims) if claims is not None else None,
+        where=tuple(order.where),
+        threads=order.threads or threads,
+        seconds=order.seconds,
+        cwd=str(Path.cwd()),
+        shared=shared,
+        at_once=at_once,
+    )
+    told.token_file.touch()
+    return told
+
+
+@contextmanager
+def errand(order: Order, threads: int, shared: bool | None) -> Iterator[Errand]:
+    """Context with an errand, during which its token lies in the results folder."""
+    told = new_errand(order, threads, shared)
     try:
-        yield Errand(
-            results=str(results),
-            token=token.name,
-            claims=str(claims) if claims is not None else None,
-            where=tuple(order.where),
-            threads=order.threads or threads,
-            seconds=order.seconds,
-            cwd=str(Path.cwd()),
-            shared=shared,
-            at_once=at_once,
-        )
+        yield told
     finally:
-        token.unlink(missing_ok=True)
+        told.token_file.unlink(missing_ok=True)
 
 
 def work(errand: Errand, commands: Sequence[Sequence[str]]) -> Generator[Report, None, None]:

@@ -5,13 +5,13 @@
 3. What a job did not report when it was over is submitted again, and goes on from its checkpoint.
    One that was cancelled is not: somebody wanted it to stop.
 
-A driver that is killed leaves its jobs at work. The next driver finds them, and waits for them.
+A driver that is killed leaves its jobs at work. The next driver of the same command finds them, and
+waits for them, as it does for those of a driver that lives (`batch`).
 
 References:
     https://github.com/facebookincubator/submitit; https://slurm.schedmd.com/squeue.html
 """
 
-import json
 import math
 import os
 import pickle
@@ -19,7 +19,6 @@ import re
 import shutil
 import subprocess
 import time
-import uuid
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -27,31 +26,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from optbench.boundary import UnreadableError, read_json
+from filelock import FileLock
+
 from optbench.boundary.command_line import FilePath
 from optbench.boundary.counting import agreeing, counted
 from optbench.boundary.kinds import Count, NotNegative, Positive
 from optbench.errors import UserError
+from optbench.launch.batch import REPORT, Batch, kind_of, new_batch, recorded_batches
 from optbench.launch.launcher import MOST_LOSSES, Finished, Order, Say, digest, once
 from optbench.launch.node import (
     Errand,
     NodeStoppedError,
     Report,
     arrived,
-    errand,
     heeding_the_queue,
     missing,
+    new_errand,
     work,
 )
 from optbench.processes import GRACE
-from optbench.record.durable import write_whole
 
 LOOK = 0.2  # seconds between two looks for reports
 ASK = 3.0  # seconds between two questions to SLURM
 SETTLE = 5.0  # seconds for which a shared folder may hide the last reports of a job that is over
 AT_ONCE = 256  # elements of an array at work at a time, without jobs=
 SPREAD = 100  # jobs that runs are spread over, before any job gets a second one
-BATCH = "batch.json"
 
 ALIVE = {
     "PENDING",
@@ -115,15 +114,15 @@ class SlurmLauncher:
         wanted = list(dict.fromkeys(tuple(command) for command in commands))
         if not wanted:
             return
-        with errand(self.order, self.cores, self.shared, self.at_once) as told:
-            queue = _Queue(self, submitit, told, once(say), deque(map(_Wanted, wanted)))
-            try:
-                queue.find_earlier()
-                while queue.waiting or queue.jobs:
-                    queue.submit()
-                    yield from queue.ended()
-            finally:
-                queue.stop()
+        told = new_errand(self.order, self.cores, self.shared, self.at_once)
+        queue = _Queue(self, submitit, told, once(say), deque(map(_Wanted, wanted)))
+        try:
+            queue.find_earlier()
+            while queue.waiting or queue.jobs:
+                queue.submit()
+                yield from queue.ended()
+        finally:
+            queue.stop()
 
     @property
     def at_once(self) -> int:
@@ -137,11 +136,17 @@ class SlurmLauncher:
         assert self.order.results is not None, "a cluster is told the results folder"
         return Path(self.folder or (self.order.state or self.order.results) / "slurm").resolve()
 
-    def executor(self, submitit: Any, folder: Path) -> Any:
-        """What submits jobs, with the resources that each needs."""
-        executor = submitit.AutoExecutor(folder=str(folder), cluster=self.cluster)
+    @property
+    def alone(self) -> FileLock:
+        """Lock of the driver that joins or leaves batches."""
+        folder = self.order.claims or self.state
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / "drivers.lock")
+
+    @property
+    def resources(self) -> dict[str, Any]:
+        """What each job asks for, in submitit's words."""
         options: dict[str, Any] = {
-            "name": "optbench",
             "timeout_min": max(1, math.ceil(self.minutes)),
             "cpus_per_task": self.cores * self.at_once,
             "mem_gb": math.ceil(self.memory_gb * self.at_once),
@@ -153,9 +158,15 @@ class SlurmLauncher:
                 for name in ("partition", "account", "qos", "constraint")
                 if getattr(self, name) is not None
             }
-            options["slurm_array_parallelism"] = self.order.jobs or AT_ONCE
             options["slurm_setup"] = list(self.setup)
-        executor.update_parameters(**options)
+        return options
+
+    def executor(self, submitit: Any, folder: Path) -> Any:
+        """What submits jobs, with the resources that each needs."""
+        executor = submitit.AutoExecutor(folder=str(folder), cluster=self.cluster)
+        executor.update_parameters(name="optbench", **self.resources)
+        if self.cluster == "slurm":
+            executor.update_parameters(slurm_array_parallelism=self.order.jobs or AT_ONCE)
         return executor
 
     @property
@@ -184,10 +195,10 @@ class _Wanted:
 
 @dataclass
 class _Job:
-    """A job at work: its number, the folder of its batch, and what it has not reported yet."""
+    """A job at work: its number, its batch, and what it has not reported yet."""
 
     number: str
-    batch: Path
+    batch: Batch
     wanted: list[_Wanted]
     handle: Any = None  # of submitit's local executor
     over_since: float | None = None
@@ -204,28 +215,39 @@ class _Queue:
     waiting: "deque[_Wanted]"
     jobs: list[_Job] = field(default_factory=list)
     next_question: float = 0.0
-    batches: set[Path] = field(default_factory=set)
+    batches: list[Batch] = field(default_factory=list)
     failed: bool = False
 
+    @property
+    def kind(self) -> str:
+        """What the jobs are told and ask for, as a name."""
+        return kind_of(self.told, self.engine.resources)
+
     def find_earlier(self) -> None:
-        """Take over the jobs of a driver that was killed, as far as they make runs of ours."""
-        if self.engine.cluster != "slurm" or not self.engine.state.is_dir():
+        """Wait for the jobs of other drivers, dead or alive, as far as they make runs of ours."""
+        if self.engine.cluster != "slurm":
             return
         ours = {run.name: run for run in self.waiting}
         states = _states() or {}
-        for batch in sorted(self.engine.state.iterdir()):
-            for number, names in _read_batch(batch).items():
-                wanted = [ours[name] for name in names if name in ours]
-                if wanted and states.get(number, ("",))[0] in ALIVE:
-                    self.jobs.append(_Job(number, batch, wanted))
-                    self.batches.add(batch)
-                    for run in wanted:
-                        ours.pop(run.name)
-                        self.waiting.remove(run)
+        alive = {number for number, (state, _) in states.items() if state in ALIVE}
+        with self.engine.alone:
+            for folder, record in recorded_batches(self.engine.state, self.kind):
+                found = {
+                    number: [ours.pop(name) for name in names if name in ours]
+                    for number, names in record.jobs.items()
+                    if number in alive
+                }
+                if any(found.values()):
+                    self._join(Batch(folder, record), found)
+        self.waiting = deque(ours.values())
         if self.jobs:
             them = agreeing(len(self.jobs), "it", "them")
             jobs = counted(len(self.jobs), "job")
             self.say(f"{jobs} of an earlier call at work: waiting for {them}")
+
+    def _join(self, batch: Batch, found: Mapping[str, list[_Wanted]]) -> None:
+        self.batches.append(batch)
+        self.jobs += [_Job(number, batch, wanted) for number, wanted in found.items() if wanted]
 
     def submit(self) -> None:
         """Submit what waits, as one array; processes of this machine as places become free."""
@@ -237,25 +259,23 @@ class _Queue:
         chunks: list[list[_Wanted]] = []
         while self.waiting and (not here or len(chunks) < free):
             chunks.append([self.waiting.popleft() for _ in range(min(size, len(self.waiting)))])
-        batch = self.engine.state / uuid.uuid4().hex[:12]
-        batch.mkdir(parents=True)
-        self.batches.add(batch)
-        executor = self.engine.executor(self.submitit, batch)
-        jobs = self._submitted(executor, batch, chunks)
+        batch = new_batch(self.engine.state, self.kind, self.told.token)
+        self.batches.append(batch)
+        executor = self.engine.executor(self.submitit, batch.folder)
+        jobs = self._submitted(executor, batch.folder, chunks)
         for job, chunk in zip(jobs, chunks, strict=True):
             handle = job if here else None
             self.jobs.append(_Job(str(job.job_id), batch, chunk, handle))
-        record = {
-            job.number: [run.name for run in job.wanted] for job in self.jobs if job.batch == batch
-        }
-        write_whole(batch / BATCH, json.dumps(record))
+        batch.record(
+            {j.number: [run.name for run in j.wanted] for j in self.jobs if j.batch is batch}
+        )
         self.next_question = time.monotonic() + ASK
 
-    def _submitted(self, executor: Any, batch: Path, chunks: Sequence[Sequence[_Wanted]]) -> Any:
+    def _submitted(self, executor: Any, folder: Path, chunks: Sequence[Sequence[_Wanted]]) -> Any:
         try:
             with executor.batch():
                 return [
-                    executor.submit(_work, self.told, [run.command for run in chunk], str(batch))
+                    executor.submit(_work, self.told, [run.command for run in chunk], str(folder))
                     for chunk in chunks
                 ]
         except Exception as why:  # submitit has errors of its own for what sbatch says
@@ -274,12 +294,12 @@ class _Queue:
 
     def _reports(self) -> Iterator[Report]:
         for batch in {job.batch for job in self.jobs}:
-            there = {file.stem for file in batch.glob("*.report")}
+            reported = batch.reported
             for job in self.jobs:
                 for run in list(job.wanted):
-                    if job.batch == batch and run.name in there:
+                    if job.batch is batch and run.name in reported:
                         job.wanted.remove(run)
-                        yield pickle.loads((batch / f"{run.name}.report").read_bytes())
+                        yield pickle.loads((batch.folder / f"{run.name}{REPORT}").read_bytes())
 
     def _told_of(self, report: Report) -> Finished:
         assert self.engine.order.results is not None
@@ -317,7 +337,7 @@ class _Queue:
 
     def _given_up(self, run: _Wanted, job: _Job, state: str, was_at_work: bool) -> str:
         """Say why a run is not submitted again; empty if it is."""
-        log = f"its log is in {job.batch}"
+        log = f"its log is in {job.batch.folder}"
         if state == "CANCELLED":
             return f"job {job.number} was cancelled: the same command goes on from the checkpoint"
         if state in ("TIMEOUT", "DEADLINE", "PREEMPTED", "COMPLETED") and _stopped(job):
@@ -344,8 +364,32 @@ class _Queue:
             self.say(f"SLURM has not begun a job yet: {', '.join(sorted(pending))}")
 
     def stop(self) -> None:
-        """Cancel the jobs that are left; forget the batches if all is well."""
-        left = [job for job in self.jobs if job.wanted]
+        """Leave the batches: cancel the jobs that are left, and delete them if all is well.
+
+        A batch that another driver waits for is left to it, with the token that its jobs look for.
+        """
+        with self.engine.alone:
+            ours = [batch for batch in self.batches if batch.leave()]
+            left = [job for job in self.jobs if job.wanted and job.batch in ours]
+            for batch in ours:
+                batch.forget({job.number for job in left})
+                if not self.failed and not left:
+                    self._delete(batch)
+        if self.told.token not in {batch.token for batch in self.batches if batch not in ours}:
+            self.told.token_file.unlink(missing_ok=True)
+        self._cancel(left)
+
+    def _delete(self, batch: Batch) -> None:
+        """Delete a batch, unless its jobs make runs that are not ours."""
+        if batch.unreported:
+            states = self._states()
+            if states is None or _any_alive(batch.unreported, states):
+                return
+        (self.told.token_file.parent / batch.token).unlink(missing_ok=True)
+        batch.delete()
+
+    def _cancel(self, left: Sequence[_Job]) -> None:
+        """Cancel jobs, and wait until they have stopped."""
         for job in left:
             if job.handle is not None:
                 job.handle.cancel(check=False)
@@ -355,14 +399,9 @@ class _Queue:
         deadline = time.monotonic() + GRACE
         while left and time.monotonic() < deadline:
             states = self._states()
-            if states is None or not any(
-                states.get(job.number, ("GONE",))[0] in ALIVE for job in left
-            ):
+            if states is None or not _any_alive([job.number for job in left], states):
                 break
             time.sleep(LOOK)
-        if not self.failed and not left:
-            for batch in self.batches:
-                shutil.rmtree(batch, ignore_errors=True)
 
 
 STOPPED = "stopped"
@@ -371,11 +410,11 @@ STOPPED = "stopped"
 def _work(told: Errand, commands: Sequence[tuple[str, ...]], batch: str) -> None:
     """The job: a few runs, a report of each as it ends; begun again, those not reported."""
     folder = Path(batch)
-    left = [c for c in commands if not (folder / f"{_Wanted(c).name}.report").exists()]
+    left = [c for c in commands if not (folder / f"{_Wanted(c).name}{REPORT}").exists()]
     try:
         with heeding_the_queue(told.threads), closing(work(told, left)) as reports:
             for report in reports:
-                name = f"{_Wanted(report.command).name}.report"
+                name = f"{_Wanted(report.command).name}{REPORT}"
                 part = folder / f"{name}.{os.getpid()}"
                 part.write_bytes(pickle.dumps(report))
                 part.rename(folder / name)
@@ -389,7 +428,7 @@ def _work(told: Errand, commands: Sequence[tuple[str, ...]], batch: str) -> None
 def _stopped(job: _Job) -> bool:
     """Whether a job was told to end, and has said so."""
     number, _, element = job.number.partition("_")
-    return (job.batch / f"{number}_{element}.{STOPPED}").exists()
+    return (job.batch.folder / f"{number}_{element}.{STOPPED}").exists()
 
 
 def _submitit(cluster: str) -> Any:
@@ -405,12 +444,8 @@ def _submitit(cluster: str) -> Any:
     return submitit
 
 
-def _read_batch(batch: Path) -> dict[str, list[str]]:
-    try:
-        content = read_json(batch / BATCH)
-    except UnreadableError:
-        return {}
-    return content if isinstance(content, dict) else {}
+def _any_alive(numbers: Iterable[str], states: "Mapping[str, tuple[str, str]]") -> bool:
+    return any(states.get(number, ("GONE",))[0] in ALIVE for number in numbers)
 
 
 _LINE = re.compile(r"(\d+)\|(\S*)\|([A-Z_]+)\|(.*)")

@@ -3,18 +3,23 @@
 import contextlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from optbench.launch import slurm
+from optbench.launch.batch import new_batch
 from optbench.launch.launcher import Finished, Order
+from optbench.launch.node import Report, new_errand
 from optbench.launch.slurm import SlurmLauncher
 
 pytest.importorskip(
@@ -154,13 +159,56 @@ def test_the_next_driver_waits_for_the_jobs_of_one_that_was_killed(here: Path) -
 
 def _first_look(queue: Any, holds: Any) -> None:
     """Begin a launch in a process that is killed as soon as a condition holds."""
-    child = os.fork()
-    if child == 0:
-        next(queue)
-        os._exit(0)
+    child = _elsewhere(queue)
     _until(holds)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+
+
+def _elsewhere(queue: Any) -> int:
+    """Return the number of a process that makes the runs of a launch, or stops them at Ctrl-C."""
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(KeyboardInterrupt):
+            list(queue)
+        os._exit(0)
+    return child
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_the_jobs_that_another_driver_waits_for(here: Path) -> None:
+    launcher, said = _launcher(here), list[str]()
+    first = _elsewhere(launcher.launch([SLOW_RUN], said.append))
+    _until(lambda: _checkpoints(here) == 1)
+    second = launcher.launch([SLOW_RUN], said.append)
+    _when(lambda: said, lambda: os.kill(first, signal.SIGINT))
+    [run] = list(second)
+    os.waitpid(first, 0)
+    assert said == ["1 job of an earlier call at work: waiting for it"] and _sessions(run) == 1
+    assert not list(launcher.state.iterdir()) and not list((here / "results").glob(".launch-*"))
+
+
+@pytest.mark.slow
+def test_two_drivers_at_once_wait_for_the_same_jobs_to_the_end(here: Path) -> None:
+    launcher, said = _launcher(here), list[str]()
+    first = _elsewhere(launcher.launch([SLOW_RUN], said.append))
+    _until(lambda: _checkpoints(here) == 1)
+    [run] = list(launcher.launch([SLOW_RUN], said.append))
+    assert os.waitpid(first, 0)[1] == 0
+    assert said == ["1 job of an earlier call at work: waiting for it"] and _sessions(run) == 1
+    assert not list(launcher.state.iterdir()) and not list((here / "results").glob(".launch-*"))
+
+
+@pytest.mark.slow
+def test_jobs_of_another_results_folder_are_left_alone(here: Path) -> None:
+    shared, said = here / "shared", list[str]()
+    elsewhere = SlurmLauncher(Order(here / "other", jobs=2), memory_gb=0.5, folder=shared)
+    first = _elsewhere(elsewhere.launch([SLOW_RUN], said.append))
+    _until(lambda: list(here.glob("other/runs/*/checkpoint.pt")))
+    [run] = list(_launcher(here, folder=shared).launch([SLOW_RUN], said.append))
+    os.waitpid(first, 0)
+    assert not any("earlier call" in line for line in said)
+    assert run.folder is not None and run.folder.is_relative_to(here / "results"), run.why
 
 
 def _job() -> str:
@@ -190,6 +238,111 @@ def _when(holds: Any, do: Any) -> None:
         do() if callable(do) else subprocess.run(do, check=True)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+@dataclass
+class Faked:
+    """In place of SLURM: one job at work, and the numbers of those that were cancelled."""
+
+    states: dict[str, tuple[str, str]]
+    cancelled: list[str] = field(default_factory=list)
+
+    def scancel(self, words: Sequence[str], **_: Any) -> None:
+        assert words[0] == "scancel"
+        self.cancelled += words[1:]
+        self.states.clear()
+
+
+@pytest.fixture
+def faked(monkeypatch: pytest.MonkeyPatch) -> Faked:
+    faked = Faked({"7_0": ("RUNNING", "None")})
+    monkeypatch.setattr(slurm, "_states", lambda: dict(faked.states))
+    monkeypatch.setattr(subprocess, "run", faked.scancel)
+    return faked
+
+
+def _queue(launcher: SlurmLauncher, *commands: tuple[str, ...]) -> slurm._Queue:
+    """A driver that has looked for earlier jobs."""
+    told = new_errand(launcher.order, launcher.cores, launcher.shared)
+    queue = slurm._Queue(launcher, None, told, print, deque(map(slurm._Wanted, commands)))
+    queue.find_earlier()
+    return queue
+
+
+def _submitting(launcher: SlurmLauncher, *commands: tuple[str, ...]) -> slurm._Queue:
+    """A driver that has submitted all its runs as the job at work."""
+    queue = _queue(launcher)
+    wanted = [slurm._Wanted(command) for command in commands]
+    batch = new_batch(launcher.state, queue.kind, queue.told.token)
+    batch.record({"7_0": [run.name for run in wanted]})
+    queue._join(batch, {"7_0": wanted})
+    return queue
+
+
+def _report(queue: slurm._Queue, *commands: tuple[str, ...]) -> None:
+    for command in commands:
+        file = queue.batches[0].folder / f"{slurm._Wanted(command).name}.report"
+        file.write_bytes(pickle.dumps(Report(command, why="no luck")))
+
+
+A, B = ("seed=0",), ("seed=1",)
+
+
+def test_a_driver_joins_jobs_of_its_results_folder_alone(tmp_path: Path, faked: Faked) -> None:
+    shared = tmp_path / "shared"
+    _submitting(_launcher(tmp_path / "one", folder=shared), A)
+    assert _queue(_launcher(tmp_path / "one", folder=shared), A, B).jobs[0].number == "7_0"
+    other = _queue(_launcher(tmp_path / "two", folder=shared), A, B)
+    assert not other.jobs and [run.command for run in other.waiting] == [A, B]
+
+
+def test_the_last_driver_that_leaves_cancels(tmp_path: Path, faked: Faked) -> None:
+    launcher = _launcher(tmp_path)
+    first = _submitting(launcher, A)
+    second = _queue(launcher, A)
+    first.stop()
+    assert faked.cancelled == [] and first.told.token_file.exists()  # its jobs look for it
+    second.stop()
+    assert faked.cancelled == ["7_0"] and not second.told.token_file.exists()
+
+
+def test_a_driver_that_leaves_before_the_one_that_submitted(tmp_path: Path, faked: Faked) -> None:
+    launcher = _launcher(tmp_path)
+    first = _submitting(launcher, A)
+    second = _queue(launcher, A)
+    second.stop()
+    assert faked.cancelled == [] and not second.told.token_file.exists()
+    assert first.told.token_file.exists()
+
+
+def test_nobody_joins_a_job_that_is_being_cancelled(tmp_path: Path, faked: Faked) -> None:
+    launcher = _launcher(tmp_path)
+    _submitting(launcher, A).stop()
+    faked.states["7_0"] = ("COMPLETING", "None")
+    assert not _queue(launcher, A).jobs
+
+
+def test_the_last_driver_that_leaves_deletes_the_batch(tmp_path: Path, faked: Faked) -> None:
+    launcher = _launcher(tmp_path)
+    first = _submitting(launcher, A)
+    second = _queue(launcher, A)
+    _report(first, A)
+    for queue in (first, second):
+        assert [report.why for report in queue._reports()] == ["no luck"]
+        queue.stop()
+    assert not list(launcher.state.iterdir())
+    assert not list((tmp_path / "results").glob(".launch-*"))
+
+
+def test_a_batch_with_runs_of_others_at_work_is_kept(tmp_path: Path, faked: Faked) -> None:
+    launcher = _launcher(tmp_path)
+    dead = _submitting(launcher, A, B)
+    dead.batches[0].leave()
+    second = _queue(launcher, A)
+    _report(dead, A)
+    assert len(list(second._reports())) == 1
+    second.stop()
+    assert faked.cancelled == [] and _queue(launcher, B).jobs[0].number == "7_0"
 
 
 def test_few_runs_are_spread_and_many_are_packed(tmp_path: Path) -> None:
