@@ -12,6 +12,7 @@ References:
     https://github.com/facebookincubator/submitit; https://slurm.schedmd.com/squeue.html
 """
 
+import io
 import math
 import os
 import pickle
@@ -21,7 +22,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,7 @@ from filelock import FileLock
 from optbench.boundary.command_line import FilePath
 from optbench.boundary.counting import agreeing, counted
 from optbench.boundary.kinds import Count, NotNegative, Positive
+from optbench.boundary.signature import shown
 from optbench.errors import UserError
 from optbench.launch.batch import REPORT, Batch, kind_of, new_batch, recorded_batches
 from optbench.launch.launcher import MOST_LOSSES, Finished, Order, Say, digest, once
@@ -272,15 +274,16 @@ class _Queue:
         self.next_question = time.monotonic() + ASK
 
     def _submitted(self, executor: Any, folder: Path, chunks: Sequence[Sequence[_Wanted]]) -> Any:
+        errors = self.submitit.core.utils
         try:
-            with executor.batch():
+            # submitit prints what sbatch says against the jobs, and raises it, too
+            with redirect_stderr(io.StringIO()), executor.batch():
                 return [
                     executor.submit(_work, self.told, [run.command for run in chunk], str(folder))
                     for chunk in chunks
                 ]
-        except Exception as why:  # submitit has errors of its own for what sbatch says
-            line = " ".join(str(why).split())
-            raise UserError(f"SLURM did not take the jobs: {line}") from why
+        except (errors.FailedJobError, errors.FailedSubmissionError) as why:
+            raise UserError(_not_taken(str(why), self.engine)) from why
 
     def ended(self) -> Iterator[Finished]:
         """Wait a moment, and yield the runs that have been reported, or that are given up."""
@@ -429,6 +432,31 @@ def _stopped(job: _Job) -> bool:
     """Whether a job was told to end, and has said so."""
     number, _, element = job.number.partition("_")
     return (job.batch.folder / f"{number}_{element}.{STOPPED}").exists()
+
+
+_SAID_OF = {
+    "partition": r"partition",
+    "account": r"account",
+    "qos": r"\bqos\b",
+    "constraint": r"feature|constraint",
+    "gpus": r"gres|gpu",
+    "memory_gb": r"memory",
+    "minutes": r"time ?limit",
+    "cores": r"cpu|processor",
+}
+"""What sbatch calls that which a setting asks for."""
+
+
+def _not_taken(said: str, engine: SlurmLauncher) -> str:
+    """Say in one line what sbatch has against the jobs, and which settings it is about."""
+    lines = [re.sub(r"^sbatch: (error: )?", "", line.strip()) for line in said.splitlines()]
+    about = [key for key, words in _SAID_OF.items() if re.search(words, said, re.IGNORECASE)]
+    given = [key for key in _SAID_OF if getattr(engine, key) is not None]
+    asked = [f"launcher.{key}={shown(getattr(engine, key))}" for key in about or given]
+    return (
+        f"SLURM did not take the jobs: {'; '.join(filter(None, lines))}. Say something else than "
+        f"{', '.join(asked)}; sinfo lists what the cluster has"
+    )
 
 
 def _submitit(cluster: str) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from optbench.errors import UserError
 from optbench.launch import slurm
 from optbench.launch.batch import new_batch
 from optbench.launch.launcher import Finished, Order
@@ -238,6 +239,53 @@ def _when(holds: Any, do: Any) -> None:
         do() if callable(do) else subprocess.run(do, check=True)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+NO_PARTITION = """sbatch: error: invalid partition specified: nope
+sbatch: error: Batch job submission failed: Invalid partition name specified"""
+NO_MEMORY = """sbatch: error: Memory specification can not be satisfied
+sbatch: error: Batch job submission failed: Requested node configuration is not available"""
+NO_NODE = (
+    "sbatch: error: Batch job submission failed: Requested node configuration is not available"
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "settings", "told"),
+    [
+        (
+            NO_PARTITION,
+            {"partition": "nope"},
+            "invalid partition specified: nope; Batch job submission failed: Invalid partition name "
+            "specified. Say something else than launcher.partition=nope; sinfo lists what the "
+            "cluster has",
+        ),
+        (NO_MEMORY, {"memory_gb": 1000.0}, "Say something else than launcher.memory_gb=1000.0;"),
+        (
+            NO_NODE,
+            {"cores": 99},
+            "than launcher.memory_gb=4.0, launcher.minutes=240.0, launcher.cores=99;",
+        ),
+    ],
+)
+def test_what_sbatch_does_not_take_is_one_line_with_the_setting(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    said: str,
+    settings: dict[str, Any],
+    told: str,
+) -> None:
+    for name in ("sbatch", "srun", "squeue"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    launcher = SlurmLauncher(Order(tmp_path / "results"), **settings)
+    with pytest.raises(UserError, match="SLURM did not take the jobs: ") as raised:
+        list(launcher.launch([QUICK], print))
+    assert told in str(raised.value) and "\n" not in str(raised.value)
+    assert capfd.readouterr().err == ""
+    assert not list(launcher.state.glob("*/*"))
 
 
 @dataclass
