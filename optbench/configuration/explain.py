@@ -76,6 +76,8 @@ def _wrong_setting(error: BaseException) -> str:
         return _wrong_setting(error.__cause__)
     if found := re.search(r"Could not override '([^']+)'", line):
         key, known = found.group(1), _known_settings()
+        if key == "config_dir":  # as the other commands are told
+            return "there is no key config_dir: say --config-dir DIR"
         return f"say +{key}=VALUE: no YAML gives it" if key in known else unknown(key, known)
     if found := re.search(r"Missing mandatory value: (\S+)", line):
         return f"{found.group(1)} has no default: say {found.group(1)}=VALUE"

@@ -44,7 +44,11 @@ EngineSettings = Annotated[
 
 
 def make_launcher(
-    name: str, words: Sequence[str], order: Order, config_dir: Path | None = None
+    name: str,
+    words: Sequence[str],
+    order: Order,
+    config_dir: Path | None = None,
+    config_word: str = "config_dir=DIR",
 ) -> Launcher:
     """Return an engine, set as the command line says.
 
@@ -53,11 +57,12 @@ def make_launcher(
         words: KEY=VALUE, without the `launcher.` before it.
         order: What the runs share.
         config_dir: The user's YAMLs.
+        config_word: How the command is told of them.
 
     Raises:
         UserError: If there is no such engine or setting, or what it needs is not installed.
     """
-    file = _file(name, config_dir)
+    file = _file(name, config_dir, config_word)
     node = _node(file)
     target = _target(node.pop("_target_", None), file)
     for word in words:
@@ -80,12 +85,12 @@ def known_engines(config_dir: Path | None = None) -> dict[str, Path]:
     }
 
 
-def _file(name: str, config_dir: Path | None) -> Path:
+def _file(name: str, config_dir: Path | None, config_word: str) -> Path:
     known = known_engines(config_dir)
     if name not in known:
         raise UserError(
             f"there is no launcher called {printable(name)}.{nearest(name, known)} Known: "
-            f"{', '.join(known)}, and what config_dir=DIR holds in DIR/launcher/NAME.yaml"
+            f"{', '.join(known)}, and what {config_word} holds in DIR/launcher/NAME.yaml"
         )
     return known[name]
 

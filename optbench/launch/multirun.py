@@ -94,7 +94,11 @@ class SweepOnEngine(HydraLauncher):
         own = self._config_dirs[-1] if self._config_dirs else None
         settings = self._settings
         launcher = make_launcher(
-            settings.launcher, settings.launcher_settings, self._order(config), own
+            settings.launcher,
+            settings.launcher_settings,
+            self._order(config),
+            own,
+            config_word="--config-dir DIR",
         )
         # two may be the same run, said twice
         unique = list(dict.fromkeys(map(tuple, commands)))

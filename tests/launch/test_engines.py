@@ -139,6 +139,7 @@ def test_a_sweep_on_an_engine_of_the_users_own(sweep: Sweep, tmp_path: Path) -> 
         (("jobs=0", "seed=0,1"), "jobs must be a whole number, at least 1, got 0"),
         (("jobs=2", "seed=0,1", "results_dir=a,b"), "results_dir must be one for all runs"),
         (("launcher=locl", "seed=0,1"), "there is no launcher called locl. Did you mean"),
+        (("jobs=2", "seed=0,1", "config_dir=own"), "there is no key config_dir: say --config-dir"),
     ],
 )
 def test_what_no_sweep_can_be_is_one_line(
@@ -147,6 +148,13 @@ def test_what_no_sweep_can_be_is_one_line(
     outcome = sweep(*words)
     assert outcome.code == (2 if said else 0)
     assert said is None or (f"optbench: {said}" in outcome.err and "Traceback" not in outcome.err)
+
+
+def test_each_command_says_its_own_word_for_your_folder(sweep: Sweep) -> None:
+    outcome = sweep("launcher=mine", "seed=0,1")
+    assert "and what --config-dir DIR holds in DIR/launcher/NAME.yaml" in outcome.err
+    with pytest.raises(UserError, match="and what config_dir=DIR holds in DIR"):
+        _engine("mine")
 
 
 def test_one_run_is_made_here(called: Call, tmp_path: Path) -> None:
