@@ -153,7 +153,7 @@ def exit_with(
     """
     try:
         begun()
-        with _stopping_on_signals() if heed_signals else nullcontext():
+        with stopping_on_signals() if heed_signals else nullcontext():
             code = main()
     except Stopped as stop:
         print(GO_ON.replace("stopped", str(stop)), file=sys.stderr)
@@ -172,8 +172,8 @@ def exit_with(
 
 
 @contextmanager
-def _stopping_on_signals() -> Iterator[None]:
-    """Turn the first SIGTERM or SIGHUP into an exception.
+def stopping_on_signals() -> Iterator[None]:
+    """Context that turns the first SIGTERM or SIGHUP into an exception.
 
     A second one acts at once. A signal that was ignored stays ignored.
     """

@@ -5,6 +5,8 @@ other processes or on other machines. What comes back from there is Hydra's reco
 the failure travels in that.
 """
 
+import contextlib
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +26,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from optbench import metrics
-from optbench.errors import UserError, printable
+from optbench.errors import MachineError, UserError, printable
 from optbench.record.folder import read_finished
 from optbench.record.terminal import series
 
@@ -54,6 +56,8 @@ Elsewhere = Callable[[list[str]], Launcher | None]
 Report = Callable[[Sequence[Path], Path], str]
 """Takes the run folders of a sweep and its own folder; returns a last line, empty for none."""
 
+HYDRAS_RECORD = "multirun.yaml"
+
 QUEUED = "queued"
 """Status of a run that is made with others, after the sweep."""
 
@@ -77,6 +81,15 @@ class Sweep:
         """Folders of the runs that ended, each once."""
         places = [returned["folder"] for _, returned in self.ended if isinstance(returned, dict)]
         return [Path(place) for place in dict.fromkeys(places)]
+
+    def forget(self) -> None:
+        """Delete what Hydra has written about a sweep that made no run."""
+        if self.folder is None or self.ended or not self.folder.is_dir():
+            return
+        if [file.name for file in self.folder.iterdir()] == [HYDRAS_RECORD]:
+            shutil.rmtree(self.folder)
+            with contextlib.suppress(OSError):
+                self.folder.parent.rmdir()  # unless it holds other sweeps
 
     def print_table(self) -> None:
         """Print a line for each run, failures too, where there is more than one."""
@@ -118,6 +131,10 @@ def telling_failures(process: str, engine: Launcher | None = None) -> Iterator[S
     Plugins.instantiate_launcher = watched  # type: ignore[method-assign]
     try:
         yield sweep
+    except Exception as why:
+        if not isinstance(why, MachineError | OSError):  # which may come after some runs
+            sweep.forget()
+        raise
     finally:
         Plugins.instantiate_launcher = plain  # type: ignore[method-assign]
 

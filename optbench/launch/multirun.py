@@ -21,7 +21,7 @@ from optbench.boundary.kinds import Count
 from optbench.cli import command_job
 from optbench.cli.sweep import Report, RunError
 from optbench.configuration.compose import config_dirs
-from optbench.errors import UserError, printable
+from optbench.errors import UserError, printable, stopping_on_signals
 from optbench.launch.engines import LOCAL, EngineName, EngineSettings, RunSeconds, make_launcher
 from optbench.launch.launcher import RUN_SECONDS, Finished, Order
 from optbench.record.folder import read_finished
@@ -86,7 +86,7 @@ class SweepOnEngine(HydraLauncher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Make the runs; each is told as it ends."""
+        """Make the runs; each is told as it ends. SIGTERM stops them as Ctrl-C does."""
         config = self._about["config"]
         commands = [_own(words) for words in job_overrides]
         if len({_folder_word(words) for words in job_overrides}) > 1:
@@ -106,6 +106,7 @@ class SweepOnEngine(HydraLauncher):
         ends: list[JobReturn | None] = [None] * len(unique)
         total, ended = len(unique), 0
         with (
+            stopping_on_signals(),
             ManyRuns(total) as shown,
             closing(launcher.launch(unique, shown.say)) as runs,
         ):

@@ -1,6 +1,11 @@
 """Engines by name: one YAML each, set on the command line; and sweeps that they make."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,11 +148,12 @@ def test_a_sweep_on_an_engine_of_the_users_own(sweep: Sweep, tmp_path: Path) -> 
     ],
 )
 def test_what_no_sweep_can_be_is_one_line(
-    sweep: Sweep, words: tuple[str, ...], said: str | None
+    sweep: Sweep, tmp_path: Path, words: tuple[str, ...], said: str | None
 ) -> None:
     outcome = sweep(*words)
     assert outcome.code == (2 if said else 0)
     assert said is None or (f"optbench: {said}" in outcome.err and "Traceback" not in outcome.err)
+    assert bool(list(tmp_path.glob("*/sweeps/*/multirun.yaml"))) == (said is None)
 
 
 def test_each_command_says_its_own_word_for_your_folder(sweep: Sweep) -> None:
@@ -155,6 +161,26 @@ def test_each_command_says_its_own_word_for_your_folder(sweep: Sweep) -> None:
     assert "and what --config-dir DIR holds in DIR/launcher/NAME.yaml" in outcome.err
     with pytest.raises(UserError, match="and what config_dir=DIR holds in DIR"):
         _engine("mine")
+
+
+def test_sigterm_stops_a_sweep_and_leaves_no_scratch_folder(tmp_path: Path) -> None:
+    words = [*TINY, "steps=1000000", "jobs=1", "seed=0,1", f"results_dir={tmp_path / 'results'}"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "optbench", "--multirun", *words],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as driver:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("results/runs/*/metrics.jsonl")):
+            assert time.monotonic() < deadline and driver.poll() is None, "no run has begun"
+            time.sleep(0.1)
+        assert list(tmp_path.glob("optbench-*"))
+        driver.terminate()
+        _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 128 + signal.SIGTERM, err
+    assert "stopped by SIGTERM: the same command goes on" in err
+    assert not list(tmp_path.glob("optbench-*"))
 
 
 def test_one_run_is_made_here(called: Call, tmp_path: Path) -> None:
