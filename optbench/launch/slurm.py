@@ -376,20 +376,20 @@ class _Queue:
             left = [job for job in self.jobs if job.wanted and job.batch in ours]
             for batch in ours:
                 batch.forget({job.number for job in left})
-                if not self.failed and not left:
-                    self._delete(batch)
+                self._clear(batch, delete=not self.failed and not left)
         if self.told.token not in {batch.token for batch in self.batches if batch not in ours}:
             self.told.token_file.unlink(missing_ok=True)
         self._cancel(left)
 
-    def _delete(self, batch: Batch) -> None:
-        """Delete a batch, unless its jobs make runs that are not ours."""
+    def _clear(self, batch: Batch, delete: bool) -> None:
+        """Remove the token of a batch, and its folder, unless its jobs make runs of others."""
         if batch.unreported:
             states = self._states()
             if states is None or _any_alive(batch.unreported, states):
                 return
         (self.told.token_file.parent / batch.token).unlink(missing_ok=True)
-        batch.delete()
+        if delete:
+            batch.delete()
 
     def _cancel(self, left: Sequence[_Job]) -> None:
         """Cancel jobs, and wait until they have stopped."""
