@@ -128,7 +128,7 @@ def _help(sweep_keys: Sequence[str]) -> int:
 def silent() -> Iterator[None]:
     """Context in which this process prints nothing."""
     with (
-        Path(os.devnull).open("w") as nowhere,
+        Path(os.devnull).open("w", encoding="utf-8", errors="replace") as nowhere,
         redirect_stdout(nowhere),
         redirect_stderr(nowhere),
     ):

@@ -6,7 +6,7 @@
    One that was cancelled is not: somebody wanted it to stop.
 
 A driver that is killed leaves its jobs at work. The next driver of the same command finds them, and
-waits for them, as it does for those of a driver that lives (`batch`).
+waits for them, as it does for those of a driver that lives (`slurm_batch`).
 
 References:
     https://github.com/facebookincubator/submitit; https://slurm.schedmd.com/squeue.html
@@ -34,7 +34,6 @@ from optbench.boundary.counting import agreeing, counted
 from optbench.boundary.kinds import Count, NotNegative, Positive
 from optbench.boundary.signature import shown
 from optbench.errors import UserError
-from optbench.launch.batch import REPORT, Batch, kind_of, new_batch, recorded_batches
 from optbench.launch.launcher import MOST_LOSSES, Finished, Order, Say, digest, once
 from optbench.launch.node import (
     Errand,
@@ -46,6 +45,7 @@ from optbench.launch.node import (
     new_errand,
     work,
 )
+from optbench.launch.slurm_batch import REPORT, Batch, kind_of, new_batch, recorded_batches
 from optbench.processes import GRACE
 
 LOOK = 0.2  # seconds between two looks for reports

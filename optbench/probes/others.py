@@ -31,7 +31,7 @@ def on_others(
     if examples is None or not (ends or (solves is not None and solves % EVERY == 1)):
         return None
     rest = len(state.task.train) - examples
-    if rest < FEWEST:
+    if min(examples, rest) < FEWEST:
         return None
     others = drawn(state.task.train, examples, state.seed)
     hessian = state.shared.hessian(state, examples)

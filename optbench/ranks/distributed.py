@@ -60,11 +60,13 @@ def joined(device: str) -> Iterator[Ranks]:
         gpus = _gpus(device, here)
         yield Together(here, gpus)
     except BaseException as error:
-        meeting.leave_word(error)
         meeting.stays = gpus is None  # NCCL waits for who has gone; gloo waits for nobody
-        _clear_frames(error)  # which hold the group
-        if gpus is None:
-            dist.destroy_process_group()
+        try:
+            meeting.leave_word(error)
+            _clear_frames(error)  # which hold the group
+        finally:
+            if gpus is None:
+                dist.destroy_process_group()
         raise
     dist.destroy_process_group()
 

@@ -100,14 +100,20 @@ class Meeting:
             error: What ends this process.
             text: What is printed of it; None for one line.
         """
+        try:
+            said, code = self._explained(error)
+        except Exception:  # errors are anybody's: one may fail to say what it is
+            said, code = f"{type(error).__name__}, which does not say what it is", 1
+        self._own = Word(self.here.rank, code, said, text or f"optbench: {said}")
+        self._write("word", _content(self._own))
+
+    def _explained(self, error: BaseException) -> tuple[str, int]:
+        if isinstance(error, KeyboardInterrupt):
+            return GO_ON, 130
         if isinstance(error, SystemExit):
             error = UserError(who_ended(error))
         line, code = self.explain(error)
-        if isinstance(error, KeyboardInterrupt):
-            line, code = GO_ON, 130
-        said = printable(line or f"{type(error).__name__}: {error}")
-        self._own = Word(self.here.rank, code, said, text or f"optbench: {said}")
-        self._write("word", _content(self._own))
+        return printable(line or f"{type(error).__name__}: {error}"), code
 
     def part(self, code: int, errors: TextIO | None = None) -> None:
         """Let the leader end first, then say what it has not said.

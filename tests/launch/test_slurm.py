@@ -18,10 +18,10 @@ import pytest
 
 from optbench.errors import UserError
 from optbench.launch import slurm
-from optbench.launch.batch import new_batch
 from optbench.launch.launcher import Finished, Order
 from optbench.launch.node import Report, new_errand
 from optbench.launch.slurm import SlurmLauncher
+from optbench.launch.slurm_batch import new_batch
 
 pytest.importorskip(
     "submitit", reason="no submitit here (pip install 'optbench[slurm]'): not tested"

@@ -13,6 +13,13 @@ from optbench.errors import UserError
 from optbench.probes import State, Value
 
 
+class UnreadableError(Exception):
+    """An error that fails to say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
 def _here(rank: int) -> bool:
     return int(os.environ.get("RANK", 0)) == rank
 
@@ -25,6 +32,8 @@ def _fail(how: str) -> None:
             raise ValueError("no such step")
         case "StopIteration":
             raise StopIteration
+        case "Unreadable":
+            raise UnreadableError
         case "SystemExit":
             sys.exit(3)
 

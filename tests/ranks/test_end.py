@@ -104,6 +104,13 @@ def test_what_goes_wrong_in_one_process_is_said_once_with_its_reason(
     assert group.err(1) == ""
 
 
+def test_an_error_that_fails_to_say_what_it_is_lets_nobody_wait(tmp_path: Path) -> None:
+    words = (*RUN, *STEP, "+optimizer.how=Unreadable", "+optimizer.rank=1")
+    group = main_job(2, tmp_path / "said", *words, f"results_dir={tmp_path / 'results'}")
+    assert group.codes() == [1, 1], group.err(0)
+    assert "UnreadableError" in group.err(0)
+
+
 def test_of_three_processes_the_leader_says_alone_what_went_wrong_in_one(tmp_path: Path) -> None:
     words = (*RUN, *STEP, "+optimizer.how=UserError", "+optimizer.rank=2")
     group = main_job(3, tmp_path / "said", *words, f"results_dir={tmp_path / 'results'}")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from optbench.launch.batch import Batch, Record, kind_of, new_batch, recorded_batches
 from optbench.launch.launcher import Order
 from optbench.launch.node import Errand, new_errand
+from optbench.launch.slurm_batch import Batch, Record, kind_of, new_batch, recorded_batches
 
 TOKEN = ".launch-0123456789abcdef"
 TOLD = Errand("results", TOKEN, None, ("device=cpu",), threads=1, seconds=60.0, cwd="here")
