@@ -81,17 +81,16 @@ def _alone(error: MachineError) -> int:
 @contextmanager
 def _parting(meeting: Meeting) -> Iterator[None]:
     """Context of all that a process does in which others have a part; the leader alone prints."""
-    errors = None if meeting.here.rank == 0 else sys.stderr
-    code = 1
+    errors, code = sys.stderr, 1
     try:
-        with nullcontext() if errors is None else silent():
+        with nullcontext() if meeting.leads else silent():
             yield
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
         raise
     except Exception as error:
         meeting.leave_word(error, "".join(traceback.format_exception(error)).rstrip())
-        if errors is None:
+        if meeting.leads:
             raise
         sys.exit(code)  # the traceback is printed below
     finally:

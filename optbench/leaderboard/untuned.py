@@ -430,7 +430,9 @@ def _of_other_seeds(lines: Sequence[Line]) -> list[str]:
         having[tuple(line.runs)].append(line.name)
     if len(having) == 1:
         return []
-    seeds = "; ".join(f"{_numbers(seeds)} ({', '.join(names)})" for seeds, names in having.items())
+    seeds = "; ".join(
+        f"{seeds_text(seeds)} ({', '.join(names)})" for seeds, names in having.items()
+    )
     return [
         f"Not all have the same seeds: {seeds}. So the medians, and the ranks by them, are of "
         "different seeds; a pair is of the seeds that both have."
@@ -455,5 +457,6 @@ def _told_apart(pairs: Pairs) -> str:
     )
 
 
-def _numbers(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values))
+def seeds_text(seeds: Iterable[int]) -> str:
+    """Seeds for a reader."""
+    return ", ".join(map(str, seeds))

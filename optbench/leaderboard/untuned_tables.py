@@ -1,7 +1,7 @@
 """A comparison as Markdown, CSV and page."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from statistics import median
 
 from optbench import metrics
@@ -25,7 +25,7 @@ from optbench.leaderboard.tables import (
     plain,
     spread_text,
 )
-from optbench.leaderboard.untuned import Compared, Comparison, Group, Line
+from optbench.leaderboard.untuned import Compared, Comparison, Group, Line, seeds_text
 
 UNTUNED = (
     "Nothing was tuned: each optimizer ran with the settings that its command gave it, and another "
@@ -59,7 +59,7 @@ def pair_rows(group: Group) -> list[list[str]]:
 
 
 def _pair_cells(compared: Compared) -> list[str]:
-    pair, seeds = compared.pair, _numbers(compared.seeds)
+    pair, seeds = compared.pair, seeds_text(compared.seeds)
     if compared.diverged:
         return ["–", "–", "–", "–", seeds]
     known = math.isfinite(pair.difference.value)
@@ -81,17 +81,13 @@ def _cell(group: Group, line: Line, column: str) -> str:
         "rank": lambda: str(line.rank),
         "may be": lambda: f"{line.ranks[0]}–{line.ranks[1]}",
         "optimizer": lambda: line.name,
-        "seeds": lambda: _numbers(line.runs),
+        "seeds": lambda: seeds_text(line.runs),
         "train seconds": lambda: number(_median(line, lambda run: run.train_seconds)),
         group.metric: lambda: _value_text(line),
     }
     if column in cells:
         return cells[column]()
     return number(_median(line, lambda run: run.last.get(column, math.nan)))
-
-
-def _numbers(values: Iterable[int]) -> str:
-    return ", ".join(map(str, values))
 
 
 def _value_text(line: Line) -> str:

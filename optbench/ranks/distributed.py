@@ -19,7 +19,7 @@ from optbench.boundary.counting import counted
 from optbench.errors import MachineError, UserError, mark_origin, who_ended
 from optbench.processes import Place, place
 from optbench.ranks.alone import ALONE, Item, Ranks, Result
-from optbench.ranks.meeting import meet
+from optbench.ranks.meeting import first_line, meet
 
 DIMENSIONS = 8  # most of a tensor that one process computes for the others
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64)
@@ -360,10 +360,8 @@ def _heard() -> Iterator[None]:
         if (word := meeting.word_of_another()) is not None:
             raise word.error() from why
         meeting.lost = True
-        first = next(iter(str(why).strip().splitlines()), type(why).__name__)
-        said = re.sub(r"^\[\S*\] ", "", first).split(". ")[
-            0
-        ]  # gloo begins with a file, and explains
+        # gloo begins with a file, and explains
+        said = re.sub(r"^\[\S*\] ", "", first_line(why)).split(". ")[0]
         raise MachineError(
             f"a process of this run has ended or cannot be reached ({said}): the same command goes "
             "on from the last checkpoint"

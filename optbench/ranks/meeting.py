@@ -115,16 +115,21 @@ class Meeting:
         line, code = self.explain(error)
         return printable(line or f"{type(error).__name__}: {error}"), code
 
-    def part(self, code: int, errors: TextIO | None = None) -> None:
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that prints."""
+        return self.here.rank == 0
+
+    def part(self, code: int, errors: TextIO) -> None:
         """Let the leader end first, then say what it has not said.
 
         Args:
             code: Exit code of this process.
-            errors: Where it prints, if another leads.
+            errors: Where it prints what the leader has not said.
         """
         own = self._own if self._own is not None and code else Word(self.here.rank, code)
         self._write("word", _content(own))
-        if errors is None:
+        if self.leads:
             self._write("end", _content(own))
             others = [f"gone/{rank}" for rank in range(1, self.here.size)]
             if code and not self.lost:
@@ -156,6 +161,11 @@ class Meeting:
                 time.sleep(POLL)
 
 
+def first_line(why: Exception) -> str:
+    """What torch says of the others, without the advice and the stack below it."""
+    return next(iter(str(why).strip().splitlines()), type(why).__name__)
+
+
 def _content(word: Word) -> str:
     return json.dumps(asdict(word))
 
@@ -176,10 +186,9 @@ def meet(here: Place, explain: Explain = one_line) -> Meeting:
         try:
             store, _, _ = next(rendezvous("env://", here.rank, here.size))
         except (RuntimeError, ValueError) as why:
-            first = next(iter(str(why).strip().splitlines()), type(why).__name__)
             raise MachineError(
-                f"the processes of this run do not find each other ({first}): torchrun says where "
-                "in MASTER_ADDR and MASTER_PORT"
+                f"the processes of this run do not find each other ({first_line(why)}): torchrun "
+                "says where in MASTER_ADDR and MASTER_PORT"
             ) from why
         # torchrun may start them again (--max-restarts), in a store that holds the last words
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
