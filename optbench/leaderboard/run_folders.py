@@ -309,9 +309,11 @@ def _settings_of_the_problem(config: Mapping[str, Any]) -> dict[str, Any]:
     task = {key: value for key, value in config["task"].items() if key != "root"}
     # What is null is off: a setting that optbench gains later leaves the problems as they were.
     settings = without_defaults(config)
-    return {k: v for k, v in settings.items() if k not in NOT_THE_PROBLEM and v is not None} | {
-        "task": task
-    }
+    problem = {k: v for k, v in settings.items() if k not in NOT_THE_PROBLEM and v is not None}
+    # where a measurement ends the run, what is measured when decides at which step it ends
+    stop = problem.get("stop")
+    stops = isinstance(stop, dict) and stop.get("metric") is not None
+    return problem | {"task": task} | ({"probes": config.get("probes")} if stops else {})
 
 
 def _conditions(config: Mapping[str, Any], problem: Mapping[str, Any]) -> dict[str, Any]:

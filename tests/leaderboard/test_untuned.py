@@ -232,6 +232,23 @@ def test_a_task_of_other_code_is_another_problem(tmp_path: Path) -> None:
     assert "code of mine.task 2b2b2b2b" in second.title
 
 
+@pytest.mark.parametrize("stop", ["train/loss", None])
+def test_where_a_measurement_ends_a_run_what_is_measured_when_is_of_the_problem(
+    stop: str | None, tmp_path: Path
+) -> None:
+    for n, every in enumerate((1, 20)):
+        _folder(tmp_path, {})
+        config = tmp_path / f"runs/run{n}/config.yaml"
+        more = {
+            "stop": {"metric": stop, "below": 0.25 if stop else None},
+            "probes": {"generalization": {"every": every}},
+        }
+        config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | more))
+    groups = compare_runs(read_folders(tmp_path, any_run=True)[0]).groups
+    named = [f"every {every}" in group.title for group in groups for every in (1, 20)]
+    assert sorted(named) == ([False, False, True, True] if stop else [False, False])
+
+
 def test_another_version_of_what_comes_along_is_no_other_code(tmp_path: Path) -> None:
     for version in ("2.13.0", "2.14.0"):
         _folder(tmp_path, {"torch.optim.Adam": f"torch {version}"})
