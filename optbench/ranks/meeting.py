@@ -46,11 +46,23 @@ class Word:
     line: str = ""
     text: str = ""
 
+    @property
+    def line_elsewhere(self) -> str:
+        """What went wrong, as the other processes say it."""
+        return f"process {self.rank}: {self.line}" if self.rank else self.line
+
     def error(self) -> UserError:
         """What it is to the other processes."""
-        said = UserError(f"process {self.rank}: {self.line}" if self.rank else self.line)
+        said = UserError(self.line_elsewhere)
         said.exit_code = self.code
         return said
+
+    def is_said_by(self, leader: Word | None) -> bool:
+        """Whether the leader has said it: the line, but no traceback of another process."""
+        if leader is None or self.line not in leader.line:
+            return False
+        brought_here_alone = leader.line == self.line_elsewhere
+        return not (brought_here_alone and len(self.text.splitlines()) > 1)
 
 
 @dataclass
@@ -138,7 +150,7 @@ class Meeting:
         if code and self.stays:
             self._wait(["end/0"], None)
         leader = self._read("end", 0)
-        if own.text and (leader is None or own.line not in leader.line):
+        if own.text and not own.is_said_by(leader):
             print(own.text.replace("optbench: ", f"optbench: process {own.rank}: ", 1), file=errors)
         self._write("gone", "")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from optbench.cli.command_job import main
 from optbench.errors import MachineError
 from optbench.ranks import Ranks
 from optbench.ranks.distributed import joined
@@ -109,6 +110,23 @@ def test_an_error_that_fails_to_say_what_it_is_lets_nobody_wait(tmp_path: Path) 
     group = main_job(2, tmp_path / "said", *words, f"results_dir={tmp_path / 'results'}")
     assert group.codes() == [1, 1], group.err(0)
     assert "UnreadableError" in group.err(0)
+
+
+def test_where_tracebacks_are_wanted_the_process_that_failed_shows_its_own(
+    tmp_path: Path,
+) -> None:
+    words = (*RUN, *STEP, "+optimizer.how=ValueError", "+optimizer.rank=1")
+    group = Group(2, tmp_path / "said", _with_tracebacks, (*words, f"results_dir={tmp_path}"))
+    assert group.codes() == [1, 1], group.err(0)
+    assert "optbench: process 1: failing.py" in group.err(0)
+    assert "Traceback" in group.err(1) and "no such step" in group.err(1)
+    assert ", in _fail" in group.err(1)
+
+
+def _with_tracebacks(rank: int, folder: str, words: tuple[str, ...]) -> None:
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = ["optbench", *words, "wandb.mode=disabled", "picture=false"]
+    main()
 
 
 def test_of_three_processes_the_leader_says_alone_what_went_wrong_in_one(tmp_path: Path) -> None:
