@@ -12,6 +12,8 @@ from multiprocessing import connection, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from optbench.errors import UserError
+
 PRELOADED = ["optbench.cli.preloaded"]
 GRACE = 30.0  # seconds to write a checkpoint in, for a run that is asked to stop
 
@@ -35,11 +37,20 @@ def place() -> Place:
     """Return which process this is of those that torchrun has started together; else the only one.
 
     torchrun, like other launchers of torch, says so in the environment.
+
+    Raises:
+        UserError: If what it says is no place.
     """
     said = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
     if None in said or "MASTER_ADDR" not in os.environ:
         return Place()
-    rank, size, local_rank = (int(number or 0) for number in said)
+    numbers = [int(number) for number in said if number and number.isdecimal()]
+    if len(numbers) < len(said) or not 0 <= numbers[0] < numbers[1]:
+        raise UserError(
+            "RANK={}, WORLD_SIZE={}, LOCAL_RANK={} in the environment say no process of a run: "
+            "torchrun sets them; unset RANK for a run of one process".format(*said)
+        )
+    rank, size, local_rank = numbers
     return Place(rank, size, local_rank)
 
 

@@ -31,7 +31,7 @@ from optbench.configuration.explain import explain
 from optbench.configuration.finished import PresentData
 from optbench.configuration.keys import check
 from optbench.configuration.naming import run_name
-from optbench.errors import MachineError, UserError, exit_with, printable, who_ended
+from optbench.errors import UserError, exit_with, printable, who_ended
 from optbench.paths import conf_folder
 from optbench.processes import place
 from optbench.ranks.meeting import Meeting, meet
@@ -62,20 +62,15 @@ def main(
             return _help(sweep_keys)
         return _main(wants_tracebacks, elsewhere, report, meeting)
 
-    if place().size == 1:
-        _exit(lambda: work(None), wants_tracebacks)
     try:
-        meeting = meet(place(), explain)
-    except MachineError as why:
-        sys.exit(_alone(why))
+        meeting = meet(place(), explain) if place().size > 1 else None
+    except UserError as why:  # it has not met the others, so it says it itself
+        print(f"optbench: {why}", file=sys.stderr)
+        sys.exit(why.exit_code)
+    if meeting is None:
+        _exit(lambda: work(None), wants_tracebacks)
     with _parting(meeting):
         _exit(lambda: work(meeting), wants_tracebacks, meeting)
-
-
-def _alone(error: MachineError) -> int:
-    """Say that this process has not met the others; return the exit code."""
-    print(f"optbench: process {place().rank}: {error}", file=sys.stderr)
-    return error.exit_code
 
 
 @contextmanager

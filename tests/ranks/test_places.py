@@ -23,6 +23,19 @@ def test_without_torchrun_it_is_the_only_process(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
+    ("rank", "size"), [("x", "2"), ("5", "2"), ("2", "2"), ("-1", "2"), ("", "2")]
+)
+def test_a_place_that_is_none_is_refused(
+    rank: str, size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"RANK={rank}, WORLD_SIZE={size}, LOCAL_RANK=0"):
+        place()
+
+
+@pytest.mark.parametrize(
     ("visible", "local_rank", "own"),
     [(None, 1, "1"), ("2,5", 1, "5"), ("2", 1, ""), ("GPU-a,GPU-b", 0, "GPU-a")],
 )
