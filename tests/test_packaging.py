@@ -55,9 +55,9 @@ ORDER = [
     "optbench.ranks",
     "optbench.boundary",
     "optbench.paths",
+    "optbench.processes",
     "optbench.errors",
     "optbench.startup",
-    "optbench.processes",
     "optbench.moved",
     "optbench",
 ]
