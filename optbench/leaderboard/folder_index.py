@@ -43,6 +43,7 @@ READERS = (
     "leaderboard/run_line.py",
     "record/folder.py",
     "record/later_keys.py",
+    "record/problem.py",
     "record/sources.py",
     "metrics.py",
     "boundary/files.py",

@@ -1,7 +1,5 @@
 """Run folders, read as lines of a committed file are: the parts that the board needs."""
 
-import hashlib
-import json
 import math
 import re
 import sys
@@ -35,29 +33,12 @@ from optbench.leaderboard.run_line import (
 )
 from optbench.protocol.suite import FINAL
 from optbench.record import folder as record
-from optbench.record.later_keys import without_defaults
+from optbench.record.problem import digest_of, optimizer_of, problem_of
 from optbench.record.sources import MISSING, is_hash, targets
 
 T = TypeVar("T")
 Line = dict[str, bool | Number | list[bool | Number]]  # of a series: a metric is a number, or a few
 LARGEST_SERIES_BYTES = 2**26
-# What cannot move a result, or is what is compared: all else must be the same for runs that are
-# ranked together.
-NOT_THE_PROBLEM = {
-    *(
-        "optimizer",
-        "seed",
-        "board",
-        "probes",
-        "choices",
-        "curvature",
-        "log_every",
-        "device",
-        "results_dir",
-    ),
-    *("batched", "overwrite", "checkpoint_seconds", "picture", "wandb", "mirrors"),
-    *("keep", "keep_steps"),
-}
 # Packages whose version makes no other code of the user's.
 BROUGHT_ALONG = {"optbench", "torch", "torchvision", *sys.stdlib_module_names}
 CODE_DIGITS = 8  # of a hash of the user's code
@@ -127,6 +108,7 @@ class Summary:
     train_seconds: NotNegative = 0.0
     peak_gib: NotNegative = 0.0
     optimizer_gib: NotNegative = 0.0
+    start_from: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -246,9 +228,6 @@ def _as_name(text: str) -> str:
 def _content(
     name: str, place: Place, config: Mapping[str, Any], summary: Summary, origin: Origin
 ) -> dict[str, Any]:
-    settings = {
-        key: value for key, value in config["optimizer"].items() if key not in ("about", "search")
-    }
     given = origin.sessions[0].command[1:]
     return {
         "suite": place.suite or "none",
@@ -256,12 +235,12 @@ def _content(
         "optimizer": summary.optimizer if place.suite else _as_name(summary.optimizer),
         **{key: getattr(summary, key) for key in ("seed", "status", "step", "steps", "gradients")},
         "name": name,
-        "problem": _digest(_settings_of_the_problem(config)),
+        "problem": digest_of(problem_of(config, summary.start_from)),
         "data_hash": origin.data_hash[:16],
         "init_hash": origin.init_hash[:16],
         "initial_loss": origin.initial_loss,
         "checked": origin.task.checksum_verified,
-        "settings": _finite(settings),
+        "settings": _finite(optimizer_of(config)),
         "command": [word for word in given if not word.startswith(NOT_THE_COMMAND)],
         "last": {key: rounded(value) for key, value in summary.last.items()},
         **{
@@ -276,11 +255,11 @@ def _content(
 
 def _compared(config: Mapping[str, Any], summary: Summary, origin: Origin) -> dict[str, Any]:
     """What only a comparison without a suite asks of a run; its problem is of its code, too."""
-    problem = _settings_of_the_problem(config)
+    problem = problem_of(config, summary.start_from)
     code = _users_code(problem, origin.sources)
     named = {f"code of {target}": digest for target, digest in code.items()}
     return {
-        "problem": _digest(problem | {"code": code} if code else problem),
+        "problem": digest_of(problem | {"code": code} if code else problem),
         "conditions": _conditions(config, problem) | named,
         "given_name": summary.optimizer,
         "code": _users_code(config["optimizer"], origin.sources),
@@ -298,22 +277,6 @@ def _users_code(part: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str
         for target, source in code.items()
         if target.partition(".")[0] not in BROUGHT_ALONG
     }
-
-
-def _digest(problem: Mapping[str, Any]) -> str:
-    text = json.dumps(problem, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _settings_of_the_problem(config: Mapping[str, Any]) -> dict[str, Any]:
-    task = {key: value for key, value in config["task"].items() if key != "root"}
-    # What is null is off: a setting that optbench gains later leaves the problems as they were.
-    settings = without_defaults(config)
-    problem = {k: v for k, v in settings.items() if k not in NOT_THE_PROBLEM and v is not None}
-    # where a measurement ends the run, what is measured when decides at which step it ends
-    stop = problem.get("stop")
-    stops = isinstance(stop, dict) and stop.get("metric") is not None
-    return problem | {"task": task} | ({"probes": config.get("probes")} if stops else {})
 
 
 def _conditions(config: Mapping[str, Any], problem: Mapping[str, Any]) -> dict[str, Any]:

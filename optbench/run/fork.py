@@ -14,10 +14,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
 
-from optbench.boundary import UnreadableError, read_yaml
+from optbench.boundary import UnreadableError, read_json, read_yaml
 from optbench.errors import UserError
 from optbench.optimizers.nested import nested
-from optbench.record.folder import CONFIG, LARGEST_CONFIG
+from optbench.record.folder import CONFIG, LARGEST_CONFIG, SUMMARY
+from optbench.record.problem import name_but_for_the_seed
 from optbench.run import checkpoint
 from optbench.run.loop import Parts
 from optbench.run.optimizer_state import load_optimizer
@@ -31,12 +32,16 @@ class Inheritance:
     Attributes:
         run: Name of that run.
         step: Number of its updates.
+        seed: Its seed.
+        settings: Name of what it shares with runs that differ from it in their seed alone.
         took: What the two have in common, in words.
         left: What of it the fork does not have, in words.
     """
 
     run: str
     step: int
+    seed: int
+    settings: str
     took: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
@@ -96,7 +101,12 @@ def inherit(parts: Parts, config: DictConfig) -> Inheritance | None:
     folder = Path(str(config.start_from.run))
     theirs = saved_config(folder)
     state = saved_state(folder, config.start_from.step)
-    inheritance = Inheritance(folder.name, int(state["step"]))
+    inheritance = Inheritance(
+        run=folder.name,
+        step=int(state["step"]),
+        seed=theirs.get("seed", 0),
+        settings=name_but_for_the_seed(theirs, _origin_of(folder)),
+    )
     ours: Any = OmegaConf.to_container(config, resolve=True)
     try:
         parts.update.model.load_state_dict(state["model"])
@@ -107,6 +117,16 @@ def inherit(parts: Parts, config: DictConfig) -> Inheritance | None:
     _take_optimizer(parts.update.optimizer, state["optimizer"], theirs, ours, inheritance)
     _take_order(parts, state, theirs, ours, inheritance)
     return inheritance
+
+
+def _origin_of(folder: Path) -> Mapping[str, Any] | None:
+    """What a run that may be a fork itself says of the one that it began with."""
+    try:
+        summary = read_json(folder / SUMMARY)
+    except UnreadableError:
+        return None
+    origin = summary.get("start_from") if isinstance(summary, dict) else None
+    return origin if isinstance(origin, dict) else None
 
 
 def _take_optimizer(

@@ -11,6 +11,8 @@ import torch
 from optbench import lab
 from optbench.errors import UserError
 from optbench.lab import Below, Run
+from optbench.leaderboard.results_folder import read_folders
+from optbench.leaderboard.untuned import compare_runs
 from optbench.optimizers.nested import nested
 from optbench.run import checkpoint
 from tests.processes import command
@@ -202,3 +204,20 @@ def test_one_scale_multiplies_every_rate(
 def test_a_scale_without_a_rate_is_refused(start: Start) -> None:
     with pytest.raises(UserError, match=r"optimizer.scale must be .*above 0"):
         start("optimizer.scale=-1").train(steps=1)
+
+
+def test_forks_of_runs_that_differ_in_their_seed_are_compared_by_seed(
+    start: Start, tmp_path: Path
+) -> None:
+    """Whatever was kept of these runs, and wherever they lay; a fork of a fork likewise."""
+    for seed, kept in ((3, [5]), (4, [2, 5])):
+        parent = start(seed=seed).train(keep_steps=kept, steps=6)
+        middle = parent.at(step=5).fork("optimizer=adam").train(keep_steps=[1], steps=2)
+        for optimizer in ("sgd", "momentum"):
+            middle.at(step=1).fork(f"optimizer={optimizer}").train(steps=3)
+    parent.at(step=5).fork("optimizer=sgd", seed=9).train(steps=3)  # of seed 4
+    groups = compare_runs(read_folders(tmp_path, any_run=True)[0]).groups
+    seeds = [{line.name: list(line.runs) for line in group.lines} for group in groups]
+    assert {"sgd": [3, 4], "momentum": [3, 4]} in seeds
+    assert {"adam": [3, 4]} in seeds and {"sgd": [3, 4]} in seeds and {"sgd": [9]} in seeds
+    assert len(seeds) == 4
