@@ -36,12 +36,14 @@ class Place:
 def place() -> Place:
     """Return which process this is of those that torchrun has started together; else the only one.
 
-    torchrun, like other launchers of torch, says so in the environment.
+    torchrun, like other launchers of torch, says so in the environment. Those that start one
+    process a machine leave LOCAL_RANK out: it is 0.
 
     Raises:
         UserError: If what it says is no place.
     """
-    said = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    said = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE")]
+    said.append(os.environ.get("LOCAL_RANK", "0"))
     if None in said or "MASTER_ADDR" not in os.environ:
         return Place()
     numbers = [int(number) for number in said if number and number.isdecimal()]

@@ -20,6 +20,8 @@ def test_without_torchrun_it_is_the_only_process(monkeypatch: pytest.MonkeyPatch
         assert ranks is ALONE
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     assert place() == Place(rank=3, size=4, local_rank=1)
+    monkeypatch.delenv("LOCAL_RANK")  # as where each machine has one process
+    assert place() == Place(rank=3, size=4, local_rank=0)
 
 
 @pytest.mark.parametrize(
