@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from optbench.dynamics.spikes import Catapult, Series, catapult, spikes
 from optbench.record import folder as record
 
+ON_THE_EXAMPLES = "edge reached on the examples measured"
 LEAST = 4
 """Measurements below which a plateau, and loss records below which a trend, is not stated."""
 
@@ -21,8 +22,9 @@ class Events:
     """Events of one run; NaN or None where the series do not tell.
 
     With r = measured/threshold at the measured steps, those where both and r are finite and the
-    threshold is positive. A measurement stands for the steps until the next one, the last for as
-    many as the one before, so that an uneven cadence does not bias shares and quantiles.
+    threshold is positive; r' is r along the same direction on other examples, where it is known. A
+    measurement stands for the steps until the next one, the last for as many as the one before, so
+    that an uneven cadence does not bias shares and quantiles.
 
     A measured step is annealed where the learning rate is below half of that at the first crossing
     (without a crossing, of the largest): the threshold there has run away from what training meets.
@@ -31,7 +33,9 @@ class Events:
 
     Attributes:
         verdict: "edge reached" if r ≥ 1 at some measured step, "edge not reached" if at none,
-            "not measured" without any measured step.
+            "not measured" without any measured step. "edge reached on the examples measured" where
+            r' is known at some of the steps with r ≥ 1, and is below 1 by more than two standard
+            errors at all of these: for all examples that is undecided.
         measurements: Number of measured steps.
         first_crossing: First measured step with r ≥ 1; an upper bound of the true step.
         last_below: Measured step before it, a lower bound; None if the first is already above.
@@ -43,6 +47,8 @@ class Events:
         plateau_high: Its upper quartile.
         max_ratio: Largest r.
         max_ratio_at: Its step, the first of equals.
+        max_ratio_on_others: r' at that step; NaN where it is not known.
+        max_ratio_on_others_error: Its standard error.
         final_ratio: Last r.
         annealed: Whether the last measured step is annealed.
         rises: Share of consecutive finite loss records at which the loss rises by more than 1e-6
@@ -68,6 +74,8 @@ class Events:
     plateau_high: float = math.nan
     max_ratio: float = math.nan
     max_ratio_at: int | None = None
+    max_ratio_on_others: float = math.nan
+    max_ratio_on_others_error: float = math.nan
     final_ratio: float = math.nan
     annealed: bool = False
     rises: float = math.nan
@@ -92,6 +100,7 @@ def find_events(
     threshold: ArrayLike,
     *,
     lr: ArrayLike | None = None,
+    on_others: tuple[ArrayLike, ArrayLike] | None = None,
     band: float = 0.05,
     rise: float = 0.5,
     drop: float = 0.1,
@@ -112,6 +121,8 @@ def find_events(
         lr: Learning rate at that step, shape (T,) or a number. None, or where it is NaN:
             1/threshold in its place, to which it is proportional but for thresholds on the
             gradient.
+        on_others: r' and its standard error, shape (T,) each, NaN where they are not known; see
+            `Events`.
         band: How far below the threshold still counts as at the edge.
         rise: Relative rise of the loss that makes a spike.
         drop: Relative drop of sharpness that makes a spike a catapult.
@@ -134,7 +145,12 @@ def find_events(
             known
         ]
         pace = np.where(np.isnan(pace).any(), 1 / h[known], pace)
+    others = [np.full(t.shape, math.nan)] * 2
+    if on_others is not None:
+        others = [np.broadcast_to(np.asarray(x, dtype=float), t.shape) for x in on_others]
     result = _edge_events(t[known], ratio[known], pace, band)
+    if len(t[known]):
+        result |= _on_others(ratio[known], *(x[known] for x in others))
     crossing = result.get("first_crossing")
     after = t >= crossing if crossing is not None else np.zeros(t.shape, dtype=bool)
     rises, falling = _trend(y)
@@ -179,6 +195,19 @@ def _edge_events(t: Series, r: Series, pace: Series, band: float) -> dict[str, A
             low, middle, high = _quantiles(r[late], weights[late])
             result |= {"plateau_low": low, "plateau_ratio": middle, "plateau_high": high}
     return result
+
+
+def _on_others(r: Series, others: Series, error: Series) -> dict[str, Any]:
+    """What other examples say of the largest r, and whether they contradict r ≥ 1 throughout."""
+    found: dict[str, Any] = {
+        "max_ratio_on_others": float(others[r.argmax()]),
+        "max_ratio_on_others_error": float(error[r.argmax()]),
+    }
+    asked = (r >= 1) & np.isfinite(others)
+    below = others + 2 * np.nan_to_num(error) < 1
+    if asked.any() and below[asked].all():
+        found["verdict"] = ON_THE_EXAMPLES
+    return found
 
 
 def _weights(t: Series) -> Series:

@@ -36,7 +36,7 @@ from optbench.dynamics.starting_rate import (
     scale_to_the_edge,
 )
 from optbench.probes import State, Value
-from optbench.probes.others import PRODUCTS, on_others
+from optbench.probes.others import PRODUCTS, Crossing, on_others
 from optbench.probes.tracking import Tracker, later_hvps
 from optbench.seeds import derive
 
@@ -54,7 +54,8 @@ class Edge:
     - `edge/preconditioned_sharpness` = λ₁(P^-½HP^-½) (Adam and similar), with
       `edge/preconditioned_bound` on its error, and `edge/preconditioned_lambda_2` … for k > 1.
       Cost: as many products as sharpness, 5 to 11. `edge/held_out` ± `edge/held_out_error` is the
-      distance along its eigenvector on other examples, as `sharpness/held_out` is.
+      distance along its eigenvector on other examples, as `sharpness/held_out` is; it is measured
+      wherever the distance is 1 or more, too, until others have once confirmed that.
     - `edge/norm_sharpness` = max dᵀHd over a ball in max or spectral norm (sign methods, Muon); the
       value found is a lower bound. Cost: one gradient and `norm_hvps` products. `edge/held_out` is
       the distance along d on other examples; on average it is below that of all.
@@ -96,6 +97,7 @@ class Edge:
     _direction: Tensor | None = field(default=None, init=False)
     _of: str | None = field(default=None, init=False)
     _searches: int = field(default=0, init=False)  # of such maximizers
+    _crossing: Crossing = field(default_factory=Crossing, init=False)
     # Sources and quantities of the edges that the user was told of.
     _said: set[tuple[str, str]] = field(default_factory=set, init=False)
     # Step until which the user was told that the distance is absent.
@@ -138,6 +140,8 @@ class Edge:
         distance = measured.get(metrics.EDGE_DISTANCE)
         if not isinstance(distance, float) or not distance > FAR:
             return
+        if not _on_others(edge, measured, state) > FAR:
+            return  # of the few examples that are measured, not of all
         value = distance * edge.threshold
         scale = scale_to_the_edge(
             state.optimizer, distance, lambda: self._distance_now(edge, value, state)
@@ -272,11 +276,15 @@ class Edge:
             return values
         direction = edge.inverse_sqrt(pairs.vectors[:, 0])
         shift = edge.shift_along(direction)
-        return values | self._held_out(edge, direction, self._tracker.solves, state, shift)
+        distance = edge.distance(eigenvalues[0])
+        return values | self._held_out(
+            edge, distance, direction, self._tracker.solves, state, shift
+        )
 
     def _held_out(
         self,
         edge: KnownEdge,
+        distance: float | None,
         direction: Tensor,
         solves: int | None,
         state: State,
@@ -285,13 +293,13 @@ class Edge:
         """The distance along the same direction on other examples, where H is not over all."""
         if not edge.threshold > 0:
             return {}
-        found = on_others(solves, direction, self.examples, metrics.EDGE_HELD_OUT, state)
+        in_doubt = self._crossing.in_doubt(distance)
+        found = on_others(solves, direction, self.examples, metrics.EDGE_HELD_OUT, state, in_doubt)
         if found is None:
             return {}
-        return {
-            metrics.EDGE_HELD_OUT: (found.value + shift) / edge.threshold,
-            metrics.EDGE_HELD_OUT_ERROR: found.error / edge.threshold,
-        }
+        others, error = (found.value + shift) / edge.threshold, found.error / edge.threshold
+        self._crossing.take(distance, others, error)
+        return {metrics.EDGE_HELD_OUT: others, metrics.EDGE_HELD_OUT_ERROR: error}
 
     def _norm(
         self, edge: NormBallEdge, hessian: Hessian, seed: int, state: State
@@ -312,7 +320,8 @@ class Edge:
         self._direction, self._searches = best.direction, self._searches + 1
         values: dict[str, Value] = {metrics.NORM_SHARPNESS: best.value}
         values |= _compare(edge, best.value)
-        return values | self._held_out(edge, best.direction, self._searches, state)
+        distance = edge.distance(best.value)
+        return values | self._held_out(edge, distance, best.direction, self._searches, state)
 
     def _say_where_from(self, edge: KnownEdge, state: State) -> None:
         key = edge.source, edge.quantity
@@ -329,6 +338,7 @@ class Edge:
             "direction": self._direction,
             "of": self._of,
             "searches": self._searches,
+            "crossing": self._crossing.is_sure,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -336,6 +346,7 @@ class Edge:
         self._tracker.load_state_dict(state["tracker"])
         self._direction, self._of = state["direction"], state.get("of")
         self._searches = state.get("searches", 0)
+        self._crossing = Crossing(state.get("crossing", False))
 
 
 class AtEdge(Operator):
@@ -354,6 +365,15 @@ class AtEdge(Operator):
 
     def _apply(self, vectors: Tensor) -> Tensor:
         return self._product(vectors)
+
+
+def _on_others(edge: KnownEdge, measured: dict[str, Value], state: State) -> float:
+    """The distance along the same direction on other examples; infinite where it is not known."""
+    others = measured.get(metrics.EDGE_HELD_OUT)
+    if others is None and isinstance(edge, EigenvalueEdge) and edge.plain:
+        others = state.found.get(metrics.SHARPNESS_HELD_OUT)
+        others = others / edge.threshold if isinstance(others, float) else None
+    return others if isinstance(others, float) else math.inf
 
 
 def _rate(state: State) -> dict[str, Value]:

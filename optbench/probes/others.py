@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -11,12 +13,17 @@ from optbench.probes import State
 from optbench.seeds import generator
 from optbench.task import Split
 
-EVERY = 4  # solves, from the first on; and at the last step
+EVERY = 4  # solves, from the first on; and at the last step, and where a crossing is in doubt
 PRODUCTS = 2.0  # along a kept graph, that it takes as long as: its own graph is not kept
 
 
 def on_others(
-    solves: int | None, vector: Tensor, examples: int | None, metric: str, state: State
+    solves: int | None,
+    vector: Tensor,
+    examples: int | None,
+    metric: str,
+    state: State,
+    in_doubt: bool = False,
 ) -> HeldOut | None:
     """Curvature along a vector on other training examples; None where it is not due.
 
@@ -26,9 +33,11 @@ def on_others(
         examples: Number of training examples that it was found on, the first ones; None for all.
         metric: What is absent where the loss is no mean over groups of examples; the user is told.
         state: Training.
+        in_doubt: Whether it is due now, whatever the number of solves.
     """
     ends = state.step == state.steps and not state.shared.is_open_ended
-    if examples is None or not (ends or (solves is not None and solves % EVERY == 1)):
+    in_turn = solves is not None and solves % EVERY == 1
+    if examples is None or not (ends or in_doubt or in_turn):
         return None
     rest = len(state.task.train) - examples
     if min(examples, rest) < FEWEST:
@@ -40,6 +49,30 @@ def on_others(
     except MeasurementError as why:
         state.say(f"{metric} is absent: {why}")
         return None
+
+
+@dataclass
+class Crossing:
+    """Whether the edge of stability that few examples have reached was reached on others, too.
+
+    λ₁ of few examples is above that of all, on average. So a distance r ≥ 1 of theirs leaves a
+    crossing in doubt, until once the distance r' along the same direction on others is 1 or more
+    within two standard errors. Until then r' is measured wherever r ≥ 1.
+
+    Attributes:
+        is_sure: Whether there was such an r'.
+    """
+
+    is_sure: bool = False
+
+    def in_doubt(self, distance: float | None) -> bool:
+        """Whether a distance of the few examples asks for that of others."""
+        return distance is not None and distance >= 1 and not self.is_sure
+
+    def take(self, distance: float | None, others: float, error: float) -> None:
+        """Take in a distance r of the few examples, r' of others and its standard error."""
+        if self.in_doubt(distance) and others + 2 * error >= 1:
+            self.is_sure = True
 
 
 def drawn(train: Split, examples: int, seed: int) -> Split:

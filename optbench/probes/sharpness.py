@@ -8,10 +8,10 @@ from optbench import metrics
 from optbench.boundary.kinds import Count, Pairs, Positive
 from optbench.boundary.signature import check_fields
 from optbench.curvature import Eigenpairs
-from optbench.dynamics.edges import UnknownEdge, awaits_a_step, on_sharpness
+from optbench.dynamics.edges import EigenvalueEdge, UnknownEdge, awaits_a_step, on_sharpness
 from optbench.errors import UserError
 from optbench.probes import State, Value
-from optbench.probes.others import PRODUCTS, on_others
+from optbench.probes.others import PRODUCTS, Crossing, on_others
 from optbench.probes.pace import Pace
 from optbench.probes.tracking import Tracker, later_hvps
 from optbench.seeds import derive
@@ -25,7 +25,8 @@ class Sharpness:
       audit every `audit_every` solves looks for a lost one, and the search then starts anew.
     - `sharpness/held_out` ± `sharpness/held_out_error`, where H is over some of the training
       examples only, is the curvature along the eigenvector on as many others, drawn from the rest,
-      at every fourth solve and at the end: on average the λ₁ of all is between it and lambda_max,
+      at every fourth solve, at the end, and where λ₁ is at a threshold of its own or above, until
+      others have once confirmed that: on average the λ₁ of all is between it and lambda_max,
       if the first examples are a random sample; see `optbench.curvature.held_out`. The cost is that
       of about two products.
     - `sharpness/lambda_2` … are further eigenvalues, for k > 1.
@@ -75,6 +76,7 @@ class Sharpness:
     engine: Literal["lobpcg", "pyhessian"] = "lobpcg"
     thin: Count = 4
     _left_out: int = field(default=0, init=False)  # due times since the last measurement
+    _crossing: Crossing = field(default_factory=Crossing, init=False)
 
     def __post_init__(self) -> None:
         check_fields(self, "sharpness.")
@@ -125,15 +127,20 @@ class Sharpness:
         """What the eigenvector's curvature is on other examples, where H is not over all."""
         if self.engine == "pyhessian":  # measured in eval mode
             return {}
+        threshold = _threshold(state)
+        distance = None if threshold is None else float(pairs.values[0]) / threshold
         found = on_others(
             self._tracker.solves,
             pairs.vectors[:, 0],
             self.examples,
             metrics.SHARPNESS_HELD_OUT,
             state,
+            self._crossing.in_doubt(distance),
         )
         if found is None:
             return {}
+        if threshold is not None:
+            self._crossing.take(distance, found.value / threshold, found.error / threshold)
         return {
             metrics.SHARPNESS_HELD_OUT: found.value,
             metrics.SHARPNESS_HELD_OUT_ERROR: found.error,
@@ -180,6 +187,7 @@ class Sharpness:
         return {
             "tracker": self._tracker.state_dict(),
             "left_out": self._left_out,
+            "crossing": self._crossing.is_sure,
             "pace": self._pace.state_dict(),
         }
 
@@ -189,4 +197,13 @@ class Sharpness:
             raise UserError("the state of sharpness is from before it paced itself: start anew")
         self._tracker.load_state_dict(state["tracker"])
         self._left_out = state["left_out"]
+        self._crossing = Crossing(state.get("crossing", False))
         self._pace.load_state_dict(state["pace"])
+
+
+def _threshold(state: State) -> float | None:
+    """Threshold of λ₁(H), where the optimizer's edge is on that and needs no gradient."""
+    edge = state.shared.edge(state)
+    if isinstance(edge, EigenvalueEdge) and edge.plain and edge.threshold > 0:
+        return edge.threshold
+    return None

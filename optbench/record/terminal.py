@@ -329,12 +329,22 @@ def _at_the_edge(
             + _on_others(summary, metrics.EDGE_HELD_OUT, metrics.EDGE_HELD_OUT_ERROR)
         )
     if events.get("max_ratio_at") is not None:
-        lines.append(
-            f"at most {events['max_ratio']:.3f} of the edge, at step {events['max_ratio_at']}"
-        )
+        line = f"at most {events['max_ratio']:.3f} of the edge, at step {events['max_ratio_at']}"
+        if events.get("max_ratio_on_others") is not None:
+            error = events.get("max_ratio_on_others_error") or 0.0
+            line += (
+                f", on the examples measured, {events['max_ratio_on_others']:.4g} ± {error:.1g} "
+                "along it on others"
+            )
+        lines.append(line)
     match events.get("verdict"):
         case "edge reached":
             lines.append(f"reached the edge at step {events['first_crossing']}")
+        case "edge reached on the examples measured":
+            lines.append(
+                f"reached the edge at step {events['first_crossing']} on the examples measured, "
+                "but not along the same directions on others: whether all reach it is undecided"
+            )
         case "edge not reached":
             lines.append("edge of stability not reached")
     if events.get("plateau_ratio") is not None:
@@ -367,6 +377,11 @@ def _try_next(summary: Mapping[str, Any], lr: float | None) -> str:
         return COMPARE
     if verdict == "edge not reached" and lr:
         return _to_the_edge(summary, lr, largest)
+    if verdict == "edge reached on the examples measured":
+        return (
+            "more examples, such as probes.sharpness.examples=1024, to see whether all of them "
+            "reach the edge"
+        )
     if summary.get("events", {}).get("annealed"):
         return (
             "schedule=constant, which leaves the edge where it is, to see whether training stays "

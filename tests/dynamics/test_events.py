@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optbench.dynamics.events import find_events
+from optbench.dynamics.run_events import report
 
 NAN = math.nan
 
@@ -174,3 +175,40 @@ def test_events_need_no_torch() -> None:
     code = "import sys, optbench.dynamics.events; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("others", "error", "verdict"),
+    [
+        ([NAN, 0.1, 0.2, NAN], 0.05, "edge reached on the examples measured"),
+        ([NAN, 0.1, 0.8, NAN], 0.05, "edge reached on the examples measured"),
+        ([NAN, 0.1, 0.8, NAN], 0.10, "edge reached"),  # 1 is within two standard errors
+        ([NAN, 0.1, 1.2, NAN], 0.05, "edge reached"),
+        ([0.1, NAN, NAN, 0.1], 0.05, "edge reached"),  # of neither crossing anything is known
+        ([NAN, NAN, NAN, NAN], NAN, "edge reached"),
+    ],
+)
+def test_what_few_examples_reached_and_others_did_not_is_undecided(
+    others: list[float], error: float, verdict: str
+) -> None:
+    t, r = np.arange(4), np.array([0.5, 1.5, 1.2, 0.9])
+    found = find_events(t, -t, 20 * r, 20.0, on_others=(others, error))
+    assert (found.verdict, found.first_crossing, found.max_ratio) == (verdict, 1, 1.5)
+    assert found.max_ratio_on_others == pytest.approx(others[1], nan_ok=True)
+    assert find_events(t, -t, 16 * r / 1.5, 20.0, on_others=(others, error)).verdict == (
+        "edge not reached"
+    )
+
+
+@pytest.mark.parametrize(("named", "unit"), [("sharpness/held_out", 20.0), ("edge/held_out", 1.0)])
+def test_what_others_say_is_taken_in_the_unit_of_the_threshold(named: str, unit: float) -> None:
+    on = "sharpness/lambda_max" if unit == 20 else "edge/preconditioned_sharpness"
+    records = [
+        {"step": step, "batch/loss": 1.0, "edge/threshold": 20.0, on: 20 * r}
+        | ({named: 0.4 * unit, f"{named}_error": 0.1 * unit} if r > 1 else {})
+        for step, r in enumerate([0.5, 1.5, 0.8])
+    ]
+    events = report(records)
+    assert (events["of"], events["verdict"]) == (on, "edge reached on the examples measured")
+    assert events["max_ratio_on_others"] == pytest.approx(0.4)
+    assert events["max_ratio_on_others_error"] == pytest.approx(0.1)

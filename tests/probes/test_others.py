@@ -171,3 +171,73 @@ def test_where_nobody_knows_the_last_step_it_is_measured_at_every_fourth_solve()
     )
     taken = [step for step in range(2 * EVERY) if "sharpness/held_out" in measure.measure()]
     assert taken == [0, EVERY]
+
+
+def _unlike(state: State) -> State:
+    """The first examples are three times as large as the rest, and so some nine times as sharp."""
+    state.task.train.inputs[:N] *= 3
+    return state
+
+
+def _sgd_at(model: nn.Module, distance: float, own: Tensor) -> torch.optim.Optimizer:
+    sharpness = torch.linalg.eigvalsh(own)[-1].item()
+    return torch.optim.SGD(model.parameters(), distance * 2 / sharpness)
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_crossing_of_few_examples_is_held_against_others_until_they_confirm_it(
+    every: int,
+) -> None:
+    model = _model()
+    state = _unlike(_state(model, torch.optim.SGD(model.parameters(), 1.0)))
+    own, others = _both(state)
+    values, vectors = torch.linalg.eigh(_dense(state, own))
+    ratio = (vectors[:, -1] @ _dense(state, others) @ vectors[:, -1] / values[-1]).item()
+    assert ratio < 0.4
+    # distances of the first examples, by step; the others' are at most .4 of them
+    distances = [0.5, 1.1, 1.1, 0.9, 0.5, 1.2, 1.1 / ratio, 1.2, 1.2, 0.5, 0.5, 0.5]
+    probe, taken = Sharpness(examples=N, solve_every=every), list[int]()
+    for step, distance in enumerate(distances):
+        optimizer = _sgd_at(model, distance, _dense(state, own))
+        found = probe(_unlike(_state(model, optimizer, step)))
+        taken += [step] if "sharpness/held_out" in found else []
+        resumed = Sharpness(examples=N, solve_every=every)
+        resumed.load_state_dict(probe.state_dict())
+        probe = resumed
+    in_turn = {0, 4, 8} if every == 1 else {0}  # the same weights: what is held is not solved for
+    assert set(taken) - in_turn == {1, 2, 5, 6} and in_turn <= set(taken)
+
+
+def test_a_crossing_of_adams_edge_is_held_against_others() -> None:
+    model = _model()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    state = _unlike(_state(model, optimizer, 30))
+    for _ in range(30):
+        optimizer.zero_grad()
+        half_mse(model(state.task.train.inputs), state.task.train.targets).backward()
+        optimizer.step()
+    probe = Edge(examples=N)
+    distance = probe(state)["edge/distance"]
+    assert isinstance(distance, float)
+    for group in optimizer.param_groups:
+        group["lr"] *= 1.1 / distance
+    taken = []
+    for step in range(31, 35):
+        found = probe(_unlike(_state(model, optimizer, step)))
+        assert found["edge/distance"] == pytest.approx(1.1, rel=1e-3)
+        taken += [step] if "edge/held_out" in found else []
+    assert taken == [31, 32, 33, 34] and found["edge/held_out"] < 0.6  # type: ignore[operator]
+
+
+def test_a_start_above_the_edge_of_few_examples_alone_is_no_warning() -> None:
+    model = _model()
+    state = _unlike(_state(model, torch.optim.SGD(model.parameters(), 1.0)))
+    own, _ = _both(state)
+    for distance, warned in ((4.0, False), (40.0, True)):
+        state = _unlike(_state(model, _sgd_at(model, distance, _dense(state, own))))
+        said: list[str] = []
+        state.say = said.append
+        state.found |= Sharpness(examples=N)(state)
+        found = Edge(examples=N)(state)
+        assert found["edge/distance"] == pytest.approx(distance, rel=1e-2)
+        assert any("far above" in line for line in said) is warned

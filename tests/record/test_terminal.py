@@ -84,6 +84,26 @@ def test_what_is_so_of_some_examples_is_told_with_what_it_is_on_others() -> None
     assert _findings(summary)[:2] == ["sharpness 21 ± 0.02", "1.050 of the edge at 20"]
 
 
+def test_an_edge_that_few_examples_reached_is_not_told_as_that_of_all() -> None:
+    summary = _summary(np.full(100, 0.1), np.full(100, 10.0))
+    summary["events"] |= {
+        "verdict": "edge reached on the examples measured",
+        "first_crossing": 22,
+        "max_ratio": 2.2512,
+        "max_ratio_at": 78,
+        "max_ratio_on_others": 0.3342,
+        "max_ratio_on_others_error": 0.047,
+    }
+    lines = _findings(summary)
+    assert lines[2:4] == [
+        "at most 2.251 of the edge, at step 78, on the examples measured, 0.3342 ± 0.05 along it "
+        "on others",
+        "reached the edge at step 22 on the examples measured, but not along the same directions "
+        "on others: whether all reach it is undecided",
+    ]
+    assert _try_next(summary, 0.1).startswith("more examples, such as probes.sharpness.examples=")
+
+
 def test_one_catapult_is_singular() -> None:
     summary = _summary(np.full(100, 0.1), np.full(100, 21.0))
     for count, text in ((0, "0 catapults"), (1, "1 catapult"), (2, "2 catapults")):
