@@ -8,6 +8,7 @@ Notation: L is the training loss, w the weights, H = ∇²L(w) its Hessian, λ�
 eigenvalues, g = ∇L(w), η the learning rate, d the last update.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -225,6 +226,22 @@ def threshold_is_on(records: Iterable[Mapping[str, Any]]) -> str:
         if EDGE_THRESHOLD in record:
             seen |= record.keys() & MEASURED_AT_THE_EDGE.keys()
     return next((metric for metric in MEASURED_AT_THE_EDGE if metric in seen), SHARPNESS)
+
+
+def distance_on_others(record: Mapping[str, Any]) -> tuple[float, float]:
+    """`edge/distance` along the same direction on other examples, and its standard error.
+
+    Of an edge on λ₁ itself these are of `sharpness/held_out`. NaN where it was not measured.
+    """
+    on_lambda = threshold_is_on([record]) == SHARPNESS
+    unit = record.get(EDGE_THRESHOLD, math.nan) if on_lambda else 1.0
+    names = (EDGE_HELD_OUT, EDGE_HELD_OUT_ERROR)
+    if on_lambda:
+        names = (SHARPNESS_HELD_OUT, SHARPNESS_HELD_OUT_ERROR)
+    if not unit > 0:
+        return math.nan, math.nan
+    value, error = (record.get(name, math.nan) / unit for name in names)
+    return value, error
 
 
 def of(split: str, quantity: str) -> str:

@@ -45,6 +45,7 @@ class Events:
             the crossing.
         plateau_low: Its lower quartile.
         plateau_high: Its upper quartile.
+        plateau_on_others: Mean of r' over the measured steps of the plateau, where it is known.
         max_ratio: Largest r.
         max_ratio_at: Its step, the first of equals.
         max_ratio_on_others: r' at that step; NaN where it is not known.
@@ -72,6 +73,7 @@ class Events:
     plateau_ratio: float = math.nan
     plateau_low: float = math.nan
     plateau_high: float = math.nan
+    plateau_on_others: float = math.nan
     max_ratio: float = math.nan
     max_ratio_at: int | None = None
     max_ratio_on_others: float = math.nan
@@ -148,7 +150,7 @@ def find_events(
     others = [np.full(t.shape, math.nan)] * 2
     if on_others is not None:
         others = [np.broadcast_to(np.asarray(x, dtype=float), t.shape) for x in on_others]
-    result = _edge_events(t[known], ratio[known], pace, band)
+    result = _edge_events(t[known], ratio[known], others[0][known], pace, band)
     if len(t[known]):
         result |= _on_others(ratio[known], *(x[known] for x in others))
     crossing = result.get("first_crossing")
@@ -170,7 +172,7 @@ def find_events(
     )
 
 
-def _edge_events(t: Series, r: Series, pace: Series, band: float) -> dict[str, Any]:
+def _edge_events(t: Series, r: Series, others: Series, pace: Series, band: float) -> dict[str, Any]:
     if not len(t):
         return {"verdict": "not measured"}
     above = np.flatnonzero(r >= 1)
@@ -194,6 +196,9 @@ def _edge_events(t: Series, r: Series, pace: Series, band: float) -> dict[str, A
         if late.sum() >= LEAST:
             low, middle, high = _quantiles(r[late], weights[late])
             result |= {"plateau_low": low, "plateau_ratio": middle, "plateau_high": high}
+            told = others[late & np.isfinite(others)]
+            if len(told):
+                result["plateau_on_others"] = float(told.mean())
     return result
 
 

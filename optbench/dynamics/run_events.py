@@ -30,23 +30,8 @@ def report(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     steps = [record["step"] for record in records]
     if columns[0] and math.isnan(columns[0][-1]):  # the last step has no update, so no batch loss
         columns[0][-1] = records[-1].get(metrics.TRAIN_LOSS, math.inf)
-    others = _on_others(records, on, threshold)
+    others = [metrics.distance_on_others(record) for record in records]
+    value, error = zip(*others, strict=True)
     return {"of": on} | find_events(
-        steps, columns[0], columns[1], threshold, lr=rate, on_others=others
+        steps, columns[0], columns[1], threshold, lr=rate, on_others=(value, error)
     ).as_dict()
-
-
-def _on_others(
-    records: Sequence[Mapping[str, Any]], on: str, threshold: Sequence[float]
-) -> tuple[list[float], list[float]]:
-    """The distance on other examples, and its error; λ₁'s own is recorded without threshold."""
-    names = metrics.EDGE_HELD_OUT, metrics.EDGE_HELD_OUT_ERROR
-    units: Sequence[float] = [1.0] * len(records)
-    if on == metrics.SHARPNESS:
-        names = metrics.SHARPNESS_HELD_OUT, metrics.SHARPNESS_HELD_OUT_ERROR
-        units = [h if h > 0 else math.nan for h in threshold]
-    value, error = (
-        [record.get(name, math.nan) / unit for record, unit in zip(records, units, strict=True)]
-        for name in names
-    )
-    return value, error

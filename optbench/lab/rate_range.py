@@ -37,6 +37,8 @@ class Trial:
         distance: Last distance to the edge, likewise.
         first_distance: First distance to the edge; NaN if there is none.
         measured_at: Step of that; −1 if there is none.
+        on_others: That distance along the same direction on other examples than the few that it
+            was measured on; NaN where it was measured on all.
         folder: Name of the run folder.
     """
 
@@ -50,6 +52,7 @@ class Trial:
     first_distance: float
     measured_at: int
     folder: str
+    on_others: float = math.nan
 
     @property
     def is_stable(self) -> bool:
@@ -106,6 +109,7 @@ def trial(words: Sequence[str], scale: float) -> tuple[Trial, Run]:
         first_distance=first.get(metrics.EDGE_DISTANCE, math.nan),
         measured_at=int(first.get("step", -1)),
         folder=run.name,
+        on_others=metrics.distance_on_others(first)[0],
     )
     return found, run
 
@@ -164,12 +168,21 @@ def theory(trials: Sequence[Trial], run: Run) -> Theory | NoTheory:
     at_start = [t for t in known if t.measured_at == 0]
     if at_start:
         points = [(t.scale, t.first_distance) for t in at_start]
-        return Theory(where_one(points), "threshold/λ at step 0")
+        source = f"threshold/λ at step 0{_of_few(at_start[0])}"
+        return Theory(where_one(points), source)
     least = known[0]
     return Theory(
         least.scale / least.first_distance,
-        f"threshold/λ at step {least.measured_at} of the least rate, by proportion",
+        f"threshold/λ at step {least.measured_at} of the least rate, by proportion{_of_few(least)}",
     )
+
+
+def _of_few(trial: Trial) -> str:
+    """What else is to be known of a λ that was measured on a part of the training examples."""
+    if not math.isfinite(trial.on_others):
+        return ""
+    part = trial.on_others / trial.first_distance
+    return f", λ being that of the examples measured: along its direction others have {part:.2g} λ"
 
 
 def where_one(points: Sequence[tuple[float, float]]) -> float:

@@ -205,11 +205,16 @@ def _off_the_picture(thresholds: Sequence[float], shown: Sequence[float]) -> str
 
 
 def _shade(axis: "Axes", records: Records) -> None:
-    """Shade from each measurement at the edge to the next one."""
+    """Shade from each measurement at the edge to the next one.
+
+    Not where the few examples that are measured are at it, and others contradict that.
+    """
     steps, distances = series(records, metrics.EDGE_DISTANCE)
     labelled = False
+    measured = [r for r in records if isinstance(r.get(metrics.EDGE_DISTANCE), (int, float))]
     for i, distance in enumerate(distances[:-1]):
-        if distance >= AT_EDGE:
+        others, error = metrics.distance_on_others(measured[i])
+        if distance >= AT_EDGE and not others + 2 * error < AT_EDGE:
             label = "" if labelled else f"at the edge (≥ {AT_EDGE:g})"
             axis.axvspan(steps[i], steps[i + 1], color=ORANGE, alpha=0.15, linewidth=0, label=label)
             labelled = True

@@ -302,6 +302,10 @@ def _on_others(summary: Mapping[str, Any], value: str, error: str) -> str:
     )
 
 
+def _of_others(value: float | None) -> str:
+    return "" if value is None else f"; along it on others {value:.3f}"
+
+
 def _dearest(seconds: Mapping[str, float]) -> str:
     """What measuring was spent on, the dearest probe first: ` (edge 17.4, sharpness 7.7)`."""
     dear = sorted(((s, name) for name, s in seconds.items() if s >= 0.05), reverse=True)
@@ -352,7 +356,7 @@ def _at_the_edge(
         catapults = len(events["catapults"])
         lines.append(
             f"plateau at {events['plateau_ratio']:.3f} of the edge (quartiles {low:.3f} to "
-            f"{high:.3f}), "
+            f"{high:.3f}{_of_others(events.get('plateau_on_others'))}), "
             f"{events['share_at_edge']:.0%} of the steps at it, "
             f"{counted(catapults, 'catapult')}"
         )

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optbench import metrics
 from optbench.dynamics.events import find_events
 from optbench.dynamics.run_events import report
 
@@ -212,3 +213,25 @@ def test_what_others_say_is_taken_in_the_unit_of_the_threshold(named: str, unit:
     assert (events["of"], events["verdict"]) == (on, "edge reached on the examples measured")
     assert events["max_ratio_on_others"] == pytest.approx(0.4)
     assert events["max_ratio_on_others_error"] == pytest.approx(0.1)
+
+
+def test_a_plateau_of_few_examples_is_told_with_what_others_have() -> None:
+    t, r = np.arange(20), np.full(20, 1.2)
+    others = np.where(t % 4 == 0, 0.05 * t, NAN)
+    found = find_events(t, -t, 20 * r, 20.0, on_others=(others, np.full(20, 0.1)))
+    assert found.plateau_ratio == pytest.approx(1.2)
+    # of the later half, from step 9.5 on: those of steps 12 and 16
+    assert found.plateau_on_others == pytest.approx((0.6 + 0.8) / 2)
+    assert math.isnan(find_events(t, -t, 20 * r, 20.0).plateau_on_others)
+
+
+def test_the_distance_on_others_is_that_of_what_the_threshold_is_on() -> None:
+    few = {"sharpness/lambda_max": 30.0, "sharpness/held_out": 10.0, "edge/threshold": 20.0}
+    few["sharpness/held_out_error"] = 2.0
+    assert metrics.distance_on_others(few) == (0.5, 0.1)
+    adam = few | {"edge/preconditioned_sharpness": 30.0}  # λ₁ of H beside it, by chance
+    assert all(map(math.isnan, metrics.distance_on_others(adam)))
+    adam |= {"edge/held_out": 0.3, "edge/held_out_error": 0.04}
+    assert metrics.distance_on_others(adam) == (0.3, 0.04)
+    for unknown in ({}, few | {"edge/threshold": 0.0}, few | {"edge/threshold": math.nan}):
+        assert all(map(math.isnan, metrics.distance_on_others(unknown)))

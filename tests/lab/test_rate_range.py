@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -10,7 +11,7 @@ import pytest
 
 from optbench.errors import UserError
 from optbench.lab.lr_range_command import COMMAND, draw, find, findings
-from optbench.lab.rate_range import NoTheory, Theory, Trial, bracket, search, where_one
+from optbench.lab.rate_range import NoTheory, Theory, Trial, bracket, search, theory, where_one
 
 
 def _trial(scale: float, stable: bool = True, rate: float | None = None) -> Trial:
@@ -51,6 +52,20 @@ def test_where_the_distance_is_one() -> None:
     assert where_one([(1.0, 0.1), (2.0, 0.2)]) == pytest.approx(10)  # beyond the last one
     assert where_one([(1.0, 4.0), (2.0, 8.0)]) == pytest.approx(0.25)  # before the first
     assert where_one([(1.0, 0.25), (4.0, 4.0)]) == pytest.approx(2)  # D ∝ rate²
+
+
+def test_the_theory_of_few_examples_says_what_others_have() -> None:
+    trials = [replace(_trial(s), on_others=0.4 * s / 8) for s in (1.0, 2.0)]
+    found = theory(trials, None)  # type: ignore[arg-type]
+    assert isinstance(found, Theory) and found.scale == pytest.approx(8)
+    assert found.source == (
+        "threshold/λ at step 0, λ being that of the examples measured: along its direction others "
+        "have 0.4 λ"
+    )
+    settled = theory([replace(t, measured_at=20) for t in trials], None)  # type: ignore[arg-type]
+    assert isinstance(settled, Theory) and settled.source.endswith("others have 0.4 λ")
+    of_all = theory([_trial(1.0)], None)  # type: ignore[arg-type]
+    assert of_all == Theory(8.0, "threshold/λ at step 0")
 
 
 @pytest.fixture

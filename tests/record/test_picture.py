@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from optbench.record.axes import alternates, plain_log, series
-from optbench.record.picture import _distance, _loss, _sharpness, draw
+from optbench.record.picture import _distance, _loss, _shade, _sharpness, draw
 
 
 def test_series_skips_steps_where_the_metric_was_not_measured() -> None:
@@ -144,4 +144,17 @@ def test_an_alternating_loss_is_drawn_as_two_lines() -> None:
     branches = [np.asarray(line.get_ydata()) for line in axis.lines]
     assert [set(np.round(branch, 6)) for branch in branches] == [{1.1}, {0.9}]
     assert axis.get_legend_handles_labels()[1] == ["train, two branches"]
+    plt.close()
+
+
+def test_what_others_contradict_is_not_shaded_as_at_the_edge() -> None:
+    records: list[dict[str, float]] = [
+        {"step": step, "sharpness/lambda_max": 24.0, "edge/threshold": 20.0, "edge/distance": 1.2}
+        for step in range(4)
+    ]
+    records[1] |= {"sharpness/held_out": 2.0, "sharpness/held_out_error": 1.0}
+    records[2] |= {"sharpness/held_out": 18.0, "sharpness/held_out_error": 1.0}  # within two
+    axis = plt.figure().subplots()
+    _shade(axis, records)
+    assert [(p.get_x(), p.get_width()) for p in axis.patches] == [(0, 1), (2, 1)]  # type: ignore[attr-defined]
     plt.close()
