@@ -125,7 +125,7 @@ class Sharpness:
 
     def _held_out(self, pairs: Eigenpairs, state: State) -> dict[str, Value]:
         """What the eigenvector's curvature is on other examples, where H is not over all."""
-        if self.engine == "pyhessian":  # measured in eval mode
+        if self.examples is None or self.engine == "pyhessian":  # which measures in eval mode
             return {}
         threshold = _threshold(state)
         distance = None if threshold is None else float(pairs.values[0]) / threshold
