@@ -235,13 +235,21 @@ def distance_on_others(record: Mapping[str, Any]) -> tuple[float, float]:
     """
     on_lambda = threshold_is_on([record]) == SHARPNESS
     unit = record.get(EDGE_THRESHOLD, math.nan) if on_lambda else 1.0
-    names = (EDGE_HELD_OUT, EDGE_HELD_OUT_ERROR)
+    names = EDGE_HELD_OUT, EDGE_HELD_OUT_ERROR
     if on_lambda:
-        names = (SHARPNESS_HELD_OUT, SHARPNESS_HELD_OUT_ERROR)
+        names = SHARPNESS_HELD_OUT, SHARPNESS_HELD_OUT_ERROR
     if not unit > 0:
         return math.nan, math.nan
     value, error = (record.get(name, math.nan) / unit for name in names)
     return value, error
+
+
+def others_deny(distance: float, others: float, error: float) -> bool:
+    """Whether the distance of others is below one of few examples by over two standard errors.
+
+    False where that of others is NaN, not known.
+    """
+    return others + 2 * error < distance
 
 
 def of(split: str, quantity: str) -> str:

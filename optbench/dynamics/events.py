@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from optbench import metrics
 from optbench.dynamics.spikes import Catapult, Series, catapult, spikes
 from optbench.record import folder as record
 
@@ -147,12 +148,11 @@ def find_events(
             known
         ]
         pace = np.where(np.isnan(pace).any(), 1 / h[known], pace)
-    others = [np.full(t.shape, math.nan)] * 2
-    if on_others is not None:
-        others = [np.broadcast_to(np.asarray(x, dtype=float), t.shape) for x in on_others]
-    result = _edge_events(t[known], ratio[known], others[0][known], pace, band)
-    if len(t[known]):
-        result |= _on_others(ratio[known], *(x[known] for x in others))
+    others, error = (
+        np.broadcast_to(np.asarray(x, dtype=float), t.shape)[known]
+        for x in on_others or (math.nan, math.nan)
+    )
+    result = _edge_events(t[known], ratio[known], others, error, pace, band)
     crossing = result.get("first_crossing")
     after = t >= crossing if crossing is not None else np.zeros(t.shape, dtype=bool)
     rises, falling = _trend(y)
@@ -172,19 +172,24 @@ def find_events(
     )
 
 
-def _edge_events(t: Series, r: Series, others: Series, pace: Series, band: float) -> dict[str, Any]:
+def _edge_events(
+    t: Series, r: Series, others: Series, error: Series, pace: Series, band: float
+) -> dict[str, Any]:
     if not len(t):
         return {"verdict": "not measured"}
     above = np.flatnonzero(r >= 1)
     kept = pace >= 0.5 * (pace[above[0]] if len(above) else pace.max())
     weights = _weights(t) * kept
+    highest = r.argmax()
     result: dict[str, Any] = {
-        "verdict": "edge reached" if len(above) else "edge not reached",
+        "verdict": _verdict(others[above], error[above]),
         "measurements": len(t),
         "started_above": bool(r[0] >= 1),
         "share_at_edge": float(weights[r >= 1 - band].sum() / weights.sum()),
-        "max_ratio": float(r.max()),
-        "max_ratio_at": int(t[r.argmax()]),
+        "max_ratio": float(r[highest]),
+        "max_ratio_at": int(t[highest]),
+        "max_ratio_on_others": float(others[highest]),
+        "max_ratio_on_others_error": float(error[highest]),
         "final_ratio": float(r[-1]),
         "annealed": not kept[-1],
     }
@@ -202,17 +207,13 @@ def _edge_events(t: Series, r: Series, others: Series, pace: Series, band: float
     return result
 
 
-def _on_others(r: Series, others: Series, error: Series) -> dict[str, Any]:
-    """What other examples say of the largest r, and whether they contradict r ≥ 1 throughout."""
-    found: dict[str, Any] = {
-        "max_ratio_on_others": float(others[r.argmax()]),
-        "max_ratio_on_others_error": float(error[r.argmax()]),
-    }
-    asked = (r >= 1) & np.isfinite(others)
-    below = others + 2 * np.nan_to_num(error) < 1
-    if asked.any() and below[asked].all():
-        found["verdict"] = ON_THE_EXAMPLES
-    return found
+def _verdict(others: Series, error: Series) -> str:
+    """See `Events`; r' and its standard error at the steps with r ≥ 1."""
+    if not len(others):
+        return "edge not reached"
+    asked = [pair for pair in zip(others, error, strict=True) if not math.isnan(pair[0])]
+    denied = asked and all(metrics.others_deny(1, *pair) for pair in asked)
+    return ON_THE_EXAMPLES if denied else "edge reached"
 
 
 def _weights(t: Series) -> Series:

@@ -37,9 +37,9 @@ class Trial:
         distance: Last distance to the edge, likewise.
         first_distance: First distance to the edge; NaN if there is none.
         measured_at: Step of that; −1 if there is none.
-        on_others: That distance along the same direction on other examples than the few that it
-            was measured on; NaN where it was measured on all.
         folder: Name of the run folder.
+        on_others: The first distance along the same direction on other examples; NaN where it was
+            measured on all.
     """
 
     scale: float
@@ -168,8 +168,7 @@ def theory(trials: Sequence[Trial], run: Run) -> Theory | NoTheory:
     at_start = [t for t in known if t.measured_at == 0]
     if at_start:
         points = [(t.scale, t.first_distance) for t in at_start]
-        source = f"threshold/λ at step 0{_of_few(at_start[0])}"
-        return Theory(where_one(points), source)
+        return Theory(where_one(points), f"threshold/λ at step 0{_of_few(at_start[0])}")
     least = known[0]
     return Theory(
         least.scale / least.first_distance,

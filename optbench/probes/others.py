@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from optbench import metrics
 from optbench.curvature import HeldOut, MeasurementError, held_out
 from optbench.curvature.held_out import FEWEST
 from optbench.probes import State
@@ -71,7 +72,7 @@ class Crossing:
 
     def take(self, distance: float | None, others: float, error: float) -> None:
         """Take in a distance r of the few examples, r' of others and its standard error."""
-        if self.in_doubt(distance) and others + 2 * error >= 1:
+        if self.in_doubt(distance) and not metrics.others_deny(1, others, error):
             self.is_sure = True
 
 

@@ -6,6 +6,7 @@ Beside it `updates.png` and `spectrum.png`, for runs that have measured what the
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -209,15 +210,14 @@ def _shade(axis: "Axes", records: Records) -> None:
 
     Not where the few examples that are measured are at it, and others contradict that.
     """
-    steps, distances = series(records, metrics.EDGE_DISTANCE)
-    labelled = False
     measured = [r for r in records if isinstance(r.get(metrics.EDGE_DISTANCE), (int, float))]
-    for i, distance in enumerate(distances[:-1]):
-        others, error = metrics.distance_on_others(measured[i])
-        if distance >= AT_EDGE and not others + 2 * error < AT_EDGE:
-            label = "" if labelled else f"at the edge (≥ {AT_EDGE:g})"
-            axis.axvspan(steps[i], steps[i + 1], color=ORANGE, alpha=0.15, linewidth=0, label=label)
-            labelled = True
+    label = f"at the edge (≥ {AT_EDGE:g})"
+    for record, following in pairwise(measured):
+        denied = metrics.others_deny(AT_EDGE, *metrics.distance_on_others(record))
+        if record[metrics.EDGE_DISTANCE] >= AT_EDGE and not denied:
+            begin, end = record["step"], following["step"]
+            axis.axvspan(begin, end, color=ORANGE, alpha=0.15, linewidth=0, label=label)
+            label = ""
 
 
 def _gap(axis: "Axes", records: Records) -> None:

@@ -296,14 +296,11 @@ def _on_others(summary: Mapping[str, Any], value: str, error: str) -> str:
     last = summary["last"]
     if value not in last or summary["status"] != "done":
         return ""
-    return (
-        f" on the examples measured, {last[value]:.4g} ± {last.get(error, math.nan):.1g} along it "
-        "on others"
-    )
+    return _of_few(last[value], last.get(error, math.nan))
 
 
-def _of_others(value: float | None) -> str:
-    return "" if value is None else f"; along it on others {value:.3f}"
+def _of_few(others: float, error: float) -> str:
+    return f" on the examples measured, {others:.4g} ± {error:.1g} along it on others"
 
 
 def _dearest(seconds: Mapping[str, float]) -> str:
@@ -334,12 +331,8 @@ def _at_the_edge(
         )
     if events.get("max_ratio_at") is not None:
         line = f"at most {events['max_ratio']:.3f} of the edge, at step {events['max_ratio_at']}"
-        if events.get("max_ratio_on_others") is not None:
-            error = events.get("max_ratio_on_others_error") or 0.0
-            line += (
-                f", on the examples measured, {events['max_ratio_on_others']:.4g} ± {error:.1g} "
-                "along it on others"
-            )
+        if (others := events.get("max_ratio_on_others")) is not None:
+            line += f",{_of_few(others, events['max_ratio_on_others_error'])}"
         lines.append(line)
     match events.get("verdict"):
         case "edge reached":
@@ -353,10 +346,12 @@ def _at_the_edge(
             lines.append("edge of stability not reached")
     if events.get("plateau_ratio") is not None:
         low, high = events["plateau_low"], events["plateau_high"]
+        on_others = events.get("plateau_on_others")
+        told = "" if on_others is None else f"; along it on others {on_others:.3f}"
         catapults = len(events["catapults"])
         lines.append(
             f"plateau at {events['plateau_ratio']:.3f} of the edge (quartiles {low:.3f} to "
-            f"{high:.3f}{_of_others(events.get('plateau_on_others'))}), "
+            f"{high:.3f}{told}), "
             f"{events['share_at_edge']:.0%} of the steps at it, "
             f"{counted(catapults, 'catapult')}"
         )
