@@ -1,7 +1,5 @@
 """The name of a run's folder: what was chosen, and a hash of the whole configuration."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from optbench.configuration.numerics import resolve_device
 from optbench.record.later_keys import without_defaults
+from optbench.record.problem import digest_of
 
 # What says where or how to record, and cannot move a result.
 NOT_IN_THE_NAME = (
@@ -39,7 +38,7 @@ def run_name(config: DictConfig, choices: Mapping[str, str]) -> str:
         content["start_from"]["run"] = Path(str(content["start_from"]["run"])).name
     content = without_defaults(content)
     content["device"] = resolve_device(config.device).type
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+    digest = digest_of(content)[:8]
     return "-".join(
         [choices["task"], choices["model"], choices["optimizer"], f"seed{config.seed}", digest]
     )

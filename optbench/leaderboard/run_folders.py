@@ -33,7 +33,7 @@ from optbench.leaderboard.run_line import (
 )
 from optbench.protocol.suite import FINAL
 from optbench.record import folder as record
-from optbench.record.problem import digest_of, optimizer_of, problem_of
+from optbench.record.problem import chosen_of, digest_of, optimizer_of, problem_of
 from optbench.record.sources import MISSING, is_hash, targets
 
 T = TypeVar("T")
@@ -176,10 +176,11 @@ def read_run(folder: Path, any_run: bool = False) -> Run | None:
     place = config.board or Place("", 0, "", _as_name(summary.task), "final", 0)
     series = _series(folder) if place.phase == FINAL else []
     curve = _curve(series) if place.phase == FINAL else {}
+    problem = problem_of(whole, summary.start_from)
     content = _content(folder.name, place, whole, summary, origin)
-    content |= {"curve": curve, "local": True}
+    content |= {"curve": curve, "local": True, "problem": digest_of(problem)}
     if any_run:
-        content |= _compared(whole, summary, origin)
+        content |= _compared(whole, problem, summary, origin)
         content["copied"] = summary.name not in ("", folder.name)
         content["last"] = _of_the_last_step(content["last"], series, summary)
     run = shaped(Run, content)
@@ -235,7 +236,6 @@ def _content(
         "optimizer": summary.optimizer if place.suite else _as_name(summary.optimizer),
         **{key: getattr(summary, key) for key in ("seed", "status", "step", "steps", "gradients")},
         "name": name,
-        "problem": digest_of(problem_of(config, summary.start_from)),
         "data_hash": origin.data_hash[:16],
         "init_hash": origin.init_hash[:16],
         "initial_loss": origin.initial_loss,
@@ -253,13 +253,14 @@ def _content(
     }
 
 
-def _compared(config: Mapping[str, Any], summary: Summary, origin: Origin) -> dict[str, Any]:
+def _compared(
+    config: Mapping[str, Any], problem: Mapping[str, Any], summary: Summary, origin: Origin
+) -> dict[str, Any]:
     """What only a comparison without a suite asks of a run; its problem is of its code, too."""
-    problem = problem_of(config, summary.start_from)
     code = _users_code(problem, origin.sources)
     named = {f"code of {target}": digest for target, digest in code.items()}
     return {
-        "problem": digest_of(problem | {"code": code} if code else problem),
+        "problem": digest_of({**problem, "code": code} if code else problem),
         "conditions": _conditions(config, problem) | named,
         "given_name": summary.optimizer,
         "code": _users_code(config["optimizer"], origin.sources),
@@ -281,13 +282,7 @@ def _users_code(part: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str
 
 def _conditions(config: Mapping[str, Any], problem: Mapping[str, Any]) -> dict[str, Any]:
     """The problem, each setting by its path, after the names that were chosen for its parts."""
-    choices = config.get("choices")
-    names = choices if isinstance(choices, dict) else {}
-    chosen = {
-        key: name
-        for key, name in names.items()
-        if key in ("task", "model", "schedule") and isinstance(name, str)
-    }
+    chosen = chosen_of(config, "task", "schedule", "model")
     return {key: _finite(value) for key, value in (chosen | flat(problem)).items()}
 
 

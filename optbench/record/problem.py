@@ -56,6 +56,13 @@ def optimizer_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in config["optimizer"].items() if k not in ("about", "search")}
 
 
+def chosen_of(config: Mapping[str, Any], *groups: str) -> dict[str, str]:
+    """Return the entries that were chosen of these groups, where that is known."""
+    choices = config.get("choices")
+    names = choices if isinstance(choices, dict) else {}
+    return {key: names[key] for key in groups if isinstance(names.get(key), str)}
+
+
 def digest_of(settings: Mapping[str, Any]) -> str:
     """Return 16 hexadecimal digits of the settings' SHA-256."""
     text = json.dumps(settings, sort_keys=True)
@@ -69,8 +76,6 @@ def name_but_for_the_seed(
 
     Settings that cannot move a result are not of it; of `start_from`, see `problem_of`.
     """
-    choices = config.get("choices")
-    names = choices if isinstance(choices, dict) else {}
-    chosen = [str(names[key]) for key in ("task", "model", "optimizer") if key in names]
+    chosen = chosen_of(config, "task", "model", "optimizer").values()
     settings = problem_of(config, start_from) | {"optimizer": optimizer_of(config)}
     return "-".join([*chosen, digest_of(settings)[:8]])
